@@ -1,0 +1,222 @@
+"""Load, save, set and combine concepts."""
+
+import time
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..perfusion_core import PerfusionError
+from ..perfusion_core.concept import Concept, Stack, combine
+from .kinds import CATEGORY, FOLDER, ConceptType, concept_files, home
+
+NONE = "(no concept saved yet)"
+
+
+def path_of(name: str) -> Path:
+    """Where the named concept file is; raises PerfusionError where there is none."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        raise PerfusionError(f"There is no concept {name!r} in models/{FOLDER}; train one, or put a concept file there.")
+    return Path(path)
+
+
+def describe(concept: Concept) -> str:
+    """A few lines for people about a concept."""
+    details = "".join(f"\n{name}: {text}" for name, text in concept.details.items())
+    return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{details}"
+
+
+class PerfusionLoadConcept(io.ComfyNode):
+    """File -> concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionLoadConcept",
+            display_name="Load Concept (Perfusion)",
+            category=CATEGORY,
+            description="Loads a concept that was taught with Perfusion. Its trigger word stands for it in prompts.",
+            search_aliases=["perfusion", "personalize", "textual inversion", "load concept"],
+            inputs=[
+                io.Combo.Input(
+                    "concept_name",
+                    options=concept_files() or [NONE],
+                    tooltip="A file in models/perfusion. Press R to refresh the list.",
+                )
+            ],
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="For Perfusion Apply, or to be set and combined first."),
+                io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
+                io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, concept_name: str) -> bool | str:
+        """Refuse a file that cannot be used before the graph runs."""
+        try:
+            Concept.load(path_of(concept_name))
+        except PerfusionError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, concept_name: str) -> str:
+        """Load again when the file has changed."""
+        path = folder_paths.get_full_path(FOLDER, concept_name)
+        return f"{concept_name} {Path(path).stat().st_mtime_ns}" if path else concept_name
+
+    @classmethod
+    def execute(cls, concept_name: str) -> io.NodeOutput:
+        """Load it."""
+        concept = Concept.load(path_of(concept_name))
+        return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
+
+
+class PerfusionSaveConcept(io.ComfyNode):
+    """Concept -> file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionSaveConcept",
+            display_name="Save Concept (Perfusion)",
+            category=CATEGORY,
+            description="Saves a concept to models/perfusion, as a file that others can load and share.",
+            search_aliases=["perfusion", "save concept"],
+            is_output_node=True,
+            inputs=[
+                ConceptType.Input("concept", tooltip="One concept, from Perfusion Train or changed by Concept Settings."),
+                io.String.Input(
+                    "filename_prefix", default="concept", tooltip="Name of the file; a sub-folder may be given: animals/cat."
+                ),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Off: a counter is added and nothing is ever overwritten. On: the file of just this name is replaced.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["half", "float32"],
+                    default="half",
+                    tooltip="Half precision halves the file, with no difference to be seen.",
+                ),
+                io.String.Input(
+                    "author", default="", optional=True, advanced=True, tooltip="Stands in the file for whoever loads it."
+                ),
+                io.String.Input(
+                    "license", default="", optional=True, advanced=True, tooltip="Licence of the concept, such as CC BY 4.0."
+                ),
+            ],
+            outputs=[io.String.Output(display_name="concept_name", tooltip="The file's name, as Load Concept lists it.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, concept: Stack, filename_prefix: str, overwrite: bool, precision: str, author: str = "", license: str = ""
+    ) -> io.NodeOutput:
+        """Save it."""
+        if len(concept) != 1:
+            raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
+        if not filename_prefix.strip():
+            raise PerfusionError("A name for the concept file is needed; type one into filename_prefix.")
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip(), str(home()))
+        # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
+        while not overwrite and (Path(folder) / f"{name}_{counter:05}.safetensors").exists():
+            counter += 1
+        file = f"{name}.safetensors" if overwrite else f"{name}_{counter:05}.safetensors"
+        made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
+        one = concept[0]
+        details = {**one.details, **{k: v for k, v in made.items() if v}}
+        saved = Concept(**{**vars(one), "details": details})
+        saved.save(Path(folder) / file, torch.float32 if precision == "float32" else torch.float16)
+        listed = str(Path(subfolder) / file)
+        return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))
+
+
+class PerfusionConceptSettings(io.ComfyNode):
+    """Concept -> the same with other settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionConceptSettings",
+            display_name="Concept Settings (Perfusion)",
+            category=CATEGORY,
+            description="How strongly a concept shows, against the rest of the prompt; and what its trigger word is.",
+            search_aliases=["perfusion", "bias", "temperature", "strength"],
+            inputs=[
+                ConceptType.Input("concept", tooltip="A concept; of several combined ones all are set."),
+                io.Float.Input(
+                    "bias",
+                    default=0.6,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="How alike a token must be to the concept for the edit to act. Lower: more of the concept; higher: more of the prompt.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.15,
+                    min=0.01,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="How softly the edit sets in around the bias.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the edit; at 0 the concept is not applied at all.",
+                ),
+                io.String.Input("trigger", default="", tooltip="Another trigger word, such as <ann-teddy>; empty: as it is."),
+            ],
+            outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with these settings.")],
+        )
+
+    @classmethod
+    def execute(cls, concept: Stack, bias: float, temperature: float, strength: float, trigger: str) -> io.NodeOutput:
+        """Set it."""
+        settings = {"bias": bias, "temperature": temperature, "strength": strength}
+        if trigger.strip():
+            if len(concept) != 1:
+                raise PerfusionError("A trigger word can be given to one concept at a time; several came combined.")
+            settings["trigger"] = trigger.strip()
+        return io.NodeOutput(tuple(one.with_settings(**settings) for one in concept))
+
+
+class PerfusionCombineConcepts(io.ComfyNode):
+    """Concepts -> a stack of them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        template = io.Autogrow.TemplatePrefix(
+            input=ConceptType.Input("concept", tooltip="A concept, or several combined."), prefix="concept", min=2, max=32
+        )
+        return io.Schema(
+            node_id="PerfusionCombineConcepts",
+            display_name="Combine Concepts (Perfusion)",
+            category=CATEGORY,
+            description="Puts concepts together, so that one Apply brings them all; each keeps its own settings and trigger word.",
+            search_aliases=["perfusion", "stack concepts", "merge concepts"],
+            inputs=[
+                io.Autogrow.Input("concepts", template=template, tooltip="A new input grows when the last one is connected.")
+            ],
+            outputs=[ConceptType.Output(display_name="concept", tooltip="All the concepts together.")],
+        )
+
+    @classmethod
+    def execute(cls, concepts: io.Autogrow.Type) -> io.NodeOutput:
+        """Combine them."""
+        return io.NodeOutput(combine(*(stack for stack in concepts.values() if stack)))
+
+
+NODES = [PerfusionLoadConcept, PerfusionSaveConcept, PerfusionConceptSettings, PerfusionCombineConcepts]

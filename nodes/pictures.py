@@ -1,0 +1,114 @@
+"""Pictures on their way in (resized, cropped, masked) and out (loss plots, previews)."""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ..perfusion_core import PerfusionError
+from ..perfusion_core.concept import MAX_PREVIEW
+
+
+def flatten(batches: list[Tensor] | None) -> list[Tensor]:
+    """Every single picture of a list of batches [B, H, W, …]; masks may lack their batch dimension."""
+    pictures = []
+    for batch in batches or ():
+        if batch is not None:
+            pictures += list(batch if batch.ndim >= 3 else batch[None])
+    return pictures
+
+
+def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """The picture's largest square around its object (or its middle), and the mask of it, both `size` pixels a side.
+
+    Args:
+        picture: [H, W, C] in 0…1.
+        mask: [h, w] in 0…1, the object's; scaled to the picture. Without one the whole picture counts.
+        size: pixels.
+
+    Returns:
+        Picture [size, size, 3] and mask [size, size].
+    """
+    picture = picture[..., :3].movedim(-1, 0)[None].float()
+    height, width = picture.shape[2:]
+    if mask is None:
+        mask = torch.ones(height, width)
+    mask = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)
+    side = min(height, width)
+    rows, columns = mask[0, 0].sum(1), mask[0, 0].sum(0)
+    middle = [float((line * torch.arange(len(line))).sum() / line.sum()) + 0.5 for line in (rows, columns)]
+    top, left = (int(min(max(m - side / 2, 0), full - side)) for m, full in zip(middle, (height, width), strict=True))
+    cut = [x[:, :, top : top + side, left : left + side] for x in (picture, mask)]
+    picture, mask = (
+        F.interpolate(x, (size, size), mode="bicubic" if x.shape[1] == 3 else "bilinear", antialias=True) for x in cut
+    )
+    return picture[0].movedim(0, -1).clamp(0, 1), mask[0, 0].clamp(0, 1)
+
+
+def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) -> tuple[Tensor, Tensor]:
+    """Training pictures [B, size, size, 3] and soft masks [B, size, size] of images of any size.
+
+    Raises:
+        PerfusionError: there are no images, other than as many masks, or a mask that is empty.
+    """
+    pictures, marks = flatten(images), flatten(masks)
+    if not pictures:
+        raise PerfusionError("Training needs at least one picture of the concept; connect some to images.")
+    if marks and len(marks) != len(pictures):
+        raise PerfusionError(
+            f"There are {len(pictures)} images and {len(marks)} masks; give one mask for each image, or none at all."
+        )
+    for i, mark in enumerate(marks):
+        if not mark.isfinite().all() or mark.max() <= 0:
+            raise PerfusionError(f"Mask {i + 1} of {len(marks)} is empty; it should be white where the object is.")
+    made = [square(p, m, size) for p, m in zip(pictures, marks or [None] * len(pictures), strict=True)]
+    return torch.stack([p for p, _ in made]), torch.stack([m for _, m in made])
+
+
+def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Masks [B, 1, height, width] for latents, each with a maximum of 1, of masks [B, H, W]."""
+    small = F.interpolate(masks[:, None], (height, width), mode="area")
+    return small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def loss_plot(losses: list[float], width: int = 640, height: int = 360) -> Tensor:
+    """A plot of the loss over the steps, its running mean in front, [1, height, width, 3]."""
+    image = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(image)
+    values = np.asarray(losses)
+    window = max(1, len(values) // 20)
+    mean = np.convolve(np.pad(values, (window - 1, 0), mode="edge"), np.ones(window) / window, mode="valid")
+    top = float(np.quantile(values, 0.99)) * 1.1 or 1.0
+
+    def points(line: np.ndarray) -> list[tuple[float, float]]:
+        x = np.linspace(40, width - 12, len(line)) if len(line) > 1 else np.array([40.0])
+        return list(zip(x.tolist(), (height - 28 - (height - 40) * np.clip(line / top, 0, 1)).tolist(), strict=True))
+
+    pen.line([(40, 12), (40, height - 28), (width - 12, height - 28)], fill="gray")
+    if len(values) > 1:
+        pen.line(points(values), fill=(190, 210, 235))
+        pen.line(points(mean), fill=(30, 90, 180), width=2)
+    pen.text((4, 8), f"{top:.2g}", fill="gray")
+    pen.text((26, height - 34), "0", fill="gray")
+    pen.text((width - 120, height - 20), f"step {len(values)}, {mean[-1]:.3g}", fill="gray")
+    return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255
+
+
+def to_pil(picture: Tensor) -> Image.Image:
+    """A PIL picture of [H, W, 3] in 0…1."""
+    return Image.fromarray((picture.cpu().numpy() * 255).round().astype(np.uint8))
+
+
+def preview_bytes(picture: Tensor) -> bytes:
+    """A JPEG of [H, W, 3] in 0…1, at most 256 pixels a side and MAX_PREVIEW bytes."""
+    image = to_pil(picture)
+    image.thumbnail((256, 256))
+    for quality in (90, 80, 70, 60, 50, 35, 20):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= MAX_PREVIEW:
+            return buffer.getvalue()
+    return b""

@@ -1,0 +1,433 @@
+"""Measure a text encoder, and teach a concept."""
+
+import hashlib
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy.model_management import InterruptProcessingException
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..perfusion_core import PerfusionError
+from ..perfusion_core.concept import SUPERCLASS_LENGTH, Concept, Stack, check_trigger
+from ..perfusion_core.covariance import Covariance, Estimate, probe
+from ..perfusion_core.edit import MODES
+from ..perfusion_core.files import read, write
+from ..perfusion_core.prompts import captions as shipped_captions
+from ..perfusion_core.training import LOCAL, TRAINED, Lesson, Settings, start, teach
+from . import host, pictures
+from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home
+
+log = logging.getLogger("perfusion")
+
+CAPTIONS_AT_ONCE = 32
+CHECKPOINT_EVERY = 25
+MAX_CHECKPOINT = 256 * 2**20
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+# ---- covariance ----------------------------------------------------------------------------------------------------------------
+
+
+def measure(clip, texts: list[str] | None) -> Covariance:
+    """The covariance of a CLIP over the given captions, or those that the pack ships; kept in a file and read from there again."""
+    identity = host.identity_of(clip)
+    which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    path = home() / WORKROOM / f"covariance-{identity}{which}.safetensors"
+    if path.exists():
+        try:
+            return Covariance.load(path)
+        except PerfusionError as error:
+            log.warning("%s It is made anew.", error)
+    host.prepare_clip(clip)
+    if texts is None:
+        texts = shipped_captions(max(1000, host.encoding_width(clip)))
+    precision, estimate, bar = host.best_precision(clip.patcher.load_device), None, ProgressBar(len(texts))
+    log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
+    for i in range(0, len(texts), CAPTIONS_AT_ONCE):
+        host.check_interrupt()
+        encodings = host.contents(clip, texts[i : i + CAPTIONS_AT_ONCE], precision)
+        estimate = estimate or Estimate(encodings.shape[-1])
+        estimate.add(encodings)
+        bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))
+    covariance = estimate.finish(identity)
+    covariance.save(path)
+    return covariance
+
+
+def caption_lines(captions: str, file: str) -> list[str] | None:
+    """The user's captions, one a line, from the text and the file in the input folder; None where there are neither."""
+    text = captions
+    if file.strip():
+        root = Path(folder_paths.get_input_directory()).resolve()
+        path = (root / file.strip()).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            raise PerfusionError(f"There is no file {file.strip()!r} in the input folder; put the captions there, one a line.")
+        try:
+            text += "\n" + path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PerfusionError(f"{path.name} is not a readable UTF-8 text file; save the captions as plain text.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()] or None
+
+
+class PerfusionCovariance(io.ComfyNode):
+    """CLIP -> the metric of its encodings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionCovariance",
+            display_name="Measure Text Encoder (Perfusion)",
+            category=CATEGORY,
+            description="Measures how a text encoder spreads its encodings. Training does this by itself; use this node to bring captions "
+            "of your own. The result is kept for each text encoder.",
+            search_aliases=["perfusion", "covariance"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder."),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="Captions, one a line; empty: varied ones that come with the pack.",
+                ),
+                io.String.Input(
+                    "captions_file", default="", optional=True, tooltip="A text file in the input folder, one caption a line."
+                ),
+            ],
+            outputs=[
+                CovarianceType.Output(display_name="covariance", tooltip="For Perfusion Train."),
+                io.String.Output(display_name="report", tooltip="How many tokens were seen, and the condition number."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip, captions: str, captions_file: str = "") -> io.NodeOutput:
+        """Measure it, or read what was measured before."""
+        covariance = measure(clip, caption_lines(captions, captions_file))
+        report = f"{covariance.count} tokens, condition number {covariance.condition():.3g}, text encoder {covariance.identity}"
+        return io.NodeOutput(covariance, report, ui=ui.PreviewText(report))
+
+
+# ---- training ------------------------------------------------------------------------------------------------------------------
+
+
+def check(clip, superclass: str, trigger: str, size: int, covariance: Covariance | None) -> None:
+    """Raise PerfusionError for what cannot be trained, before any work."""
+    if not superclass.strip():
+        raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
+    if len(superclass) > SUPERCLASS_LENGTH:
+        raise PerfusionError(f"The superclass should be a word or two; {len(superclass)} characters came.")
+    if "{" in superclass + trigger or "}" in superclass + trigger:
+        raise PerfusionError("The superclass and the trigger word cannot hold braces; take them out.")
+    check_trigger(trigger)
+    taken = [concept for concept in getattr(clip, "stack", ()) if concept.trigger.casefold() == trigger.casefold()]
+    if taken:
+        raise PerfusionError(
+            f"The trigger word {trigger} is already taken by a {taken[0].superclass} on this CLIP; choose another one."
+        )
+    if size % 8:
+        raise PerfusionError(f"The size of training pictures must be a multiple of 8 pixels; {size} came.")
+    if covariance is not None and covariance.identity != host.identity_of(clip):
+        raise PerfusionError(
+            "This covariance was measured on another text encoder; connect one measured on this CLIP, or none."
+        )
+
+
+def fingerprint(model, clip, settings: Settings, superclass: str, images: Tensor, masks: Tensor, covariance: Covariance) -> str:
+    """A digest of all that a training depends on: a checkpoint serves the same training alone."""
+    digest = hashlib.sha256(f"{settings} {superclass} {host.identity_of(clip)} {sorted(model.patches)}".encode())
+    for layer in host.layers_of(model):
+        digest.update(model.model.diffusion_model.get_submodule(layer).to_v.weight[::7].float().cpu().numpy().tobytes())
+    for tensor in (images, masks, covariance.matrix):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def resume(path: Path, fresh: Lesson) -> Lesson:
+    """The lesson of a checkpoint, or the fresh one where there is none that fits."""
+    if not path.exists():
+        return fresh
+    try:
+        named, _ = read(path, MAX_CHECKPOINT)
+        lesson = Lesson.from_tensors({k: v.to(fresh.target_input.device) for k, v in named.items()})
+    except PerfusionError as error:
+        log.warning("%s Training starts anew.", error)
+        return fresh
+    shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (lesson, fresh)]
+    if shapes[0] != shapes[1]:
+        return fresh
+    # Groups come back sorted by name: put them into the order of the model's layers, which the moments follow.
+    log.info("Training goes on from step %d.", lesson.step)
+    return Lesson(
+        {k: lesson.word[k] for k in fresh.word},
+        {k: lesson.values[k] for k in fresh.values},
+        {k: lesson.keys[k] for k in fresh.keys},
+        lesson.target_input,
+        lesson.superclass_encoding,
+        lesson.step,
+        lesson.losses,
+        lesson.moments,
+    )
+
+
+def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, family: str, settings: Settings) -> Concept:
+    """What has been learned so far as a concept, on the CPU."""
+
+    def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v.detach().cpu().clone() for k, v in tensors.items()}
+
+    target_input = lesson.target_input.cpu().clone()
+    told = {k: v for k, v in asdict(settings).items() if k not in ("micro", "ema")}
+    return Concept(
+        trigger=trigger,
+        superclass=superclass,
+        family=family,
+        word=own(lesson.word),
+        target_input=target_input,
+        probe=probe(inverse, target_input),
+        superclass_encoding=lesson.superclass_encoding.cpu().clone(),
+        values=own(lesson.values),
+        keys=own(lesson.keys),
+        training=told | {"steps": lesson.step},
+    )
+
+
+def portrait(model, clip, vae, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
+    """A picture [size, size, 3] of a concept by itself."""
+    taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
+    return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed)[0]
+
+
+class PerfusionTrain(io.ComfyNode):
+    """Pictures -> concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionTrain",
+            display_name="Train Concept (Perfusion)",
+            category=CATEGORY,
+            description="Teaches the model a concept from a few pictures: a word, and what the word means to each layer. The model itself "
+            "is not changed. A stopped training goes on when the same graph is queued again.",
+            search_aliases=["perfusion", "personalize", "teach", "dreambooth", "textual inversion", "train lora"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to teach the concept to; it is left as it is."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Image.Input(
+                    "images", tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder."
+                ),
+                io.String.Input(
+                    "superclass", default="teddy", tooltip="The plain word for what the pictures show: teddy, cat, mug."
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="<my-teddy>",
+                    tooltip="The word that will stand for the concept in prompts, in angle brackets.",
+                ),
+                io.Int.Input(
+                    "steps", default=400, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."
+                ),
+                io.Int.Input("batch", default=8, min=1, max=256, tooltip="Pictures a step."),
+                io.Int.Input(
+                    "size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Pixels a side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="The same seed gives the same concept.",
+                ),
+                io.Float.Input(
+                    "word_rate",
+                    default=0.0003,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-5,
+                    round=False,
+                    tooltip="Learning rate of the word. High: the likeness comes sooner, but the word may run away from its kind.",
+                ),
+                io.Float.Input(
+                    "output_rate",
+                    default=0.03,
+                    min=1e-7,
+                    max=10.0,
+                    step=1e-4,
+                    round=False,
+                    tooltip="Learning rate of what the word means to the layers.",
+                ),
+                io.Float.Input(
+                    "train_bias",
+                    default=0.75,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Bias of the gate while training.",
+                ),
+                io.Float.Input(
+                    "train_temperature",
+                    default=0.1,
+                    min=0.01,
+                    max=2.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Temperature of the gate while training.",
+                ),
+                io.Combo.Input(
+                    "lock",
+                    options=[LOCAL, TRAINED],
+                    default=LOCAL,
+                    advanced=True,
+                    tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the pictures, further from the prompt.",
+                ),
+                io.Combo.Input(
+                    "edit_mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    advanced=True,
+                    tooltip="The form of the edit; use the same in Perfusion Apply.",
+                ),
+                io.Float.Input(
+                    "flip",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="How often pictures are mirrored; 0 for things with writing or a left and a right.",
+                ),
+                io.Int.Input(
+                    "at_once",
+                    default=8,
+                    min=1,
+                    max=256,
+                    advanced=True,
+                    tooltip="Pictures of a batch that are computed at once: fewer need less memory and give the same result.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", *PRECISIONS],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Of the computation; what is learned is kept in float32. auto: bf16 where the device has it.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=100,
+                    min=0,
+                    max=100000,
+                    advanced=True,
+                    tooltip="Steps between pictures of the concept so far; 0 for none.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One for each image, white where the object is; keeps backgrounds out of the concept.",
+                ),
+                CovarianceType.Input(
+                    "covariance", optional=True, tooltip="From Measure Text Encoder; without one it is made and kept."
+                ),
+            ],
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
+                io.Image.Output(display_name="loss_plot", tooltip="The loss over the steps."),
+                io.Image.Output(display_name="preview", tooltip="The concept by itself."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, vae, images, masks=None, covariance=None, **widgets) -> io.NodeOutput:
+        """Train it."""
+        model, clip, vae = model[0], clip[0], vae[0]
+        covariance = covariance[0] if covariance else None
+        chosen = {name: value[0] for name, value in widgets.items()}
+        superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
+        settings = Settings(
+            steps=chosen["steps"],
+            batch=chosen["batch"],
+            micro=min(chosen["at_once"], chosen["batch"]),
+            word_rate=chosen["word_rate"],
+            output_rate=chosen["output_rate"],
+            bias=chosen["train_bias"],
+            temperature=chosen["train_temperature"],
+            lock=chosen["lock"],
+            mode=chosen["edit_mode"],
+            flip=chosen["flip"],
+            seed=chosen["seed"],
+        )
+        settings.check()
+        family = host.family_of(model)
+        check(clip, superclass, trigger, size, covariance)
+        ready, marks = pictures.prepare(images, masks, size)
+        covariance = covariance or measure(clip, None)
+        inverse = covariance.inverse()
+
+        latents = torch.stack([host.latents_of(vae, model, each) for each in (ready, ready.flip(2))], dim=1)
+        weights = torch.stack([pictures.latent_masks(m, *latents.shape[-2:]) for m in (marks, marks.flip(2))], dim=1)
+        precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
+        path = (
+            home()
+            / WORKROOM
+            / f"training-{fingerprint(model, clip, settings, superclass, ready, marks, covariance)}.safetensors"
+        )
+
+        def so_far(lesson: Lesson) -> Concept:
+            return concept_of(lesson, inverse, trigger, superclass, family, settings)
+
+        def show(lesson: Lesson) -> Tensor:
+            return portrait(model, clip, vae, so_far(lesson), size, settings.seed, settings.mode)
+
+        lesson = run(
+            model, clip, superclass, settings, latents, weights, inverse, precision, path, chosen["preview_every"], show
+        )
+        picture = show(lesson)
+        concept: Stack = (Concept(**{**vars(so_far(lesson)), "preview": pictures.preview_bytes(picture)}),)
+        path.unlink(missing_ok=True)
+        return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None])
+
+
+def run(model, clip, superclass, settings, latents, weights, inverse, precision, path, preview_every, show) -> Lesson:
+    """Teach, with progress, previews and checkpoints; goes on from the checkpoint at `path` where there is one."""
+    bar = ProgressBar(settings.steps)
+
+    def keep(lesson: Lesson) -> None:
+        write(path, lesson.tensors(), {"format": "perfusion-training", "version": "1"})
+
+    def after_step(lesson: Lesson) -> None:
+        try:
+            preview = None
+            if preview_every and lesson.step % preview_every == 0 and lesson.step < settings.steps:
+                preview = ("JPEG", pictures.to_pil(show(lesson)), 512)
+            bar.update_absolute(lesson.step, settings.steps, preview)
+            host.check_interrupt()
+        except InterruptProcessingException:
+            keep(lesson)
+            log.info("Training stopped at step %d of %d; queue the same graph again to go on from there.", lesson.step, settings.steps)
+            raise
+        if lesson.step % CHECKPOINT_EVERY == 0:
+            keep(lesson)
+
+    with host.learning():
+        student = host.Student(model, clip, precision)
+        latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
+        lesson = resume(path, start(student, superclass, settings))
+        bar.update_absolute(lesson.step, settings.steps)
+        return teach(student, lesson, latents, weights, inverse, settings, after_step)
+
+
+NODES = [PerfusionCovariance, PerfusionTrain]

@@ -1,0 +1,181 @@
+"""The gated rank-1 edit of cross-attention projections (Eq. 3, §4.2, and appendix B for several concepts).
+
+Everything but W e is a correction of low rank whose coefficients depend on the encoding e alone. They are computed once per
+encoding and shared by all layers; W e itself, and W applied to a target input, are left to the host's own Linear.
+
+With sim_j(e) = ⟨i*_j, e⟩ / ‖i*_j‖², ⟨a, b⟩ = aᵀ C⁻¹ b, and the gate g_j = σ((sim_j(e) - β_j) / τ_j), an edited projection is
+
+    h = W e - Σ_j remove_j W i*_j + Σ_j add_j o*_j
+
+Shapes: B prompts, N tokens, J concepts, d the width of the encoding, m that of a projection. Coefficients are float32, from
+encodings of half precision too; float64 stays float64.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+EXACT = "exact"
+PAPER = "paper"
+APPROXIMATE = "approximate"
+MODES = (EXACT, PAPER, APPROXIMATE)
+"""How the i* components are taken out of the encoding.
+
+`paper`: always and entirely, through a basis of the span of all i* (appendix B; Eq. 3 with one concept).
+`approximate`: always, each concept by itself: e - Σ_j sim_j i*_j. With overlapping concepts too much is taken out.
+`exact` (beyond the paper): only as far as gates are open, so that a closed gate leaves the layer untouched; gates open only
+at tokens that a prompt's trigger word can have reached.
+"""
+
+CLOSED = 1e-3
+"""In exact mode a gate under this value is closed: exactly 0."""
+
+APART = 1e-6
+"""Concepts count as this much less alike than they are, so that two that coincide still leave one solution."""
+
+Project = Callable[[Tensor], Tensor]
+"""The host's own projection: [n, d] -> [n, m]."""
+
+
+def widened(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in one dtype that holds them all, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def similarity(encoding: Tensor, probes: Tensor) -> Tensor:
+    """sim_j(e), [..., J], of encodings [..., d] to the concepts' `probes` C⁻¹ i*_j / ‖i*_j‖² [J, d] (§4.2)."""
+    with torch.autocast(encoding.device.type, enabled=False):
+        encoding, probes = widened(encoding, probes)
+        return encoding @ probes.T
+
+
+def gate(sim: Tensor, bias: Tensor, temperature: Tensor) -> Tensor:
+    """σ((sim - β) / τ), [..., J] (Eq. 3)."""
+    sim, bias, temperature = widened(sim, bias, temperature)
+    return torch.sigmoid((sim - bias) / temperature)
+
+
+def removal(sim: Tensor, weight: Tensor, overlap: Tensor) -> Tensor:
+    """Coefficients [..., J] of the i* that take a share `weight` of each concept's component out of an encoding.
+
+    With all weights 1 the rest has no component along any i* (appendix B: the projection on the complement of their span);
+    with weights 0 and 1 the same holds for the concepts of weight 1 alone; with one concept it is weight · sim. Concepts that
+    coincide share what is taken out.
+
+    Args:
+        sim: [..., J].
+        weight: [J] or [..., J], each between 0 and 1.
+        overlap: [J, J], overlap[j, k] = sim_j(i*_k); ones on its diagonal.
+    """
+    if overlap.shape[0] == 1:
+        return weight * sim
+    sim, weight, overlap = widened(sim, weight, overlap)
+    one = torch.eye(len(overlap), dtype=overlap.dtype, device=overlap.device)
+    system = one + (1 - APART) * (overlap - one) * weight.unsqueeze(-2)
+    return weight * torch.linalg.solve(system, sim.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What an encoding asks of every layer: [B, N, J] each."""
+
+    remove: Tensor
+    add: Tensor
+
+    def any(self) -> bool:
+        """Whether any layer's output changes."""
+        return bool(self.remove.any() or self.add.any())
+
+
+@dataclass(frozen=True)
+class Edit:
+    """J concepts as the layers see them.
+
+    Attributes:
+        mode: one of MODES.
+        target_inputs: i*, float32 [J, d].
+        probes: C⁻¹ i* / ‖i*‖², float32 [J, d].
+        superclass_encodings: [J, d]; W_K of them are the target outputs of locked keys (local key-locking, §4.1).
+        bias: β, float32 [J].
+        temperature: τ, float32 [J].
+        strength: share of the edit that is applied, between 0 and 1, float32 [J].
+        values: layer name -> o*_V, [J, m].
+        keys: layer name -> o*_K, [J, m], for concepts whose keys were trained; rows of locked concepts are not read.
+        keys_trained: bool [J].
+    """
+
+    mode: str
+    target_inputs: Tensor
+    probes: Tensor
+    superclass_encodings: Tensor
+    bias: Tensor
+    temperature: Tensor
+    strength: Tensor
+    values: Mapping[str, Tensor]
+    keys: Mapping[str, Tensor] = field(default_factory=dict)
+    keys_trained: Tensor | None = None
+
+    @property
+    def overlap(self) -> Tensor:
+        """sim_j(i*_k), [J, J]."""
+        # Not every device has float64.
+        exact = self.probes.cpu().double() @ self.target_inputs.cpu().double().T
+        return exact.to(self.probes.device, widened(self.probes)[0].dtype)
+
+    def to(self, device: torch.device | str) -> "Edit":
+        """The same edit with its tensors on `device`."""
+
+        def move(value):
+            if isinstance(value, Tensor):
+                return value.to(device)
+            return {k: v.to(device) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+        return Edit(**{name: move(value) for name, value in vars(self).items()})
+
+    def gates(self, encoding: Tensor) -> Tensor:
+        """Each concept's own gate at every token, [B, N, J]."""
+        return gate(similarity(encoding, self.probes), self.bias, self.temperature)
+
+    def coefficients(self, encoding: Tensor, named: Tensor | None = None) -> Coefficients:
+        """The coefficients for an encoding [B, N, d].
+
+        Args:
+            encoding: [B, N, d], any float dtype.
+            named: in exact mode, [B, N, J], above 0 where the prompt's trigger word can have reached the token; None where
+                that is not known, and the gates alone decide.
+        """
+        sim = similarity(encoding, self.probes)
+        opened = gate(sim, self.bias, self.temperature)
+        if self.mode == EXACT:
+            opened = torch.where(opened >= CLOSED, opened, 0)
+            if named is not None:
+                opened = torch.where(named > 0, opened, 0)
+        add = self.strength * opened
+        if self.mode == APPROXIMATE:
+            return Coefficients(self.strength * sim, add)
+        weight = add if self.mode == EXACT else self.strength
+        return Coefficients(removal(sim, weight, self.overlap), add)
+
+    def value_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
+        """What is added to W_V e of a layer, [B, N, m]."""
+        return self._correction(by, project(self.target_inputs), self.values[layer])
+
+    def key_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
+        """What is added to W_K e of a layer, [B, N, m]; o*_K is W_K of the superclass unless the keys were trained (§4.1)."""
+        count = len(self.target_inputs)
+        projected = project(torch.cat([self.target_inputs, self.superclass_encodings]))
+        targets = projected[count:]
+        if layer in self.keys:
+            targets = torch.where(self.keys_trained[:, None], *widened(self.keys[layer], targets))
+        return self._correction(by, projected[:count], targets)
+
+    @staticmethod
+    def _correction(by: Coefficients, projected_inputs: Tensor, target_outputs: Tensor) -> Tensor:
+        with torch.autocast(by.add.device.type, enabled=False):
+            add, outputs, remove, inputs = widened(by.add, target_outputs, by.remove, projected_inputs)
+            return add @ outputs - remove @ inputs

@@ -1,0 +1,99 @@
+"""Safetensors files that come whole or not at all: written atomically, read with suspicion."""
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from . import PerfusionError
+
+MAX_HEADER = 2**20
+MAX_DIMENSIONS = 8
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def require(condition: bool, path: Path, wrong: str) -> None:
+    """Raise PerfusionError about a file unless the condition holds."""
+    if not condition:
+        raise PerfusionError(f"{path.name} cannot be used: {wrong}.")
+
+
+def read(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file of at most `max_bytes`; every tensor is finite.
+
+    Raises:
+        PerfusionError: the file is missing, too large, broken, or holds NaN or infinity.
+    """
+    try:
+        require(path.is_file(), path, "there is no such file")
+        size = path.stat().st_size
+        require(size <= max_bytes, path, f"it has {size} bytes, more than the {max_bytes} that such a file may have")
+        content = path.read_bytes()
+    except OSError as error:
+        raise PerfusionError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    return parse(content, path)
+
+
+def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file's bytes; `path` names it in errors.
+
+    Raises:
+        PerfusionError: the bytes are broken, or hold NaN or infinity.
+    """
+    broken = "it is not a whole safetensors file; it may be cut off or of another kind"
+    require(len(content) >= 8, path, broken)
+    (length,) = struct.unpack("<Q", content[:8])
+    require(length <= min(MAX_HEADER, len(content) - 8), path, broken)
+    try:
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise PerfusionError(f"{path.name} cannot be used: {broken}.") from error
+    require(isinstance(metadata, dict), path, broken)
+    for name, tensor in tensors.items():
+        shown = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
+        require(tensor.dtype in DTYPES, path, f"{shown} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
+        require(tensor.ndim <= MAX_DIMENSIONS, path, f"{shown} has {tensor.ndim} dimensions")
+        require(bool(tensor.isfinite().all()), path, f"{shown} holds NaN or infinity")
+    return tensors, metadata
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file under a temporary name beside `path`, then rename it.
+
+    Raises:
+        PerfusionError: the disk is full or will not be written; nothing is left behind.
+    """
+    content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
+    write_bytes(path, content)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; raises PerfusionError where the disk will not take it."""
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise PerfusionError(
+            f"{path.name} was not saved: {error.strerror or error}; free some space or choose a folder "
+            "that can be written, then save again."
+        ) from error
+    finally:
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(scratch)

@@ -1,0 +1,7 @@
+"""Set-up, the server and the demo: everything that runs ComfyUI from outside."""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036, here, because every script imports this file first
+    came = ".".join(map(str, sys.version_info[:3]))
+    sys.exit(f"Failed: expected Python 3.10 or newer, but this is {came} ({sys.executable}); run this with a newer Python.")

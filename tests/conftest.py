@@ -1,0 +1,47 @@
+"""One real ComfyUI server for all tests, in a base directory of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts import bootstrap, steps
+from scripts.server import Server
+
+
+def pytest_configure() -> None:
+    """A test run that is told to terminate stops its server too."""
+    steps.stop_when_terminated()
+
+
+@pytest.fixture(scope="session")
+def setup() -> bootstrap.Setup:
+    """Where ComfyUI and its interpreter are."""
+    return bootstrap.locate()
+
+
+@pytest.fixture(scope="session")
+def base_dir(setup: bootstrap.Setup) -> Path:
+    """The tests' own base directory, empty but for the demo's checkpoint and pictures: a demo run stays untouched."""
+    base = bootstrap.CACHE / "test-base"
+    for folder in ("input", "output", "temp", "models", "user"):
+        shutil.rmtree(base / folder, ignore_errors=True)
+    bootstrap.make_base(base)
+    bootstrap.share_checkpoint(setup, base)
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
+    """A running server on a free port."""
+    with Server(setup, base=base_dir) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server: Server) -> dict[str, dict]:
+    """What the server says of its nodes."""
+    return server.object_info()

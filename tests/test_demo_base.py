@@ -1,0 +1,224 @@
+"""The demo base: its packed file, its expansion, and the scenes of the emoji world."""
+
+import hashlib
+import json
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from safetensors import safe_open
+
+from demo import base, make_pictures, world
+
+PICTURES = Path(__file__).parents[1] / "demo" / "pictures"
+FIRST_VALUES = {
+    # SHA-256 of the first 4096 float16 values: early, in the middle and at the end of the seed's numbers.
+    "embeddings.token_embedding.weight": "ecd67f797f3fa63c",
+    "encoder.layers.0.self_attn.v_proj.weight": "6a9f65e8c3c5b29e",
+    "encoder.layers.11.mlp.fc2.weight": "a76d15378cf0c4be",
+}
+
+
+# The packed file
+
+
+@pytest.fixture
+def tensors() -> dict[str, np.ndarray]:
+    """A matrix, a convolution and what stays float16, rows of very different sizes."""
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(size=(16, 40)) * np.geomspace(1e-3, 1, 16)[:, None]
+    matrix[3] = 0
+    matrix[5, 7] = 30
+    return {
+        base.UNET + "middle_block.0.in_layers.2.weight": rng.normal(size=(8, 4, 3, 3)).astype(np.float32) * 0.02,
+        base.UNET + "output_blocks.3.1.transformer_blocks.0.attn2.to_k.weight": matrix.astype(np.float16),
+        base.UNET + "output_blocks.3.1.norm.weight": rng.normal(size=40).astype(np.float16),
+        base.AUTOENCODER + "taesd_decoder.1.weight": rng.normal(size=(4, 4, 3, 3)).astype(np.float16),
+    }
+
+
+@pytest.fixture
+def packed(tensors: dict[str, np.ndarray], tmp_path: Path) -> Path:
+    base.pack_tensors(tensors, tmp_path / "small.bin")
+    return tmp_path / "small.bin"
+
+
+def test_round_trip_is_within_half_a_step(tensors: dict[str, np.ndarray], packed: Path) -> None:
+    found = base.unpack_tensors(packed)
+    assert list(found) == list(tensors)
+    for name, value in tensors.items():
+        assert found[name].dtype == np.float16 and found[name].shape == value.shape
+        finer = base.resolution(name) if value.ndim > 1 else None
+        if finer is None:
+            np.testing.assert_array_equal(found[name], value)
+            continue
+        steps, codes = base.quantise(value, finer)
+        steps = steps.astype(np.float64)[:, None]
+        rows, result = (x.reshape(len(x), -1).astype(np.float64) for x in (value, found[name]))
+        # Rounding the step to float16 can put the largest weight a little beyond code 127: 127 / 2048 of a step.
+        # The last two terms: the result's own rounding to float16, and below its normal range.
+        bound = steps * (0.5 + 127 / 2048) + np.abs(rows) / 2048 + 2.0**-25
+        assert (np.abs(result - rows) <= bound).all()
+        assert codes.dtype == np.int8 and codes.min() >= -127
+        usual = np.sqrt((rows**2).mean(1)) * 2.0**-finer
+        assert (steps[:, 0] <= np.maximum(usual, np.abs(rows).max(1) / 127) * (1 + 1 / 1024) + 2.0**-24).all()
+
+
+def test_packing_again_gives_the_same_bytes(tensors: dict[str, np.ndarray], packed: Path, tmp_path: Path) -> None:
+    base.pack_tensors(tensors, tmp_path / "again.bin")
+    assert (tmp_path / "again.bin").read_bytes() == packed.read_bytes()
+
+
+def test_packing_refuses_what_is_not_finite(tmp_path: Path) -> None:
+    for bad in (np.nan, np.inf, 1e9):
+        with pytest.raises(ValueError, match="finite"):
+            base.pack_tensors({"x": np.array([bad], np.float32)}, tmp_path / "bad.bin")
+    assert not (tmp_path / "bad.bin").exists()
+
+
+def test_a_damaged_file_is_refused(packed: Path, tmp_path: Path) -> None:
+    whole = packed.read_bytes()
+    damaged = tmp_path / "damaged.bin"
+    flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 8, 41, 60, len(whole) - 1)]
+    for data in [b"", *(whole[:n] for n in (7, 8, 43, 200, len(whole) - 1)), whole + b"\0", *flipped]:
+        damaged.write_bytes(data)
+        with pytest.raises(ValueError, match=r"is not a packed demo base|is damaged or cut short"):
+            base.expand(damaged, tmp_path / "out.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged.bin", "small.bin"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        [{"name": "x", "shape": [2], "bits": 16}],
+        [{"name": "x", "shape": [3], "bits": 8}],
+        [{"name": "x", "shape": [3], "bits": 7}],
+        [{"name": "x", "shape": [-3], "bits": 16}],
+        [{"name": "x", "shape": [3]}],
+        [{"name": "x", "shape": [1], "bits": 16}, {"name": "x", "shape": [2], "bits": 16}],
+        {"name": "x"},
+        3,
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(header: object, tmp_path: Path) -> None:
+    """Also with a right checksum."""
+    text = json.dumps(header).encode()
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
+    rest = struct.pack("<I", len(text)) + text + deflate.compress(bytes(6)) + deflate.flush()
+    (tmp_path / "odd.bin").write_bytes(base.MAGIC + hashlib.sha256(rest).digest() + rest)
+    with pytest.raises(ValueError, match="cannot be read"):
+        base.unpack_tensors(tmp_path / "odd.bin")
+
+
+def test_a_failed_expansion_leaves_nothing(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(base, "text_encoder", dict)
+    monkeypatch.setattr(base, "save_file", full)
+    (tmp_path / "out.safetensors").write_bytes(b"before")
+    with pytest.raises(OSError, match="No space"):
+        base.expand(packed, tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == b"before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.safetensors", "small.bin"]
+
+
+# The base that ships
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("base") / "base.safetensors"
+    base.main([str(out)])
+    return out
+
+
+def test_the_base_is_small() -> None:
+    assert base.PACKED.stat().st_size <= 32e6
+
+
+def test_the_checkpoint_has_what_the_host_looks_for(checkpoint: Path) -> None:
+    with safe_open(checkpoint, "np") as file:
+        names = set(file.keys())
+        parts = {prefix: {n for n in names if n.startswith(prefix)} for prefix in (base.UNET, base.TEXT, base.AUTOENCODER)}
+        assert [len(part) for part in parts.values()] == [284, 196, 136]
+        assert names == set().union(*parts.values())
+        for name in names:
+            value = file.get_tensor(name)
+            single = name in (base.AUTOENCODER + "vae_scale", base.AUTOENCODER + "vae_shift")
+            assert value.dtype == (np.float32 if single else np.float16), name
+            assert np.isfinite(value).all(), name
+        assert file.get_tensor(base.AUTOENCODER + "vae_scale") == np.float32(0.18215)
+        assert file.get_tensor(base.AUTOENCODER + "vae_shift") == 0
+        assert file.get_slice(base.UNET + "input_blocks.0.0.weight").get_shape() == [320, 4, 3, 3]
+        assert file.get_slice(base.UNET + "middle_block.1.transformer_blocks.0.attn2.to_k.weight").get_shape() == [320, 768]
+        assert file.get_slice(base.AUTOENCODER + "taesd_decoder.19.weight").get_shape() == [3, 64, 3, 3]
+        assert file.get_slice(base.AUTOENCODER + "taesd_encoder.14.weight").get_shape() == [4, 64, 3, 3]
+        assert sum(np.prod(file.get_slice(n).get_shape()) for n in parts[base.UNET]) == 44_291_844
+
+
+def test_the_text_encoder_is_the_one_that_the_base_learned_to_read(checkpoint: Path) -> None:
+    with safe_open(checkpoint, "np") as file:
+        for name, digest in FIRST_VALUES.items():
+            first = file.get_tensor(f"{base.TEXT}text_model.{name}").reshape(-1)[:4096]
+            assert hashlib.sha256(first.tobytes()).hexdigest()[:16] == digest, name
+        assert (file.get_tensor(base.TEXT + "text_model.final_layer_norm.weight") == 1).all()
+        names = file.keys()
+        assert not any("text_projection" in name for name in names)
+
+
+# Scenes
+
+
+@pytest.fixture
+def ball() -> Image.Image:
+    """A white ball with a soft edge, in place of an emoji."""
+    picture = Image.new("RGBA", (384, 384))
+    ImageDraw.Draw(picture).ellipse((20, 20, 364, 364), fill="white")
+    return picture
+
+
+@pytest.mark.parametrize("side", [64, 256])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("place", world.BACKGROUNDS)
+def test_the_mask_lies_on_the_emoji(ball: Image.Image, place: str, count: int, side: int) -> None:
+    image, mask = world.compose([ball] * count, place, random.Random(7), side)
+    empty, no_mask = world.compose([], place, random.Random(7), side)
+    assert image.size == mask.size == (side, side) and image.mode == "RGB" and mask.mode == "L"
+    assert no_mask.getextrema() == (0, 0)
+    share = np.asarray(mask, np.float32)[..., None] / 255
+    # Pasting a white emoji is mixing white into the background by the mask.
+    wanted = 255 * share + np.asarray(empty, np.float32) * (1 - share)
+    assert np.abs(np.asarray(image, np.float32) - wanted).max() <= 1
+    assert mask.getextrema() == (0, 255)
+
+
+@pytest.mark.parametrize("place", world.BACKGROUNDS)
+def test_scenes_depend_on_the_seed_only(ball: Image.Image, place: str) -> None:
+    first, again, other = (np.asarray(world.compose([ball], place, random.Random(seed), 256)[0]) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("place", world.PLACES)
+def test_a_large_place_is_a_small_one_enlarged(place: str) -> None:
+    for seed in range(20):
+        small, large = (np.asarray(world.background(place, random.Random(seed), side)) for side in (64, 256))
+        np.testing.assert_array_equal(large, small.repeat(4, 0).repeat(4, 1))
+
+
+def test_the_training_pictures_are_scenes_with_their_masks() -> None:
+    for i, place in enumerate(make_pictures.PLACES):
+        with Image.open(PICTURES / f"teddy-{i}.png") as shipped:
+            assert (shipped.size, shipped.mode) == ((256, 256), "RGBA")
+            picture, mask = np.asarray(shipped)[..., :3], 255 - np.asarray(shipped)[..., 3]
+            around = mask == 0
+            empty, _ = world.compose([], place, random.Random(i), make_pictures.SIDE)
+            np.testing.assert_array_equal(picture[around], np.asarray(empty)[around])
+            inside = mask == 255
+            assert 0.15 < inside.mean() < 0.5
+            assert (picture[inside] != np.asarray(empty)[inside]).any(1).mean() > 0.99

@@ -1,0 +1,454 @@
+"""Every node, in a real server: what it makes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from perfusion_core.concept import Concept
+from perfusion_core.files import parse
+from scripts.server import GraphError, Server
+from tests.graphs import TRIGGER, Graph, concepts, latents
+
+
+@pytest.fixture(scope="session")
+def trained(server: Server) -> tuple[Path, dict, list]:
+    """A concept trained through the node: its file, the run's history, and the ids of the preview nodes."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures()
+    train = graph.train(model, clip, vae, images, masks, steps=6)
+    graph.save([train, 0], "trained", author="Ann", license="CC BY 4.0")
+    shown = [graph.add("PreviewImage", images=[train, i]) for i in (1, 2)]
+    history = server.run(graph.nodes)
+    return server.base / "models" / "perfusion" / "trained_00001.safetensors", history, shown
+
+
+@pytest.fixture(scope="session")
+def strong(server: Server, trained: tuple) -> str:
+    """A concept file whose edit is large, so that a test can see it: the trained one, its outputs doubled and turned."""
+    concept = Concept.load(trained[0])
+    values = {layer: 2 * o.roll(1) for layer, o in concept.values.items()}
+    path = trained[0].with_name("strong.safetensors")
+    replace(concept, values=values).save(path, torch.float32)
+    return path.name
+
+
+def base_and(server: Server, concept: str, prompts: list[str], negative: str = "", **how: object) -> tuple[list, list]:
+    """Latents of prompts from the untouched base, and from the base with a concept applied."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    with_model, with_clip = graph.apply(model, clip, graph.load(concept, **how))
+    samples = [
+        graph.sample(m, graph.text(c, prompt), graph.text(c, negative))
+        for m, c in ((model, clip), (with_model, with_clip))
+        for prompt in prompts
+    ]
+    found = latents(server, graph, *samples)
+    return found[: len(prompts)], found[len(prompts) :]
+
+
+# ---- training, saving, loading -----------------------------------------------------------------------------------------------
+
+
+def test_training_gives_a_concept_a_plot_and_a_preview(server: Server, trained: tuple) -> None:
+    path, history, (plot, preview) = trained
+    concept = Concept.load(path)
+    assert (concept.trigger, concept.superclass, concept.family) == (TRIGGER, "teddy", "sd1")
+    assert len(concept.values) == 7 and concept.word["clip_l"].shape == (1, 768) and not concept.keys
+    assert concept.training["steps"] == 6 and concept.details["author"] == "Ann"
+    (plotted,), (pictured,) = (server.outputs(history, node, "temp") for node in (plot, preview))
+    with Image.open(plotted) as image:
+        assert image.size == (640, 360) and len(image.convert("RGB").getcolors(10**6)) > 2
+    with Image.open(pictured) as image:
+        assert image.size == (64, 64) and len(image.convert("RGB").getcolors(10**6)) > 50
+
+
+def test_the_hosts_model_browser_shows_preview_and_trigger(server: Server, trained: tuple) -> None:
+    told = server.get("/view_metadata/perfusion?filename=trained_00001.safetensors")
+    assert json.loads(told["trained_words"]) == [TRIGGER] and told["modelspec.trigger_phrase"] == TRIGGER
+    cover = base64.b64decode(json.loads(told["ssmd_cover_images"])[0])
+    assert cover.startswith(b"\xff\xd8\xff") and len(cover) <= 12 * 1024
+    listed = server.get("/experiment/models/perfusion")
+    entry = next(model for model in listed if model["name"] == "trained_00001.safetensors")
+    preview = server.get(f"/experiment/models/preview/perfusion/{entry['pathIndex']}/trained_00001.safetensors")
+    assert preview[8:12] == b"WEBP"
+
+
+def test_loading_gives_trigger_and_superclass_for_prompts(server: Server, trained: tuple) -> None:
+    graph = Graph()
+    loaded = graph.add("PerfusionLoadConcept", concept_name=trained[0].name)
+    shown = [graph.add("PreviewAny", source=[loaded, i]) for i in (1, 2)]
+    history = server.run(graph.nodes)
+    assert [history["outputs"][node]["text"][0] for node in shown] == [TRIGGER, "teddy"]
+    assert "base: sd1" in history["outputs"][loaded]["text"][0]
+
+
+def test_saving_counts_and_overwrites_only_when_told(server: Server, trained: tuple) -> None:
+    before = trained[0].read_bytes()
+    for expected, widgets in (
+        ("again_00001", {}),
+        ("again_00002", {}),
+        ("again", {"overwrite": True}),
+        ("again", {"overwrite": True}),
+    ):
+        graph = Graph()
+        graph.save(graph.load(trained[0].name, strength=0.5 if "2" in expected else 1.0), "again", **widgets, author=expected)
+        known = concepts(server)
+        server.run(graph.nodes)
+        assert {path.stem for path in concepts(server) - known} <= {expected}
+        assert trained[0].with_name(f"{expected}.safetensors").exists()
+    assert trained[0].read_bytes() == before
+
+
+def test_trained_keys_and_the_papers_form_train_too(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, _ = graph.pictures(2)
+    train = graph.train(model, clip, vae, images, steps=2, lock="trained", edit_mode="paper", superclass="teddy bear")
+    graph.save([train, 0], "bear")
+    server.run(graph.nodes)
+    concept = Concept.load(server.base / "models" / "perfusion" / "bear_00001.safetensors")
+    assert concept.word["clip_l"].shape == (2, 768) and set(concept.keys) == set(concept.values)
+
+
+def test_a_list_of_pictures_of_any_size_is_taken(server: Server) -> None:
+    folder = server.base / "input" / "shapes"
+    folder.mkdir()
+    for name, size in (("a", (300, 200)), ("b", (64, 190))):
+        with Image.open(server.base / "input" / "teddy-0.png") as picture:
+            picture.convert("RGB").resize(size).save(folder / f"{name}.png")
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images = graph.add("LoadImageDataSetFromFolder", folder="shapes")
+    train = graph.train(model, clip, vae, [images, 0], steps=1)
+    graph.save([train, 0], "shapes")
+    server.run(graph.nodes)
+    assert Concept.load(server.base / "models" / "perfusion" / "shapes_00001.safetensors").training["steps"] == 1
+
+
+def test_the_covariance_is_kept_for_each_text_encoder_and_captions(server: Server) -> None:
+    captions = "\n".join(
+        f"a photo of thing number {i} on the {'abcdefghijkl'[i % 12]} street of town {i * 7}" for i in range(80)
+    )
+    reports = []
+    for _ in range(2):
+        graph = Graph()
+        _, clip, _ = graph.checkpoint()
+        measured = graph.add("PerfusionCovariance", clip=clip, captions=captions, captions_file="")
+        graph.add("PreviewAny", source=[measured, 1])
+        reports.append(server.run(graph.nodes)["outputs"][measured]["text"][0])
+        kept = set((server.base / "models" / "perfusion" / ".work").glob("covariance-*-*.safetensors"))
+        server.free()
+        time.sleep(1.5)
+    assert reports[0] == reports[1] and "condition number" in reports[0] and len(kept) == 1
+
+
+def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> None:
+    def graph_of(prefix: str) -> dict:
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        images, masks = graph.pictures(2)
+        graph.save([graph.train(model, clip, vae, images, masks, steps=40, batch=2, seed=5), 0], prefix)
+        return graph.nodes
+
+    work, known = server.base / "models" / "perfusion" / ".work", concepts(server)
+    prompt = server.queue(graph_of("resumed"))
+    end = time.monotonic() + 120
+    while not list(work.glob("training-*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    server.interrupt(prompt)
+    with pytest.raises(GraphError, match="interrupted"):
+        server.wait(prompt, 120)
+    assert "Training stopped at step" in server.log() and concepts(server) == known and len(list(work.glob("training-*"))) == 1
+    server.run(graph_of("resumed"))
+    assert "Training goes on from step" in server.log() and not list(work.glob("training-*"))
+    server.free()
+    time.sleep(1.5)
+    server.run(graph_of("undisturbed"))
+    resumed, undisturbed = (
+        load_file(server.base / "models" / "perfusion" / f"{name}_00001.safetensors") for name in ("resumed", "undisturbed")
+    )
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+# ---- applying ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_training_and_applying_leave_the_base_untouched(server: Server, strong: str) -> None:
+    def state(name: str) -> tuple[dict, torch.Tensor]:
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        graph.add("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix=f"states/{name}")
+        (found,) = latents(
+            server, graph, graph.sample(model, graph.text(clip, "a teddy"), graph.text(clip, ""), seed=len(name))
+        )
+        (path,) = (server.base / "output" / "states").glob(f"{name}_*.safetensors")
+        weights = load_file(path)
+        path.unlink()
+        return weights, found
+
+    def draw(seed: int) -> torch.Tensor:
+        graph = Graph()
+        model, clip, _ = graph.checkpoint()
+        return latents(server, graph, graph.sample(model, graph.text(clip, "a teddy"), graph.text(clip, ""), seed=seed))[0]
+
+    before, _ = state("before")
+    drawn = draw(7)
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    train = graph.train(model, clip, vae, images, masks, steps=3, seed=9)
+    with_model, with_clip = graph.apply(model, clip, [train, 0])
+    latents(server, graph, graph.sample(with_model, graph.text(with_clip, f"a {TRIGGER}"), graph.text(with_clip, "")))
+    after, _ = state("after-all")
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    server.free()
+    time.sleep(1.5)
+    assert torch.equal(draw(7), drawn)
+
+
+def test_prompts_without_the_trigger_are_the_base_bit_for_bit(server: Server, strong: str) -> None:
+    base, applied = base_and(server, strong, ["a teddy on the grass", "a photo of a cat", f"a {TRIGGER} on the grass"])
+    assert torch.equal(base[0], applied[0]) and torch.equal(base[1], applied[1])
+    assert not torch.allclose(base[2], applied[2], atol=0.1)
+
+
+def test_strength_0_is_the_base(server: Server, strong: str) -> None:
+    base, applied = base_and(server, strong, [f"a {TRIGGER} on the grass", "a teddy"], strength=0.0)
+    assert torch.equal(base[0], applied[0]) and torch.equal(base[1], applied[1])
+
+
+def test_the_papers_form_changes_other_prompts_as_published(server: Server, strong: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    samples = []
+    for mode in ("exact", "paper", "approximate"):
+        m, c = graph.apply(model, clip, graph.load(strong), mode)
+        samples += [graph.sample(m, graph.text(c, text), graph.text(c, "")) for text in ("a teddy", f"a {TRIGGER}")]
+    exact, exact_named, paper, paper_named, approximate, approximate_named = latents(server, graph, *samples)
+    assert not torch.equal(exact, paper) and not torch.equal(exact_named, paper_named)
+    # With one concept both published forms are Eq. 3.
+    torch.testing.assert_close(paper, approximate, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(paper_named, approximate_named, rtol=1e-4, atol=1e-4)
+
+
+def test_in_one_batch_each_prompt_gets_its_own(server: Server, strong: str) -> None:
+    """One Euler step to σ = 0 gives the prediction itself, which guidance and Combine mix linearly."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    m, c = graph.apply(model, clip, graph.load(strong))
+    named, plain = graph.text(c, f"a photo of a {TRIGGER} at night"), graph.text(c, "a photo of a teddy")
+    base_plain = graph.text(clip, "a photo of a teddy")
+    both = [graph.add("ConditioningCombine", conditioning_1=named, conditioning_2=plain), 0]
+    one = {"steps": 1, "cfg": 1.0}
+    alone, base, combined, guided = latents(
+        server,
+        graph,
+        graph.sample(m, named, plain, **one),
+        graph.sample(model, base_plain, base_plain, **one),
+        graph.sample(m, both, plain, **one),
+        graph.sample(m, named, plain, steps=1, cfg=3.0),
+    )
+    scale = (alone - base).abs().max()
+    assert scale > 0.1
+    torch.testing.assert_close(combined, (alone + base) / 2, rtol=0, atol=1e-4 * float(scale))
+    torch.testing.assert_close(guided, base + 3 * (alone - base), rtol=0, atol=3e-4 * float(scale))
+
+
+def test_averaged_and_joined_prompts_keep_what_they_name(server: Server, strong: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    m, c = graph.apply(model, clip, graph.load(strong))
+
+    def mixed(with_clip: list, one: str, other: str) -> list[list]:
+        to, by = graph.text(with_clip, one), graph.text(with_clip, other)
+        average = graph.add("ConditioningAverage", conditioning_to=to, conditioning_from=by, conditioning_to_strength=0.5)
+        return [[average, 0], [graph.add("ConditioningConcat", conditioning_to=to, conditioning_from=by), 0]]
+
+    blank = graph.text(c, "")
+    plain = [graph.sample(x, mix, blank) for x, y in ((model, clip), (m, c)) for mix in mixed(y, "a teddy", "a teddy at night")]
+    # The trigger stands in `from` alone, whose own dictionary these nodes drop.
+    named = [graph.sample(m, mix, blank) for mix in mixed(c, "a house", f"a {TRIGGER}")]
+    closed = [graph.sample(model, mix, blank) for mix in mixed(c, "a house", f"a {TRIGGER}")]
+    base_average, base_join, average, join, named_average, named_join, closed_average, closed_join = latents(
+        server, graph, *plain, *named, *closed
+    )
+    assert torch.equal(base_average, average) and torch.equal(base_join, join)
+    assert not torch.equal(named_join, closed_join)
+    # Half a concept has half its similarity: it may stay under the bias, but never changes more than the whole does.
+    assert (named_average - closed_average).abs().max() <= (named_join - closed_join).abs().max() * 4
+
+
+def test_trigger_words_survive_how_people_write(server: Server, strong: str) -> None:
+    filler = "very " * 90
+    texts = [
+        f"a photo of a {TRIGGER}, at night",
+        f"a photo of a ({TRIGGER}:1.0), at night",
+        f"a photo of a\n{TRIGGER.upper()}\n, at night",
+        f"a photo of a{TRIGGER},at night",
+        f"a photo of a ({TRIGGER}:1.3), at night",
+        f"a photo of a ({TRIGGER}), at night",
+        f"a photo of a ({TRIGGER}:1.1), at night",
+        f"{filler} a photo of a {TRIGGER}, at night",
+        f"{filler} a photo of a teddy, at night",
+    ]
+    _, (plain, weight_1, upper, glued, heavier, bracketed, weight_1_1, far, far_plain) = base_and(server, strong, texts)
+    assert torch.equal(plain, weight_1) and torch.equal(plain, upper) and torch.equal(plain, glued)
+    assert not torch.equal(plain, heavier) and torch.equal(bracketed, weight_1_1)
+    assert not torch.allclose(far, far_plain, atol=0.05)
+
+
+def test_a_missing_trigger_is_warned_of(server: Server, strong: str) -> None:
+    log = len(server.log())
+    base_and(server, strong, ["a robot"], trigger="<unsaid-one>")
+    assert "The concept <unsaid-one> is applied, but no prompt names it" in server.log()[log:]
+    log = len(server.log())
+    base_and(server, strong, ["a <said-one>"], trigger="<said-one>")
+    assert "no prompt names it" not in server.log()[log:]
+
+
+def test_applying_twice_is_applying_the_combined(server: Server, strong: str, trained: tuple) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    one, two = graph.load(strong, trigger="<one>"), graph.load(trained[0].name, trigger="<two>", bias=0.3)
+    samples = []
+    for first, second in ((one, two), (two, one)):
+        chained = graph.apply(*graph.apply(model, clip, first), second)
+        stack = graph.add("PerfusionCombineConcepts", concepts__concept0=first, concepts__concept1=second)
+        for m, c in (chained, graph.apply(model, clip, [stack, 0])):
+            samples.append(graph.sample(m, graph.text(c, "a <one> and a <two>"), graph.text(c, "")))
+    found = latents(server, graph, *samples)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------------------
+
+
+def refused(server: Server, graph: Graph, *words: str) -> None:
+    """The graph fails with one sentence that holds these words, and no concept file is written."""
+    known = concepts(server)
+    with pytest.raises(GraphError) as failure:
+        server.run(graph.nodes)
+    message = str(failure.value)
+    for word in words:
+        assert word in message
+    assert "\n" not in message.strip() and "Traceback" not in message
+    assert concepts(server) == known
+
+
+@pytest.mark.parametrize(
+    ("widgets", "words"),
+    [
+        ({"superclass": "  "}, ["superclass"]),
+        ({"trigger": "my teddy"}, ["angle brackets", "my teddy"]),
+        ({"trigger": "<a:b>"}, ["angle brackets"]),
+        ({"steps": 0}, ["steps", "min"]),
+        ({"size": 68}, ["size"]),
+    ],
+)
+def test_training_refuses_settings_that_cannot_work(server: Server, widgets: dict, words: list[str]) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    graph.save([graph.train(model, clip, vae, images, masks, **widgets), 0], "refused")
+    refused(server, graph, *words)
+
+
+def test_training_refuses_masks_that_do_not_fit(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, _ = graph.pictures(3)
+    _, masks = graph.pictures(2)
+    graph.save([graph.train(model, clip, vae, images, masks), 0], "refused")
+    refused(server, graph, "3 images and 2 masks")
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, _ = graph.pictures(1)
+    blank = graph.add("SolidMask", value=0.0, width=64, height=64)
+    graph.save([graph.train(model, clip, vae, images, [blank, 0]), 0], "refused")
+    refused(server, graph, "empty")
+
+
+def test_training_refuses_no_images(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    key = graph.train(model, clip, vae, ["0", 0])
+    del graph.nodes[key]["inputs"]["images"]
+    graph.save([key, 0], "refused")
+    refused(server, graph, "images")
+    (server.base / "input" / "nothing").mkdir()
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    folder = graph.add("LoadImageDataSetFromFolder", folder="nothing")
+    graph.save([graph.train(model, clip, vae, [folder, 0]), 0], "refused")
+    refused(server, graph, "images")
+
+
+def test_training_refuses_a_trigger_that_is_taken(server: Server, strong: str) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    _, with_clip = graph.apply(model, clip, graph.load(strong))
+    images, _ = graph.pictures(1)
+    graph.save([graph.train(model, with_clip, vae, images), 0], "refused")
+    refused(server, graph, TRIGGER, "already taken")
+
+
+def test_two_concepts_with_one_trigger_are_refused(server: Server, strong: str, trained: tuple) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    one, two = graph.load(strong), graph.load(trained[0].name)
+    stack = graph.add("PerfusionCombineConcepts", concepts__concept0=one, concepts__concept1=two)
+    m, c = graph.apply(model, clip, [stack, 0])
+    graph.add("SaveLatent", samples=graph.sample(m, graph.text(c, "a"), graph.text(c, "")), filename_prefix="refused")
+    refused(server, graph, TRIGGER, "trigger word")
+
+
+def test_concepts_of_another_base_are_refused(server: Server, strong: str) -> None:
+    folder = server.base / "models" / "perfusion"
+    concept = Concept.load(folder / strong)
+    fewer = dict(list(concept.values.items())[:3])
+    for name, other, words in (
+        ("family", replace(concept, family="sd2"), ["sd2", "sd1"]),
+        ("layers", replace(concept, values=fewer), ["another shape", "3", "7"]),
+        ("encoders", replace(concept, word={"clip_h": torch.zeros(1, 1024)}), ["clip_h", "clip_l"]),
+    ):
+        other.save(folder / f"other-{name}.safetensors", torch.float32)
+        graph = Graph()
+        model, clip, _ = graph.checkpoint()
+        m, c = graph.apply(model, clip, graph.load(f"other-{name}.safetensors"))
+        graph.add("SaveLatent", samples=graph.sample(m, graph.text(c, "a"), graph.text(c, "")), filename_prefix="refused")
+        refused(server, graph, *words)
+
+
+def test_a_broken_concept_file_is_refused_before_the_graph_runs(server: Server, strong: str) -> None:
+    folder = server.base / "models" / "perfusion"
+    content = (folder / strong).read_bytes()
+    (folder / "broken-short.safetensors").write_bytes(content[:-100])
+    (folder / "broken-pickle.safetensors").write_bytes(b"\x80\x04.")
+    (folder / "broken-version.safetensors").write_bytes(content.replace(b'"version":"1"', b'"version":"9"'))
+    tensors, metadata = parse(content, folder / strong)
+    save_file(tensors | {"target_input": tensors["target_input"] * float("nan")}, folder / "broken-nan.safetensors", metadata)
+    for name, word in (("short", "whole"), ("pickle", "whole"), ("version", "version"), ("nan", "NaN")):
+        graph = Graph()
+        model, clip, _ = graph.checkpoint()
+        m, c = graph.apply(model, clip, graph.load(f"broken-{name}.safetensors"))
+        graph.add("SaveLatent", samples=graph.sample(m, graph.text(c, "a"), graph.text(c, "")), filename_prefix="refused")
+        refused(server, graph, f"broken-{name}.safetensors", word)
+
+
+def test_too_few_captions_are_refused(server: Server) -> None:
+    graph = Graph()
+    _, clip, _ = graph.checkpoint()
+    measured = graph.add("PerfusionCovariance", clip=clip, captions="a cat\na dog", captions_file="")
+    graph.add("PreviewAny", source=[measured, 1])
+    refused(server, graph, "more captions")
