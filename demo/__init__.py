@@ -1,0 +1,1 @@
+"""The emoji world: a small real base model, and the pictures of a concept that it has never seen."""

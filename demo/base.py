@@ -250,9 +250,7 @@ def main(arguments: list[str]) -> None:
         pack(options.unet, options.autoencoder, options.out)
         print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
     else:
-        parser.add_argument(
-            "out", type=Path, metavar="OUT.safetensors", help="checkpoint to write (`pack` makes base.bin instead)"
-        )
+        parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="checkpoint to write (`pack` makes base.bin instead)")
         expand(PACKED, parser.parse_args(arguments).out)
 
 

@@ -60,6 +60,7 @@ def difference(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def train(comfyui: Path, teacher: Path, emoji: Path, out: Path, minutes: float, begin: Path | None) -> None:
+    """Train for `minutes`, from nothing or from the file `begin`, and write their moving average to `out`, half precision."""
     sys.path.insert(0, str(comfyui))
     sys.argv = ["main.py", "--cpu"]
     import comfy.options

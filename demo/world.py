@@ -71,9 +71,7 @@ def fetch(folder: Path) -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             package = f"@iconify-json/{name}@{version}"
-            packed = subprocess.run(
-                ["npm", "pack", "--silent", package], cwd=scratch, check=True, capture_output=True, text=True
-            )
+            packed = subprocess.run(["npm", "pack", "--silent", package], cwd=scratch, check=True, capture_output=True, text=True)
             with tarfile.open(Path(scratch) / packed.stdout.strip().splitlines()[-1]) as archive:
                 archive.extractall(scratch, filter="data")
             shutil.copytree(Path(scratch) / "package", folder / name, dirs_exist_ok=True)

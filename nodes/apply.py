@@ -1,5 +1,7 @@
 """Patch a model and its text encoder with concepts."""
 
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
 from comfy_api.latest import io
 
 from ..perfusion_core.concept import Stack
@@ -29,20 +31,18 @@ class PerfusionApply(io.ComfyNode):
                     options=list(MODES),
                     default=MODES[0],
                     advanced=True,
-                    tooltip="exact: prompts without a trigger word stay exactly the base model's. paper: the edit as published, which "
-                    "changes all prompts a little. approximate: as paper, without separating concepts from each other.",
+                    tooltip="exact: prompts without a trigger word stay exactly the base model's. paper: the edit as published, "
+                    "which changes all prompts a little. approximate: as paper, without separating concepts from each other.",
                 ),
             ],
             outputs=[
-                io.Model.Output(
-                    display_name="model", tooltip="The model with the concepts; the one that came in is untouched."
-                ),
+                io.Model.Output(display_name="model", tooltip="The model with the concepts; the one that came in is untouched."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder that knows the trigger words."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, clip, concept: Stack, edit_mode: str) -> io.NodeOutput:
+    def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, edit_mode: str) -> io.NodeOutput:
         """Apply them."""
         active = tuple(one for one in concept if one.strength > 0)
         if not active:

@@ -158,7 +158,8 @@ class PerfusionConceptSettings(io.ComfyNode):
                     min=-1.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How alike a token must be to the concept for the edit to act. Lower: more of the concept; higher: more of the prompt.",
+                    tooltip="How alike a token must be to the concept for the edit to act. Lower: more of the concept; higher: "
+                    "more of the prompt.",
                 ),
                 io.Float.Input(
                     "temperature",
@@ -207,9 +208,7 @@ class PerfusionCombineConcepts(io.ComfyNode):
             category=CATEGORY,
             description="Puts concepts together, so that one Apply brings them all; each keeps its own settings and trigger word.",
             search_aliases=["perfusion", "stack concepts", "merge concepts"],
-            inputs=[
-                io.Autogrow.Input("concepts", template=template, tooltip="A new input grows when the last one is connected.")
-            ],
+            inputs=[io.Autogrow.Input("concepts", template=template, tooltip="A new input grows when the last one is connected.")],
             outputs=[ConceptType.Output(display_name="concept", tooltip="All the concepts together.")],
         )
 

@@ -12,28 +12,37 @@ import hashlib
 import logging
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import comfy.clip_model
 import comfy.model_management
 import comfy.sample
-import comfy.sd
-import comfy.sd1_clip
 import comfy.utils
 import torch
 from comfy.conds import CONDCrossAttn
-from comfy.patcher_extension import WrappersMP
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.samplers import CFGGuider
+from comfy.sd import CLIP, VAE
+from comfy.sd1_clip import SDClipModel, SDTokenizer
 from torch import Tensor, nn
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, Stack, combine, edit_of
-from ..perfusion_core.edit import EXACT, Coefficients, Edit
+from ..perfusion_core.edit import EXACT, Coefficients, Edit, Project
 
 KEY = "perfusion"
 NAMED = "perfusion_named"
 FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Width of the encoding that cross-attention reads -> base family."""
+
+Tokenizer = Any
+"""A CLIP's tokenizer: an object that holds an `SDTokenizer` for each of its text encoders."""
+
+Tokens = Mapping[str, list]
+"""A tokenized prompt: encoder's letter -> sections -> (token or embedding vector, weight)."""
 
 log = logging.getLogger("perfusion")
 
@@ -41,7 +50,7 @@ log = logging.getLogger("perfusion")
 # ---- what a model and a text encoder are -------------------------------------------------------------------------------------
 
 
-def layers_of(model) -> dict[str, int]:
+def layers_of(model: ModelPatcher) -> dict[str, int]:
     """Cross-attention layers of a MODEL and the width m of their projections, in the order that the model runs them.
 
     Raises:
@@ -54,19 +63,17 @@ def layers_of(model) -> dict[str, int]:
         if name.endswith(".attn2") and hasattr(module, "to_k") and module.to_k.in_features == width_of(model)
     }
     if not found:
-        raise PerfusionError(
-            "Perfusion needs a Stable Diffusion 1, 2 or XL model; this model has no cross-attention of that kind."
-        )
+        raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this model has no cross-attention of that kind.")
     return found
 
 
-def width_of(model) -> int:
+def width_of(model: ModelPatcher) -> int:
     """Width d of the encodings that a MODEL's cross-attention reads; 0 where it has none."""
     width = model.model.model_config.unet_config.get("context_dim") or 0
     return width if isinstance(width, int) else 0
 
 
-def family_of(model) -> str:
+def family_of(model: ModelPatcher) -> str:
     """Base family of a MODEL; raises PerfusionError where it is none that Perfusion knows."""
     family = FAMILIES.get(width_of(model))
     if family is None:
@@ -74,24 +81,24 @@ def family_of(model) -> str:
     return family
 
 
-def encoders_of(clip) -> dict[str, comfy.sd1_clip.SDTokenizer]:
+def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
     """A CLIP's text encoders by name, and their tokenizers.
 
     Raises:
         PerfusionError: it has none of CLIP's kind.
     """
-    found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, comfy.sd1_clip.SDTokenizer)}
-    if not found or any(not isinstance(clip_model(clip, name), comfy.sd1_clip.SDClipModel) for name in found):
+    found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, SDTokenizer)}
+    if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
         raise PerfusionError("Perfusion needs the text encoder of a Stable Diffusion checkpoint; this CLIP is of another kind.")
     return found
 
 
-def clip_model(clip, name: str):
+def clip_model(clip: CLIP, name: str) -> nn.Module | None:
     """The text encoder of that name in a CLIP."""
     return getattr(clip.cond_stage_model, name, None)
 
 
-def identity_of(clip) -> str:
+def identity_of(clip: CLIP) -> str:
     """A digest of a CLIP's text encoders: of its layer norms and some of its vocabulary, which every fine-tune moves."""
     digest = hashlib.sha256(str(clip.layer_idx).encode())
     for name in sorted(encoders_of(clip)):
@@ -114,9 +121,7 @@ class Named(Tensor):
     """
 
     named: dict[str, Tensor]
-    LINEAR = frozenset(
-        "mul add sub div cat concat getitem rmul radd truediv narrow repeat expand clone to cpu contiguous".split()
-    )
+    LINEAR = frozenset("mul add sub div cat concat getitem rmul radd truediv narrow repeat expand clone to cpu contiguous".split())
 
     @classmethod
     def of(cls, encoding: Tensor, named: dict[str, Tensor]) -> "Named":
@@ -126,7 +131,7 @@ class Named(Tensor):
         return result
 
     @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **kwargs)
@@ -142,7 +147,7 @@ class Named(Tensor):
             return Named.of(result, named) if all(v.shape[:2] == result.shape[:2] for v in named.values()) else result
 
 
-def _tensors(value) -> Iterator[Tensor]:
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple | dict):
@@ -150,7 +155,7 @@ def _tensors(value) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _shadow(value, trigger: str, plain: float):
+def _shadow(value: Any, trigger: str, plain: float) -> Any:
     """Arguments of an operation on encodings as those of the same on one trigger's `named`."""
     if isinstance(value, Tensor) and value.ndim == 3:
         named = getattr(value, "named", {})
@@ -173,12 +178,12 @@ class _KnowsWords:
 
     words: dict[str, Tensor]
 
-    def tokenize_with_weights(self, text: str, *args, **kwargs):
+    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
         for i, trigger in enumerate(self.words):
             text = re.sub(re.escape(trigger), f" {self.embedding_identifier}perfusion-word-{i} ", text, flags=re.IGNORECASE)
         return super().tokenize_with_weights(text, *args, **kwargs)
 
-    def _try_get_embedding(self, embedding_name: str):
+    def _try_get_embedding(self, embedding_name: str) -> tuple[Tensor | None, str, str]:
         name, _, rest = embedding_name.strip().partition(" ")
         match = re.fullmatch(r"perfusion-word-(\d+)", name)
         if match and int(match[1]) < len(self.words):
@@ -186,11 +191,11 @@ class _KnowsWords:
         return super()._try_get_embedding(embedding_name)
 
 
-def tokenizer_with_words(tokenizer, words: Mapping[str, Mapping[str, Tensor]]):
+def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, Tensor]]) -> Tokenizer:
     """A copy of a CLIP's tokenizer that knows more words: trigger -> encoder's name -> vectors [n, width]."""
     taught = copy.copy(tokenizer)
     for name, part in vars(tokenizer).items():
-        if isinstance(part, comfy.sd1_clip.SDTokenizer):
+        if isinstance(part, SDTokenizer):
             knowing = copy.copy(part)
             if not isinstance(part, _KnowsWords):
                 knowing.__class__ = type(f"{type(part).__name__}WithWords", (_KnowsWords, type(part)), {})
@@ -200,7 +205,7 @@ def tokenizer_with_words(tokenizer, words: Mapping[str, Mapping[str, Tensor]]):
     return taught
 
 
-def places_of(tokens: Mapping[str, list], tokenizer) -> dict[str, Tensor]:
+def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Trigger word -> bool [N], where its vectors stand in a tokenized prompt."""
     found: dict[str, Tensor] = {}
     for part in vars(tokenizer).values():
@@ -216,29 +221,27 @@ def places_of(tokens: Mapping[str, list], tokenizer) -> dict[str, Tensor]:
     return found
 
 
-class ClipWithWords(comfy.sd.CLIP):
+class ClipWithWords(CLIP):
     """A CLIP that knows the trigger words of `stack`; its encodings are `Named`."""
 
     stack: Stack = ()
 
-    def clone(self, *args, **kwargs):  # noqa: D102
+    def clone(self, *args: Any, **kwargs: Any) -> "ClipWithWords":  # noqa: D102
         cloned = super().clone(*args, **kwargs)
         cloned.__class__ = ClipWithWords
         cloned.stack = self.stack
         return cloned
 
-    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):  # noqa: D102
+    def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False) -> Any:  # noqa: D102
         out = super().encode_from_tokens(tokens, return_pooled, return_dict)
         if return_dict:
             return out | {"cond": self._name(out["cond"], tokens)}
         return (self._name(out[0], tokens), *out[1:]) if return_pooled else self._name(out, tokens)
 
-    def encode_from_tokens_scheduled(self, tokens, *args, **kwargs):  # noqa: D102
-        return [
-            [self._name(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
-        ]
+    def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> list[list]:  # noqa: D102
+        return [[self._name(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)]
 
-    def _name(self, cond: Tensor, tokens: Mapping[str, list]) -> Tensor:
+    def _name(self, cond: Tensor, tokens: Tokens) -> Tensor:
         """A word reaches its own token and, the encoders being causal, those after it in the same section."""
         if isinstance(cond, Named):
             return cond
@@ -250,7 +253,7 @@ class ClipWithWords(comfy.sd.CLIP):
         return Named.of(cond, named)
 
 
-def clip_with_words(clip, stack: Stack):
+def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
     """A clone of a CLIP that also knows the trigger words of the concepts.
 
     Raises:
@@ -305,7 +308,7 @@ def edited(unet: nn.Module, edit: Edit, encoding: Tensor, by: Coefficients, name
         missing = x.shape[1] - named.shape[1]
         return edit.coefficients(x, nn.functional.pad(named, (0, 0, 0, max(missing, 0)))[:, : x.shape[1]])
 
-    def hook(layer: str, correction):
+    def hook(layer: str, correction: Callable[[str, Coefficients, Project], Tensor]) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             x = args[0]
             corrected = correction(layer, coefficients(x), lambda vectors: module.forward(vectors.to(x.device, x.dtype)))
@@ -325,7 +328,16 @@ def edited(unet: nn.Module, edit: Edit, encoding: Tensor, by: Coefficients, name
             handle.remove()
 
 
-def run_edited(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+def run_edited(
+    executor: WrapperExecutor,
+    x: Tensor,
+    timesteps: Tensor | None = None,
+    context: Tensor | None = None,
+    y: Tensor | None = None,
+    control: dict | None = None,
+    transformer_options: dict | None = None,
+    **kwargs: Any,
+) -> Tensor:
     """Wraps a UNet's forward: with the edit that its options carry."""
     transformer_options = transformer_options if transformer_options is not None else {}
     named = kwargs.pop(NAMED, None)
@@ -337,7 +349,9 @@ def run_edited(executor, x, timesteps=None, context=None, y=None, control=None, 
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
-def prepare_conds(executor, guider, sigmas, extra_args, *args, **kwargs):
+def prepare_conds(
+    executor: WrapperExecutor, guider: CFGGuider, sigmas: Tensor, extra_args: dict, *args: Any, **kwargs: Any
+) -> Tensor:
     """Wraps a sampling run: hands what the encodings know of trigger words to the model, beside them."""
     applied: Applied = extra_args["model_options"]["transformer_options"][KEY]
     triggers = [concept.trigger for concept in applied.stack]
@@ -368,7 +382,7 @@ def prepare_conds(executor, guider, sigmas, extra_args, *args, **kwargs):
     return executor(guider, sigmas, extra_args, *args, **kwargs)
 
 
-def check_fit(concept: Concept, model) -> None:
+def check_fit(concept: Concept, model: ModelPatcher) -> None:
     """Raise PerfusionError unless the concept was taught to a model of this one's family and shape."""
     family, layers = family_of(model), layers_of(model)
     if concept.family != family:
@@ -377,12 +391,12 @@ def check_fit(concept: Concept, model) -> None:
         )
     if {layer: len(o) for layer, o in concept.values.items()} != layers or len(concept.target_input) != width_of(model):
         raise PerfusionError(
-            f"{concept.trigger} was taught to a {family} model of another shape, with {len(concept.values)} cross-attention layers; "
-            f"this one has {len(layers)}."
+            f"{concept.trigger} was taught to a {family} model of another shape, with {len(concept.values)} cross-attention "
+            f"layers; this one has {len(layers)}."
         )
 
 
-def model_with_edit(model, stack: Stack, mode: str):
+def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
     """A clone of a MODEL that the concepts are applied to, beside those that it carries already.
 
     Raises:
@@ -392,9 +406,7 @@ def model_with_edit(model, stack: Stack, mode: str):
         check_fit(concept, model)
     carried: Applied | None = model.model_options.get("transformer_options", {}).get(KEY)
     if carried is not None and carried.mode != mode:
-        raise PerfusionError(
-            f"This model carries concepts in the edit mode {carried.mode!r}; apply further ones in the same mode."
-        )
+        raise PerfusionError(f"This model carries concepts in the edit mode {carried.mode!r}; apply further ones in the same mode.")
     applied = Applied(combine(carried.stack if carried else (), stack), mode)
     applied.edit(torch.device("cpu"))
     cloned = model.clone()
@@ -408,7 +420,7 @@ def model_with_edit(model, stack: Stack, mode: str):
 # ---- text encodings in bulk, for the covariance --------------------------------------------------------------------------------
 
 
-def load(*patchers) -> None:
+def load(*patchers: ModelPatcher) -> None:
     """Have models on their device, whole."""
     comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
 
@@ -418,7 +430,7 @@ def check_interrupt() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def prepare_clip(clip) -> None:
+def prepare_clip(clip: CLIP) -> None:
     """Load a CLIP and set its options, as its own encoding does."""
     load(clip.patcher)
     clip.cond_stage_model.reset_clip_options()
@@ -427,12 +439,12 @@ def prepare_clip(clip) -> None:
     clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
 
 
-def encoding_width(clip) -> int:
+def encoding_width(clip: CLIP) -> int:
     """Width d of the encodings that a CLIP gives."""
     return sum(tokenizer.embedding_size for tokenizer in encoders_of(clip).values())
 
 
-def sections_of(clip, texts: Sequence[str], tokenizer=None) -> dict[str, list]:
+def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> dict[str, list]:
     """Several short prompts tokenized as the sections of one, which the host then encodes as a batch.
 
     Raises:
@@ -449,7 +461,7 @@ def sections_of(clip, texts: Sequence[str], tokenizer=None) -> dict[str, list]:
     return joined
 
 
-def contents(clip, texts: Sequence[str], precision: torch.dtype) -> Tensor:
+def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype) -> Tensor:
     """Encodings [tokens, d] of the captions' own tokens, from the start to the first end token; padding is left out."""
     tokens = sections_of(clip, texts)
     device = clip.patcher.load_device
@@ -491,7 +503,7 @@ class _Method(nn.Module):
         super().__init__()
         self.module, self.method = module, method
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.module, self.method)(*args, **kwargs)
 
 
@@ -499,7 +511,7 @@ class _Method(nn.Module):
 def out_of_place(module: nn.Module) -> Iterator[None]:
     """While it is open, the host's CLIP layers add to a new tensor: in place, no backward passes through them."""
 
-    def forward(self, x, mask=None, optimized_attention=None):
+    def forward(self: nn.Module, x: Tensor, mask: Tensor | None = None, optimized_attention: Callable | None = None) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -518,7 +530,7 @@ class Student:
 
     WORD = "<perfusion-student>"
 
-    def __init__(self, model, clip, precision: torch.dtype) -> None:
+    def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype) -> None:
         """Load both; their weights are shared, never copied or changed."""
         self.model = model.get_non_dynamic_delegate() if model.is_dynamic() else model
         self.clip, self.precision = clip, precision
@@ -531,7 +543,7 @@ class Student:
         self.encoder = _Method(clip.cond_stage_model, "encode_token_weights")
         self.encoder_weights = alias(self.encoder)
 
-    def _autocast(self):
+    def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def embed(self, text: str) -> dict[str, Tensor]:
@@ -586,13 +598,13 @@ def learning() -> Iterator[None]:
         yield
 
 
-def latents_of(vae, model, pixels: Tensor) -> Tensor:
+def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
     """Latents [B, c, h, w] as the model sees them, of pictures [B, H, W, 3] in 0…1."""
     encoded = vae.encode(pixels[..., :3])
     return model.model.process_latent_in(encoded.to(torch.float32))
 
 
-def draw(model, clip, vae, prompt: str, size: int, seed: int, steps: int = 20, cfg: float = 6.0) -> Tensor:
+def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed: int, steps: int = 20, cfg: float = 6.0) -> Tensor:
     """One picture [1, size, size, 3] in 0…1 of a prompt, by the host's sampler."""
     with torch.inference_mode():
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))

@@ -24,7 +24,7 @@ WORKROOM = ".work"
 
 def concept_files() -> list[str]:
     """Names of the concept files that the user has, as the host lists them."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if not Path(name).parts[0] == WORKROOM]
+    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).parts[0] != WORKROOM]
 
 
 def home() -> Path:

@@ -42,9 +42,7 @@ def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Ten
     middle = [float((line * torch.arange(len(line))).sum() / line.sum()) + 0.5 for line in (rows, columns)]
     top, left = (int(min(max(m - side / 2, 0), full - side)) for m, full in zip(middle, (height, width), strict=True))
     cut = [x[:, :, top : top + side, left : left + side] for x in (picture, mask)]
-    picture, mask = (
-        F.interpolate(x, (size, size), mode="bicubic" if x.shape[1] == 3 else "bilinear", antialias=True) for x in cut
-    )
+    picture, mask = (F.interpolate(x, (size, size), mode="bicubic" if x.shape[1] == 3 else "bilinear", antialias=True) for x in cut)
     return picture[0].movedim(0, -1).clamp(0, 1), mask[0, 0].clamp(0, 1)
 
 

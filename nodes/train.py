@@ -2,12 +2,15 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import folder_paths
 import torch
 from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -33,8 +36,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 # ---- covariance ----------------------------------------------------------------------------------------------------------------
 
 
-def measure(clip, texts: list[str] | None) -> Covariance:
-    """The covariance of a CLIP over the given captions, or those that the pack ships; kept in a file and read from there again."""
+def measure(clip: CLIP, texts: list[str] | None) -> Covariance:
+    """The covariance of a CLIP over these captions, or those that the pack ships; kept in a file and read from there again."""
     identity = host.identity_of(clip)
     which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
     path = home() / WORKROOM / f"covariance-{identity}{which}.safetensors"
@@ -84,8 +87,8 @@ class PerfusionCovariance(io.ComfyNode):
             node_id="PerfusionCovariance",
             display_name="Measure Text Encoder (Perfusion)",
             category=CATEGORY,
-            description="Measures how a text encoder spreads its encodings. Training does this by itself; use this node to bring captions "
-            "of your own. The result is kept for each text encoder.",
+            description="Measures how a text encoder spreads its encodings. Training does this by itself; use this node to bring "
+            "captions of your own. The result is kept for each text encoder.",
             search_aliases=["perfusion", "covariance"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
@@ -106,7 +109,7 @@ class PerfusionCovariance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, captions: str, captions_file: str = "") -> io.NodeOutput:
+    def execute(cls, clip: CLIP, captions: str, captions_file: str = "") -> io.NodeOutput:
         """Measure it, or read what was measured before."""
         covariance = measure(clip, caption_lines(captions, captions_file))
         report = f"{covariance.count} tokens, condition number {covariance.condition():.3g}, text encoder {covariance.identity}"
@@ -116,7 +119,7 @@ class PerfusionCovariance(io.ComfyNode):
 # ---- training ------------------------------------------------------------------------------------------------------------------
 
 
-def check(clip, superclass: str, trigger: str, size: int, covariance: Covariance | None) -> None:
+def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None) -> None:
     """Raise PerfusionError for what cannot be trained, before any work."""
     if not superclass.strip():
         raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
@@ -133,12 +136,12 @@ def check(clip, superclass: str, trigger: str, size: int, covariance: Covariance
     if size % 8:
         raise PerfusionError(f"The size of training pictures must be a multiple of 8 pixels; {size} came.")
     if covariance is not None and covariance.identity != host.identity_of(clip):
-        raise PerfusionError(
-            "This covariance was measured on another text encoder; connect one measured on this CLIP, or none."
-        )
+        raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
 
 
-def fingerprint(model, clip, settings: Settings, superclass: str, images: Tensor, masks: Tensor, covariance: Covariance) -> str:
+def fingerprint(
+    model: ModelPatcher, clip: CLIP, settings: Settings, superclass: str, images: Tensor, masks: Tensor, covariance: Covariance
+) -> str:
     """A digest of all that a training depends on: a checkpoint serves the same training alone."""
     digest = hashlib.sha256(f"{settings} {superclass} {host.identity_of(clip)} {sorted(model.patches)}".encode())
     for layer in host.layers_of(model):
@@ -197,7 +200,7 @@ def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, f
     )
 
 
-def portrait(model, clip, vae, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
+def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
     """A picture [size, size, 3] of a concept by itself."""
     taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
     return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed)[0]
@@ -213,8 +216,8 @@ class PerfusionTrain(io.ComfyNode):
             node_id="PerfusionTrain",
             display_name="Train Concept (Perfusion)",
             category=CATEGORY,
-            description="Teaches the model a concept from a few pictures: a word, and what the word means to each layer. The model itself "
-            "is not changed. A stopped training goes on when the same graph is queued again.",
+            description="Teaches the model a concept from a few pictures: a word, and what the word means to each layer. The model "
+            "itself is not changed. A stopped training goes on when the same graph is queued again.",
             search_aliases=["perfusion", "personalize", "teach", "dreambooth", "textual inversion", "train lora"],
             is_input_list=True,
             inputs=[
@@ -232,9 +235,7 @@ class PerfusionTrain(io.ComfyNode):
                     default="<my-teddy>",
                     tooltip="The word that will stand for the concept in prompts, in angle brackets.",
                 ),
-                io.Int.Input(
-                    "steps", default=400, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."
-                ),
+                io.Int.Input("steps", default=400, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."),
                 io.Int.Input("batch", default=8, min=1, max=256, tooltip="Pictures a step."),
                 io.Int.Input(
                     "size",
@@ -293,7 +294,8 @@ class PerfusionTrain(io.ComfyNode):
                     options=[LOCAL, TRAINED],
                     default=LOCAL,
                     advanced=True,
-                    tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the pictures, further from the prompt.",
+                    tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the "
+                    "pictures, further from the prompt.",
                 ),
                 io.Combo.Input(
                     "edit_mode",
@@ -351,7 +353,16 @@ class PerfusionTrain(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, images, masks=None, covariance=None, **widgets) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: list,
+        clip: list,
+        vae: list,
+        images: list,
+        masks: list | None = None,
+        covariance: list | None = None,
+        **widgets: list,
+    ) -> io.NodeOutput:
         """Train it."""
         model, clip, vae = model[0], clip[0], vae[0]
         covariance = covariance[0] if covariance else None
@@ -381,9 +392,7 @@ class PerfusionTrain(io.ComfyNode):
         weights = torch.stack([pictures.latent_masks(m, *latents.shape[-2:]) for m in (marks, marks.flip(2))], dim=1)
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
         path = (
-            home()
-            / WORKROOM
-            / f"training-{fingerprint(model, clip, settings, superclass, ready, marks, covariance)}.safetensors"
+            home() / WORKROOM / f"training-{fingerprint(model, clip, settings, superclass, ready, marks, covariance)}.safetensors"
         )
 
         def so_far(lesson: Lesson) -> Concept:
@@ -392,16 +401,26 @@ class PerfusionTrain(io.ComfyNode):
         def show(lesson: Lesson) -> Tensor:
             return portrait(model, clip, vae, so_far(lesson), size, settings.seed, settings.mode)
 
-        lesson = run(
-            model, clip, superclass, settings, latents, weights, inverse, precision, path, chosen["preview_every"], show
-        )
+        lesson = run(model, clip, superclass, settings, latents, weights, inverse, precision, path, chosen["preview_every"], show)
         picture = show(lesson)
         concept: Stack = (Concept(**{**vars(so_far(lesson)), "preview": pictures.preview_bytes(picture)}),)
         path.unlink(missing_ok=True)
         return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None])
 
 
-def run(model, clip, superclass, settings, latents, weights, inverse, precision, path, preview_every, show) -> Lesson:
+def run(
+    model: ModelPatcher,
+    clip: CLIP,
+    superclass: str,
+    settings: Settings,
+    latents: Tensor,
+    weights: Tensor,
+    inverse: Tensor,
+    precision: torch.dtype,
+    path: Path,
+    preview_every: int,
+    show: Callable[[Lesson], Tensor],
+) -> Lesson:
     """Teach, with progress, previews and checkpoints; goes on from the checkpoint at `path` where there is one."""
     bar = ProgressBar(settings.steps)
 
@@ -409,25 +428,25 @@ def run(model, clip, superclass, settings, latents, weights, inverse, precision,
         write(path, lesson.tensors(), {"format": "perfusion-training", "version": "1"})
 
     def after_step(lesson: Lesson) -> None:
-        try:
-            preview = None
-            if preview_every and lesson.step % preview_every == 0 and lesson.step < settings.steps:
-                preview = ("JPEG", pictures.to_pil(show(lesson)), 512)
-            bar.update_absolute(lesson.step, settings.steps, preview)
-            host.check_interrupt()
-        except InterruptProcessingException:
-            keep(lesson)
-            log.info("Training stopped at step %d of %d; queue the same graph again to go on from there.", lesson.step, settings.steps)
-            raise
         if lesson.step % CHECKPOINT_EVERY == 0:
             keep(lesson)
+        preview = None
+        if preview_every and lesson.step % preview_every == 0 and lesson.step < settings.steps:
+            preview = ("JPEG", pictures.to_pil(show(lesson)), 512)
+        bar.update_absolute(lesson.step, settings.steps, preview)
 
     with host.learning():
         student = host.Student(model, clip, precision)
         latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
         lesson = resume(path, start(student, superclass, settings))
         bar.update_absolute(lesson.step, settings.steps)
-        return teach(student, lesson, latents, weights, inverse, settings, after_step)
+        try:
+            return teach(student, lesson, latents, weights, inverse, settings, after_step)
+        except InterruptProcessingException:
+            # The host raises it from within any of its layers; the lesson then stands as after its last whole step.
+            keep(lesson)
+            log.info("Training stopped at step %d of %d; queue the same graph again to go on.", lesson.step, settings.steps)
+            raise
 
 
 NODES = [PerfusionCovariance, PerfusionTrain]

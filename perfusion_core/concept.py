@@ -7,6 +7,7 @@ another in the order of the metadata's `layers`. All metadata values are text, a
 
 import base64
 import binascii
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -137,9 +138,7 @@ class Concept:
         tensors, metadata = read(path, MAX_BYTES)
         require(metadata.get("format") == FORMAT, path, "it is not a Perfusion concept")
         version = metadata.get("version", "")[:20]
-        require(
-            version == str(VERSION), path, f"its format version is {version!r} and this pack reads {VERSION}; update the pack"
-        )
+        require(version == str(VERSION), path, f"its format version is {version!r} and this pack reads {VERSION}; update the pack")
         trigger, superclass = metadata.get("modelspec.trigger_phrase", ""), metadata.get("superclass", "")
         require(bool(TRIGGER.fullmatch(trigger)), path, "its trigger word is not a name in angle brackets")
         require(bool(superclass.strip()), path, "its superclass is missing")
@@ -271,7 +270,7 @@ def combine(*stacks: Stack) -> Stack:
         PerfusionError: two have one trigger word, or they are of different base families.
     """
     concepts = sorted((concept for stack in stacks for concept in stack), key=lambda c: c.trigger.casefold())
-    for one, other in zip(concepts, concepts[1:], strict=False):
+    for one, other in itertools.pairwise(concepts):
         if one.trigger.casefold() == other.trigger.casefold():
             raise PerfusionError(
                 f"Two concepts have the trigger word {one.trigger}: a {one.superclass} and a {other.superclass}; "

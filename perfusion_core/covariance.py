@@ -108,12 +108,8 @@ class Covariance:
         require(version == str(VERSION), path, f"its format version is {version!r}, not {VERSION}")
         matrix = tensors.get("covariance")
         square = matrix is not None and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
-        require(
-            len(tensors) == 1 and square and matrix.dtype == torch.float32, path, "it should hold one square float32 matrix"
-        )
-        require(
-            metadata.get("count", "").isdecimal() and len(metadata["count"]) < 19, path, "its count of encodings is missing"
-        )
+        require(len(tensors) == 1 and square and matrix.dtype == torch.float32, path, "it should hold one square float32 matrix")
+        require(metadata.get("count", "").isdecimal() and len(metadata["count"]) < 19, path, "its count of encodings is missing")
         return cls(matrix, int(metadata["count"]), metadata.get("identity", ""))
 
 

@@ -13,6 +13,7 @@ encodings of half precision too; float64 stays float64.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ class Edit:
     def to(self, device: torch.device | str) -> "Edit":
         """The same edit with its tensors on `device`."""
 
-        def move(value):
+        def move(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value.to(device)
             return {k: v.to(device) for k, v in value.items()} if isinstance(value, Mapping) else value

@@ -80,7 +80,7 @@ NUMBERS = "one two three four five many several some no another every".split()
 
 def phrase(rng: random.Random) -> str:
     """A thing with what may be said of it, such as "a rusty old bicycle"."""
-    words = rng.sample(QUALITIES, rng.choice((0, 0, 1, 1, 2))) + [rng.choice(THINGS)]
+    words = [*rng.sample(QUALITIES, rng.choice((0, 0, 1, 1, 2))), rng.choice(THINGS)]
     if rng.random() < 0.2:
         return f"{rng.choice(NUMBERS)} {' '.join(words)}s"
     article = rng.choice(("a", "a", "the", "my"))

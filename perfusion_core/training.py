@@ -275,7 +275,8 @@ def teach(
         sums, seen, loss = gradients(base, lesson, draw, latents, masks, inverse, settings)
         if not math.isfinite(loss) or not all(bool(g.isfinite().all()) for g in sums):
             raise PerfusionError(
-                f"Training stopped at step {lesson.step + 1}: the loss is no longer a number. Use a higher precision or lower rates."
+                f"Training stopped at step {lesson.step + 1}: the loss is no longer a number. "
+                "Use a higher precision or lower rates."
             )
         adam(lesson, sums, settings)
         lesson.target_input.lerp_(seen, 1 - settings.ema)

@@ -59,9 +59,7 @@ def locate() -> Setup:
     setup = _find()
     for path in (setup.comfyui / "main.py", setup.python, setup.base):
         if not path.exists():
-            raise SetupError(
-                f"expected a finished set-up, but {path} is missing; run python scripts/test.py or scripts/demo.py."
-            )
+            raise SetupError(f"expected a finished set-up, but {path} is missing; run python scripts/test.py or scripts/demo.py.")
     return setup
 
 

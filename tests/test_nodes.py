@@ -136,9 +136,7 @@ def test_a_list_of_pictures_of_any_size_is_taken(server: Server) -> None:
 
 
 def test_the_covariance_is_kept_for_each_text_encoder_and_captions(server: Server) -> None:
-    captions = "\n".join(
-        f"a photo of thing number {i} on the {'abcdefghijkl'[i % 12]} street of town {i * 7}" for i in range(80)
-    )
+    captions = "\n".join(f"a photo of thing number {i} on the {'abcdefghijkl'[i % 12]} street of town {i * 7}" for i in range(80))
     reports = []
     for _ in range(2):
         graph = Graph()
@@ -180,7 +178,7 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
-# ---- applying ----------------------------------------------------------------------------------------------------------------------
+# ---- applying
 
 
 def test_training_and_applying_leave_the_base_untouched(server: Server, strong: str) -> None:
@@ -188,9 +186,7 @@ def test_training_and_applying_leave_the_base_untouched(server: Server, strong: 
         graph = Graph()
         model, clip, vae = graph.checkpoint()
         graph.add("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix=f"states/{name}")
-        (found,) = latents(
-            server, graph, graph.sample(model, graph.text(clip, "a teddy"), graph.text(clip, ""), seed=len(name))
-        )
+        (found,) = latents(server, graph, graph.sample(model, graph.text(clip, "a teddy"), graph.text(clip, ""), seed=len(name)))
         (path,) = (server.base / "output" / "states").glob(f"{name}_*.safetensors")
         weights = load_file(path)
         path.unlink()
@@ -331,7 +327,7 @@ def test_applying_twice_is_applying_the_combined(server: Server, strong: str, tr
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------------------------------
+# ---- what is refused
 
 
 def refused(server: Server, graph: Graph, *words: str) -> None:
