@@ -530,10 +530,14 @@ class Student:
 
     WORD = "<perfusion-student>"
 
-    def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype) -> None:
-        """Load both; their weights are shared, never copied or changed."""
+    def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
+        """Load both; their weights are shared, never copied or changed.
+
+        With `min_snr` γ above 0 the error at a time of signal-to-noise ratio s counts as min(s, γ) times the error of the
+        latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
+        """
         self.model = model.get_non_dynamic_delegate() if model.is_dynamic() else model
-        self.clip, self.precision = clip, precision
+        self.clip, self.precision, self.min_snr = clip, precision, min_snr
         self.device = self.model.load_device
         load(self.model, clip.patcher)
         prepare_clip(clip)
@@ -588,7 +592,11 @@ class Student:
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
         nothing = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
         slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
-        return prediction, (nothing - latents) / slope
+        target = (nothing - latents) / slope
+        if self.min_snr > 0:
+            scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
+            prediction, target = scale * prediction, scale * target
+        return prediction, target
 
 
 @contextlib.contextmanager

@@ -336,6 +336,15 @@ class PerfusionTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="Steps between pictures of the concept so far; 0 for none.",
                 ),
+                io.Float.Input(
+                    "min_snr",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="Above 0 (5 is usual) what shapes a picture counts over its finest grain; 0: the model's own loss.",
+                ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
@@ -380,6 +389,7 @@ class PerfusionTrain(io.ComfyNode):
             mode=chosen["edit_mode"],
             flip=chosen["flip"],
             seed=chosen["seed"],
+            min_snr=chosen["min_snr"],
         )
         settings.check()
         family = host.family_of(model)
@@ -436,7 +446,7 @@ def run(
         bar.update_absolute(lesson.step, settings.steps, preview)
 
     with host.learning():
-        student = host.Student(model, clip, precision)
+        student = host.Student(model, clip, precision, settings.min_snr)
         latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
         lesson = resume(path, start(student, superclass, settings))
         bar.update_absolute(lesson.step, settings.steps)

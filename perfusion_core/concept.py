@@ -177,7 +177,10 @@ DETAILS = ("author", "license", "description", "date", "tags")
 
 
 def pack_layers(widths: Mapping[str, int]) -> str:
-    """Layer names and widths as text: `name:width` each, separated by spaces; a name's end that they all share comes first."""
+    """Layer names and widths as text: the end that all names share, then `name:width` each, separated by spaces.
+
+    A name that differs from the one before in its last part alone is written as `.part`, and a width that stays is left out.
+    """
     names = list(widths)
     shared = names[0].split(".")[1:]
     for name in names:
@@ -185,17 +188,28 @@ def pack_layers(widths: Mapping[str, int]) -> str:
         while shared and parts[-len(shared) :] != shared:
             shared = shared[1:]
     end = "".join(f".{part}" for part in shared)
-    return " ".join([end or ".", *(f"{name.removesuffix(end)}:{width}" for name, width in widths.items())])
+    entries, before, stays = [end or "."], "", 0
+    for name, width in widths.items():
+        stem, _, last = name.removesuffix(end).rpartition(".")
+        short = f".{last}" if stem and stem == before else name.removesuffix(end)
+        entries.append(short if width == stays else f"{short}:{width}")
+        before, stays = stem, width
+    return " ".join(entries)
 
 
 def unpack_layers(text: str, path: Path) -> dict[str, int]:
     """What `pack_layers` packed; raises PerfusionError about the file `path` where the text is anything else."""
+    unreadable = "its list of layers cannot be read"
     end, *entries = text.split(" ")
-    good = re.fullmatch(r"[\w.]{1,200}", end) and 0 < len(entries) <= 1000
-    good = good and all(re.fullmatch(r"[\w.]{1,200}:[1-9][0-9]{0,4}", entry) for entry in entries)
-    require(bool(good), path, "its list of layers cannot be read")
-    pairs = [entry.split(":") for entry in entries]
-    layers = {name + (end if end != "." else ""): int(width) for name, width in pairs}
+    require(bool(re.fullmatch(r"\.[\w.]{0,200}", end)) and 0 < len(entries) <= 1000, path, unreadable)
+    layers, name, width = {}, "", 0
+    for entry in entries:
+        found = re.fullmatch(r"(\.\w{1,200}|\w[\w.]{0,200})(?::([1-9][0-9]{0,4}))?", entry)
+        require(found is not None, path, unreadable)
+        stem, width = name.rpartition(".")[0], int(found[2] or width)
+        require(width > 0 and bool(stem or not found[1].startswith(".")), path, unreadable)
+        name = stem + found[1] if found[1].startswith(".") else found[1]
+        layers[name + (end if end != "." else "")] = width
     require(len(layers) == len(entries), path, "its list of layers names one twice")
     return layers
 

@@ -52,7 +52,10 @@ class Base(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time."""
+    """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time.
+
+    `min_snr` is for the `Base`, whose objective may weigh noise levels by it.
+    """
 
     steps: int = 400
     batch: int = 8
@@ -66,6 +69,7 @@ class Settings:
     flip: float = 0.5
     ema: float = 0.99
     seed: int = 0
+    min_snr: float = 0.0
 
     def check(self) -> None:
         """Raise PerfusionError for a setting that cannot work."""

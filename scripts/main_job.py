@@ -60,6 +60,10 @@ def main() -> int:
             raise steps.SetupError(f"expected the workflow to run, but {error}; see {server.log_file}.") from None
     sheet = setup.base / "output" / "contact_sheet.png"
     contact_sheet(sorted((setup.base / "input").glob(PICTURES)), rows).save(sheet)
+    same = sum(pixels(word) == pixels(applied) for _, (words, kept, _) in rows for word, applied in zip(words, kept, strict=True))
+    steps.say(
+        f"The plain word's pictures that are the base's to the last bit with the concept applied: {same} of {len(rows) * len(SEEDS)}"
+    )
     steps.say(f"Contact sheet: {sheet}")
     steps.say(f"Concept: {concept} ({concept.stat().st_size / 1024:.1f} KB)")
     steps.say(f"Times: set-up {arguments.setup_seconds:.0f} s, training {training[0]:.0f} s, sampling {sampling[0]:.0f} s")
@@ -125,6 +129,12 @@ def tile(picture: Path) -> Image.Image:
     """A picture at the size of the sheet's tiles."""
     with Image.open(picture) as image:
         return image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+
+
+def pixels(picture: Path) -> bytes:
+    """What a picture shows."""
+    with Image.open(picture) as image:
+        return image.convert("RGB").tobytes()
 
 
 def wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
