@@ -33,7 +33,7 @@ at tokens that a prompt's trigger word can have reached.
 CLOSED = 1e-3
 """In exact mode a gate under this value is closed: exactly 0."""
 
-APART = 1e-6
+APART = 2.5e-7
 """Concepts count as this much less alike than they are, so that two that coincide still leave one solution."""
 
 Project = Callable[[Tensor], Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import PerfusionError
 from .covariance import probe
-from .edit import EXACT, Edit
+from .edit import EXACT, MODES, Edit
 from .prompts import TEMPLATES
 
 Word = Mapping[str, Tensor]
@@ -73,14 +73,20 @@ class Settings:
 
     def check(self) -> None:
         """Raise PerfusionError for a setting that cannot work."""
-        wrong = {
-            "at least 1 step": self.steps < 1,
-            "a batch of at least 1": self.batch < 1 or self.micro < 1,
-            "learning rates above 0": self.word_rate <= 0 or self.output_rate <= 0,
-            "a temperature above 0": self.temperature <= 0,
+        needs = {
+            "at least 1 step": self.steps >= 1,
+            "a batch of at least 1": self.batch >= 1 and self.micro >= 1,
+            "learning rates above 0": 0 < self.word_rate < math.inf and 0 < self.output_rate < math.inf,
+            "a temperature above 0": 0 < self.temperature < math.inf,
+            "a bias that is a number": math.isfinite(self.bias),
+            f"a lock of {LOCAL} or {TRAINED}": self.lock in (LOCAL, TRAINED),
+            f"an edit mode of {', '.join(MODES)}": self.mode in MODES,
+            "a flip between 0 and 1": 0 <= self.flip <= 1,
+            "an average (ema) between 0 and 1": 0 <= self.ema <= 1,
+            "a min_snr of 0 or more": 0 <= self.min_snr < math.inf,
         }
-        for needed, missing in wrong.items():
-            if missing:
+        for needed, given in needs.items():
+            if not given:
                 raise PerfusionError(f"Training needs {needed}; the settings were {asdict(self)}.")
 
 

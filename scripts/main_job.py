@@ -62,7 +62,7 @@ def main() -> int:
     contact_sheet(sorted((setup.base / "input").glob(PICTURES)), rows).save(sheet)
     same = sum(pixels(word) == pixels(applied) for _, (words, kept, _) in rows for word, applied in zip(words, kept, strict=True))
     steps.say(
-        f"The plain word's pictures that are the base's to the last bit with the concept applied: {same} of {len(rows) * len(SEEDS)}"
+        f"Pictures of the plain word that the concept leaves as they are, to the last bit: {same} of {len(rows) * len(SEEDS)}"
     )
     steps.say(f"Contact sheet: {sheet}")
     steps.say(f"Concept: {concept} ({concept.stat().st_size / 1024:.1f} KB)")

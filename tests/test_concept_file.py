@@ -38,6 +38,8 @@ from perfusion_core.concept import (
 from perfusion_core.edit import EXACT, MODES
 from perfusion_core.training import Settings
 
+torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
+
 SD1 = {
     **{f"input_blocks.{i}.1": 320 for i in (1, 2)},
     **{f"input_blocks.{i}.1": 640 for i in (4, 5)},
@@ -137,6 +139,7 @@ def test_the_layout_is_that_of_sd1() -> None:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 32 * 1024), (torch.bfloat16, 32 * 1024), (torch.float32, 62 * 1024)])
 def test_a_whole_sd1_concept_is_small(dtype: torch.dtype, most: int, path: Path) -> None:
     concept = concept_of(SD1_LAYERS, 768, superclass="teddy bear")
+    concept = replace(concept, training={**concept.training, "seed": 2**63 - 1, "word_rate": 0.00025, "steps": 1000})
     concept.save(path, dtype)
     size = path.stat().st_size
     numbers = (12480 + 4 * 768) * dtype.itemsize
@@ -259,6 +262,10 @@ def test_the_shared_end_is_written_once() -> None:
 def test_layers_may_be_written_out(path: Path) -> None:
     text = " ".join([".", *(f"{name}:{width}" for name, width in SDXL_LAYERS.items())])
     assert unpack_layers(text, path) == SDXL_LAYERS
+    thousand = [f"l{i}:1" for i in range(1000)]
+    assert len(unpack_layers(" ".join([".", *thousand]), path)) == 1000
+    with pytest.raises(PerfusionError, match="list of layers cannot be read"):
+        unpack_layers(" ".join([".", *thousand, "more:1"]), path)
 
 
 # ---- files that are something else ---------------------------------------------------------------------------------------

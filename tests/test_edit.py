@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from perfusion_core.covariance import probe
 from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, Coefficients, Edit, gate, removal, similarity
 
+torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
+
 B, N, D, M = 3, 7, 24, 16
 LAYER = "block.attn2"
 AGREE = 1e-5
@@ -178,8 +180,9 @@ def test_approximate_mode_is_the_several_concept_form_of_perfusion_pytorch(which
 
 @pytest.mark.parametrize("alike", [0.0, 0.5, 1.5])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_paper_mode_is_the_projection_on_the_complement_of_the_span(count: int, alike: float) -> None:
-    world = World.of(count, alike=alike)
+@pytest.mark.parametrize("seed", range(3))
+def test_paper_mode_is_the_projection_on_the_complement_of_the_span(seed: int, count: int, alike: float) -> None:
+    world = World.of(count, seed, alike)
     rest = complement(world, world.encoding, list(range(count)))
     wanted = rest @ world.to_v.T + world.gates() @ world.values
     assert error(edited(world, world.edit(PAPER), "v"), wanted) <= AGREE
@@ -206,17 +209,18 @@ def test_similarity_of_a_target_input_is_one_and_the_gate_is_half_at_the_bias() 
     torch.testing.assert_close(edit.gates(world.encoding.float()).double(), world.gates(), rtol=1e-5, atol=1e-6)
 
 
-def test_concepts_that_coincide_take_their_share_once() -> None:
+@pytest.mark.parametrize("times", [2, 3, 8])
+def test_concepts_that_coincide_take_their_share_once(times: int) -> None:
     one = World.of(1)
     twice = replace(
         one,
-        target_inputs=one.target_inputs.repeat(2, 1),
-        superclass=one.superclass.repeat(2, 1),
-        values=one.values.repeat(2, 1),
+        target_inputs=one.target_inputs.repeat(times, 1),
+        superclass=one.superclass.repeat(times, 1),
+        values=one.values.repeat(times, 1),
     )
-    wanted = complement(one, one.encoding, [0]) @ one.to_v.T + 2 * one.gates() @ one.values
+    wanted = complement(one, one.encoding, [0]) @ one.to_v.T + times * one.gates() @ one.values
     assert error(edited(twice, twice.edit(PAPER), "v"), wanted) <= AGREE
-    wanted = complement(one, one.encoding, [0]) @ one.to_v.T + 2 * one.values
+    wanted = complement(one, one.encoding, [0]) @ one.to_v.T + times * one.values
     assert error(edited(twice, twice.edit(EXACT, bias=ALWAYS_OPEN), "v"), wanted) <= AGREE
 
 

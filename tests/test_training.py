@@ -1,0 +1,695 @@
+"""The training loop on a small differentiable model of its own: gradients, masks, resuming, and what it must not touch."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from perfusion_core import PerfusionError, training
+from perfusion_core.covariance import Estimate
+from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, Edit
+from perfusion_core.files import read, write
+from perfusion_core.prompts import TEMPLATES, captions
+from perfusion_core.training import (
+    LOCAL,
+    TRAINED,
+    Draw,
+    Lesson,
+    Settings,
+    Word,
+    adam,
+    edit_in_training,
+    gradients,
+    masked_error,
+    start,
+    teach,
+)
+
+torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
+
+D, WIDTH, N = 12, 10, 14
+LAYERS = {"up.10.attn2": 5, "down.2.attn2": 6, "up.9.attn2": 5}
+"""Not in the order of their names."""
+PICTURES, CHANNELS, SIZE = 3, 2, 4
+
+
+class Painter:
+    """A latent diffusion model in miniature: a causal text encoder, and a pixelwise network with cross-attention.
+
+    No pixel sees another, so that what lies outside of a mask cannot reach what lies inside.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32, encoder: str = "clip") -> None:
+        generator = torch.Generator().manual_seed(7)
+
+        def matrix(*shape: int) -> Tensor:
+            return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).to(dtype).requires_grad_()
+
+        self.dtype, self.encoder = dtype, encoder
+        self.places, self.own, self.before = matrix(N, WIDTH), matrix(D, WIDTH), matrix(D, WIDTH)
+        self.into, self.out, self.clock = matrix(8, CHANNELS), matrix(CHANNELS, 8), matrix(8, 2)
+        self.queries = {layer: matrix(m, 8) for layer, m in LAYERS.items()}
+        self.to_k = {layer: matrix(m, D) for layer, m in LAYERS.items()}
+        self.to_v = {layer: matrix(m, D) for layer, m in LAYERS.items()}
+        self.back = {layer: matrix(8, m) for layer, m in LAYERS.items()}
+        self.calls = 0
+
+    def parameters(self) -> list[Tensor]:
+        """All that is frozen."""
+        groups = (self.queries, self.to_k, self.to_v, self.back)
+        plain = [self.places, self.own, self.before, self.into, self.out, self.clock]
+        return plain + [tensor for group in groups for tensor in group.values()]
+
+    def vector(self, text: str) -> Tensor:
+        """A word's embedding, [WIDTH]."""
+        return torch.randn(WIDTH, generator=torch.Generator().manual_seed(sum(ord(c) * 31**i for i, c in enumerate(text)) % 2**40))
+
+    def embed(self, text: str) -> dict[str, Tensor]:
+        """See `Base.embed`."""
+        return {self.encoder: torch.stack([self.vector(part) for part in text.split()])}
+
+    def encode(self, templates: Sequence[str], word: Word) -> tuple[Tensor, Tensor]:
+        """See `Base.encode`."""
+        rows, places = [], []
+        for template in templates:
+            row: list[Tensor] = [self.vector("start")]
+            for part in template.split():
+                if part == "{}":
+                    row += list(word[self.encoder])
+                    places.append(len(row) - 1)
+                else:
+                    row.append(self.vector(part))
+            row += [self.vector("end")] * (N - len(row))
+            rows.append(torch.stack([each.to(self.dtype) for each in row]))
+        x = torch.stack(rows) + 0.3 * self.places
+        mean = x.cumsum(1) / torch.arange(1, N + 1, dtype=self.dtype)[:, None]
+        return torch.tanh(x @ self.own.T + mean @ self.before.T), torch.tensor(places)
+
+    def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Base.project`."""
+        given = vectors.to(self.dtype)
+        found = {layer: (given @ self.to_k[layer].T, given @ self.to_v[layer].T) for layer in LAYERS}
+        return {layer: (k.detach().float(), v.detach().float()) for layer, (k, v) in found.items()}
+
+    def paint(self, z: Tensor, time: Tensor, kv: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
+        """The prediction from noised latents [B, c, h, w] and every layer's keys and values [B, N, m]."""
+        pixels = z.flatten(2).transpose(1, 2)
+        clock = torch.stack([time.sqrt(), (1 - time).sqrt()], -1) @ self.clock.T
+        hidden = torch.tanh(pixels @ self.into.T + clock[:, None])
+        for layer, (k, v) in kv.items():
+            scores = hidden @ self.queries[layer].T @ k.transpose(1, 2)
+            hidden = hidden + scores.softmax(-1) @ v @ self.back[layer].T
+        return (hidden @ self.out.T).transpose(1, 2).reshape(z.shape)
+
+    def noised(self, latents: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """What the network is given."""
+        share = time[:, None, None, None]
+        return (1 - share).sqrt() * latents + share.sqrt() * noise
+
+    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+        """See `Base.objective`."""
+        self.calls += 1
+        by = edit.coefficients(encodings)
+        kv = {}
+        for layer in LAYERS:
+            k = encodings @ self.to_k[layer].T
+            v = encodings @ self.to_v[layer].T
+            k = k + edit.key_correction(layer, by, lambda x, w=self.to_k[layer]: x.to(self.dtype) @ w.T).to(self.dtype)
+            v = v + edit.value_correction(layer, by, lambda x, w=self.to_v[layer]: x.to(self.dtype) @ w.T).to(self.dtype)
+            kv[layer] = (k, v)
+        time = time.to(self.dtype)
+        return self.paint(self.noised(latents.to(self.dtype), noise.to(self.dtype), time), time, kv), noise
+
+
+@pytest.fixture(scope="module")
+def inverse() -> Tensor:
+    """C⁻¹ of the encoder, over captions cut to its length."""
+    painter, estimate = Painter(), Estimate(D)
+    with torch.no_grad():
+        lines = [" ".join(line.split()[: N - 2]) for line in captions(200)]
+        for line in lines:
+            estimate.add(painter.encode(["{}", line.split()[0] + " {}"], {"clip": painter.embed(line)["clip"][:6]})[0])
+    return estimate.finish("painter").inverse()
+
+
+@pytest.fixture(scope="module")
+def latents() -> Tensor:
+    """Pictures of one pattern, each as it is and mirrored."""
+    generator = torch.Generator().manual_seed(1)
+    pattern = torch.randn(1, CHANNELS, SIZE, SIZE, generator=generator) * 0.5 + torch.tensor([2.0, -1.5])[:, None, None]
+    made = pattern + 0.1 * torch.randn(PICTURES, CHANNELS, SIZE, SIZE, generator=generator)
+    return torch.stack([made, made.flip(-1)], 1)
+
+
+@pytest.fixture(scope="module")
+def masks() -> Tensor:
+    """Soft masks, lopsided, so that mirroring shows; zero on their last column."""
+    made = torch.rand(PICTURES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    made[..., -1] = 0
+    made /= made.amax((1, 2, 3), keepdim=True)
+    return torch.stack([made, made.flip(-1)], 1)
+
+
+def settings_of(**changed: object) -> Settings:
+    """Few steps."""
+    return replace(Settings(steps=12, batch=8, micro=8, word_rate=0.01, output_rate=0.05, seed=5), **changed)
+
+
+def taught(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings, painter: Painter | None = None) -> Lesson:
+    """A lesson from start to end."""
+    painter = painter or Painter()
+    return teach(painter, start(painter, "teddy bear", settings), latents, masks, inverse, settings)
+
+
+def same(one: Lesson, other: Lesson) -> bool:
+    """Whether all of both is equal to the last bit."""
+    first, second = one.tensors(), other.tensors()
+    assert set(first) == set(second)
+    return one.step == other.step and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def kept(lesson: Lesson) -> dict[str, Tensor]:
+    """A copy of all of it."""
+    return {name: tensor.clone() for name, tensor in lesson.tensors().items()}
+
+
+# ---- it learns -----------------------------------------------------------------------------------------------------------
+
+
+def loss_over(lesson: Lesson, inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings) -> float:
+    """The mean loss over draws that no training has seen."""
+    painter, unseen = Painter(), replace(settings, seed=99)
+    losses = [
+        gradients(painter, lesson, Draw.of(unseen, step, latents[:, 0]), latents, masks, inverse, unseen)[2] for step in range(10)
+    ]
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings = settings_of(steps=80, lock=lock, mode=mode, word_rate=0.02, output_rate=0.2)
+    before = loss_over(start(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
+    lesson = taught(inverse, latents, masks, settings)
+    assert lesson.step == len(lesson.losses) == 80
+    assert loss_over(lesson, inverse, latents, masks, settings) < 0.5 * before
+    assert sum(lesson.losses[-10:]) < 0.6 * sum(lesson.losses[:10])
+
+
+def test_a_base_of_lower_precision_learns_in_float32(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings = settings_of(steps=80, word_rate=0.02, output_rate=0.2)
+    lesson = taught(inverse, latents, masks, settings, Painter(torch.bfloat16))
+    assert all(tensor.dtype == torch.float32 for tensor in [*lesson.learned(), *lesson.moments, lesson.target_input])
+    assert sum(lesson.losses[-10:]) < 0.6 * sum(lesson.losses[:10])
+
+
+def test_it_starts_at_the_superclass(inverse: Tensor) -> None:
+    painter = Painter()
+    lesson = start(painter, "teddy bear", settings_of(lock=TRAINED))
+    word = painter.embed("teddy bear")
+    assert torch.equal(lesson.word["clip"], word["clip"]) and lesson.word["clip"].shape == (2, WIDTH)
+    encodings, places = painter.encode(TEMPLATES, word)
+    mean = torch.stack([row[place] for row, place in zip(encodings, places, strict=True)]).mean(0)
+    assert torch.equal(lesson.target_input, lesson.superclass_encoding)
+    torch.testing.assert_close(lesson.target_input, mean.detach(), rtol=1e-6, atol=1e-6)
+    for layer in LAYERS:
+        torch.testing.assert_close(lesson.values[layer], (painter.to_v[layer] @ mean).detach())
+        torch.testing.assert_close(lesson.keys[layer], (painter.to_k[layer] @ mean).detach())
+    assert lesson.step == 0 and lesson.losses == [] and all((moment == 0).all() for moment in lesson.moments)
+    held = [each.untyped_storage().data_ptr() for each in [*lesson.learned(), lesson.target_input, lesson.superclass_encoding]]
+    assert len(set(held)) == len(held)
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------------
+
+
+def by_hand(
+    painter: Painter, lesson: Lesson, learned: dict[str, Tensor], draw: Draw, latents: Tensor, masks: Tensor, settings: Settings
+) -> Tensor:
+    """The loss of a step in float64, Eq. 3 and its exact mode written out; `lesson` tells what is fixed."""
+    target = lesson.target_input.double()
+    measured = learned["inverse"] @ target
+    kinds, which = draw.templates.unique(return_inverse=True)
+    encodings = painter.encode([TEMPLATES[i] for i in kinds], {"clip": learned["word"]})[0][which]
+    sim = encodings @ measured / (measured @ target)
+    opened = torch.sigmoid((sim - settings.bias) / settings.temperature)
+    share = torch.ones_like(sim)
+    if settings.mode == EXACT:
+        opened = share = torch.where(opened >= CLOSED, opened, 0)
+    rest = encodings - (share * sim)[..., None] * target
+    kv = {}
+    for layer in LAYERS:
+        key = painter.to_k[layer] @ lesson.superclass_encoding.double()
+        if settings.lock == TRAINED:
+            key = learned[f"key.{layer}"]
+        kv[layer] = (
+            rest @ painter.to_k[layer].T + opened[..., None] * key,
+            rest @ painter.to_v[layer].T + opened[..., None] * learned[f"value.{layer}"],
+        )
+    total = torch.zeros((), dtype=torch.float64)
+    side = draw.flipped.long()
+    z, mask = latents[draw.pictures, side].double(), masks[draw.pictures, side].double()
+    noise, time = draw.noise.double(), draw.time.double()
+    error = (painter.paint(painter.noised(z, noise, time), time, kv) - noise) ** 2
+    for b in range(settings.batch):
+        total = total + (error[b].mean(0) * mask[b, 0]).sum() / mask[b].sum() / settings.batch
+    return total
+
+
+@pytest.mark.parametrize("mode", [EXACT, PAPER])
+@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+@torch.no_grad()
+def test_gradients_agree_with_finite_differences_in_float64(
+    lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    settings = settings_of(lock=lock, mode=mode, steps=3)
+    lesson = taught_before(inverse, latents, masks, settings)
+    draw = Draw.of(settings, 3, latents[:, 0])
+    with torch.enable_grad():
+        sums, _, loss = gradients(Painter(), lesson, draw, latents, masks, inverse, settings)
+    painter = Painter(torch.float64)
+    for wide, narrow in zip(painter.parameters(), Painter().parameters(), strict=True):
+        wide.copy_(narrow)
+    learned = {"inverse": inverse, "word": lesson.word["clip"].double()}
+    learned |= {f"value.{layer}": each.double() for layer, each in lesson.values.items()}
+    learned |= {f"key.{layer}": each.double() for layer, each in lesson.keys.items()}
+    names = ["word", *(f"value.{layer}" for layer in lesson.values), *(f"key.{layer}" for layer in lesson.keys)]
+    assert len(names) == len(sums) == (7 if lock == TRAINED else 4)
+
+    def value() -> float:
+        return float(by_hand(painter, lesson, learned, draw, latents, masks, settings))
+
+    assert loss == pytest.approx(value(), rel=1e-5)
+    step = 1e-5
+    for name, gradient in zip(names, sums, strict=True):
+        flat, found = learned[name].view(-1), torch.zeros(gradient.numel(), dtype=torch.float64)
+        for i in range(len(flat)):
+            there = flat[i].clone()
+            flat[i] = there + step
+            above = value()
+            flat[i] = there - step
+            found[i] = (above - value()) / (2 * step)
+            flat[i] = there
+        assert found.norm() > 1e-4, name
+        assert float((gradient.view(-1).double() - found).norm() / found.norm()) < 1e-4, name
+
+
+def taught_before(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings) -> Lesson:
+    """A lesson after some steps, where word, i* and outputs have gone apart."""
+    with torch.enable_grad():
+        return taught(inverse, latents, masks, settings)
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5, 64])
+def test_micro_batches_give_the_gradients_of_the_batch(micro: int, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings = settings_of(lock=TRAINED)
+    lesson = taught(inverse, latents, masks, replace(settings, steps=3))
+    draw = Draw.of(settings, 3, latents[:, 0])
+    whole, seen, loss = gradients(Painter(), lesson, draw, latents, masks, inverse, settings)
+    painter = Painter()
+    parts, seen_again, again = gradients(painter, lesson, draw, latents, masks, inverse, replace(settings, micro=micro))
+    assert painter.calls == math.ceil(8 / micro)
+    assert again == pytest.approx(loss, rel=1e-6) and torch.equal(seen, seen_again)
+    for one, other in zip(whole, parts, strict=True):
+        assert (one - other).norm() <= 2e-6 * one.norm() and one.norm() > 0
+
+
+def test_a_layer_that_the_model_does_not_use_has_no_gradient(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    class Wider(Painter):
+        def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+            return super().project(vectors) | {"unused.attn2": (vectors.detach(), vectors.detach())}
+
+    settings = settings_of(steps=2)
+    lesson = taught(inverse, latents, masks, settings, Wider())
+    assert torch.equal(lesson.values["unused.attn2"], lesson.superclass_encoding)
+
+
+def test_adam_is_torchs_adam_with_rates_along_a_half_cosine() -> None:
+    settings = settings_of(steps=9, word_rate=0.02, output_rate=0.3)
+    lesson = start(Painter(), "teddy", replace(settings, lock=TRAINED))
+    words = [each.clone().requires_grad_() for each in lesson.word.values()]
+    outputs = [each.clone().requires_grad_() for each in [*lesson.values.values(), *lesson.keys.values()]]
+    peer = torch.optim.Adam([{"params": words, "lr": 0.02}, {"params": outputs, "lr": 0.3}])
+    falls = torch.optim.lr_scheduler.LambdaLR(peer, lambda n: 0.5 * (1 + math.cos(math.pi * n / 9)))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(9):
+        sizes = 10.0 ** torch.randint(-3, 3, (len(lesson.learned()),), generator=generator)
+        sums = [torch.randn(each.shape, generator=generator) * size for each, size in zip(lesson.learned(), sizes, strict=True)]
+        for each, gradient in zip([*words, *outputs], sums, strict=True):
+            each.grad = gradient.clone()
+        peer.step()
+        falls.step()
+        adam(lesson, sums, settings)
+        lesson.step += 1
+    for one, other in zip(lesson.learned(), [*words, *outputs], strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-6)
+
+
+# ---- masks and flips -----------------------------------------------------------------------------------------------------
+
+
+def found_with(inverse: Tensor, latents: Tensor, masks: Tensor, **changed: object) -> tuple[list[Tensor], float]:
+    """Gradients and loss of one step."""
+    settings = settings_of(lock=TRAINED, **changed)
+    lesson = start(Painter(), "teddy bear", settings)
+    draw = Draw.of(settings, 0, latents[:, 0])
+    sums, _, loss = gradients(Painter(), lesson, draw, latents, masks, inverse, settings)
+    return sums, loss
+
+
+def test_pixels_outside_of_the_mask_have_no_influence(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    sums, loss = found_with(inverse, latents, masks)
+    outside = torch.where(masks == 0, 1e3, latents)
+    assert (outside != latents).any()
+    again, loss_again = found_with(inverse, outside, masks)
+    assert loss == loss_again and all(torch.equal(one, other) for one, other in zip(sums, again, strict=True))
+    inside = torch.where(masks > 0, latents + 0.1, latents)
+    other, loss_other = found_with(inverse, inside, masks)
+    assert loss != loss_other and not any(torch.equal(one, two) for one, two in zip(sums, other, strict=True))
+
+
+def test_the_size_of_a_mask_does_not_matter(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    sums, loss = found_with(inverse, latents, masks)
+    half, loss_half = found_with(inverse, latents, masks * 0.5)
+    assert loss_half == pytest.approx(loss, rel=1e-6)
+    for one, other in zip(sums, half, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_masked_error_is_the_weighted_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
+    weights = torch.rand(3, 1, 4, 4, generator=generator)
+    wanted = 0.0
+    for b in range(3):
+        shares = weights[b, 0].double() / weights[b].double().sum()
+        wanted += float((shares * ((prediction[b] - target[b]).double() ** 2).mean(0)).sum()) / 3
+    assert float(masked_error(prediction, target, weights)) == pytest.approx(wanted, rel=1e-6)
+    plain = torch.nn.functional.mse_loss(prediction, target)
+    torch.testing.assert_close(masked_error(prediction, target, torch.ones(3, 1, 4, 4)), plain)
+    # 300² is too large for float16.
+    large = masked_error(torch.full((1, 1, 2, 2), 300.0).half(), torch.zeros(1, 1, 2, 2).half(), torch.ones(1, 1, 2, 2))
+    assert float(large) == 90000
+
+
+def test_mirrored_pictures_come_with_their_mirrored_masks(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    swapped = found_with(inverse, latents.flip(1), masks.flip(1), flip=1.0)
+    plain = found_with(inverse, latents, masks, flip=0.0)
+    assert swapped[1] == plain[1] and all(torch.equal(one, other) for one, other in zip(swapped[0], plain[0], strict=True))
+    mirrored = found_with(inverse, latents, masks, flip=1.0)
+    assert mirrored[1] != plain[1]
+
+
+# ---- the same again ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+def test_the_same_seed_gives_the_same_concept_to_the_last_bit(lock: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings = settings_of(lock=lock)
+    one = taught(inverse, latents, masks, settings)
+    torch.manual_seed(123)
+    torch.rand(7)
+    assert same(one, taught(inverse, latents, masks, settings))
+    other = taught(inverse, latents, masks, replace(settings, seed=6))
+    assert not any(torch.equal(a, b) for a, b in zip(one.learned(), other.learned(), strict=True))
+    assert one.losses != other.losses
+
+
+class Stop(Exception):
+    """What a user's interruption raises."""
+
+
+@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+@pytest.mark.parametrize("at", [1, 5, 11, 12])
+def test_an_interrupted_training_ends_as_an_undisturbed_one(
+    at: int, lock: str, inverse: Tensor, latents: Tensor, masks: Tensor, tmp_path: Path
+) -> None:
+    settings, path = settings_of(lock=lock), tmp_path / "checkpoint.safetensors"
+    whole = taught(inverse, latents, masks, settings)
+
+    def stop(lesson: Lesson) -> None:
+        if lesson.step == at:
+            raise Stop
+
+    lesson = start(Painter(), "teddy bear", settings)
+    with pytest.raises(Stop):
+        teach(Painter(), lesson, latents, masks, inverse, settings, stop)
+    assert lesson.step == len(lesson.losses) == at
+    write(path, lesson.tensors(), {"format": "training"})
+    back = Lesson.from_tensors(read(path, 2**20)[0])
+    assert same(lesson, back)
+    assert [list(group) for group in (back.word, back.values, back.keys)] == [
+        list(group) for group in (lesson.word, lesson.values, lesson.keys)
+    ]
+    for each in (back, lesson):
+        assert same(teach(Painter(), each, latents, masks, inverse, settings), whole)
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    whole = taught(inverse, latents, masks, settings_of(steps=2)).tensors()
+    for name in whole:
+        with pytest.raises(PerfusionError, match="not whole"):
+            Lesson.from_tensors({k: v for k, v in whole.items() if k != name})
+    assert same(Lesson.from_tensors(whole), Lesson.from_tensors(dict(reversed(whole.items()))))
+
+
+def test_a_lesson_before_its_first_step_survives_its_file(tmp_path: Path) -> None:
+    lesson = start(Painter(), "teddy", settings_of())
+    write(tmp_path / "c.safetensors", lesson.tensors(), {})
+    assert same(Lesson.from_tensors(read(tmp_path / "c.safetensors", 2**20)[0]), lesson)
+
+
+def test_a_finished_lesson_is_left_as_it_is(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings, painter = settings_of(steps=2), Painter()
+    lesson = taught(inverse, latents, masks, settings, painter)
+    before = kept(lesson)
+    teach(painter, lesson, latents, masks, inverse, settings)
+    assert painter.calls == 2 and all(torch.equal(before[k], v) for k, v in lesson.tensors().items())
+
+
+def test_after_step_is_told_of_every_step(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings, told = settings_of(steps=5), []
+    lesson = start(Painter(), "teddy", settings)
+    teach(Painter(), lesson, latents, masks, inverse, settings, lambda each: told.append((each.step, len(each.losses))))
+    assert told == [(n, n) for n in range(1, 6)]
+
+
+# ---- what changes and what does not --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+def test_nothing_but_word_outputs_and_target_input_changes(lock: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings, painter = settings_of(lock=lock), Painter()
+    given = [*painter.parameters(), inverse, latents, masks]
+    before = [tensor.detach().clone() for tensor in given]
+    lesson = start(painter, "teddy bear", settings)
+    first = kept(lesson)
+    teach(painter, lesson, latents, masks, inverse, settings)
+    assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
+    assert all(tensor.grad is None for tensor in painter.parameters())
+    assert not any(tensor.requires_grad for tensor in lesson.tensors().values())
+    changed = {name for name, tensor in lesson.tensors().items() if name != "losses" and not torch.equal(tensor, first[name])}
+    assert changed == set(first) - {"superclass_encoding", "losses"}
+    assert bool(lesson.keys) == (lock == TRAINED) and set(lesson.keys) <= set(LAYERS)
+
+
+def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
+    inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    painter = Painter()
+    for lock in (LOCAL, TRAINED):
+        settings = settings_of(lock=lock)
+        lesson = taught(inverse, latents, masks, settings)
+        edit = edit_in_training(lesson, inverse, settings)
+        by = replace(edit.coefficients(lesson.target_input[None, None]), add=torch.ones(1, 1, 1), remove=torch.zeros(1, 1, 1))
+        for layer in LAYERS:
+            got = edit.key_correction(layer, by, lambda x, w=painter.to_k[layer]: x @ w.T).flatten()
+            wanted = lesson.keys[layer] if lock == TRAINED else painter.to_k[layer] @ lesson.superclass_encoding
+            torch.testing.assert_close(got, wanted)
+            locked = painter.to_k[layer] @ lesson.superclass_encoding
+            assert torch.allclose(got, locked, atol=1e-3) == (lock == LOCAL)
+
+
+def test_the_edit_of_training_is_the_edit_of_the_settings(inverse: Tensor) -> None:
+    settings = settings_of(bias=0.4, temperature=0.2, mode=APPROXIMATE)
+    lesson = start(Painter(), "teddy", settings)
+    edit = edit_in_training(lesson, inverse, settings)
+    assert edit.mode == APPROXIMATE and edit.strength.tolist() == [1.0]
+    assert (edit.bias.tolist(), edit.temperature.tolist()) == (pytest.approx([0.4]), pytest.approx([0.2]))
+    assert float(edit.probes @ lesson.target_input) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings, painter = settings_of(ema=0.9), Painter()
+    lesson = start(painter, "teddy bear", settings)
+    wanted = lesson.target_input.clone()
+    word = {"clip": lesson.word["clip"].clone()}
+
+    def check(now: Lesson) -> None:
+        # The word as it was in this step's prompts.
+        draw = Draw.of(settings, now.step - 1, latents[:, 0])
+        encodings, places = painter.encode([TEMPLATES[i] for i in sorted(set(draw.templates.tolist()))], word)
+        seen = torch.stack([row[place] for row, place in zip(encodings, places, strict=True)]).mean(0).detach()
+        wanted.mul_(0.9).add_(seen, alpha=0.1)
+        torch.testing.assert_close(now.target_input, wanted, rtol=1e-5, atol=1e-6)
+        word["clip"] = now.word["clip"].clone()
+
+    start_input = lesson.target_input.clone()
+    teach(painter, lesson, latents, masks, inverse, settings, check)
+    assert (lesson.target_input - start_input).norm() > 1e-3
+    still = settings_of(ema=1.0)
+    assert torch.equal(taught(inverse, latents, masks, still).target_input, start_input)
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"steps": 0}, "at least 1 step"),
+        ({"steps": -3}, "at least 1 step"),
+        ({"batch": 0}, "a batch of at least 1"),
+        ({"micro": 0}, "a batch of at least 1"),
+        ({"word_rate": 0.0}, "learning rates above 0"),
+        ({"output_rate": -0.1}, "learning rates above 0"),
+        ({"word_rate": float("nan")}, "learning rates above 0"),
+        ({"output_rate": float("inf")}, "learning rates above 0"),
+        ({"temperature": 0.0}, "a temperature above 0"),
+        ({"temperature": float("nan")}, "a temperature above 0"),
+        ({"bias": float("nan")}, "a bias"),
+        ({"lock": "global"}, "a lock"),
+        ({"mode": "both"}, "an edit mode"),
+        ({"flip": 1.5}, "a flip"),
+        ({"ema": -0.1}, "an average"),
+        ({"min_snr": -1.0}, "a min_snr"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_work(
+    changed: dict[str, object], says: str, inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    painter = Painter()
+    lesson = start(painter, "teddy", settings_of())
+    before = kept(lesson)
+    with pytest.raises(PerfusionError, match=f"Training needs {says}") as caught:
+        teach(painter, lesson, latents, masks, inverse, settings_of(**changed))
+    assert str(caught.value).isprintable()
+    assert painter.calls == 0 and all(torch.equal(before[k], v) for k, v in lesson.tensors().items())
+
+
+def test_the_settings_that_come_with_the_pack_are_good() -> None:
+    Settings().check()
+    for lock in (LOCAL, TRAINED):
+        for mode in MODES:
+            settings_of(lock=lock, mode=mode, flip=0.0, ema=1.0).check()
+
+
+@pytest.mark.parametrize(
+    ("where", "bad"),
+    [*itertools.product(["prediction", "latents", "gradient"], [float("nan"), float("inf")]), ("sum", 1e20)],
+)
+def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
+    where: str, bad: float, inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    class Breaks(Painter):
+        def objective(self, z: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+            broken = self.calls == 4
+            prediction, target = super().objective(z * bad if broken and where == "latents" else z, noise, time, encodings, edit)
+            if broken and where == "prediction":
+                prediction = torch.cat([prediction[:-1], prediction[-1:] * bad])
+            if broken and where == "sum":
+                # Its square is too large for float32, its gradient is not.
+                prediction = prediction + bad
+            if broken and where == "gradient":
+                prediction.register_hook(lambda gradient: gradient * bad)
+            return prediction, target
+
+    settings = settings_of(lock=TRAINED)
+    lesson, seen = start(Breaks(), "teddy bear", settings), []
+    with pytest.raises(PerfusionError, match="step 5: the loss is no longer a number") as caught:
+        teach(Breaks(), lesson, latents, masks, inverse, settings, lambda each: seen.append(kept(each)))
+    assert str(caught.value).isprintable()
+    assert lesson.step == len(lesson.losses) == len(seen) == 4
+    assert all(torch.equal(seen[-1][name], tensor) and tensor.isfinite().all() for name, tensor in lesson.tensors().items())
+    assert not any(tensor.requires_grad for tensor in lesson.learned())
+    # It can go on from there.
+    assert same(teach(Painter(), lesson, latents, masks, inverse, settings), taught(inverse, latents, masks, settings))
+
+
+def test_a_model_that_fails_leaves_no_gradients_asked_for(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    class Fails(Painter):
+        def objective(self, *_: object) -> tuple[Tensor, Tensor]:
+            raise MemoryError
+
+    lesson = start(Fails(), "teddy", settings_of())
+    before = kept(lesson)
+    with pytest.raises(MemoryError):
+        teach(Fails(), lesson, latents, masks, inverse, settings_of())
+    assert not any(tensor.requires_grad for tensor in lesson.tensors().values())
+    assert all(torch.equal(before[name], tensor) for name, tensor in lesson.tensors().items())
+
+
+# ---- the random choices --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_s_choices_come_from_seed_and_step_alone() -> None:
+    settings, latents = settings_of(batch=16), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
+    one = Draw.of(settings, 7, latents)
+    torch.manual_seed(9)
+    Draw.of(settings, 8, latents)
+    again = Draw.of(settings, 7, latents)
+    assert all(torch.equal(value, vars(again)[name]) for name, value in vars(one).items())
+    for other in (Draw.of(settings, 8, latents), Draw.of(replace(settings, seed=6), 7, latents)):
+        assert not torch.equal(one.noise, other.noise) and not torch.equal(one.time, other.time)
+    assert Draw.of(replace(settings, seed=2**63 - 1), 10**6, latents).noise.isfinite().all()
+    noises = {float(Draw.of(replace(settings, seed=s), n, latents).noise[0, 0, 0, 0]) for s in range(20) for n in range(20)}
+    assert len(noises) == 400
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_the_statistics_of_the_choices(batch: int) -> None:
+    settings, latents = settings_of(batch=batch, flip=0.3), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
+    draws = [Draw.of(settings, step, latents) for step in range(400)]
+    for draw in draws:
+        # One time in each of B equal parts.
+        assert ((draw.time * batch).floor() == torch.arange(batch)).all() and (draw.time < 1).all()
+        assert len(set(draw.templates.tolist())) <= 2
+        assert draw.noise.shape == (batch, CHANNELS, SIZE, SIZE)
+    drawn = {name: torch.cat([vars(draw)[name] for draw in draws]) for name in vars(draws[0])}
+    count = 400 * batch
+    # Five standard deviations of what they should be.
+    assert abs(float(drawn["flipped"].float().mean()) - 0.3) < 5 * (0.21 / count) ** 0.5
+    assert abs(float(drawn["time"].mean()) - 0.5) < 5 * (1 / 12 / count) ** 0.5
+    assert abs(float((drawn["time"] * batch % 1).mean()) - 0.5) < 5 * (1 / 12 / count) ** 0.5
+    assert abs(float(drawn["noise"].mean())) < 5 * (1 / drawn["noise"].numel()) ** 0.5
+    assert abs(float(drawn["noise"].var()) - 1) < 5 * (2 / drawn["noise"].numel()) ** 0.5
+    for which, kinds, picks in (("pictures", PICTURES, count), ("templates", len(TEMPLATES), 400 * min(batch, 2))):
+        shares = drawn[which].bincount(minlength=kinds) / count
+        assert len(shares) == kinds
+        assert (shares - 1 / kinds).abs().max() < 5 * (1 / kinds * (1 - 1 / kinds) / picks) ** 0.5
+
+
+@pytest.mark.parametrize(("flip", "wanted"), [(0.0, False), (1.0, True)])
+def test_flips_can_be_shut_off_and_forced(flip: float, wanted: bool) -> None:
+    for step in range(50):
+        assert (Draw.of(settings_of(flip=flip), step, torch.zeros(2, 1, 2, 2)).flipped == wanted).all()
+
+
+def test_a_batch_encodes_each_template_once(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    class Counts(Painter):
+        seen: list[list[str]] = []  # noqa: RUF012
+
+        def encode(self, templates: Sequence[str], word: Word) -> tuple[Tensor, Tensor]:
+            self.seen.append(list(templates))
+            return super().encode(templates, word)
+
+    settings = settings_of(steps=6, micro=2)
+    taught(inverse, latents, masks, settings, Counts())
+    assert len(Counts.seen) == 7 and Counts.seen[0] == list(TEMPLATES)
+    assert all(len(each) == len(set(each)) <= 2 for each in Counts.seen[1:])
+    assert training.TEMPLATES is TEMPLATES
