@@ -67,9 +67,12 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
 
 
 def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
-    """Masks [B, 1, height, width] for latents, each with a maximum of 1, of masks [B, H, W]."""
+    """Weights [B, 1, height, width] for latents, each with a maximum of 1, of masks [B, H, W].
+
+    Squared: a cell at the object's edge shows its background too, and counts for less than its share of the object.
+    """
     small = F.interpolate(masks[:, None], (height, width), mode="area")
-    return small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)
+    return (small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).square()
 
 
 def loss_plot(losses: list[float], width: int = 640, height: int = 360) -> Tensor:

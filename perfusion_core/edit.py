@@ -12,7 +12,8 @@ encodings of half precision too; float64 stays float64.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -121,7 +122,7 @@ class Edit:
     keys: Mapping[str, Tensor] = field(default_factory=dict)
     keys_trained: Tensor | None = None
 
-    @property
+    @cached_property
     def overlap(self) -> Tensor:
         """sim_j(i*_k), [J, J]."""
         # Not every device has float64.
@@ -136,7 +137,7 @@ class Edit:
                 return value.to(device)
             return {k: v.to(device) for k, v in value.items()} if isinstance(value, Mapping) else value
 
-        return Edit(**{name: move(value) for name, value in vars(self).items()})
+        return Edit(**{each.name: move(getattr(self, each.name)) for each in fields(self)})
 
     def gates(self, encoding: Tensor) -> Tensor:
         """Each concept's own gate at every token, [B, N, J]."""
