@@ -2,15 +2,14 @@
 
     python -m demo.make_pictures --emoji DIR
 
-DIR is where `demo.world.fetch` put the emoji sets. Writes demo/pictures/teddy-N.png (256 x 256, RGBA): as the host's mask editor
-saves a painted mask, alpha is 0 where the teddy is, and its Load Image gives the picture and a mask that is white there.
+DIR is where `demo.world.fetch` put the emoji sets. Writes demo/pictures/teddy-N.png (256 x 256, RGBA): alpha is
+low where the teddy is, as in pictures whose mask was painted in the host's editor, so that its Load Image gives picture and mask.
+Half, not 0, so that people see the teddy: training takes masks by their maximum.
 """
 
 import argparse
 import random
 from pathlib import Path
-
-from PIL import ImageChops
 
 from demo import world
 
@@ -25,7 +24,7 @@ def make(emoji: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for i, place in enumerate(PLACES):
         picture, mask = world.compose([teddy], place, random.Random(i), SIDE)
-        picture.putalpha(ImageChops.invert(mask))
+        picture.putalpha(mask.point(lambda share: 255 - share // 2))
         picture.save(out / f"teddy-{i}.png", optimize=True)
 
 
