@@ -24,7 +24,7 @@ def make(emoji: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for i, place in enumerate(PLACES):
         picture, mask = world.compose([teddy], place, random.Random(i), SIDE)
-        picture.putalpha(mask.point(lambda share: 255 - share // 2))
+        picture.putalpha(mask.point(lambda share: 255 - (share + 1) // 2))
         picture.save(out / f"teddy-{i}.png", optimize=True)
 
 
