@@ -164,18 +164,8 @@ def resume(path: Path, fresh: Lesson) -> Lesson:
     shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (lesson, fresh)]
     if shapes[0] != shapes[1]:
         return fresh
-    # Groups come back sorted by name: put them into the order of the model's layers, which the moments follow.
     log.info("Training goes on from step %d.", lesson.step)
-    return Lesson(
-        {k: lesson.word[k] for k in fresh.word},
-        {k: lesson.values[k] for k in fresh.values},
-        {k: lesson.keys[k] for k in fresh.keys},
-        lesson.target_input,
-        lesson.superclass_encoding,
-        lesson.step,
-        lesson.losses,
-        lesson.moments,
-    )
+    return lesson
 
 
 def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, family: str, settings: Settings) -> Concept:
