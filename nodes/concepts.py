@@ -1,6 +1,7 @@
 """Load, save, set and combine concepts."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -132,7 +133,7 @@ class PerfusionSaveConcept(io.ComfyNode):
         made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
         one = concept[0]
         details = {**one.details, **{k: v for k, v in made.items() if v}}
-        saved = Concept(**{**vars(one), "details": details})
+        saved = replace(one, details=details)
         saved.save(Path(folder) / file, torch.float32 if precision == "float32" else torch.float16)
         listed = str(Path(subfolder) / file)
         return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import folder_paths
@@ -406,7 +406,7 @@ class PerfusionTrain(io.ComfyNode):
 
         lesson = run(model, clip, superclass, settings, latents, weights, inverse, precision, path, chosen["preview_every"], show)
         picture = show(lesson)
-        concept: Stack = (Concept(**{**vars(so_far(lesson)), "preview": pictures.preview_bytes(picture)}),)
+        concept: Stack = (replace(so_far(lesson), preview=pictures.preview_bytes(picture)),)
         path.unlink(missing_ok=True)
         return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None])
 

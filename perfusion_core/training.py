@@ -221,23 +221,17 @@ def gradients(
         edit = edit_in_training(lesson, inverse, settings)
         outputs = [*lesson.values.values(), *lesson.keys.values()]
         for part in torch.arange(settings.batch).split(settings.micro):
-            flipped = draw.flipped[part].to(device)[:, None, None, None]
-            z, mask = latents[:, 0][draw.pictures[part]], masks[:, 0][draw.pictures[part]]
-            z = torch.where(flipped, latents[:, 1][draw.pictures[part]], z)
-            mask = torch.where(flipped, masks[:, 1][draw.pictures[part]], mask)
+            shown = draw.pictures[part], draw.flipped[part].long()
             noise, time = draw.noise[part].to(device), draw.time[part].to(device)
-            prediction, target = base.objective(z, noise, time, encodings[which[part].to(device)], edit)
-            loss = masked_error(prediction, target, mask) * len(part) / settings.batch
+            prediction, target = base.objective(latents[shown], noise, time, encodings[which[part].to(device)], edit)
+            loss = masked_error(prediction, target, masks[shown]) * len(part) / settings.batch
             got = torch.autograd.grad(loss, [encodings, *outputs], allow_unused=True)
             outer += got[0]
-            for total_gradient, gradient in zip(sums[len(lesson.word) :], got[1:], strict=True):
+            for summed, gradient in zip(sums[len(lesson.word) :], got[1:], strict=True):
                 if gradient is not None:
-                    total_gradient += gradient
+                    summed += gradient
             total += loss.item()
-        for total_gradient, gradient in zip(
-            sums, torch.autograd.grad(encoded, list(lesson.word.values()), outer.to(encoded.dtype)), strict=False
-        ):
-            total_gradient += gradient
+        sums[: len(lesson.word)] = torch.autograd.grad(encoded, list(lesson.word.values()), outer.to(encoded.dtype))
     finally:
         for tensor in learned:
             tensor.requires_grad_(False)
