@@ -1,0 +1,84 @@
+"""What a MODEL and a CLIP of the host are, to Perfusion."""
+
+import hashlib
+
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy.sd1_clip import SDClipModel, SDTokenizer
+from torch import nn
+
+from ...perfusion_core import PerfusionError
+
+FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+"""Width of the encoding that cross-attention reads -> base family."""
+
+
+def layers_of(model: ModelPatcher) -> dict[str, int]:
+    """Cross-attention layers of a MODEL and the width m of their projections, in the order that the model runs them.
+
+    Raises:
+        PerfusionError: the model has none, as models without a UNet of Stable Diffusion's kind.
+    """
+    unet = model.model.diffusion_model
+    found = {
+        name: module.to_v.out_features
+        for name, module in unet.named_modules()
+        if name.endswith(".attn2") and hasattr(module, "to_k") and module.to_k.in_features == width_of(model)
+    }
+    if not found:
+        raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this model has no cross-attention of that kind.")
+    return found
+
+
+def width_of(model: ModelPatcher) -> int:
+    """Width d of the encodings that a MODEL's cross-attention reads; 0 where it has none."""
+    width = model.model.model_config.unet_config.get("context_dim") or 0
+    return width if isinstance(width, int) else 0
+
+
+def family_of(model: ModelPatcher) -> str:
+    """Base family of a MODEL; raises PerfusionError where it is none that Perfusion knows."""
+    family = FAMILIES.get(width_of(model))
+    if family is None:
+        raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this is another kind.")
+    return family
+
+
+def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
+    """A CLIP's text encoders by name, and their tokenizers.
+
+    Raises:
+        PerfusionError: it has none of CLIP's kind.
+    """
+    found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, SDTokenizer)}
+    if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
+        raise PerfusionError("Perfusion needs the text encoder of a Stable Diffusion checkpoint; this CLIP is of another kind.")
+    return found
+
+
+def clip_model(clip: CLIP, name: str) -> nn.Module | None:
+    """The text encoder of that name in a CLIP."""
+    return getattr(clip.cond_stage_model, name, None)
+
+
+def identity_of(clip: CLIP) -> str:
+    """A digest of a CLIP's text encoders: of its layer norms and some of its vocabulary, which every fine-tune moves."""
+    digest = hashlib.sha256(str(clip.layer_idx).encode())
+    for name in sorted(encoders_of(clip)):
+        transformer = clip_model(clip, name).transformer
+        norms = [(k, v) for k, v in sorted(transformer.state_dict().items()) if "norm" in k]
+        vocabulary = transformer.get_input_embeddings().weight[::97]
+        for key, tensor in [*norms, ("vocabulary", vocabulary)]:
+            digest.update(key.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def load(*patchers: ModelPatcher) -> None:
+    """Have models on their device, whole."""
+    comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
+
+
+def check_interrupt() -> None:
+    """Raise the host's own exception where the user has asked to stop."""
+    comfy.model_management.throw_exception_if_processing_interrupted()

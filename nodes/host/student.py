@@ -1,0 +1,149 @@
+"""A loaded checkpoint as the core's `Base`: it can be taught, and its weights are neither copied nor changed."""
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import comfy.clip_model
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from torch import Tensor, nn
+
+from ...perfusion_core.edit import Edit
+from .edits import edited
+from .encode import prepare_clip, sections_of
+from .models import clip_model, encoders_of, layers_of, load
+from .words import places_of, tokenizer_with_words
+
+
+def best_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it natively, else float32."""
+    if device.type == "cpu":
+        native = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+
+
+def alias(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module as tensors that share their memory but may take part in a backward pass.
+
+    A checkpoint's weights are inference tensors, which autograd refuses to keep.
+    """
+    shared = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        normal = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        shared[name] = normal.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    return shared
+
+
+class _Method(nn.Module):
+    """A module's method as a forward, since `functional_call` calls no other."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.module, self.method)(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def out_of_place(module: nn.Module) -> Iterator[None]:
+    """While it is open, the host's CLIP layers add to a new tensor: in place, no backward passes through them."""
+
+    def forward(self: nn.Module, x: Tensor, mask: Tensor | None = None, optimized_attention: Callable | None = None) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
+        return x + self.mlp(self.layer_norm2(x))
+
+    layers = [layer for layer in module.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
+    try:
+        for layer in layers:
+            layer.forward = types.MethodType(forward, layer)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+class Student:
+    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside inference mode, with `learning`."""
+
+    WORD = "<perfusion-student>"
+
+    def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
+        """Load both; their weights are shared, never copied or changed.
+
+        With `min_snr` γ above 0 the error at a time of signal-to-noise ratio s counts as min(s, γ) times the error of the
+        latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
+        """
+        self.model = model.get_non_dynamic_delegate() if model.is_dynamic() else model
+        self.clip, self.precision, self.min_snr = clip, precision, min_snr
+        self.device = self.model.load_device
+        load(self.model, clip.patcher)
+        prepare_clip(clip)
+        self.unet = self.model.model.diffusion_model
+        self.layers = layers_of(self.model)
+        self.unet_weights = alias(self.unet)
+        self.encoder = _Method(clip.cond_stage_model, "encode_token_weights")
+        self.encoder_weights = alias(self.encoder)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def embed(self, text: str) -> dict[str, Tensor]:
+        """See `Base.embed`."""
+        tokens = sections_of(self.clip, [text])
+        vectors = {}
+        for name, tokenizer in encoders_of(self.clip).items():
+            (row,) = tokens[name.removeprefix("clip_")]
+            ids = [token for token, _ in row][1 : [token for token, _ in row].index(tokenizer.end_token)]
+            table = clip_model(self.clip, name).transformer.get_input_embeddings().weight
+            vectors[name] = table[torch.tensor(ids, device=table.device)].detach().float().to(self.device)
+        return vectors
+
+    def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Base.encode`."""
+        tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
+        tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
+        stands = places_of(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
+        places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
+        with self._autocast(), out_of_place(self.encoder):
+            out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
+        return out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1]), places
+
+    def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """See `Base.project`."""
+        found = {}
+        for layer in self.layers:
+            weights = [self.unet_weights[f"{layer}.{which}.weight"] for which in ("to_k", "to_v")]
+            found[layer] = tuple(vectors.float() @ weight.float().T for weight in weights)
+        return found
+
+    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+        """See `Base.objective`. The target is the output that the host would have turned into the latents themselves."""
+        sampling = self.model.model.model_sampling
+        sigmas = sampling.sigmas.to(self.device)
+        sigma = sigmas[(time * len(sigmas)).long()]
+        x = sampling.noise_scaling(sigma, noise, latents)
+        by = edit.coefficients(encodings)
+        with edited(self.unet, edit, encodings, by, None), self._autocast():
+            inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
+            options = {"context": encodings, "transformer_options": {}}
+            prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
+        nothing = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
+        slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
+        target = (nothing - latents) / slope
+        if self.min_snr > 0:
+            scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
+            prediction, target = scale * prediction, scale * target
+        return prediction, target
+
+
+@contextlib.contextmanager
+def learning() -> Iterator[None]:
+    """Nodes run in inference mode; while this is open, gradients are recorded where they are asked for."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
