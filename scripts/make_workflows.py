@@ -47,11 +47,14 @@ def train_a_concept(sheet: Drawing) -> None:
         "How to",
         """## Teach a concept
 
-1. **Pictures**: load four to ten pictures of one thing. Paint the thing in each with *Open in MaskEditor*, so that backgrounds stay out of the concept; or disconnect **masks**. The demo's pictures bring their masks.
+1. **Pictures**: load four to ten pictures of one thing. Paint the thing in each with *Open in MaskEditor*, so that backgrounds
+stay out of the concept; or disconnect **masks**. The demo's pictures bring their masks.
 2. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
 3. Queue. The concept is saved to `models/perfusion` and stands in *Load Concept* after a refresh (R).
 
-The numbers here are for the small demo base, which draws 64 pixels. With an SD1.5 checkpoint take **size** 512, **steps** 400, **word_rate** 0.0003, **output_rate** 0.03, **train_bias** 0.75. A stopped training goes on when the same graph is queued again.""",
+The numbers here are for the small demo base, which draws 64 pixels. With an SD1.5 checkpoint take **size** 512, **steps** 400,
+**word_rate** 0.0003, **output_rate** 0.03, **train_bias** 0.75. A stopped training goes on when the same graph is queued
+again.""",
         0,
         560,
         260,
@@ -68,9 +71,12 @@ def use_concepts(sheet: Drawing) -> None:
         "How to",
         """## Use a concept
 
-Write its trigger word where you would write the plain word: `a photo of a <my-teddy> on the grass`. Weights such as `(<my-teddy>:1.2)` work too.
+Write its trigger word where you would write the plain word: `a photo of a <my-teddy> on the grass`. Weights such as
+`(<my-teddy>:1.2)` work too.
 
-**bias** decides between likeness and prompt: lower it for more of the concept, raise it for more of the prompt. Several concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another. With an SD1.5 checkpoint, take an empty latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
+**bias** decides between likeness and prompt: lower it for more of the concept, raise it for more of the prompt. Several
+concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another. With an SD1.5 checkpoint, take an empty
+latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
         0,
         560,
         220,
