@@ -62,6 +62,8 @@ class Concept:
         strength: share of the edit that is applied, between 0 and 1.
         training: settings of the training, for people to read.
         preview: a JPEG picture of at most MAX_PREVIEW bytes, or empty.
+        region: where in the picture the concept may show, [H, W] in 0…1 of any size; None for everywhere. A setting for one
+            graph: files do not hold it.
         details: further ModelSpec metadata: "author", "license", "description" and the like.
     """
 
@@ -80,9 +82,10 @@ class Concept:
     training: Mapping[str, str | int | float] = field(default_factory=dict)
     preview: bytes = b""
     details: Mapping[str, str] = field(default_factory=dict)
+    region: Tensor | None = None
 
-    def with_settings(self, **settings: str | float) -> "Concept":
-        """The concept with another bias, temperature, strength or trigger.
+    def with_settings(self, **settings: str | float | Tensor) -> "Concept":
+        """The concept with another bias, temperature, strength, trigger or region.
 
         Raises:
             PerfusionError: the trigger is not a trigger word.

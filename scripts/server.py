@@ -158,8 +158,11 @@ class Server:
         self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
     def free(self) -> None:
-        """Ask the server to unload its models and forget cached results, once it is idle."""
+        """Have the server unload its models and forget cached results, before it runs the next graph."""
         self.post("/free", {"unload_models": True, "free_memory": True})
+        # A worker that was just falling asleep misses the request; a graph wakes it, and after a graph it looks for requests.
+        number = {"class_type": "PrimitiveInt", "inputs": {"value": 0}}
+        self.run({"1": number, "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}})
 
     def outputs(self, history: dict, node_id: str | int | None = None, kind: str = "output") -> list[Path]:
         """The pictures that a finished graph saved (`kind` "temp": previewed), of all its nodes or of one."""

@@ -146,7 +146,6 @@ def test_the_covariance_is_kept_for_each_text_encoder_and_captions(server: Serve
         reports.append(server.run(graph.nodes)["outputs"][measured]["text"][0])
         kept = set((server.base / "models" / "perfusion" / ".work").glob("covariance-*-*.safetensors"))
         server.free()
-        time.sleep(1.5)
     assert reports[0] == reports[1] and "condition number" in reports[0] and len(kept) == 1
 
 
@@ -170,7 +169,6 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     server.run(graph_of("resumed"))
     assert "Training goes on from step" in server.log() and not list(work.glob("training-*"))
     server.free()
-    time.sleep(1.5)
     server.run(graph_of("undisturbed"))
     resumed, undisturbed = (
         load_file(server.base / "models" / "perfusion" / f"{name}_00001.safetensors") for name in ("resumed", "undisturbed")
@@ -208,7 +206,6 @@ def test_training_and_applying_leave_the_base_untouched(server: Server, strong: 
     after, _ = state("after-all")
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     server.free()
-    time.sleep(1.5)
     assert torch.equal(draw(7), drawn)
 
 

@@ -1,29 +1,37 @@
 """The only room that knows ComfyUI's internals: a new host version is this package's work.
 
-`models`: what a MODEL and a CLIP are. `words`: trigger words in prompts and encodings. `edits`: a MODEL with concepts.
+`models`: what a MODEL and a CLIP are. `words`: trigger words in prompts and encodings; `locking`: global key-locking there.
+`edits`: a MODEL with concepts; `attention`, `watching`, `layout`: what is seen of its attention and changed in it.
 `encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents.
 """
 
-from .edits import model_with_edit
+from .edits import model_watched, model_with_edit, model_with_layout
 from .encode import contents, encoding_width, prepare_clip
+from .locking import encode_locked
 from .models import check_interrupt, family_of, identity_of, layers_of
 from .sampling import draw, latents_of
 from .student import Student, best_precision, learning
+from .watching import Recorder, Run
 from .words import clip_with_words
 
 __all__ = [
+    "Recorder",
+    "Run",
     "Student",
     "best_precision",
     "check_interrupt",
     "clip_with_words",
     "contents",
     "draw",
+    "encode_locked",
     "encoding_width",
     "family_of",
     "identity_of",
     "latents_of",
     "layers_of",
     "learning",
+    "model_watched",
     "model_with_edit",
+    "model_with_layout",
     "prepare_clip",
 ]

@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import torch
-from comfy.conds import CONDCrossAttn
+from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from comfy.samplers import CFGGuider
@@ -15,65 +16,134 @@ from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
 from ...perfusion_core.concept import Concept, Stack, combine, edit_of
-from ...perfusion_core.edit import EXACT, Coefficients, Edit, Project
+from ...perfusion_core.edit import EXACT, Coefficients, Edit
+from .attention import Attention, Injection, Regions, Watch
+from .layout import Layout
 from .models import family_of, layers_of, width_of
+from .watching import POSITIVE, Prompt, Recorder, Run
+from .words import KEYS, PLACE, REACH, notes_of, words_of
 
 KEY = "perfusion"
-NAMED = "perfusion_named"
+BESIDE = "named stands locks locked regions where columns".split()
+"""What travels beside an encoding to the model, as `perfusion_…`, for J concepts of which R have a region:
+
+`named` [B, N, J]: other than 0 where a concept's trigger word can have reached a token; in exact mode.
+`locks` [B, N, d], `locked` [B, 1, 1]: under global key-locking, the encoding that keys read, and whether they do.
+`regions` [B, R, h, w], `stands` [B, N, R]: where concepts may show, and the tokens of their words.
+`where` [B, 2, h, w]: row and column of each latent pixel, for maps that are recorded.
+`columns` [B, N, 1]: the token of another picture's prompt whose map a token takes, or -1.
+"""
+OVERRIDE = "optimized_attention_override"
 
 log = logging.getLogger("perfusion")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Applied:
-    """What a MODEL carries: the concepts and their edit, on every device that it has been asked for on."""
+    """What a MODEL carries: the concepts, and what is to be done with its cross-attention maps."""
 
-    stack: Stack
-    mode: str
-    edits: dict[torch.device, Edit] = field(default_factory=dict)
+    stack: Stack = ()
+    mode: str = EXACT
+    recorder: Recorder | None = None
+    layout: Layout | None = None
+    layers: tuple[str, ...] = ()
+    made: dict[torch.device, list[Edit]] = field(default_factory=dict)
 
-    def edit(self, device: torch.device) -> Edit:
-        """The edit on a device."""
-        if device not in self.edits:
-            self.edits[device] = edit_of(self.stack, self.mode).to(device)
-        return self.edits[device]
+    def edits(self, device: torch.device) -> list[Edit]:
+        """The edit outside all regions, then that of each concept's region in the stack's order, on a device.
+
+        In a region there is its own concept beside those that have none.
+        """
+        if self.stack and device not in self.made:
+            whole = edit_of(self.stack, self.mode).to(device)
+            everywhere = torch.tensor([float(concept.region is None) for concept in self.stack], device=device)
+            places = [i for i, concept in enumerate(self.stack) if concept.region is not None]
+            actives = [everywhere, *(everywhere + nn.functional.one_hot(torch.tensor(i), len(self.stack)) for i in places)]
+            self.made[device] = [whole if len(actives) == 1 else replace(whole, strength=whole.strength * a) for a in actives]
+        return self.made.get(device, [])
 
 
-@contextlib.contextmanager
-def edited(unet: nn.Module, edit: Edit, encoding: Tensor, by: Coefficients, named: Tensor | None) -> Iterator[None]:
-    """While it is open, the UNet's cross-attention projections give the edited keys and values.
+class Projections:
+    """The edited keys and values of one UNet call.
 
-    The edit adds to whatever the host's own Linear gives, so weight patches, offloading and quantised weights keep working,
-    and attention patches that call to_k and to_v themselves meet it as well.
+    The edit adds to whatever the host's own Linear gives, so weight patches, offloading and quantised weights keep working, and
+    attention patches that call to_k and to_v themselves meet it as well.
     """
 
-    def coefficients(x: Tensor) -> Coefficients:
-        if x is encoding:
-            return by
-        # An attention patch has put other tokens here: those that it appended were reached by no trigger word.
-        if named is None or x.shape[0] != named.shape[0]:
-            return edit.coefficients(x)
-        missing = x.shape[1] - named.shape[1]
-        return edit.coefficients(x, nn.functional.pad(named, (0, 0, 0, max(missing, 0)))[:, : x.shape[1]])
+    def __init__(
+        self,
+        edits: Sequence[Edit],
+        encoding: Tensor,
+        named: Tensor | None = None,
+        locked: Tensor | None = None,
+        locks: Tensor | None = None,
+    ) -> None:
+        """The coefficients of an encoding [B, N, d] are computed here, once for all layers."""
+        self.edits, self.encoding, self.named, self.locked = edits, encoding, named, locked
+        self.attention: Attention | None = None
+        self.by = [edit.coefficients(encoding, named) for edit in edits]
+        self.key_encoding = encoding if locks is None else torch.where(locked > 0, locks.to(encoding), encoding)
 
-    def hook(layer: str, correction: Callable[[str, Coefficients, Project], Tensor]) -> Callable:
+    def change(self) -> bool:
+        """Whether any layer's output changes."""
+        return any(by.any() for by in self.by) or self.key_encoding is not self.encoding
+
+    def only_first(self) -> None:
+        """Drop the edits of all regions."""
+        self.edits, self.by = self.edits[:1], self.by[:1]
+
+    def _coefficients(self, edit: Edit, known: Coefficients, x: Tensor) -> Coefficients:
+        if x is self.encoding or x is self.key_encoding:
+            return known
+        # An attention patch has put other tokens here: those that it appended were reached by no trigger word.
+        if self.named is None or x.shape[0] != self.named.shape[0]:
+            return edit.coefficients(x)
+        missing = max(x.shape[1] - self.named.shape[1], 0)
+        return edit.coefficients(x, nn.functional.pad(self.named, (0, 0, 0, missing))[:, : x.shape[1]])
+
+    def _read(self, module: nn.Module, args: tuple) -> tuple | None:
+        """Under global key-locking, keys read the superclass prompt."""
+        return (self.key_encoding, *args[1:]) if args[0] is self.encoding else None
+
+    def _hook(self, layer: str, keys: bool) -> Callable:
         def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             x = args[0]
-            corrected = correction(layer, coefficients(x), lambda vectors: module.forward(vectors.to(x.device, x.dtype)))
-            return output + corrected.to(output.dtype)
+
+            def project(vectors: Tensor) -> Tensor:
+                return module.forward(vectors.to(x.device, x.dtype))
+
+            results = [] if self.edits else [output]
+            for edit, known in zip(self.edits, self.by, strict=True):
+                by = self._coefficients(edit, known, x)
+                if keys and x is self.key_encoding and self.locked is not None:
+                    # These keys are the superclass prompt's own: nothing is edited in them.
+                    by = Coefficients(by.remove * (1 - self.locked), by.add * (1 - self.locked))
+                corrected = (edit.key_correction if keys else edit.value_correction)(layer, by, project)
+                results.append(output + corrected.to(output.dtype))
+            if self.attention is not None:
+                self.attention.project(layer, keys, output, results)
+            return results[0]
 
         return add
 
-    handles = []
-    try:
-        for layer in edit.values:
-            attention = unet.get_submodule(layer)
-            handles.append(attention.to_k.register_forward_hook(hook(layer, edit.key_correction)))
-            handles.append(attention.to_v.register_forward_hook(hook(layer, edit.value_correction)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @contextlib.contextmanager
+    def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
+        """While it is open, the UNet's cross-attention projections of these layers give the edited keys and values."""
+        handles = []
+        try:
+            for layer in layers:
+                attention = unet.get_submodule(layer)
+                if self.key_encoding is not self.encoding:
+                    handles.append(attention.to_k.register_forward_pre_hook(self._read))
+                handles.append(attention.to_k.register_forward_hook(self._hook(layer, True)))
+                handles.append(attention.to_v.register_forward_hook(self._hook(layer, False)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+# ---- a call of the UNet --------------------------------------------------------------------------------------------------------
 
 
 def run_edited(
@@ -86,48 +156,187 @@ def run_edited(
     transformer_options: dict | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Wraps a UNet's forward: with the edit that its options carry."""
-    transformer_options = transformer_options if transformer_options is not None else {}
-    named = kwargs.pop(NAMED, None)
-    edit = transformer_options[KEY].edit(context.device)
-    by = edit.coefficients(context, named)
-    # Where no gate is open nothing is wrapped at all: such a prompt is the base model's to the last bit.
-    around = edited(executor.class_obj, edit, context, by, named) if by.any() else contextlib.nullcontext()
-    with around:
-        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+    """Wraps a UNet's forward: with what its options carry."""
+    options = transformer_options if transformer_options is not None else {}
+    applied: Applied = options[KEY]
+    beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in BESIDE}
+    where, columns = beside.pop("where"), beside.pop("columns")
+    inputs = {"x": x, "timesteps": timesteps, "context": context, "y": y} | beside
+
+    def maps_of(x: Tensor, times: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        first, count = options["cond_or_uncond"].index(POSITIVE), len(options["cond_or_uncond"])
+        rows = slice(first * len(x), (first + 1) * len(x))
+        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": options["uuids"][first : first + 1]}
+        mine = [_rows(value, rows, count * len(x)) for value in (control, kwargs)]
+        call_unet(executor, {"x": x, "timesteps": times, **given}, alone, *mine, lambda layer, maps, _: seen.update({layer: maps}))
+        return seen
+
+    watch = injection = None
+    if applied.recorder is not None and where is not None:
+        applied.recorder.call(options, where, inputs)
+        watch = lambda _, maps, shape: applied.recorder.see(options, maps, shape)  # noqa: E731
+    if applied.layout is not None and columns is not None:
+        injection = applied.layout.injection(options, x, columns, maps_of)
+    return call_unet(executor, inputs, options, control, kwargs, watch, injection)
+
+
+def call_unet(
+    executor: WrapperExecutor,
+    inputs: Mapping[str, Tensor | None],
+    options: dict,
+    control: dict | None,
+    kwargs: dict,
+    watch: Watch | None = None,
+    injection: Injection | None = None,
+) -> Tensor:
+    """Run the UNet with the concepts of its options."""
+    applied: Applied = options[KEY]
+    x, context, named, stands, locked, locks, masks = (
+        inputs.get(name) for name in ("x", "context", "named", "stands", "locked", "locks", "regions")
+    )
+    edits = applied.edits(context.device)
+    projections = Projections(edits, context, named, locked, locks)
+    attention = regions = None
+    if masks is not None and (projections.change() or bool(stands.any())):
+        regions = regions_of(masks, stands)
+    else:
+        projections.only_first()
+    if watch is not None or regions is not None or injection is not None:
+        attention = projections.attention = Attention(tuple(x.shape[-2:]), watch, regions, injection)
+    given = (x, inputs["timesteps"], context, inputs.get("y"), control)
+    # Where nothing changes, nothing is wrapped at all: such a prompt is the base model's to the last bit.
+    if attention is None and not projections.change():
+        return executor(*given, options, **kwargs)
+    unet = executor.class_obj
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(projections.within(unet, applied.layers))
+        if attention is not None:
+            opened.enter_context(attention.within(unet, applied.layers))
+            options = options | {OVERRIDE: attention.override(options.get(OVERRIDE))}
+        return executor(*given, options, **kwargs)
+
+
+def regions_of(masks: Tensor, stands: Tensor) -> Regions:
+    """From R concepts' regions [B, R, h, w] and the places of their words [B, N, R] to what holds where."""
+    masks = masks.float().clamp(0, 1)
+    masks = masks / masks.sum(1, keepdim=True).clamp(min=1)
+    weights = torch.cat([1 - masks.sum(1, keepdim=True), masks], 1)
+    words = stands.transpose(1, 2) > 0
+    others = 1 - torch.eye(words.shape[1], device=words.device)
+    others = torch.cat([torch.ones_like(others[:1]), others]) > 0
+    return Regions(weights, (words[:, None] & others[None, :, :, None]).any(2))
+
+
+def _rows(value: Any, rows: slice, count: int) -> Any:
+    """The same with those rows alone of all tensors that have `count` of them."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and len(value) == count else value
+    if isinstance(value, dict):
+        return {key: _rows(item, rows, count) for key, item in value.items()}
+    return [_rows(item, rows, count) for item in value] if isinstance(value, list) else value
+
+
+# ---- a run of the sampler ------------------------------------------------------------------------------------------------------
 
 
 def prepare_conds(
-    executor: WrapperExecutor, guider: CFGGuider, sigmas: Tensor, extra_args: dict, *args: Any, **kwargs: Any
+    executor: WrapperExecutor,
+    guider: CFGGuider,
+    sigmas: Tensor,
+    extra_args: dict,
+    callback: Callable | None,
+    noise: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """Wraps a sampling run: hands what the encodings know of trigger words to the model, beside them."""
+    """Wraps a sampling run: hands what the encodings know of themselves to the model, beside them."""
     applied: Applied = extra_args["model_options"]["transformer_options"][KEY]
-    triggers = [concept.trigger for concept in applied.stack]
+    size = tuple(noise.shape[-2:])
+    prompts: dict[UUID, Prompt] = {}
     said: set[str] = set()
     for kind, conds in guider.conds.items():
         prepared = []
         for cond in conds or ():
             cross = cond.get("model_conds", {}).get("c_crossattn")
             if cross is not None:
-                known = getattr(cross.cond, "named", {})
-                said |= set(known)
-                encoding = cross.cond.as_subclass(Tensor)
-                blank = torch.zeros(*encoding.shape[:2], 1, device=encoding.device)
-                named = torch.cat([known[t].to(encoding.device) if t in known else blank for t in triggers], dim=2)
-                mine = {"c_crossattn": CONDCrossAttn(encoding)}
-                if applied.mode == EXACT:
-                    mine[NAMED] = CONDCrossAttn((named != 0).float())
-                cond = cond | {"model_conds": cond["model_conds"] | mine}
+                said |= set(notes_of(cross.cond, REACH))
+                if kind == "positive":
+                    prompts[cond["uuid"]] = prompt_of(cross.cond, applied)
+                cond = cond | {"model_conds": cond["model_conds"] | conds_beside(cross.cond, applied, size)}
             prepared.append(cond)
         guider.conds[kind] = prepared
-    for trigger in triggers:
+    share_locks([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
+    for trigger in (concept.trigger for concept in applied.stack):
         if trigger not in said:
             log.warning(
                 "The concept %s is applied, but no prompt names it: write %s in a prompt whose CLIP comes from Perfusion Apply.",
                 trigger,
                 trigger,
             )
-    return executor(guider, sigmas, extra_args, *args, **kwargs)
+    if applied.recorder is None:
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    with applied.recorder.recording(size, prompts) as done:
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        done(guider.inner_model.process_latent_out(samples.float()))
+    return samples
+
+
+def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
+    """What a prompt says, and how far each concept's gate opens at each of its words."""
+    gates = {}
+    edits = applied.edits(encoding.device)
+    if edits:
+        opened = edits[0].gates(encoding.as_subclass(Tensor))[0]
+        reach = notes_of(encoding, REACH)
+        for j, concept in enumerate(applied.stack):
+            if concept.trigger in reach or applied.mode != EXACT:
+                gates[concept.trigger] = opened[:, j] * (reach[concept.trigger][0, :, 0] != 0 if applied.mode == EXACT else 1)
+    return Prompt(words_of(encoding), gates)
+
+
+def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> dict[str, CONDRegular]:
+    """The host's conditioning for an encoding, as a plain tensor, and for its notes."""
+    plain = encoding.as_subclass(Tensor)
+    reach, place, keys = (notes_of(encoding, kind) for kind in (REACH, PLACE, KEYS))
+    blank = torch.zeros(*plain.shape[:2], 1, device=plain.device)
+
+    def marks(found: dict[str, Tensor], concepts: Stack) -> CONDCrossAttn:
+        rows = [found[c.trigger].to(blank.device) if c.trigger in found else blank for c in concepts]
+        return CONDCrossAttn((torch.cat(rows, 2) != 0).float())
+
+    beside: dict[str, CONDRegular] = {}
+    if applied.mode == EXACT and applied.stack:
+        beside["named"] = marks(reach, applied.stack)
+    if keys:
+        beside |= {
+            "locks": CONDCrossAttn(keys[""].to(plain.device)),
+            "locked": CONDRegular(torch.ones(1, 1, 1, device=plain.device)),
+        }
+    placed = tuple(concept for concept in applied.stack if concept.region is not None)
+    if placed:
+        masks = [nn.functional.interpolate(c.region[None, None].float(), size, mode="area") for c in placed]
+        beside |= {"stands": marks(place, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
+    if applied.recorder is not None:
+        rows, columns = (torch.arange(n, device=plain.device) for n in size)
+        beside["where"] = CONDNoiseShape(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])
+    if applied.layout is not None:
+        beside["columns"] = CONDCrossAttn(applied.layout.columns(words_of(encoding)).to(plain.device))
+    return {"c_crossattn": CONDCrossAttn(plain)} | {f"{KEY}_{name}": cond for name, cond in beside.items()}
+
+
+def share_locks(conds: list[dict[str, CONDRegular]]) -> None:
+    """Where one prompt's keys are locked globally, give the others blanks: the host batches what has the same inputs."""
+    locks, locked = f"{KEY}_locks", f"{KEY}_locked"
+    if any(locks in each for each in conds):
+        for each in conds:
+            if locks not in each and "c_crossattn" in each:
+                encoding = each["c_crossattn"].cond
+                each[locks] = CONDCrossAttn(encoding)
+                each[locked] = CONDRegular(torch.zeros(1, 1, 1, device=encoding.device))
+
+
+# ---- a MODEL that carries it -----------------------------------------------------------------------------------------------------
 
 
 def check_fit(concept: Concept, model: ModelPatcher) -> None:
@@ -144,6 +353,24 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
         )
 
 
+def carried(model: ModelPatcher) -> Applied | None:
+    """What a MODEL carries of Perfusion."""
+    return model.model_options.get("transformer_options", {}).get(KEY)
+
+
+def model_with(model: ModelPatcher, applied: Applied) -> ModelPatcher:
+    """A clone of a MODEL that carries this in place of what it carried."""
+    applied = replace(applied, layers=tuple(layers_of(model)), made={})
+    # What cannot work together is found now, not in the middle of a graph.
+    applied.edits(torch.device("cpu"))
+    cloned = model.clone()
+    cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
+    for where, wrapper in ((WrappersMP.DIFFUSION_MODEL, run_edited), (WrappersMP.SAMPLER_SAMPLE, prepare_conds)):
+        cloned.remove_wrappers_with_key(where, KEY)
+        cloned.add_wrapper_with_key(where, KEY, wrapper)
+    return cloned
+
+
 def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
     """A clone of a MODEL that the concepts are applied to, beside those that it carries already.
 
@@ -152,14 +379,19 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
     """
     for concept in stack:
         check_fit(concept, model)
-    carried: Applied | None = model.model_options.get("transformer_options", {}).get(KEY)
-    if carried is not None and carried.mode != mode:
-        raise PerfusionError(f"This model carries concepts in the edit mode {carried.mode!r}; apply further ones in the same mode.")
-    applied = Applied(combine(carried.stack if carried else (), stack), mode)
-    applied.edit(torch.device("cpu"))
-    cloned = model.clone()
-    cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
-    for where, wrapper in ((WrappersMP.DIFFUSION_MODEL, run_edited), (WrappersMP.SAMPLER_SAMPLE, prepare_conds)):
-        cloned.remove_wrappers_with_key(where, KEY)
-        cloned.add_wrapper_with_key(where, KEY, wrapper)
-    return cloned
+    before = carried(model) or Applied()
+    if before.stack and before.mode != mode:
+        raise PerfusionError(f"This model carries concepts in the edit mode {before.mode!r}; apply further ones in the same mode.")
+    return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
+
+
+def model_watched(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+    """A clone of a MODEL whose sampling runs are recorded."""
+    return model_with(model, replace(carried(model) or Applied(), recorder=recorder))
+
+
+def model_with_layout(model: ModelPatcher, run: Run, start: float, end: float) -> ModelPatcher:
+    """A clone of a MODEL that keeps another picture's layout, from `start` to `end` (0 to 1) of the way from noise to picture."""
+    sampling = model.get_model_object("model_sampling")
+    span = (float(sampling.percent_to_sigma(share)) for share in (start, end))
+    return model_with(model, replace(carried(model) or Applied(), layout=Layout(run, *span), recorder=None))

@@ -13,7 +13,7 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...perfusion_core.edit import Edit
-from .edits import edited
+from .edits import Projections
 from .encode import prepare_clip, sections_of
 from .models import clip_model, encoders_of, layers_of, load
 from .words import places_of, tokenizer_with_words
@@ -128,8 +128,7 @@ class Student:
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
-        by = edit.coefficients(encodings)
-        with edited(self.unet, edit, encodings, by, None), self._autocast():
+        with Projections([edit], encodings).within(self.unet, self.layers), self._autocast():
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
             options = {"context": encodings, "transformer_options": {}}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)

@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from comfy.sd import CLIP
@@ -21,21 +21,38 @@ Tokens = Mapping[str, list]
 """A tokenized prompt: encoder's letter -> sections -> (token or embedding vector, weight)."""
 
 
-class Named(Tensor):
-    """An encoding [B, N, d] that knows which trigger words can have reached its tokens.
+class Note(NamedTuple):
+    """What an encoding can know of itself, beside its numbers [B, N, d].
 
-    `named`: trigger word -> [B, N, 1], other than 0 where it can. Conditioning nodes mix, join and cut encodings with a few
-    linear operations; the same are applied to `named`. After any other operation the result is a plain tensor.
+    `kind` REACH: [B, N, 1], other than 0 at the tokens that the trigger word `name` can have reached.
+    `kind` PLACE: [B, N, 1], other than 0 where the word `name` itself stands.
+    `kind` KEYS: [B, N, d], the encoding that the keys are made of under global key-locking (§4.1).
     """
 
-    named: dict[str, Tensor]
+    kind: str
+    name: str = ""
+
+
+REACH, PLACE, KEYS = "reach", "place", "keys"
+START, END = "<start>", "<end>"
+"""What stands where no word does: before the words, and from the end token on."""
+
+
+class Named(Tensor):
+    """An encoding [B, N, d] that carries notes.
+
+    Conditioning nodes mix, join and cut encodings with a few linear operations; the same are applied to the notes. After any
+    other operation the result is a plain tensor.
+    """
+
+    notes: dict[Note, Tensor]
     LINEAR = frozenset("mul add sub div cat concat getitem rmul radd truediv narrow repeat expand clone to cpu contiguous".split())
 
     @classmethod
-    def of(cls, encoding: Tensor, named: dict[str, Tensor]) -> "Named":
-        """The encoding with its knowledge."""
+    def of(cls, encoding: Tensor, notes: dict[Note, Tensor]) -> "Named":
+        """The encoding with its notes."""
         result = encoding.as_subclass(cls)
-        result.named = named
+        result.notes = notes
         return result
 
     @classmethod
@@ -47,12 +64,26 @@ class Named(Tensor):
             if name not in cls.LINEAR or not isinstance(result, Tensor) or result.ndim != 3:
                 return result
             plain = 1.0 if name in ("mul", "rmul", "div", "truediv") else 0.0
-            triggers = {trigger for tensor in _tensors((args, kwargs)) for trigger in getattr(tensor, "named", {})}
+            known = {note for tensor in _tensors((args, kwargs)) for note in getattr(tensor, "notes", {})}
             try:
-                named = {t: func(*_shadow(args, t, plain), **_shadow(kwargs, t, plain)) for t in triggers}
+                notes = {n: func(*_shadow(args, n, plain), **_shadow(kwargs, n, plain)) for n in known}
             except (RuntimeError, IndexError):
                 return result
-            return Named.of(result, named) if all(v.shape[:2] == result.shape[:2] for v in named.values()) else result
+            return Named.of(result, notes) if all(v.shape[:2] == result.shape[:2] for v in notes.values()) else result
+
+
+def notes_of(encoding: Tensor, kind: str) -> dict[str, Tensor]:
+    """Name -> note, for the notes of one kind that an encoding carries; empty for a plain tensor."""
+    return {note.name: value for note, value in getattr(encoding, "notes", {}).items() if note.kind == kind}
+
+
+def words_of(encoding: Tensor) -> list[str]:
+    """What stands at each token of an encoding; empty texts for one that does not know."""
+    said = [""] * encoding.shape[1]
+    for word, places in notes_of(encoding, PLACE).items():
+        for n in places[0, :, 0].nonzero().flatten().tolist():
+            said[n] = said[n] or word
+    return said
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -63,16 +94,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _shadow(value: Any, trigger: str, plain: float) -> Any:
-    """Arguments of an operation on encodings as those of the same on one trigger's `named`."""
+def _shadow(value: Any, note: Note, plain: float) -> Any:
+    """Arguments of an operation on encodings as those of the same on one of their notes."""
     if isinstance(value, Tensor) and value.ndim == 3:
-        named = getattr(value, "named", {})
-        if trigger in named:
-            return named[trigger]
-        return torch.full((*value.shape[:2], 1), plain if not isinstance(value, Named) else 0.0, device=value.device)
+        notes = getattr(value, "notes", {})
+        if note in notes:
+            return notes[note]
+        if note.kind == KEYS:
+            return value.as_subclass(Tensor)
+        return torch.full((*value.shape[:2], 1), 0.0 if isinstance(value, Named) else plain, device=value.device)
     if isinstance(value, list | tuple):
-        return type(value)(_shadow(item, trigger, plain) for item in value)
-    return {k: _shadow(v, trigger, plain) for k, v in value.items()} if isinstance(value, dict) else value
+        return type(value)(_shadow(item, note, plain) for item in value)
+    return {k: _shadow(v, note, plain) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 class _KnowsWords:
@@ -126,6 +159,40 @@ def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
     return found
 
 
+def spelled(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
+    """What stands at each position of a tokenized prompt: a word in lower case, a trigger word, START or END."""
+    rows = next(iter(tokens.values()))
+    part = next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
+    triggers = places_of(tokens, tokenizer)
+    said: list[str] = []
+    for section in rows:
+        ended, first = False, len(said)
+        for token in section:
+            piece = token[0]
+            trigger = next((t for t, places in triggers.items() if places[len(said)]), None)
+            if trigger is not None:
+                said.append(trigger)
+            elif isinstance(piece, Tensor):
+                said.append("embedding")
+            elif piece in (part.start_token, part.end_token) or ended:
+                ended = ended or len(said) > first
+                said.append(END if ended else START)
+            else:
+                said.append(part.inv_vocab.get(piece, "?"))
+    return _whole(said)
+
+
+def _whole(pieces: list[str]) -> list[str]:
+    """Pieces of words, of which the last ends in `</w>`, each as the whole word that it is part of."""
+    words, begin = list(pieces), 0
+    for i, piece in enumerate(pieces):
+        if piece.endswith("</w>"):
+            words[begin : i + 1] = ["".join(pieces[begin : i + 1]).removesuffix("</w>")] * (i + 1 - begin)
+        if piece.endswith(("</w>", ">")) or piece == "embedding":
+            begin = i + 1
+    return words
+
+
 class ClipWithWords(CLIP):
     """A CLIP that knows the trigger words of `stack`; its encodings are `Named`."""
 
@@ -140,22 +207,31 @@ class ClipWithWords(CLIP):
     def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False) -> Any:  # noqa: D102
         out = super().encode_from_tokens(tokens, return_pooled, return_dict)
         if return_dict:
-            return out | {"cond": self._name(out["cond"], tokens)}
-        return (self._name(out[0], tokens), *out[1:]) if return_pooled else self._name(out, tokens)
+            return out | {"cond": self._note(out["cond"], tokens)}
+        return (self._note(out[0], tokens), *out[1:]) if return_pooled else self._note(out, tokens)
 
     def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> list[list]:  # noqa: D102
-        return [[self._name(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)]
+        return [[self._note(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)]
 
-    def _name(self, cond: Tensor, tokens: Tokens) -> Tensor:
-        """A word reaches its own token and, the encoders being causal, those after it in the same section."""
+    def _note(self, cond: Tensor, tokens: Tokens) -> Tensor:
+        """Write down where each word stands, and what each trigger word can have reached.
+
+        A word reaches its own token and, the encoders being causal, those after it in the same section.
+        """
         if isinstance(cond, Named):
             return cond
+
+        def column(true: Tensor) -> Tensor:
+            return true[: cond.shape[1]].to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
+
         section = len(next(iter(tokens.values()))[0])
-        named = {}
+        notes = {}
         for trigger, places in places_of(tokens, self.tokenizer).items():
-            reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])[: cond.shape[1]]
-            named[trigger] = reached.to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
-        return Named.of(cond, named)
+            notes[Note(REACH, trigger)] = column(torch.cat([part.cumsum(0) > 0 for part in places.split(section)]))
+        said = spelled(tokens, self.tokenizer)
+        for word in dict.fromkeys(said):
+            notes[Note(PLACE, word)] = column(torch.tensor([one == word for one in said]))
+        return Named.of(cond, notes)
 
 
 def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
@@ -173,6 +249,8 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
                 )
     cloned = clip.clone()
     cloned.__class__ = ClipWithWords
-    cloned.tokenizer = tokenizer_with_words(clip.tokenizer, {concept.trigger: concept.word for concept in stack})
+    # Vectors are known by their memory: two words must not share it, though they be one concept under two triggers.
+    words = {c.trigger: {name: vectors.clone() for name, vectors in c.word.items()} for c in stack}
+    cloned.tokenizer = tokenizer_with_words(clip.tokenizer, words)
     cloned.stack = combine(getattr(clip, "stack", ()), stack)
     return cloned

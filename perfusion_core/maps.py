@@ -1,0 +1,68 @@
+"""Cross-attention maps: softmax(q kᵀ / √c) of every pixel over the tokens, and what can be made of them.
+
+Shapes: B pictures, h·w pixels of a layer, N tokens, c channels of a head; all in float32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import PerfusionError
+
+
+def heads_parted(x: Tensor, heads: int) -> Tensor:
+    """[B, n, heads·c] -> [B, heads, n, c]."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def heads_joined(x: Tensor) -> Tensor:
+    """[B, heads, n, c] -> [B, n, heads·c]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention(query: Tensor, keys: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Maps, float32 [B, heads, h·w, N], of queries [B, h·w, heads·c] on keys [B, N, heads·c]; `bias` [B, 1, N] is added first."""
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = (heads_parted(each.float(), heads) for each in (query, keys))
+        logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+        return (logits if bias is None else logits + bias.float()[:, None]).softmax(3)
+
+
+def blended(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Σ_s weights_s · parts_s, of parts [B, (heads,) h·w, n] with weights [B, S, h·w]."""
+    total = torch.zeros_like(parts[0], dtype=torch.float32)
+    for s, part in enumerate(parts):
+        weight = weights[:, s, :, None]
+        total += (weight if part.ndim == 3 else weight[:, None]) * part
+    return total
+
+
+def injected(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
+    """Maps [B, heads, h·w, N] in which tokens take their map from `source` (Prompt-to-Prompt, arXiv 2208.01626, §3).
+
+    Args:
+        maps: those of the picture itself.
+        source: [b, heads, h·w, N'] of another picture; B is a multiple of b.
+        columns: int [B, N], the token of `source` whose map is taken; -1 where a token keeps its own.
+    """
+    whole = source.repeat(len(maps) // len(source), 1, 1, 1)
+    index = columns.clamp(min=0)[:, None, None].expand(-1, *maps.shape[1:3], -1)
+    return torch.where(columns[:, None, None] >= 0, whole.gather(3, index), maps)
+
+
+def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a layer that has so many pixels, in a UNet on latents of `height` × `width`.
+
+    Raises:
+        PerfusionError: no halving of the latents has so many.
+    """
+    for level in range(8):
+        h, w = -(-height // 2**level), -(-width // 2**level)
+        if h * w == pixels:
+            return h, w
+    raise PerfusionError(
+        f"A layer of {pixels} pixels was met in latents of {width} x {height}; regions and attention maps need a model that halves "
+        "them, so take out what changes the model's resolution."
+    )
