@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes import apply, concepts, prompts, train
+from .nodes import apply, attention, concepts, inspect, objects, prompts, train
 
 
 class PerfusionExtension(ComfyExtension):
@@ -10,7 +10,7 @@ class PerfusionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [*concepts.NODES, *apply.NODES, *prompts.NODES, *train.NODES]
+        return [*concepts.NODES, *apply.NODES, *prompts.NODES, *attention.NODES, *inspect.NODES, *objects.NODES, *train.NODES]
 
 
 async def comfy_entrypoint() -> PerfusionExtension:

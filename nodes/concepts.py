@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, Stack, combine
@@ -179,14 +180,26 @@ class PerfusionConceptSettings(io.ComfyNode):
                     tooltip="Share of the edit; at 0 the concept is not applied at all.",
                 ),
                 io.String.Input("trigger", default="", tooltip="Another trigger word, such as <ann-teddy>; empty: as it is."),
+                io.Mask.Input(
+                    "region",
+                    optional=True,
+                    tooltip="Paint where in the picture the concept may show: its word is looked at and its edit made there alone. "
+                    "Give each concept of a picture its own.",
+                ),
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with these settings.")],
         )
 
     @classmethod
-    def execute(cls, concept: Stack, bias: float, temperature: float, strength: float, trigger: str) -> io.NodeOutput:
+    def execute(
+        cls, concept: Stack, bias: float, temperature: float, strength: float, trigger: str, region: Tensor | None = None
+    ) -> io.NodeOutput:
         """Set it."""
         settings = {"bias": bias, "temperature": temperature, "strength": strength}
+        if region is not None:
+            if not region.isfinite().all() or region.max() <= 0:
+                raise PerfusionError("The region is empty; it should be white where the concept may show.")
+            settings["region"] = region.reshape(-1, *region.shape[-2:])[0].float().cpu().clamp(0, 1)
         if trigger.strip():
             if len(concept) != 1:
                 raise PerfusionError("A trigger word can be given to one concept at a time; several came combined.")

@@ -14,6 +14,9 @@ ConceptType = io.Custom("PERFUSION_CONCEPT")
 CovarianceType = io.Custom("PERFUSION_COVARIANCE")
 """A `perfusion_core.covariance.Covariance`."""
 
+AttentionType = io.Custom("PERFUSION_ATTENTION")
+"""A `host.Recorder`: what was seen while a watched model sampled."""
+
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 _paths, _ = folder_paths.folder_names_and_paths[FOLDER]
 folder_paths.folder_names_and_paths[FOLDER] = (_paths, {".safetensors"})

@@ -5,7 +5,7 @@ import io
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
@@ -113,3 +113,39 @@ def preview_bytes(picture: Tensor) -> bytes:
         if buffer.tell() <= MAX_PREVIEW:
             return buffer.getvalue()
     return b""
+
+
+HEAT = torch.tensor([[0.0, 0.0, 0.3], [0.4, 0.0, 0.6], [0.9, 0.2, 0.4], [1.0, 0.6, 0.1], [1.0, 1.0, 0.6]])
+"""Colours from nothing to most."""
+
+
+def heat(values: Tensor) -> Tensor:
+    """Colours [..., 3] of values in 0…1."""
+    at = values.clamp(0, 1) * (len(HEAT) - 1)
+    low = at.long().clamp(max=len(HEAT) - 2)
+    return HEAT[low].lerp(HEAT[low + 1], (at - low)[..., None])
+
+
+def overlay(picture: Tensor, mask: Tensor) -> Tensor:
+    """A picture [H, W, 3], grey and darkened, under the colours of a map [H, W] in 0…1."""
+    grey = picture.float().cpu().mean(2, keepdim=True).expand(-1, -1, 3)
+    return (0.45 * grey + 0.55 * heat(mask.float().cpu())).clamp(0, 1)
+
+
+def gate_table(rows: list[tuple[str, list[float]]], concepts: list[str]) -> Tensor:
+    """A table [1, H, W, 3]: for each row its word, and for each concept a bar of its gate with the number."""
+    font, line, label, wide, edge = ImageFont.load_default(16), 26, 190, 210, 12
+    image = Image.new("RGB", (label + wide * max(1, len(concepts)) + edge, line * (len(rows) + 1) + 2 * edge), "white")
+    pen = ImageDraw.Draw(image)
+    for j, concept in enumerate(concepts):
+        pen.text((label + wide * j, edge), concept[:24], "black", font)
+    for i, (word, gates) in enumerate(rows):
+        y = edge + line * (i + 1)
+        pen.text((edge, y), word[:20], "black", font)
+        for j, gate in enumerate(gates):
+            left, full = label + wide * j, wide - 70
+            colour = tuple(int(255 * float(channel)) for channel in heat(torch.tensor(gate)))
+            pen.rectangle((left, y + 2, left + full, y + line - 6), outline=(225, 225, 225))
+            pen.rectangle((left, y + 2, left + max(1, round(full * gate)), y + line - 6), fill=colour)
+            pen.text((left + full + 8, y), f"{gate:.2f}", "black" if gate >= 0.005 else "gray", font)
+    return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255

@@ -66,3 +66,31 @@ def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
         f"A layer of {pixels} pixels was met in latents of {width} x {height}; regions and attention maps need a model that halves "
         "them, so take out what changes the model's resolution."
     )
+
+
+def refined(looked: Tensor, affinity: Tensor, rounds: int = 4) -> Tensor:
+    """An attention map [B, p] led to the outlines of what it lies on: A^rounds · map, each map then between 0 and 1.
+
+    `affinity` A: [B, p, p], the layers' mean self-attention, whose rows sum to 1. Pixels of one thing look at each other.
+    """
+    for _ in range(rounds):
+        looked = (affinity @ looked[..., None])[..., 0]
+    low, high = looked.amin(1, keepdim=True), looked.amax(1, keepdim=True)
+    return (looked - low) / (high - low).clamp(min=1e-12)
+
+
+def threshold(values: Tensor, bins: int = 64) -> float:
+    """The value in 0…1 that parts values in 0…1 best in two: with the largest variance between the parts (Otsu 1979)."""
+    counts = torch.histc(values.float(), bins, 0, 1).double()
+    centres = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
+    below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
+    above = below[-1] - below
+    between = (sums[-1] * below / below[-1] - sums).square() / (below * above).clamp(min=1e-12)
+    return float(between[:-1].argmax() + 1) / bins
+
+
+def soft_mask(looked: Tensor, softness: float = 0.08) -> Tensor:
+    """A soft mask [h, w], its maximum 1, of a map [h, w] in 0…1: about ½ where the map crosses its own threshold."""
+    mask = torch.sigmoid((looked - threshold(looked)) / softness)
+    low, high = mask.min(), mask.max()
+    return (mask - low) / (high - low).clamp(min=1e-12)

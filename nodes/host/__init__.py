@@ -8,13 +8,19 @@
 from .edits import model_watched, model_with_edit, model_with_layout
 from .encode import contents, encoding_width, prepare_clip
 from .locking import encode_locked
+from .looking import look
 from .models import check_interrupt, family_of, identity_of, layers_of
+from .probing import Findings, probed
 from .sampling import draw, latents_of
 from .student import Student, best_precision, learning
-from .watching import Recorder, Run
-from .words import clip_with_words
+from .watching import Prompt, Recorder, Run
+from .words import END, START, clip_with_words
 
 __all__ = [
+    "END",
+    "START",
+    "Findings",
+    "Prompt",
     "Recorder",
     "Run",
     "Student",
@@ -30,8 +36,10 @@ __all__ = [
     "latents_of",
     "layers_of",
     "learning",
+    "look",
     "model_watched",
     "model_with_edit",
     "model_with_layout",
     "prepare_clip",
+    "probed",
 ]

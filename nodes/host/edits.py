@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import torch
@@ -38,6 +38,13 @@ OVERRIDE = "optimized_attention_override"
 log = logging.getLogger("perfusion")
 
 
+class Observer(Protocol):
+    """Is told of the projections that a UNet call makes."""
+
+    def project(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
+        """Told of a layer's keys or values as they are without an edit, and with each set of edits."""
+
+
 @dataclass(frozen=True)
 class Applied:
     """What a MODEL carries: the concepts, and what is to be done with its cross-attention maps."""
@@ -46,6 +53,7 @@ class Applied:
     mode: str = EXACT
     recorder: Recorder | None = None
     layout: Layout | None = None
+    probe: Observer | None = None
     layers: tuple[str, ...] = ()
     made: dict[torch.device, list[Edit]] = field(default_factory=dict)
 
@@ -80,7 +88,7 @@ class Projections:
     ) -> None:
         """The coefficients of an encoding [B, N, d] are computed here, once for all layers."""
         self.edits, self.encoding, self.named, self.locked = edits, encoding, named, locked
-        self.attention: Attention | None = None
+        self.observer: Observer | None = None
         self.by = [edit.coefficients(encoding, named) for edit in edits]
         self.key_encoding = encoding if locks is None else torch.where(locked > 0, locks.to(encoding), encoding)
 
@@ -120,8 +128,8 @@ class Projections:
                     by = Coefficients(by.remove * (1 - self.locked), by.add * (1 - self.locked))
                 corrected = (edit.key_correction if keys else edit.value_correction)(layer, by, project)
                 results.append(output + corrected.to(output.dtype))
-            if self.attention is not None:
-                self.attention.project(layer, keys, output, results)
+            if self.observer is not None:
+                self.observer.project(layer, keys, output, results)
             return results[0]
 
         return add
@@ -203,10 +211,12 @@ def call_unet(
     else:
         projections.only_first()
     if watch is not None or regions is not None or injection is not None:
-        attention = projections.attention = Attention(tuple(x.shape[-2:]), watch, regions, injection)
+        attention = projections.observer = Attention(tuple(x.shape[-2:]), watch, regions, injection)
+    if applied.probe is not None:
+        projections.observer = applied.probe
     given = (x, inputs["timesteps"], context, inputs.get("y"), control)
     # Where nothing changes, nothing is wrapped at all: such a prompt is the base model's to the last bit.
-    if attention is None and not projections.change():
+    if projections.observer is None and not projections.change():
         return executor(*given, options, **kwargs)
     unet = executor.class_obj
     with contextlib.ExitStack() as opened:
@@ -290,8 +300,10 @@ def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
         opened = edits[0].gates(encoding.as_subclass(Tensor))[0]
         reach = notes_of(encoding, REACH)
         for j, concept in enumerate(applied.stack):
-            if concept.trigger in reach or applied.mode != EXACT:
-                gates[concept.trigger] = opened[:, j] * (reach[concept.trigger][0, :, 0] != 0 if applied.mode == EXACT else 1)
+            reached = 1
+            if applied.mode == EXACT:
+                reached = reach[concept.trigger][0, :, 0] != 0 if concept.trigger in reach else 0
+            gates[concept.trigger] = opened[:, j] * reached
     return Prompt(words_of(encoding), gates)
 
 

@@ -39,14 +39,14 @@ class Prompt:
     area: Shape = (0, 0)
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def map_of(self, word: str, step: int | None, size: Shape) -> Tensor:
+    def map_of(self, word: str, size: Shape, step: int | None = None) -> Tensor:
         """Mean attention, [b, h, w], to a word's tokens together, of one step or of all; 0 outside of the prompt's area."""
         places = [n for n, said in enumerate(self.words) if said == word]
         chosen = range(len(self.steps)) if step is None else [step]
         whole, count = torch.zeros(1, *self.area), 0
         for i in chosen:
             for sums in self.steps[i].values():
-                looked = sums[:, places].sum(1, keepdim=True).float().cpu()
+                looked = sums[:, places].sum(1, keepdim=True)
                 whole = whole + nn.functional.interpolate(looked, self.area, mode="bilinear", antialias=True)[:, 0]
             count += self.counts[i]
         top, left = self.corner
@@ -69,6 +69,29 @@ class Run:
     way: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
     result: Tensor | None = None
 
+    @property
+    def steps(self) -> int:
+        """How many steps' maps are kept apart."""
+        return max(len(prompt.steps) for prompt in self.prompts.values())
+
+    def words(self) -> list[str]:
+        """All words of its prompts, in their order."""
+        return list(dict.fromkeys(word for prompt in self.prompts.values() for word in prompt.words if word))
+
+    def map_of(self, word: str, step: int | None = None) -> Tensor:
+        """Mean attention, [b, h, w], to a word in the prompts that name it."""
+        maps = [prompt.map_of(word, self.size, step) for prompt in self.prompts.values() if word in prompt.words]
+        return torch.stack(maps).sum(0) / len(maps)
+
+    def gate_of(self, word: str) -> float | None:
+        """How far the gate of the concept with this trigger word opens at it; None for other words."""
+        opened = [
+            float(prompt.gates[word][[said == word for said in prompt.words]].max())
+            for prompt in self.prompts.values()
+            if word in prompt.gates and word in prompt.words
+        ]
+        return max(opened, default=None)
+
 
 class Recorder:
     """Records the runs of a watched MODEL; the last few are kept."""
@@ -87,6 +110,8 @@ class Recorder:
         self.now = run = Run(size, prompts)
 
         def done(result: Tensor) -> None:
+            for prompt in prompts.values():
+                prompt.steps = [{shape: sums.cpu() for shape, sums in step.items()} for step in prompt.steps]
             run.result = result.detach().float().cpu()
             self.runs.append(run)
 

@@ -1,0 +1,174 @@
+"""See where words look while pictures are sampled, and keep one picture's layout in another."""
+
+import re
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..perfusion_core import PerfusionError
+from . import host
+from .grid import labelled_grid
+from .kinds import CATEGORY, AttentionType
+from .pictures import overlay
+
+MOST = 12
+"""Words that are shown where none is asked for."""
+
+
+class PerfusionWatchAttention(io.ComfyNode):
+    """Model -> the same, and what will be seen of its attention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionWatchAttention",
+            display_name="Watch Attention (Perfusion)",
+            category=CATEGORY,
+            description="Records where the words of a prompt look while any sampler runs with this model; the pictures stay the "
+            "same to the bit. Show Attention shows it, Keep Layout uses it.",
+            search_aliases=["perfusion", "attention map", "cross attention", "daam", "heatmap"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to watch, from Apply Concept or any other."),
+                io.Boolean.Input(
+                    "each_step", default=False, tooltip="Also keep the maps of every step apart. Needs more memory.", advanced=True
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The watched model, for a sampler."),
+                AttentionType.Output(display_name="attention", tooltip="For Show Attention and Keep Layout, after the sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, each_step: bool = False) -> io.NodeOutput:
+        """Watch it."""
+        recorder = host.Recorder(each_step)
+        return io.NodeOutput(host.model_watched(model, recorder), recorder)
+
+
+class PerfusionShowAttention(io.ComfyNode):
+    """What was seen -> overlays and masks."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionShowAttention",
+            display_name="Show Attention (Perfusion)",
+            category=CATEGORY,
+            description="Lays over each picture where chosen words of its prompt looked, on average over layers, heads and steps. "
+            "The labels say what share of all attention a word got, and how far a concept's gate opens at it.",
+            search_aliases=["perfusion", "attention map", "overlay", "daam", "heatmap"],
+            inputs=[
+                AttentionType.Input("attention", tooltip="From Watch Attention."),
+                io.Latent.Input("samples", tooltip="What the sampler gave with the watched model."),
+                io.Image.Input("images", tooltip="The same, decoded."),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words of the prompt, with commas between them, such as <my-teddy>, grass. Empty: the first dozen.",
+                ),
+                io.Boolean.Input(
+                    "each_step",
+                    default=False,
+                    advanced=True,
+                    tooltip="A row for each step of the first picture, if Watch Attention kept them apart.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="overlays", tooltip="A labelled picture: a row for each image or step."),
+                io.Mask.Output(display_name="masks", tooltip="The maps, row after row, each with a maximum of 1."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, attention: host.Recorder, samples: dict, images: Tensor, words: str, each_step: bool = False) -> io.NodeOutput:
+        """Show it."""
+        run = attention.run_of(samples["samples"])
+        chosen = words_in(words, run)
+        if each_step and not attention.each_step:
+            raise PerfusionError("Single steps were not kept apart; switch on each_step of Watch Attention too.")
+        steps = range(run.steps) if each_step else [None]
+        maps = torch.stack([torch.stack([run.map_of(word, step) for word in chosen], 1) for step in steps])
+        pictures = images[..., :3]
+        if maps.shape[1] != len(pictures):
+            raise PerfusionError(f"There are {maps.shape[1]} latents and {len(pictures)} images; connect the same ones.")
+        shown = maps[:, 0] if each_step else maps[0]
+        rows = [f"step {i + 1}" if each_step else f"picture {i + 1}" for i in range(len(shown))]
+        large = interpolate(shown, pictures.shape[1:3], mode="bicubic", antialias=True).clamp(min=0)
+        large = large / large.amax((2, 3), keepdim=True).clamp(min=1e-12)
+        under = pictures[:1].expand(len(rows), -1, -1, -1) if each_step else pictures
+        drawn = torch.stack([overlay(picture, mask) for picture, masks in zip(under, large, strict=True) for mask in masks])
+        labels = [labelled(word, float(shown[:, i].mean()), run) for i, word in enumerate(chosen)]
+        return io.NodeOutput(labelled_grid(drawn, rows, labels), large.flatten(0, 1))
+
+
+def words_in(text: str, run: host.Run) -> list[str]:
+    """The words that are asked for, as the prompts spell them.
+
+    Raises:
+        PerfusionError: a word is in no prompt, or no prompt knows its words.
+    """
+    there = run.words()
+    if not there:
+        raise PerfusionError(
+            "The prompt does not know its words: encode it with a CLIP from Apply Concept, or with Text Encode, Keys Locked."
+        )
+    asked = [word.casefold() for word in re.findall(r"[^\s,;]+", text)]
+    spelled = {word.casefold(): word for word in there}
+    missing = [word for word in asked if word not in spelled]
+    if missing:
+        raise PerfusionError(f"No prompt of this picture has the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}.")
+    return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
+
+
+def labelled(word: str, share: float, run: host.Run) -> str:
+    """A word, its share of attention and, for a trigger word, the gate."""
+    gate = run.gate_of(word)
+    return f"{word}  {100 * share:.1f} %" + ("" if gate is None else f"  gate {gate:.2f}")
+
+
+class PerfusionKeepLayout(io.ComfyNode):
+    """Model and what was seen of another picture -> model that keeps its layout."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionKeepLayout",
+            display_name="Keep Layout (Perfusion)",
+            category=CATEGORY,
+            description="Draws the next picture in the layout of another one: where the words that both prompts share look is "
+            "taken from the first picture, while the changed words look for themselves (Prompt-to-Prompt). Give both the same "
+            "seed, sampler and steps. Steps in the span take twice the time.",
+            search_aliases=["perfusion", "prompt to prompt", "p2p", "layout", "attention injection"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model for the next picture, from Apply Concept; not a watched one."),
+                AttentionType.Input("attention", tooltip="From Watch Attention on the first picture's model."),
+                io.Latent.Input("samples", tooltip="The first picture's samples, as its sampler gave them."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Of the way from noise to picture."),
+                io.Float.Input(
+                    "end",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Up to here the layout is kept. Earlier: more freedom for the concept's own shape.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler of the next picture.")],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, attention: host.Recorder, samples: dict, start: float, end: float) -> io.NodeOutput:
+        """Keep it."""
+        if start >= end:
+            raise PerfusionError(f"The layout would be kept from {start:g} to {end:g}, which is nothing; start must be below end.")
+        return io.NodeOutput(host.model_with_layout(model, attention.run_of(samples["samples"]), start, end))
+
+
+NODES = [PerfusionWatchAttention, PerfusionShowAttention, PerfusionKeepLayout]
