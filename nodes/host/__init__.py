@@ -4,14 +4,15 @@
 `encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents.
 """
 
-from .edits import model_with_edit
+from .edits import model_with_edit, model_with_settings
 from .encode import contents, encoding_width, prepare_clip
 from .models import check_interrupt, family_of, identity_of, layers_of
-from .sampling import draw, latents_of
+from .sampling import Preview, draw, latents_of, sample, samplers
 from .student import Student, best_precision, learning
 from .words import clip_with_words
 
 __all__ = [
+    "Preview",
     "Student",
     "best_precision",
     "check_interrupt",
@@ -25,5 +26,8 @@ __all__ = [
     "layers_of",
     "learning",
     "model_with_edit",
+    "model_with_settings",
     "prepare_clip",
+    "sample",
+    "samplers",
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -130,6 +130,10 @@ def prepare_conds(
     return executor(guider, sigmas, extra_args, *args, **kwargs)
 
 
+WRAPPERS = {WrappersMP.DIFFUSION_MODEL: run_edited, WrappersMP.SAMPLER_SAMPLE: prepare_conds}
+"""Where the host calls what."""
+
+
 def check_fit(concept: Concept, model: ModelPatcher) -> None:
     """Raise PerfusionError unless the concept was taught to a model of this one's family and shape."""
     family, layers = family_of(model), layers_of(model)
@@ -159,7 +163,37 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
     applied.edit(torch.device("cpu"))
     cloned = model.clone()
     cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
-    for where, wrapper in ((WrappersMP.DIFFUSION_MODEL, run_edited), (WrappersMP.SAMPLER_SAMPLE, prepare_conds)):
+    for where, wrapper in WRAPPERS.items():
         cloned.remove_wrappers_with_key(where, KEY)
         cloned.add_wrapper_with_key(where, KEY, wrapper)
+    return cloned
+
+
+def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) -> ModelPatcher:
+    """A clone of a MODEL whose concepts have other settings: the one of this trigger word or, if it is empty, all.
+
+    All else that the model carries stays as it is, in its place. A concept of strength 0 is not carried on, just as it would
+    not have been applied; its word means to the text encoder what it meant.
+
+    Raises:
+        PerfusionError: the model carries no concepts, or none of this trigger word.
+    """
+    carried: Applied | None = model.model_options.get("transformer_options", {}).get(KEY)
+    if carried is None:
+        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+    known = [concept.trigger.casefold() for concept in carried.stack]
+    if trigger and trigger.casefold() not in known:
+        raise PerfusionError(
+            f"This model carries no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in carried.stack)}."
+        )
+    chosen = [not trigger or each == trigger.casefold() for each in known]
+    changed = (c.with_settings(**settings) if chose else c for c, chose in zip(carried.stack, chosen, strict=True))
+    stack = tuple(concept for concept in changed if concept.strength > 0)
+    cloned = model.clone()
+    if stack:
+        cloned.model_options["transformer_options"][KEY] = replace(carried, stack=stack, edits={})
+        return cloned
+    del cloned.model_options["transformer_options"][KEY]
+    for where in WRAPPERS:
+        cloned.remove_wrappers_with_key(where, KEY)
     return cloned
