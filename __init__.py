@@ -2,7 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes import apply, attention, concepts, inspect, objects, prompts, train
+from .nodes import apply, attention, concepts, inspect, objects, prompts, sweep, train
+
+MODULES = (apply, attention, concepts, inspect, objects, prompts, sweep, train)
 
 
 class PerfusionExtension(ComfyExtension):
@@ -10,7 +12,7 @@ class PerfusionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [*concepts.NODES, *apply.NODES, *prompts.NODES, *attention.NODES, *inspect.NODES, *objects.NODES, *train.NODES]
+        return [node for module in MODULES for node in module.NODES]
 
 
 async def comfy_entrypoint() -> PerfusionExtension:

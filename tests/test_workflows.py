@@ -52,6 +52,25 @@ def test_the_using_workflow_draws_the_concept_and_bypassed_the_base(
     assert drawn["word"] == drawn["base"] != drawn["concept"]
 
 
+def test_the_comparing_workflow_shows_what_the_settings_do(server: Server, object_info: dict, taught: tuple[dict, Path]) -> None:
+    workflow = read("compare_settings")
+    assert find_node(workflow, "PerfusionLoadConcept")["widgets_values"] == [taught[1].name]
+    set_widget(workflow, "PerfusionSweep", "steps", 2, object_info)
+    # The gate nearly everywhere open, at its edge, and shut.
+    set_widget(workflow, "PerfusionSweep", "biases", "-5, 0.4, 9", object_info)
+    set_widget(workflow, "PerfusionSweep", "values", "0.05, 0.15", object_info)
+    history = server.run(to_prompt(workflow, object_info))
+    with Image.open(server.outputs(history)[0]) as grid:
+        assert grid.width > 4 * 192 and grid.height > 3 * 192
+    drawn = []
+    for path in server.outputs(history, kind="temp"):
+        with Image.open(path) as image:
+            drawn.append(image.convert("RGB").tobytes())
+    opened, edge, shut = drawn[:4], drawn[4:8], drawn[8:]
+    assert len(drawn) == 12 and shut[:2] == shut[2:] and opened[:2] == opened[2:]
+    assert len(set(edge)) == 4 and not set(edge) & set(opened + shut)
+
+
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_workflow_names_what_the_server_has(path: Path, object_info: dict) -> None:
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:

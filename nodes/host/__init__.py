@@ -5,13 +5,13 @@
 `encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents.
 """
 
-from .edits import model_watched, model_with_edit, model_with_layout
+from .edits import model_watched, model_with_edit, model_with_layout, model_with_settings
 from .encode import contents, encoding_width, prepare_clip
 from .locking import encode_locked
 from .looking import look
 from .models import check_interrupt, family_of, identity_of, layers_of
 from .probing import Findings, probed
-from .sampling import draw, latents_of
+from .sampling import Preview, draw, latents_of, sample, samplers
 from .student import Student, best_precision, learning
 from .watching import Prompt, Recorder, Run
 from .words import END, START, clip_with_words
@@ -20,6 +20,7 @@ __all__ = [
     "END",
     "START",
     "Findings",
+    "Preview",
     "Prompt",
     "Recorder",
     "Run",
@@ -40,6 +41,9 @@ __all__ = [
     "model_watched",
     "model_with_edit",
     "model_with_layout",
+    "model_with_settings",
     "prepare_clip",
     "probed",
+    "sample",
+    "samplers",
 ]

@@ -407,3 +407,25 @@ def model_with_layout(model: ModelPatcher, run: Run, start: float, end: float) -
     sampling = model.get_model_object("model_sampling")
     span = (float(sampling.percent_to_sigma(share)) for share in (start, end))
     return model_with(model, replace(carried(model) or Applied(), layout=Layout(run, *span), recorder=None))
+
+
+def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) -> ModelPatcher:
+    """A clone of a MODEL whose concepts have other settings: the one of this trigger word or, if it is empty, all.
+
+    All else that the model carries stays as it is, in its place. A concept of strength 0 is not carried on, just as it would
+    not have been applied; its word means to the text encoder what it meant.
+
+    Raises:
+        PerfusionError: the model carries no concepts, or none of this trigger word.
+    """
+    before = carried(model) or Applied()
+    if not before.stack:
+        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+    known = [concept.trigger.casefold() for concept in before.stack]
+    if trigger and trigger.casefold() not in known:
+        raise PerfusionError(
+            f"This model carries no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}."
+        )
+    chosen = [not trigger or each == trigger.casefold() for each in known]
+    changed = (c.with_settings(**settings) if chose else c for c, chose in zip(before.stack, chosen, strict=True))
+    return model_with(model, replace(before, stack=tuple(concept for concept in changed if concept.strength > 0)))

@@ -1,10 +1,24 @@
 """Between pictures and latents, by the host's own VAE and samplers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import comfy.sample
+import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.samplers import KSampler
 from comfy.sd import CLIP, VAE
 from torch import Tensor
+
+
+def samplers() -> tuple[list[str], list[str]]:
+    """Names of the samplers and of the schedulers that the host has, those of other packs included."""
+    return KSampler.SAMPLERS, KSampler.SCHEDULERS
+
+
+Preview = tuple[str, Any, int]
+"""A format, a PIL picture and its largest side, as the host's progress bar takes them."""
 
 
 def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
@@ -24,3 +38,44 @@ def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed
             model, noise, steps, cfg, "ddim", "normal", positive, negative, latent, disable_pbar=True, seed=seed
         )
         return vae.decode(samples).clamp(0, 1)
+
+
+def sample(
+    model: ModelPatcher,
+    positive: list,
+    negative: list,
+    latent_image: dict[str, Any],
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler_name: str,
+    scheduler: str,
+    denoise: float,
+    after_step: Callable[[int, Preview | None], None],
+) -> Tensor:
+    """Latents [1, c, h, w] that the host's KSampler would give for the first of a LATENT; `after_step` is told of each step."""
+    image = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"][:1], latent_image.get("downscale_ratio_spacial"))
+    drawn = latent_image["batch_index"][:1] if "batch_index" in latent_image else None
+    noise = comfy.sample.prepare_noise(image, seed, drawn)
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        after_step(step + 1, previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None)
+
+    return comfy.sample.sample(
+        model,
+        noise,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        image,
+        denoise=denoise,
+        # Of several masks the host itself takes the first for a batch of one.
+        noise_mask=latent_image.get("noise_mask"),
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    )
