@@ -86,7 +86,9 @@ def threshold(values: Tensor, bins: int = 64) -> float:
     below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
     above = below[-1] - below
     between = (sums[-1] * below / below[-1] - sums).square() / (below * above).clamp(min=1e-12)
-    return float(between[:-1].argmax() + 1) / bins
+    # Where the values leave a gap, every cut in it is as good: the middle one is taken.
+    best = (between[:-1] >= between[:-1].max() * (1 - 1e-9)).nonzero().flatten().double()
+    return float(best.mean() + 1) / bins
 
 
 def soft_mask(looked: Tensor, softness: float = 0.08) -> Tensor:

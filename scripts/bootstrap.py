@@ -64,12 +64,13 @@ def locate() -> Setup:
 
 
 def make_base(base: Path) -> None:
-    """Make a base directory for a server, with this pack linked into its custom nodes and the demo's pictures."""
+    """Make a base directory for a server, with this pack linked into its custom nodes, and the demo's pictures and concepts."""
     for folder in ("custom_nodes", "models/checkpoints", "models/perfusion", "input", "output"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     _link(base / "custom_nodes" / PACK, ROOT)
-    for picture in sorted((ROOT / "demo" / "pictures").glob("*.png")):
-        shutil.copyfile(picture, base / "input" / picture.name)
+    for source, target in (("pictures", "input"), ("concepts", "models/perfusion")):
+        for file in sorted((ROOT / "demo" / source).iterdir()):
+            shutil.copyfile(file, base / target / file.name)
 
 
 def share_checkpoint(setup: Setup, base: Path) -> None:

@@ -1,0 +1,214 @@
+"""Looks inside the real host where no graph can: run by test_inside_host.py in the host's own interpreter.
+
+`python inside_host.py COMFYUI PACK CHECKPOINT CONCEPT` prints one JSON object of measured differences. The pack is imported as
+the host imports it, under a name of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+COMFYUI, PACK, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
+sys.path.insert(0, str(COMFYUI))
+sys.argv = ["main.py", "--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+logging.disable(logging.INFO)
+
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+package = types.ModuleType("pack")
+package.__path__ = [str(PACK)]
+sys.modules["pack"] = package
+host = importlib.import_module("pack.nodes.host")
+locking = importlib.import_module("pack.nodes.host.locking")
+words = importlib.import_module("pack.nodes.host.words")
+edits = importlib.import_module("pack.nodes.host.edits")
+attention = importlib.import_module("pack.nodes.host.attention")
+Concept = importlib.import_module("pack.perfusion_core.concept").Concept
+PerfusionError = importlib.import_module("pack.perfusion_core").PerfusionError
+
+Projected = dict[tuple[str, str], list[tuple[Tensor, Tensor]]]
+
+
+def sample(model: object, positive: list, negative: list, steps: int = 1, cfg: float = 3.0, count: int = 1) -> Tensor:
+    """Latents of 64 pixels."""
+    latents = torch.zeros(count, 4, 8, 8)
+    noise = comfy.sample.prepare_noise(latents, 1)
+    return comfy.sample.sample(model, noise, steps, cfg, "euler", "normal", positive, negative, latents, disable_pbar=True, seed=1)
+
+
+def projections(model: object, *run: object, **how: object) -> Projected:
+    """(layer, to_q | to_k | to_v) -> its inputs and outputs, of a sampling run."""
+    unet, seen, handles = model.model.diffusion_model, {}, []
+    for layer in host.layers_of(model):
+        for which in ("to_q", "to_k", "to_v"):
+            module = unet.get_submodule(f"{layer}.{which}")
+
+            def see(module: object, args: tuple, output: Tensor, key: tuple = (layer, which)) -> None:
+                seen.setdefault(key, []).append((args[0].clone(), output.clone()))
+
+            handles.append(module.register_forward_hook(see))
+    try:
+        sample(model, *run, **how)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def worst(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+def main() -> dict:
+    """All that is measured."""
+    model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
+    concept = Concept.load(CONCEPT)
+    return locked(model, clip, concept) | recorded(model, clip, concept) | regional(model, clip, concept)
+
+
+def encode(clip: object, text: str) -> list:
+    """As the host's own node encodes."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def locked(model: object, clip: object, concept: object) -> dict:
+    """Global key-locking: what the keys are made of, for superclasses of as many tokens as the word, of more and of fewer."""
+    found: dict[str, object] = {}
+    two = replace(concept, trigger="<two-tokens>", superclass="teddy bear")
+    three = replace(concept, trigger="<three-vectors>", word={name: v[:1].repeat(3, 1) for name, v in concept.word.items()})
+    for name, one, text, rows in (
+        ("same", concept, "a photo of a {} on the grass", range(77)),
+        ("weighted", concept, "a photo of a ({}:1.3), on the (grass:0.8)", range(77)),
+        ("shorter", two, "a photo of a {} on the grass", [0, 1, 2, 3, 4, *range(6, 77), 76]),
+        ("longer", three, "a photo of a {} on the grass", [0, 1, 2, 3, 4, 5, 5, *range(5, 75)]),
+    ):
+        knowing, applied = host.clip_with_words(clip, (one,)), host.model_with_edit(model, (one,), "exact")
+        wanted = encode(clip, text.format(one.superclass))[0][0][:, list(rows)]
+        seen = projections(applied, locking.encode_locked(knowing, text.format(one.trigger)), encode(clip, ""))
+        shares = []
+        for layer in host.layers_of(model):
+            weight = model.model.diffusion_model.get_submodule(f"{layer}.to_k").weight
+            keys = seen[layer, "to_k"][0][1]
+            # The positive prompt stands first or second in the batch, as the host likes.
+            shares.append(min(worst(each, wanted[0] @ weight.T) for each in keys))
+        found[f"locked keys, {name}"] = max(shares)
+    found["both in one batch"] = len(seen[layer, "to_k"]) == 1
+    long = "a photo of a <two-tokens> " + "on the grass " * 24 + "at night"
+    knowing = host.clip_with_words(clip, (two,))
+    try:
+        locking.encode_locked(knowing, long)
+        found["a prompt that breaks at another word"] = "encoded"
+    except PerfusionError as error:
+        found["a prompt that breaks at another word"] = str(error)
+    return found
+
+
+def recorded(model: object, clip: object, concept: object) -> dict:
+    """Recorded maps against softmax in float64 of the queries and keys that the layers made."""
+    knowing = host.clip_with_words(clip, (concept,))
+    recorder = host.Recorder()
+    watched = host.model_watched(host.model_with_edit(model, (concept,), "exact"), recorder)
+    text, negative = f"a photo of a {concept.trigger} on the grass", "blurry " * 90
+    seen: list[tuple[Tensor, Tensor, int]] = []
+    usual = attention.Attention.project
+
+    def spied(self: object, layer: str, keys: bool, plain: Tensor, edited: list[Tensor]) -> None:
+        if keys:
+            seen.append((self.query.clone(), edited[0].clone(), self.heads))
+        usual(self, layer, keys, plain, edited)
+
+    attention.Attention.project = spied
+    try:
+        sample(watched, encode(knowing, text), encode(knowing, negative), steps=2, count=2)
+    finally:
+        attention.Attention.project = usual
+    run, sums = recorder.runs[-1], torch.zeros(2, 8, 8, dtype=torch.float64)
+    for q, k, heads in seen:
+        # Of a batch of four rows, two are the positive prompt's, repeated beside the longer negative one.
+        rows = slice(0, 2) if torch.equal(k[0, 77:], k[0, :77]) else slice(2, 4)
+        parts = [t[rows].double().unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k)]
+        maps = (parts[0] @ parts[1].transpose(2, 3) / math.sqrt(parts[0].shape[3])).softmax(3).mean(1)
+        side = math.isqrt(maps.shape[1])
+        looked = (maps[..., 5] + maps[..., 82]).unflatten(1, (side, side))[:, None]
+        sums += torch.nn.functional.interpolate(looked, (8, 8), mode="bilinear", antialias=True)[:, 0]
+    mine = run.map_of(concept.trigger)
+    gates = edits.carried(watched).edits(torch.device("cpu"))[0].gates(encode(clip, "a")[0][0])
+    return {
+        "recorded maps": worst(mine, sums / len(seen)),
+        "recorded shape": list(mine.shape),
+        "calls counted": next(iter(run.prompts.values())).counts == [len(seen)],
+        "words": next(iter(run.prompts.values())).words[:10],
+        "gate": run.gate_of(concept.trigger),
+        "gates are of the encoding": list(gates.shape),
+    }
+
+
+def regional(model: object, clip: object, concept: object) -> dict:
+    """Regions: outside of them the base's own attention, without the word; inside, the concept's."""
+    knowing = host.clip_with_words(clip, (concept,))
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
+    applied = host.model_with_edit(model, (replace(concept, region=left),), "exact")
+    whole = host.model_with_edit(model, (concept,), "exact")
+    text = f"a photo of a {concept.trigger} on the grass"
+    seen: dict[str, list] = {}
+    usual = attention.Attention.override
+
+    def spied(self: object, previous: object) -> object:
+        inner = usual(self, previous)
+
+        def attend(func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **kwargs: object) -> Tensor:
+            out = inner(func, q, k, v, heads, *args, **kwargs)
+            if self.keys and k is self.keys[0] and self.regions is not None:
+                seen.setdefault(self.layer, []).append((q, self.keys, self.values, self.regions.barred, out, heads))
+            return out
+
+        return attend
+
+    attention.Attention.override = spied
+    try:
+        sample(applied, encode(knowing, text), encode(knowing, ""))
+    finally:
+        attention.Attention.override = usual
+    shares = []
+    for calls in seen.values():
+        for q, keys, values, barred, out, heads in calls:
+            side = math.isqrt(q.shape[1])
+            inside = (torch.arange(side * side) % side) < side // 2
+            for s, place in ((0, ~inside), (1, inside)):
+                parts = [t.double().unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, keys[s], values[s])]
+                logits = parts[0] @ parts[1].transpose(2, 3) / math.sqrt(parts[0].shape[3])
+                logits = logits.masked_fill(barred[:, s, None, None], -math.inf)
+                wanted = (logits.softmax(3) @ parts[2]).transpose(1, 2).flatten(2)
+                shares.append(worst(out[:, place], wanted[:, place]))
+    everywhere = host.model_with_edit(model, (replace(concept, region=torch.ones(3, 5)),), "exact")
+    runs = [sample(m, encode(knowing, text), encode(knowing, "")) for m in (everywhere, whole)]
+    plain = "a photo of a teddy"
+    base = [sample(m, encode(knowing, plain), encode(knowing, "")) for m in (applied, model)]
+    return {
+        "regions": max(shares),
+        "layers with regions": len(seen),
+        "a region of everywhere": worst(*runs),
+        "a prompt without the word": worst(*base),
+        "barred words": seen[next(iter(seen))][0][3].any(1).sum(1).tolist(),
+    }
+
+
+with torch.inference_mode():
+    measured = main()
+print(json.dumps(measured))

@@ -1,0 +1,53 @@
+"""What no graph can show, measured inside the real host by inside_host.py: keys, recorded maps, regions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.bootstrap import CHECKPOINT, ROOT, Setup
+
+ROUNDING = 5e-6
+
+
+@pytest.fixture(scope="module")
+def measured(setup: Setup, base_dir: Path) -> dict:
+    script, concept = Path(__file__).with_name("inside_host.py"), base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
+    checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
+    command = [setup.python, script, setup.comfyui, ROOT, checkpoint, concept]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=base_dir)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["same", "weighted", "shorter", "longer"])
+def test_globally_locked_keys_are_those_of_the_superclass_prompt(measured: dict, name: str) -> None:
+    assert measured[f"locked keys, {name}"] < ROUNDING
+
+
+def test_a_locked_prompt_and_a_plain_one_share_a_batch(measured: dict) -> None:
+    assert measured["both in one batch"]
+
+
+def test_a_long_prompt_that_cannot_be_aligned_is_refused(measured: dict) -> None:
+    assert "<two-tokens>" in measured["a prompt that breaks at another word"]
+    assert "shorten it" in measured["a prompt that breaks at another word"]
+
+
+def test_recorded_maps_are_the_mean_of_the_layers_own(measured: dict) -> None:
+    """In a batch whose rows have prompts of different lengths."""
+    assert measured["recorded maps"] < ROUNDING and measured["recorded shape"] == [2, 8, 8] and measured["calls counted"]
+    assert measured["words"] == ["<start>", "a", "photo", "of", "a", "<demo-teddy>", "on", "the", "grass", "<end>"]
+    assert 0.5 < measured["gate"] <= 1
+
+
+def test_in_a_region_attention_is_the_concepts_and_outside_the_bases_without_its_word(measured: dict) -> None:
+    assert measured["regions"] < ROUNDING and measured["layers with regions"] == 7
+    assert sorted(measured["barred words"]) == [0, 1]
+
+
+def test_a_region_of_everywhere_and_a_prompt_without_the_word_change_nothing(measured: dict) -> None:
+    assert measured["a region of everywhere"] == 0 and measured["a prompt without the word"] == 0
