@@ -1,0 +1,59 @@
+"""Teach the demo's two concepts, by the very workflow that users drag onto the page.
+
+    python -m demo.make_concepts --emoji DIR
+
+DIR is where `demo.world.fetch` put the emoji sets. Writes demo/concepts/demo-teddy.safetensors and demo-cat.safetensors. The
+workflows that use concepts start from these, so that nobody has to train before seeing them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from demo import make_pictures
+from scripts import bootstrap
+from scripts.server import Server
+from scripts.workflow import set_widget, to_prompt
+
+TAUGHT = {"teddy": "fluent-emoji", "cat": "emojione-v1"}
+"""Word -> the designer whose version of it is taught."""
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Teach both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--emoji", type=Path, required=True)
+    parser.add_argument("--only", choices=TAUGHT)
+    arguments = parser.parse_args()
+    setup, base = bootstrap.locate(), bootstrap.CACHE / "concepts-base"
+    bootstrap.make_base(base)
+    bootstrap.share_checkpoint(setup, base)
+    (HERE / "concepts").mkdir(exist_ok=True)
+    with Server(setup, base=base) as server:
+        info = server.object_info()
+        for word, designer in TAUGHT.items():
+            if arguments.only in (None, word):
+                make_pictures.write(arguments.emoji, designer, word, make_pictures.PLACES, base / "input")
+                shutil.copyfile(teach(server, info, word), HERE / "concepts" / f"demo-{word}.safetensors")
+
+
+def teach(server: Server, info: dict, word: str) -> Path:
+    """The concept file that the training workflow saves for the pictures of a word."""
+    workflow = json.loads((bootstrap.ROOT / "workflows" / "train_a_concept.json").read_text(encoding="utf-8"))
+    for i in range(len(make_pictures.PLACES)):
+        set_widget(workflow, f"Picture {i + 1}", "image", f"{word}-{i}.png", info)
+    set_widget(workflow, "PerfusionTrain", "superclass", word, info)
+    set_widget(workflow, "PerfusionTrain", "trigger", f"<demo-{word}>", info)
+    set_widget(workflow, "PerfusionSaveConcept", "filename_prefix", f"demo-{word}", info)
+    set_widget(workflow, "PerfusionSaveConcept", "overwrite", True, info)
+    server.run(to_prompt(workflow, info), timeout=7200)
+    return server.base / "models" / "perfusion" / f"demo-{word}.safetensors"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Global key-locking, regions, attention maps, layouts, gates and found objects, through a real server.
+
+What no graph shows - keys, maps and regions to rounding - is in test_inside_host.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from perfusion_core.concept import Concept
+from perfusion_core.edit import gate
+from scripts.server import GraphError, Server
+from tests.graphs import Graph, Link, latents
+
+CONCEPT, TRIGGER = "demo-teddy.safetensors", "<demo-teddy>"
+PROMPT = f"a photo of a {TRIGGER} on the grass"
+
+
+class Bench(Graph):
+    """A graph with the demo's concept applied."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self.base, self.clip, self.vae = self.checkpoint()
+        self.model, self.words = self.apply(self.base, self.clip, self.load(CONCEPT, **{"bias": 0.3} | settings))
+
+    def locked(self, text: str) -> Link:
+        return [self.add("PerfusionTextEncode", clip=self.words, text=text), 0]
+
+    def watched(self, model: Link, **how: object) -> tuple[Link, Link]:
+        key = self.add("PerfusionWatchAttention", model=model, **{"each_step": False} | how)
+        return [key, 0], [key, 1]
+
+    def negative(self) -> Link:
+        return self.text(self.words, "")
+
+    def region(self, x: int, width: int) -> Link:
+        """A mask of 64 pixels, white from column x on over a width."""
+        black = self.add("SolidMask", value=0.0, width=64, height=64)
+        white = self.add("SolidMask", value=1.0, width=width, height=64)
+        return [self.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
+
+
+def refused(server: Server, graph: Graph, *words: str) -> None:
+    with pytest.raises(GraphError) as failure:
+        server.run(graph.nodes)
+    assert all(word in str(failure.value) for word in words), str(failure.value)
+    assert "Traceback" not in str(failure.value)
+
+
+def picture(server: Server, graph: Graph, image: Link) -> np.ndarray:
+    """What an IMAGE shows, as bytes [H, W, 3]."""
+    key = graph.add("PreviewImage", images=image)
+    (path,) = server.outputs(server.run(graph.nodes), key, "temp")
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB")).astype(float)
+
+
+# ---- global key-locking ------------------------------------------------------------------------------------------------------
+
+
+def test_locked_prompts_without_a_trigger_word_are_plain_ones_and_with_one_differ(server: Server) -> None:
+    graph = Bench()
+    pairs = [[f(text) for f in (lambda t: graph.text(graph.words, t), graph.locked)] for text in ("a (teddy:1.2)", PROMPT)]
+    found = latents(server, graph, *(graph.sample(graph.model, cond, graph.negative()) for pair in pairs for cond in pair))
+    assert torch.equal(found[0], found[1]) and not torch.allclose(found[2], found[3], atol=1e-2)
+
+
+def test_locked_prompts_stand_beside_plain_ones_and_pass_through_conditioning_nodes(server: Server) -> None:
+    """After one Euler step a combination is the mean of its parts, and an area of the whole picture is none."""
+    graph = Bench()
+    plain, locked = graph.text(graph.words, PROMPT), graph.locked(PROMPT)
+    both = [graph.add("ConditioningCombine", conditioning_1=plain, conditioning_2=locked), 0]
+    area = [graph.add("ConditioningSetArea", conditioning=locked, width=64, height=64, x=0, y=0, strength=1.0), 0]
+    average = [graph.add("ConditioningAverage", conditioning_to=locked, conditioning_from=locked, conditioning_to_strength=0.5), 0]
+    long = graph.text(graph.words, "blurry " * 90)
+    samples = [graph.sample(graph.model, c, graph.negative(), steps=1) for c in (plain, locked, both, area, average)]
+    found = latents(server, graph, *samples, *(graph.sample(graph.model, c, long, steps=1) for c in (plain, locked)))
+    wanted = (found[0] + found[1]) / 2
+    assert torch.allclose(found[2], wanted, atol=2e-5 * float(wanted.abs().max()))
+    for same in found[3:5]:
+        assert torch.allclose(same, found[1], atol=2e-5 * float(wanted.abs().max()))
+    assert not torch.allclose(found[5], found[6], atol=1e-2)
+
+
+# ---- regions -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
+    """After one step, what a concept changes against strength 0.001 lies in its half: the layers' reach blurs it a little."""
+    found = {}
+    for name, settings in (("none", {"strength": 0.001}), ("left", {}), ("right", {})):
+        graph = Bench()
+        if not settings:
+            settings = {"region": graph.region(0 if name == "left" else 32, 32)}
+        model, clip = graph.apply(graph.base, graph.clip, graph.load(CONCEPT, bias=0.3, **settings))
+        (found[name],) = latents(server, graph, graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1))
+    changes = {side: (found[side] - found["none"]).square().mean((0, 1, 2)).sqrt() for side in ("left", "right")}
+    assert changes["left"][:4].mean() > 1.5 * changes["left"][4:].mean()
+    assert changes["right"][4:].mean() > 1.5 * changes["right"][:4].mean()
+
+
+def test_a_region_works_with_locked_prompts_and_areas(server: Server) -> None:
+    graph = Bench()
+    model, clip = graph.apply(graph.base, graph.clip, graph.load(CONCEPT, bias=0.3, region=graph.region(0, 64)))
+    locked = [graph.add("PerfusionTextEncode", clip=clip, text=PROMPT), 0]
+    right = {"width": 0.5, "height": 1.0, "x": 0.5, "y": 0.0, "strength": 1.0}
+    halved = [graph.add("ConditioningSetAreaPercentage", conditioning=locked, **right), 0]
+    pair = [graph.sample(m, c, graph.text(clip, "")) for m in (model, graph.model) for c in (locked, halved)]
+    found = latents(server, graph, *pair)
+    # A region of everywhere is none, in whole pictures and in an area.
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3]) and not torch.equal(found[0], found[1])
+
+
+def test_an_empty_region_is_refused(server: Server) -> None:
+    graph = Bench()
+    empty = [graph.add("SolidMask", value=0.0, width=64, height=64), 0]
+    graph.add("PreviewAny", source=graph.load(CONCEPT, region=empty))
+    refused(server, graph, "The region is empty")
+
+
+# ---- watching and showing ----------------------------------------------------------------------------------------------------
+
+
+def test_watching_changes_no_bit_under_any_sampler(server: Server) -> None:
+    graph = Bench()
+    model, _ = graph.watched(graph.model)
+    scaled = [graph.add("UNetCrossAttentionMultiply", model=graph.model, q=1.1, k=0.9, v=1.2, out=0.8), 0]
+    scaled = [graph.add("PerturbedAttentionGuidance", model=scaled, scale=1.0), 0]
+    also, _ = graph.watched(scaled)
+    positive = graph.text(graph.words, PROMPT)
+    found = latents(server, graph, *(graph.sample(m, positive, graph.negative()) for m in (graph.model, model, scaled, also)))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[2], found[3]) and not torch.equal(found[0], found[2])
+
+
+def test_words_are_shown_with_their_share_their_gate_and_their_steps(server: Server) -> None:
+    graph = Bench()
+    model, attention = graph.watched(graph.model, each_step=True)
+    samples = graph.sample(model, graph.text(graph.words, PROMPT), graph.negative())
+    image = [graph.add("VAEDecode", samples=samples, vae=graph.vae), 0]
+    shows = [
+        graph.add("PerfusionShowAttention", attention=attention, samples=samples, images=image, words=words, each_step=each)
+        for words, each in ((f"{TRIGGER}, grass", False), (TRIGGER.upper(), True), ("", False))
+    ]
+    masks = [graph.add("PreviewImage", images=[graph.add("MaskToImage", mask=[show, 1]), 0]) for show in shows]
+    overlays = [graph.add("PreviewImage", images=[show, 0]) for show in shows]
+    history = server.run(graph.nodes)
+    counts = [len(server.outputs(history, key, "temp")) for key in masks]
+    # Two words; three steps; a, photo, of, the trigger word, on, the, grass and what comes after.
+    assert counts == [2, 3, 8]
+    maps = []
+    for path in server.outputs(history, masks[0], "temp") + server.outputs(history, masks[1], "temp"):
+        with Image.open(path) as opened:
+            maps.append(np.asarray(opened.convert("L")).astype(float) / 255)
+    assert all(each.shape == (64, 64) and each.max() > 0.99 and each.std() > 0.02 for each in maps)
+    assert not any(np.allclose(a, b, atol=0.02) for a, b in itertools.combinations(maps, 2))
+    assert all(len(server.outputs(history, key, "temp")) == 1 for key in overlays)
+
+
+def test_latents_and_words_that_were_not_seen_are_refused(server: Server) -> None:
+    for said, given, sentence in (("teapot", 0, "has the word 'teapot'"), ("", 1, "These latents are of none of the last")):
+        graph = Bench()
+        model, attention = graph.watched(graph.model)
+        positive = graph.text(graph.words, PROMPT)
+        samples = [graph.sample(m, positive, graph.negative(), seed=7 + i) for i, m in enumerate((model, graph.model))]
+        images = [[graph.add("VAEDecode", samples=each, vae=graph.vae), 0] for each in samples]
+        show = graph.add(
+            "PerfusionShowAttention",
+            attention=attention,
+            samples=samples[given],
+            images=images[given],
+            words=said,
+            each_step=False,
+        )
+        graph.add("PreviewImage", images=[show, 0])
+        graph.add("PreviewImage", images=images[0])
+        refused(server, graph, sentence)
+
+
+# ---- layouts -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_layout_is_kept_in_its_span_and_only_there(server: Server) -> None:
+    graph = Bench()
+    model, attention = graph.watched(graph.model)
+    word, name = (graph.text(graph.words, PROMPT.replace(TRIGGER, said)) for said in ("teddy", TRIGGER))
+    first = graph.sample(model, word, graph.negative())
+
+    def kept(start: float, end: float) -> Link:
+        return [
+            graph.add("PerfusionKeepLayout", model=graph.model, attention=attention, samples=first, start=start, end=end), 0
+        ]  # fmt: skip
+
+    samples = [first] + [graph.sample(m, c, graph.negative()) for m, c in (
+        (graph.model, name), (kept(0, 1), name), (kept(0, 1), word), (kept(0.6, 0.9), name), (kept(0, 0.5), name),
+    )]  # fmt: skip
+    found = latents(server, graph, *samples)
+    size = float(found[0].abs().max())
+    assert not torch.allclose(found[1], found[2], atol=0.02 * size)
+    # The same prompt in its own layout is the same picture; maps are made anew in another order of sums.
+    assert torch.allclose(found[3], found[0], atol=1e-4 * size)
+    # Of the three steps two lie in the first half, and none between 0.6 and 0.9.
+    assert torch.equal(found[4], found[1])
+    assert not torch.allclose(found[5], found[1], atol=1e-3 * size) and not torch.allclose(found[5], found[2], atol=1e-3 * size)
+
+
+def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:
+    for start, end, width, sentence in ((0.5, 0.5, 64, "start must be below end"), (0.0, 1.0, 128, "two pictures of one size")):
+        graph = Bench()
+        model, attention = graph.watched(graph.model)
+        positive = graph.text(graph.words, PROMPT)
+        first = graph.sample(model, positive, graph.negative())
+        kept = graph.add("PerfusionKeepLayout", model=graph.model, attention=attention, samples=first, start=start, end=end)
+        sample = graph.sample([kept, 0], positive, graph.negative())
+        graph.nodes[graph.nodes[sample[0]]["inputs"]["latent_image"][0]]["inputs"]["width"] = width
+        graph.add("PreviewAny", source=sample)
+        refused(server, graph, sentence)
+
+
+# ---- gates -------------------------------------------------------------------------------------------------------------------
+
+
+def inspected(server: Server, graph: Graph, model: Link, positive: Link) -> str:
+    key = graph.add("PerfusionInspect", model=model, positive=positive)
+    return server.run(graph.nodes)["outputs"][key]["text"][0]
+
+
+def test_the_inspector_says_what_gates_do_before_anything_is_sampled(server: Server) -> None:
+    graph = Bench(temperature=0.2)
+    report = inspected(server, graph, graph.model, graph.text(graph.words, PROMPT))
+    concept = Concept.load(server.base / "models" / "perfusion" / CONCEPT)
+    # At its own word the encoding is close to i*, whose similarity is 1.
+    opened = float(report.split("opens to ")[1].split(" ")[0])
+    assert abs(opened - float(gate(torch.tensor(1.0), torch.tensor(0.3), torch.tensor(0.2)))) < 0.05
+    assert "In 7 layers the edit changes keys by" in report and "not named" not in report and len(concept.values) == 7
+    shares = [float(part.split(" %")[0]) for part in report.split("by ")[1:]]
+    assert all(1 < share < 200 for share in shares)
+
+
+def test_the_inspector_misses_names_and_sees_fights_and_loras(server: Server) -> None:
+    graph = Bench()
+    twin = graph.load(CONCEPT, trigger="<twin>", bias=0.3)
+    model, clip = graph.apply(graph.model, graph.words, twin)
+    assert f"{TRIGGER} is applied but not named" in inspected(server, graph, model, graph.text(clip, "a <twin>"))
+    report = inspected(server, graph, model, graph.text(clip, f"a {TRIGGER} and a <twin>"))
+    assert f"{TRIGGER} also opens at <twin>" in report and "fight" in report and "not named" not in report
+    scaled = [graph.add("UNetCrossAttentionMultiply", model=model, q=1.0, k=1.0, v=1.2, out=1.0), 0]
+    assert "LoRAs change 14 of the edited projections" in inspected(server, graph, scaled, graph.text(clip, "a <twin>"))
+
+
+def test_the_inspector_needs_a_model_with_concepts(server: Server) -> None:
+    graph = Bench()
+    graph.add("PerfusionInspect", model=graph.base, positive=graph.text(graph.words, PROMPT))
+    refused(server, graph, "This model carries no concepts")
+
+
+# ---- found objects -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_is_found_without_any_mask_and_can_be_trained_on(server: Server) -> None:
+    """In the demo's four pictures, against the masks that they bring; a disc in the middle would cover less."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures()
+    find = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word="teddy", size=64, seed=0)
+    shown = [graph.add("PreviewImage", images=[graph.add("MaskToImage", mask=mask), 0]) for mask in ([find, 0], masks)]
+    graph.save([graph.train(model, clip, vae, images, [find, 0], steps=1), 0], "found")
+    history = server.run(graph.nodes)
+    found, true = ([np.asarray(Image.open(p).convert("L")) / 255.0 for p in server.outputs(history, k, "temp")] for k in shown)
+    y, x = np.mgrid[:256, :256]
+    disc = np.hypot(y - 127.5, x - 127.5) < 82
+
+    def share(mask: np.ndarray, other: np.ndarray) -> float:
+        return (mask & other).sum() / (mask | other).sum()
+
+    ours = [share(f > 0.5, t > 0.25) for f, t in zip(found, true, strict=True)]
+    discs = [share(disc, t > 0.25) for t in true]
+    assert len(found) == 4 and all(f.max() == 1 for f in found)
+    assert min(ours) >= 0.5 and np.mean(ours) > np.mean(discs)
+    assert (server.base / "models" / "perfusion" / "found_00001.safetensors").exists()
+
+
+def test_finding_needs_a_word_and_a_picture_that_is_large_enough(server: Server) -> None:
+    for word, sentence in (("  ", "needs the plain word"), ("a", "is no word to look for")):
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        images, _ = graph.pictures(2)
+        find = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word=word, size=64, seed=0)
+        graph.add("PreviewAny", source=[find, 0])
+        refused(server, graph, sentence)
