@@ -5,8 +5,8 @@
 """
 
 from .edits import model_with_edit
-from .encode import contents, encoding_width, prepare_clip
-from .models import check_interrupt, family_of, identity_of, layers_of
+from .encode import contents, encoding_width, prepare_clip, word_encoding
+from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, width_of
 from .sampling import draw, latents_of
 from .student import Student, best_precision, learning
 from .words import clip_with_words
@@ -18,6 +18,7 @@ __all__ = [
     "clip_with_words",
     "contents",
     "draw",
+    "encoders_of",
     "encoding_width",
     "family_of",
     "identity_of",
@@ -26,4 +27,6 @@ __all__ = [
     "learning",
     "model_with_edit",
     "prepare_clip",
+    "width_of",
+    "word_encoding",
 ]
