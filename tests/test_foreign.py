@@ -438,6 +438,7 @@ def test_refuses_files_of_other_things(tmp_path: Path) -> None:
         assert "neither of perfusion-pytorch nor of" in sentence(path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_changed_byte_in_the_pickle_gives_a_concept_or_a_sentence(tmp_path: Path) -> None:
     torch.save(checkpoint(Base.of()), tmp_path / "good.ckpt")
     rng, refused = random.Random(0), 0
@@ -516,6 +517,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(("keys", "value", "words"), WRONG, ids=range(len(WRONG)))
 def test_refuses_wrong_parts_of_chendaryens(keys: tuple, value: object, words: str, tmp_path: Path) -> None:
     saved = checkpoint(Base.of())
