@@ -67,7 +67,7 @@ STAND_INS = [
         "omegaconf.nodes": "AnyNode",
         "collections": "defaultdict",
         "typing": "Any",
-        "builtins": "dict list int float str bool",
+        "builtins": "dict list int",
     }.items()
     for name in names.split()
 ]

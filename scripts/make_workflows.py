@@ -110,7 +110,7 @@ Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode**
 here are for the small demo base.""",
         0,
         340,
-        420,
+        600,
     )
 
 

@@ -108,6 +108,19 @@ def test_load_concept_lists_none_of_them(server: Server, peer: Path, positions: 
     assert not any(name.endswith(".safetensors") for name in taken) and all(name.endswith(".safetensors") for name in loaded)
 
 
+def test_a_changed_file_is_imported_again(server: Server, peer: Path) -> None:
+    saved, path = torch.load(peer, weights_only=True), folder(server) / "again.pt"
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    graph.save(importing(graph, model, clip, path.name), "again-imported", overwrite=True)
+    for times in (1, 3):
+        saved["embed_params"] *= times
+        torch.save(saved, path)
+        server.run(graph.nodes)
+        found = Concept.load(folder(server) / "again-imported.safetensors")
+        assert torch.equal(found.word["clip_l"], saved["embed_params"])
+
+
 # ---- what is refused
 
 
