@@ -30,6 +30,20 @@ def concept_files() -> list[str]:
     return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).parts[0] != WORKROOM]
 
 
+FOREIGN = {".pt", ".pth", ".ckpt", ".bin"}
+"""How files of other implementations end; they lie beside ours, and Load Concept does not list them."""
+
+
+def foreign_files() -> list[str]:
+    """Names of the files of other implementations that the user has."""
+    found = {
+        name
+        for folder in folder_paths.get_folder_paths(FOLDER)
+        for name in folder_paths.recursive_search(folder, [".git", WORKROOM])[0]
+    }
+    return folder_paths.filter_files_extensions(found, FOREIGN)
+
+
 def home() -> Path:
     """The folder that concepts are saved to."""
     return Path(folder_paths.get_folder_paths(FOLDER)[0])

@@ -62,6 +62,12 @@ def measure(clip: CLIP, texts: list[str] | None) -> Covariance:
     return covariance
 
 
+def check_covariance(clip: CLIP, covariance: Covariance | None) -> None:
+    """Raise PerfusionError for a covariance of another text encoder."""
+    if covariance is not None and covariance.identity != host.identity_of(clip):
+        raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
+
+
 def caption_lines(captions: str, file: str) -> list[str] | None:
     """The user's captions, one a line, from the text and the file in the input folder; None where there are neither."""
     text = captions
@@ -135,8 +141,7 @@ def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Cova
         )
     if size % 8:
         raise PerfusionError(f"The size of training pictures must be a multiple of 8 pixels; {size} came.")
-    if covariance is not None and covariance.identity != host.identity_of(clip):
-        raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
+    check_covariance(clip, covariance)
 
 
 def fingerprint(

@@ -2,7 +2,8 @@
 
 A file is one safetensors file of a few tensors: `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, where keys were trained, `target_outputs_k` [Σ m], the layers one after
-another in the order of the metadata's `layers`. All metadata values are text, as the format wants.
+another in the order of the metadata's `layers`. Target outputs that differ by token position are [77, Σ m] instead. All metadata
+values are text, as the format wants.
 """
 
 import base64
@@ -27,6 +28,8 @@ MAX_BYTES = 16 * 2**20
 MAX_PREVIEW = 12 * 1024
 TRIGGER = re.compile(r"<[\w-]{1,64}>")
 SUPERCLASS_LENGTH = 200
+POSITIONS = 77
+"""Tokens of a section of a prompt: how many target outputs a layer has where they differ by position."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -55,8 +58,8 @@ class Concept:
         target_input: i*, [d].
         probe: C⁻¹ i*, up to a factor, [d]; sim(e) = ⟨probe, e⟩ / ⟨probe, i*⟩.
         superclass_encoding: mean encoding of the superclass word in the training prompts, [d].
-        values: layer -> o*_V, [m].
-        keys: layer -> o*_K, [m], where keys were trained; empty where they are locked.
+        values: layer -> o*_V, [m], or [POSITIONS, m] where they differ by token position.
+        keys: layer -> o*_K, likewise, where keys were trained; empty where they are locked.
         bias: β at inference.
         temperature: τ at inference.
         strength: share of the edit that is applied, between 0 and 1.
@@ -84,6 +87,11 @@ class Concept:
     details: Mapping[str, str] = field(default_factory=dict)
     region: Tensor | None = None
 
+    @property
+    def layers(self) -> dict[str, int]:
+        """Layer -> width m of its projections."""
+        return {layer: output.shape[-1] for layer, output in self.values.items()}
+
     def with_settings(self, **settings: str | float | Tensor) -> "Concept":
         """The concept with another bias, temperature, strength, trigger or region.
 
@@ -99,9 +107,9 @@ class Concept:
         # A factor of the probe does not matter, and half precision has no room for small numbers.
         probe = self.probe / self.probe.abs().max() if dtype == torch.float16 else self.probe
         tensors |= {"target_input": self.target_input, "probe": probe, "superclass_encoding": self.superclass_encoding}
-        tensors["target_outputs_v"] = torch.cat(list(self.values.values()))
+        tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
         if self.keys:
-            tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values])
+            tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values], dim=-1)
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
@@ -122,7 +130,7 @@ class Concept:
             "format": FORMAT,
             "version": str(VERSION),
             "superclass": self.superclass,
-            "layers": pack_layers({layer: len(o) for layer, o in self.values.items()}),
+            "layers": pack_layers(self.layers),
             "gate": f"{float(self.bias)} {float(self.temperature)} {float(self.strength)}",
             "training": json.dumps(dict(self.training), separators=(",", ":")),
         }
@@ -152,7 +160,7 @@ class Concept:
         check_tensors(tensors, layers, path)
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {
-            which: dict(zip(layers, tensors[f"target_outputs_{which}"].float().split(list(layers.values())), strict=True))
+            which: dict(zip(layers, tensors[f"target_outputs_{which}"].float().split(list(layers.values()), dim=-1), strict=True))
             for which in "vk"
             if f"target_outputs_{which}" in tensors
         }
@@ -233,7 +241,8 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
     expected = {name: total if name.startswith("target_outputs") else width for name in set(tensors) - words}
     for name, size in sorted(expected.items()):
         shape = tuple(tensors[name].shape)
-        require(shape == (size,), path, f"{name} has the shape {shape} where ({size},) was expected")
+        good = shape == (size,) or (shape == (POSITIONS, size) and name.startswith("target_outputs"))
+        require(good, path, f"{name} has the shape {shape} where ({size},) was expected")
     for name, tensor in tensors.items():
         require(tensor.dtype in DTYPES, path, f"{name} holds {tensor.dtype}")
     product = float(tensors["probe"].float() @ tensors["target_input"].float())
@@ -301,20 +310,25 @@ def combine(*stacks: Stack) -> Stack:
     return tuple(concepts)
 
 
+def stacked(outputs: list[Tensor]) -> Tensor:
+    """One layer's target outputs of J concepts, [J, m], or [J, POSITIONS, m] where any of them differ by token position."""
+    return torch.stack(torch.broadcast_tensors(*outputs))
+
+
 def edit_of(stack: Stack, mode: str) -> Edit:
     """The edit that the concepts make together, in one of `edit.MODES`.
 
     Raises:
         PerfusionError: the concepts do not fit the same encodings or layers.
     """
-    layers = {layer: len(o) for layer, o in stack[0].values.items()}
+    layers = stack[0].layers
     for concept in stack[1:]:
-        if {layer: len(o) for layer, o in concept.values.items()} != layers or len(concept.probe) != len(stack[0].probe):
+        if concept.layers != layers or len(concept.probe) != len(stack[0].probe):
             raise PerfusionError(f"{concept.trigger} and {stack[0].trigger} were taught to models of different shape.")
     trained = torch.tensor([bool(concept.keys) for concept in stack])
     keys = {}
     if trained.any():
-        keys = {layer: torch.stack([c.keys.get(layer, c.values[layer]) for c in stack]) for layer in layers}
+        keys = {layer: stacked([c.keys.get(layer, c.values[layer]) for c in stack]) for layer in layers}
     return Edit(
         mode=mode,
         target_inputs=torch.stack([c.target_input for c in stack]),
@@ -323,7 +337,7 @@ def edit_of(stack: Stack, mode: str) -> Edit:
         bias=torch.tensor([c.bias for c in stack]),
         temperature=torch.tensor([c.temperature for c in stack]),
         strength=torch.tensor([c.strength for c in stack]),
-        values={layer: torch.stack([c.values[layer] for c in stack]) for layer in layers},
+        values={layer: stacked([c.values[layer] for c in stack]) for layer in layers},
         keys=keys,
         keys_trained=trained,
     )

@@ -82,6 +82,15 @@ def removal(sim: Tensor, weight: Tensor, overlap: Tensor) -> Tensor:
     return weight * torch.linalg.solve(system, sim.unsqueeze(-1)).squeeze(-1)
 
 
+def by_position(add: Tensor, outputs: Tensor) -> Tensor:
+    """Σ_j add_j o*_j[n] at every token n, [B, N, m], with target outputs [J, P, m] that differ by token position.
+
+    A prompt of more than P tokens is made of sections of P, each encoded by itself: positions count within a section.
+    """
+    places = torch.arange(add.shape[1], device=add.device) % outputs.shape[1]
+    return torch.einsum("bnj,jnm->bnm", add, outputs[:, places])
+
+
 @dataclass(frozen=True)
 class Coefficients:
     """What an encoding asks of every layer: [B, N, J] each."""
@@ -106,8 +115,8 @@ class Edit:
         bias: β, float32 [J].
         temperature: τ, float32 [J].
         strength: share of the edit that is applied, between 0 and 1, float32 [J].
-        values: layer name -> o*_V, [J, m].
-        keys: layer name -> o*_K, [J, m], for concepts whose keys were trained; rows of locked concepts are not read.
+        values: layer name -> o*_V, [J, m], or [J, P, m] where they differ by token position (see `by_position`).
+        keys: layer name -> o*_K, likewise, for concepts whose keys were trained; rows of locked concepts are not read.
         keys_trained: bool [J].
     """
 
@@ -173,11 +182,14 @@ class Edit:
         projected = project(torch.cat([self.target_inputs, self.superclass_encodings]))
         targets = projected[count:]
         if layer in self.keys:
-            targets = torch.where(self.keys_trained[:, None], *widened(self.keys[layer], targets))
+            keys = self.keys[layer]
+            rows = (count, -1) if keys.ndim == 2 else (count, 1, -1)
+            targets = torch.where(self.keys_trained.reshape(rows), *widened(keys, targets.reshape(rows)))
         return self._correction(by, projected[:count], targets)
 
     @staticmethod
     def _correction(by: Coefficients, projected_inputs: Tensor, target_outputs: Tensor) -> Tensor:
         with torch.autocast(by.add.device.type, enabled=False):
             add, outputs, remove, inputs = widened(by.add, target_outputs, by.remove, projected_inputs)
-            return add @ outputs - remove @ inputs
+            added = add @ outputs if outputs.ndim == 2 else by_position(add, outputs)
+            return added - remove @ inputs

@@ -112,6 +112,37 @@ prompts are encoded once. At most 100 pictures. With an SD1.5 checkpoint, take a
     )
 
 
+def import_a_concept(sheet: Drawing) -> None:
+    """Another implementation's file in, ours out, and a picture."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    taken = sheet.add(
+        "PerfusionImport", 390, 340, model=base[0], clip=base[1], file_name="teddy.pt", trigger="<my-teddy>", superclass="teddy"
+    )
+    sheet.add("PerfusionSaveConcept", 390, 340, concept=taken[0], filename_prefix="imported")
+    chosen = sheet.add("PerfusionConceptSettings", 780, 340, concept=taken[0], **SETTINGS)
+    applied = sheet.add("PerfusionApply", 780, 340, model=base[0], clip=base[1], concept=chosen[0], edit_mode="exact")
+    positive = sheet.add("CLIPTextEncode", 1170, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-teddy> on the grass")
+    draw(sheet, base, applied[0], applied[1], positive[0], 1580)
+    sheet.note(
+        "How to",
+        """## Import a concept
+
+1. Put the other implementation's file (.pt, .pth, .ckpt or .bin) into `models/perfusion`, press R, and choose it in *Import
+Concept*. Known are the files of **perfusion-pytorch** and of **ChenDarYen's Key-Locked-Rank-One-Editing**.
+2. Load a checkpoint of the base that it was taught to, and type a **trigger** and the **superclass**.
+3. Queue. *Save Concept* writes it as `imported_00001`; from then on use *Load Concept*.
+
+Without such a file, `python -m scripts.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's concept as
+`teddy.pt` in the form of perfusion-pytorch.
+
+Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same. The values
+here are for the small demo base.""",
+        0,
+        340,
+        600,
+    )
+
+
 # ---- parts that several workflows share --------------------------------------------------------------------------------------
 
 
@@ -146,7 +177,7 @@ def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple,
     return sampled, decoded
 
 
-DRAWN: list[Callable[[Drawing], None]] = [train_a_concept, use_concepts, compare_settings]
+DRAWN: list[Callable[[Drawing], None]] = [train_a_concept, use_concepts, compare_settings, import_a_concept]
 
 if __name__ == "__main__":
     steps.exit_with(main)

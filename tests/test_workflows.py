@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from perfusion_core.concept import Concept
+from scripts import foreign_file
 from scripts.server import Server
 from scripts.workflow import BYPASS, find_node, set_widget, to_prompt
 
@@ -69,6 +72,23 @@ def test_the_comparing_workflow_shows_what_the_settings_do(server: Server, objec
     opened, edge, shut = drawn[:4], drawn[4:8], drawn[8:]
     assert len(drawn) == 12 and shut[:2] == shut[2:] and opened[:2] == opened[2:]
     assert len(set(edge)) == 4 and not set(edge) & set(opened + shut)
+
+
+def test_the_importing_workflow_draws_and_saves_what_the_other_file_holds(
+    server: Server, object_info: dict, taught: tuple[dict, Path]
+) -> None:
+    foreign_file.write(server.base, taught[1], foreign_file.FOREIGN)
+    drawn = {}
+    for name in ("import_a_concept", "use_concepts"):
+        workflow = read(name)
+        set_widget(workflow, "KSampler", "steps", 4, object_info)
+        (path,) = server.outputs(server.run(to_prompt(workflow, object_info)))
+        with Image.open(path) as image:
+            drawn[name] = np.asarray(image.convert("RGB"), dtype=int)
+    assert np.abs(drawn["import_a_concept"] - drawn["use_concepts"]).max() <= 2
+    saved, original = (Concept.load(taught[1].with_name(name)) for name in ("imported_00001.safetensors", taught[1].name))
+    assert (saved.trigger, saved.superclass, saved.layers) == (original.trigger, original.superclass, original.layers)
+    assert all(torch.equal(saved.values[layer], original.values[layer]) for layer in original.values)
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)

@@ -6,10 +6,10 @@
 """
 
 from .edits import model_watched, model_with_edit, model_with_layout, model_with_settings
-from .encode import contents, encoding_width, prepare_clip
+from .encode import contents, encoding_width, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
-from .models import check_interrupt, family_of, identity_of, layers_of
+from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, width_of
 from .probing import Findings, probed
 from .sampling import Preview, draw, latents_of, sample, samplers
 from .student import Student, best_precision, learning
@@ -31,6 +31,7 @@ __all__ = [
     "contents",
     "draw",
     "encode_locked",
+    "encoders_of",
     "encoding_width",
     "family_of",
     "identity_of",
@@ -46,4 +47,6 @@ __all__ = [
     "probed",
     "sample",
     "samplers",
+    "width_of",
+    "word_encoding",
 ]

@@ -358,7 +358,7 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
         raise PerfusionError(
             f"{concept.trigger} was taught to a {concept.family} model and this one is {family}; use a {concept.family} checkpoint."
         )
-    if {layer: len(o) for layer, o in concept.values.items()} != layers or len(concept.target_input) != width_of(model):
+    if concept.layers != layers or len(concept.target_input) != width_of(model):
         raise PerfusionError(
             f"{concept.trigger} was taught to a {family} model of another shape, with {len(concept.values)} cross-attention "
             f"layers; this one has {len(layers)}."

@@ -7,6 +7,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...perfusion_core import PerfusionError
+from ...perfusion_core.prompts import TEMPLATES
 from .models import encoders_of, load
 from .words import Tokenizer
 
@@ -52,3 +53,14 @@ def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype) -> Tensor
     rows = [[token for token, _ in section] for section in next(iter(tokens.values()))]
     ends = next(iter(encoders_of(clip).values())).end_token
     return torch.cat([encoding[: row.index(ends) + 1] for encoding, row in zip(encodings, rows, strict=True)])
+
+
+def word_encoding(clip: CLIP, word: str) -> Tensor:
+    """Mean encoding [d] of a plain word's last token in the prompts of training, on the CPU.
+
+    The encoders are causal: what follows the word in a prompt does not reach it, so it is left out.
+    """
+    prepare_clip(clip)
+    beginnings = [template[: template.index("{}")] + word for template in TEMPLATES]
+    # The last token before the end token.
+    return torch.stack([contents(clip, [text], torch.float32)[-2] for text in beginnings]).mean(0).float().cpu()
