@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes import apply, concepts, train
+from .nodes import apply, concepts, exports, train
 
 
 class PerfusionExtension(ComfyExtension):
@@ -10,7 +10,7 @@ class PerfusionExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""
-        return [*concepts.NODES, *apply.NODES, *train.NODES]
+        return [*concepts.NODES, *apply.NODES, *train.NODES, *exports.NODES]
 
 
 async def comfy_entrypoint() -> PerfusionExtension:

@@ -4,9 +4,9 @@
 `encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents.
 """
 
-from .edits import model_with_edit
-from .encode import contents, encoding_width, prepare_clip
-from .models import check_interrupt, family_of, identity_of, layers_of
+from .edits import check_fit, model_with_edit
+from .encode import contents, encoding_width, encodings, prepare_clip
+from .models import check_interrupt, family_of, identity_of, layers_of, lora_names, projections
 from .sampling import draw, latents_of
 from .student import Student, best_precision, learning
 from .words import clip_with_words
@@ -14,16 +14,20 @@ from .words import clip_with_words
 __all__ = [
     "Student",
     "best_precision",
+    "check_fit",
     "check_interrupt",
     "clip_with_words",
     "contents",
     "draw",
     "encoding_width",
+    "encodings",
     "family_of",
     "identity_of",
     "latents_of",
     "layers_of",
     "learning",
+    "lora_names",
     "model_with_edit",
     "prepare_clip",
+    "projections",
 ]

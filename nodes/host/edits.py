@@ -17,6 +17,7 @@ from ...perfusion_core import PerfusionError
 from ...perfusion_core.concept import Concept, Stack, combine, edit_of
 from ...perfusion_core.edit import EXACT, Coefficients, Edit, Project
 from .models import family_of, layers_of, width_of
+from .words import naming
 
 KEY = "perfusion"
 NAMED = "perfusion_named"
@@ -109,14 +110,10 @@ def prepare_conds(
         for cond in conds or ():
             cross = cond.get("model_conds", {}).get("c_crossattn")
             if cross is not None:
-                known = getattr(cross.cond, "named", {})
-                said |= set(known)
-                encoding = cross.cond.as_subclass(Tensor)
-                blank = torch.zeros(*encoding.shape[:2], 1, device=encoding.device)
-                named = torch.cat([known[t].to(encoding.device) if t in known else blank for t in triggers], dim=2)
-                mine = {"c_crossattn": CONDCrossAttn(encoding)}
+                said |= set(getattr(cross.cond, "named", {}))
+                mine = {"c_crossattn": CONDCrossAttn(cross.cond.as_subclass(Tensor))}
                 if applied.mode == EXACT:
-                    mine[NAMED] = CONDCrossAttn((named != 0).float())
+                    mine[NAMED] = CONDCrossAttn(naming(cross.cond, triggers))
                 cond = cond | {"model_conds": cond["model_conds"] | mine}
             prepared.append(cond)
         guider.conds[kind] = prepared

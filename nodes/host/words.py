@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,14 @@ class Named(Tensor):
             except (RuntimeError, IndexError):
                 return result
             return Named.of(result, named) if all(v.shape[:2] == result.shape[:2] for v in named.values()) else result
+
+
+def naming(encoding: Tensor, triggers: Sequence[str]) -> Tensor:
+    """[B, N, J], 1 where a trigger word can have reached a token of the encoding [B, N, d], else 0."""
+    known = getattr(encoding, "named", {})
+    blank = torch.zeros(*encoding.shape[:2], 1, device=encoding.device)
+    named = torch.cat([known[trigger].to(encoding.device) if trigger in known else blank for trigger in triggers], dim=2)
+    return (named != 0).float()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
