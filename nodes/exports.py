@@ -70,26 +70,33 @@ class PerfusionExport(io.ComfyNode):
         stack = tuple(one for one in concept if one.strength > 0)
         check(model, clip, stack, filename_prefix, what)
         lora, told = ({}, "") if what == EMBEDDING else lora_of(model, clip, stack)
-        loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
-        ends = [""] if len(stack) == 1 else [f"_{one.trigger.strip('<>')}" for one in stack]
-        name = new_name(filename_prefix, {loras: [SUFFIX], embeddings: [f"{end}{SUFFIX}" for end in ends]})
+        path, embeddings = places(filename_prefix, stack)
 
         date = {"modelspec.date": time.strftime("%Y-%m-%d")}
         files, lines = {}, []
         words = [one.trigger for one in stack]
         if what != LORA:
-            words = [f"embedding:{name}{end}" for end in ends]
-            for one, end, word in zip(stack, ends, words, strict=True):
-                about = export.metadata((one,), [word], "textual-inversion") | date
-                files[embeddings / f"{name}{end}{SUFFIX}"] = export.embedding(one.word), about
+            words = list(embeddings)
+            for one, (word, place) in zip(stack, embeddings.items(), strict=True):
+                files[place] = export.embedding(one.word), export.metadata((one,), [word], "textual-inversion") | date
                 lines.append(f"{one.trigger} is {word} in prompts now")
         if what != EMBEDDING:
-            files[loras / f"{name}{SUFFIX}"] = lora, export.metadata(stack, words, "lora") | date
-            lines += [f"the LoRA is {name}{SUFFIX}", told]
+            files[path] = lora, export.metadata(stack, words, "lora") | date
+            lines += [f"the LoRA is {path.name}", told]
         write_all(files)
         report = "\n".join(lines)
         log.info("%s", report)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+def places(filename_prefix: str, stack: Stack) -> tuple[Path, dict[str, Path]]:
+    """A new path for the LoRA; and for each concept's embedding the word that will stand for it in prompts, and a new path."""
+    loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
+    ends = [""] if len(stack) == 1 else [f"_{one.trigger.strip('<>')}" for one in stack]
+    # The host looks for the embedding of a prompt in every sub-folder.
+    taken = {Path(listed).stem for listed in folder_paths.get_filename_list("embeddings")}
+    name = new_name(filename_prefix, {loras: [SUFFIX], embeddings: [f"{end}{SUFFIX}" for end in ends]}, taken=taken)
+    return loras / f"{name}{SUFFIX}", {f"embedding:{name}{end}": embeddings / f"{name}{end}{SUFFIX}" for end in ends}
 
 
 def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, what: str) -> None:

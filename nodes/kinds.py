@@ -1,6 +1,6 @@
 """What flows between the pack's nodes, and where its files are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
@@ -40,13 +40,14 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool = False) -> str:
+def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool = False, taken: Collection[str] = ()) -> str:
     """The name `sub-folder/name_00001` for what a node saves, its counter such that nothing is there yet.
 
     Args:
         prefix: what the user typed.
         files: folder -> what comes after the name in the files that will be written there, such as ".safetensors".
         overwrite: give the name itself, without a counter.
+        taken: names of files, without folder and ending, that are not to come up in any folder again.
 
     Raises:
         PerfusionError: there is no name, or it leads out of the folder.
@@ -57,8 +58,12 @@ def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool =
     name = (Path(subfolder) / name).as_posix()
     if overwrite:
         return name
+
+    def there(path: Path) -> bool:
+        return path.exists() or path.stem in taken
+
     # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
-    while any((folder / f"{name}_{counter:05}{end}").exists() for folder, ends in files.items() for end in ends):
+    while any(there(folder / f"{name}_{counter:05}{end}") for folder, ends in files.items() for end in ends):
         counter += 1
     return f"{name}_{counter:05}"
 

@@ -403,8 +403,8 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
     """Weights that hold the edit, against the edit added to what they give.
 
     Both compute in float32 and differ by its rounding, 6e-8 of each layer's output, which two guided steps let grow: to about
-    1e-6 of the latents' largest number, as measured. The edit itself, the LoRA or the embedding left out, and the gated edit are
-    thousands of times as far.
+    3e-6 of the latents' largest number, as measured. The edit itself, the LoRA or the embedding left out, and the gated edit are
+    farther by four orders.
     """
     graph = Graph()
     model, clip, _ = graph.checkpoint()
@@ -429,7 +429,7 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
     found = latents(server, graph, *samples)
     for static, loaded, *others in (found[:5], found[5:]):
         scale = float(static.abs().max())
-        torch.testing.assert_close(loaded, static, rtol=0, atol=2e-5 * scale)
+        torch.testing.assert_close(loaded, static, rtol=0, atol=5e-5 * scale)
         assert all((other - static).abs().max() > 0.02 * scale for other in others)
 
 
@@ -448,6 +448,12 @@ def test_an_export_keeps_what_is_there_and_holds_the_bias(server: Server, strong
             torch.testing.assert_close(2 * opened * high[name], tensor)
         else:
             assert torch.equal(high[name], tensor)
+
+
+@pytest.mark.usefixtures("single_and_pair")
+def test_no_two_embeddings_have_one_name_in_different_folders(server: Server, strong: str) -> None:
+    """In a prompt both would be called by it, and the host takes whichever it meets first."""
+    assert "embedding:single_00002" in exported(server, [(strong, {})], "single", "embedding")
 
 
 @pytest.mark.usefixtures("single_and_pair")
@@ -478,7 +484,7 @@ def test_an_export_is_made_of_the_model_with_its_loras(server: Server, strong: s
         samples.append(graph.sample(m, graph.text(c, "a embedding:over_00001"), graph.text(c, "")))
     static, over, of_base = latents(server, graph, *samples)
     scale = float(static.abs().max())
-    torch.testing.assert_close(over, static, rtol=0, atol=2e-5 * scale)
+    torch.testing.assert_close(over, static, rtol=0, atol=5e-5 * scale)
     assert (of_base - static).abs().max() > 0.02 * scale
 
 
