@@ -32,7 +32,8 @@ class PerfusionApply(io.ComfyNode):
                     default=MODES[0],
                     advanced=True,
                     tooltip="exact: prompts without a trigger word stay exactly the base model's. paper: the edit as published, "
-                    "which changes all prompts a little. approximate: as paper, without separating concepts from each other.",
+                    "which changes all prompts a little. approximate: as paper, without separating concepts from each other. "
+                    "static: a plain change of the weights, as in a LoRA; it acts in every prompt, trigger word or not.",
                 ),
             ],
             outputs=[

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, Stack, combine
-from .kinds import CATEGORY, FOLDER, ConceptType, concept_files, home
+from .kinds import CATEGORY, FOLDER, ConceptType, concept_files, home, new_name
 
 NONE = "(no concept saved yet)"
 
@@ -124,19 +124,12 @@ class PerfusionSaveConcept(io.ComfyNode):
         """Save it."""
         if len(concept) != 1:
             raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
-        if not filename_prefix.strip():
-            raise PerfusionError("A name for the concept file is needed; type one into filename_prefix.")
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(filename_prefix.strip(), str(home()))
-        # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
-        while not overwrite and (Path(folder) / f"{name}_{counter:05}.safetensors").exists():
-            counter += 1
-        file = f"{name}.safetensors" if overwrite else f"{name}_{counter:05}.safetensors"
+        listed = str(Path(f"{new_name(filename_prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
         made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
         one = concept[0]
         details = {**one.details, **{k: v for k, v in made.items() if v}}
         saved = replace(one, details=details)
-        saved.save(Path(folder) / file, torch.float32 if precision == "float32" else torch.float16)
-        listed = str(Path(subfolder) / file)
+        saved.save(home() / listed, torch.float32 if precision == "float32" else torch.float16)
         return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))
 
 

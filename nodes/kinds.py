@@ -1,9 +1,12 @@
 """What flows between the pack's nodes, and where its files are."""
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
+
+from ..perfusion_core import PerfusionError
 
 CATEGORY = "perfusion"
 FOLDER = "perfusion"
@@ -42,6 +45,44 @@ def foreign_files() -> list[str]:
         for name in folder_paths.recursive_search(folder, [".git", WORKROOM])[0]
     }
     return folder_paths.filter_files_extensions(found, FOREIGN)
+
+
+def check_prefix(prefix: str) -> str:
+    """What the user typed as the name of a file; raises PerfusionError where it is none, or leads out of the folder."""
+    prefix = prefix.strip()
+    if not prefix:
+        raise PerfusionError("A name for the file is needed; type one into filename_prefix.")
+    if Path(prefix).is_absolute() or ".." in Path(prefix).parts:
+        raise PerfusionError(f"The file cannot be saved outside of ComfyUI's own folder, as {prefix!r} asks; give a name alone.")
+    return prefix
+
+
+def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool = False, taken: Collection[str] = ()) -> str:
+    """The name `sub-folder/name_00001` for what a node saves, its counter such that nothing is there yet.
+
+    Args:
+        prefix: what the user typed.
+        files: folder -> what comes after the name in the files that will be written there, such as ".safetensors".
+        overwrite: give the name itself, without a counter.
+        taken: names of files, without folder and ending, that are not to come up in any folder again.
+
+    Raises:
+        PerfusionError: there is no name, or it leads out of the folder.
+    """
+    prefix = check_prefix(prefix)
+    found = [folder_paths.get_save_image_path(prefix, str(folder)) for folder in files]
+    _, name, counter, subfolder, _ = max(found, key=lambda each: each[2])
+    name = (Path(subfolder) / name).as_posix()
+    if overwrite:
+        return name
+
+    def there(path: Path) -> bool:
+        return path.exists() or path.stem in taken
+
+    # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
+    while any(there(folder / f"{name}_{counter:05}{end}") for folder, ends in files.items() for end in ends):
+        counter += 1
+    return f"{name}_{counter:05}"
 
 
 def home() -> Path:

@@ -300,7 +300,8 @@ class PerfusionTrain(io.ComfyNode):
                     options=list(MODES),
                     default=MODES[0],
                     advanced=True,
-                    tooltip="The form of the edit; use the same in Perfusion Apply.",
+                    tooltip="The form of the edit; use the same in Perfusion Apply. static acts in every prompt, trigger word or "
+                    "not, as an exported LoRA does.",
                 ),
                 io.Float.Input(
                     "flip",

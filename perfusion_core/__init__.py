@@ -1,8 +1,8 @@
 """Perfusion: Key-Locked Rank One Editing for Text-to-Image Personalization (Tewel et al. 2023, arXiv 2305.01644).
 
 The method in torch alone, without any host. `edit` holds the mathematics of the edited projections, `covariance` the metric
-that they measure in, `concept` what is learned and its file, `training` the loop that learns it, `prompts` the words, `foreign`
-the files of other implementations.
+that they measure in, `concept` what is learned and its file, `training` the loop that learns it, `prompts` the words, `maps`
+attention maps, `foreign` the files of other implementations, `export` stock files of a concept.
 """
 
 

@@ -22,13 +22,19 @@ from torch import Tensor
 EXACT = "exact"
 PAPER = "paper"
 APPROXIMATE = "approximate"
-MODES = (EXACT, PAPER, APPROXIMATE)
+STATIC = "static"
+MODES = (EXACT, PAPER, APPROXIMATE, STATIC)
 """How the i* components are taken out of the encoding.
 
 `paper`: always and entirely, through a basis of the span of all i* (appendix B; Eq. 3 with one concept).
 `approximate`: always, each concept by itself: e - Σ_j sim_j i*_j. With overlapping concepts too much is taken out.
 `exact` (beyond the paper): only as far as gates are open, so that a closed gate leaves the layer untouched; gates open only
 at tokens that a prompt's trigger word can have reached.
+`static`: no gate, the rank-1 edit of the weights alone (ROME), which is what a LoRA can hold. What the gate says at the
+concept's own encoding, g*_j = σ((1 - β_j) / τ_j), scales it: h = W e + Σ_j c_j s_j g*_j (o*_j - W i*_j), s_j the strength,
+with c such that i*_j alone is moved by s_j g*_j (o*_j - W i*_j) and the other i* are not; c = sim(e) with one concept. It acts
+in every prompt as far as its encodings are like i*, whether a trigger word stands there or not. Training takes it like any
+other mode: outputs that are learned without a gate are those that an exported LoRA wants.
 """
 
 CLOSED = 1e-3
@@ -36,6 +42,10 @@ CLOSED = 1e-3
 
 APART = 2.5e-7
 """Concepts count as this much less alike than they are, so that two that coincide still leave one solution."""
+
+TOLD_APART = 1e-4
+"""In static mode, directions of the overlap matrix under this share of its largest are left out: concepts whose i* differ by
+less than about two percent then share what they ask for, instead of asking for an edit without bounds between them."""
 
 Project = Callable[[Tensor], Tensor]
 """The host's own projection: [n, d] -> [n, m]."""
@@ -131,12 +141,38 @@ class Edit:
     keys: Mapping[str, Tensor] = field(default_factory=dict)
     keys_trained: Tensor | None = None
 
+    def _exact(self) -> tuple[Tensor, Tensor]:
+        """The probes, and sim_j(i*_k); both float64 on the CPU, since not every device has float64."""
+        probes = self.probes.cpu().double()
+        return probes, probes @ self.target_inputs.cpu().double().T
+
+    def _rounded(self, exact: Tensor) -> Tensor:
+        return exact.to(self.probes.device, widened(self.probes)[0].dtype)
+
     @cached_property
     def overlap(self) -> Tensor:
         """sim_j(i*_k), [J, J]."""
-        # Not every device has float64.
-        exact = self.probes.cpu().double() @ self.target_inputs.cpu().double().T
-        return exact.to(self.probes.device, widened(self.probes)[0].dtype)
+        return self._rounded(self._exact()[1])
+
+    @cached_property
+    def static_probes(self) -> Tensor:
+        """[J, d]: row j has the product 1 with i*_j and 0 with every other concept's (the least such in the metric).
+
+        Concepts of strength 0 have rows of 0 and are not heeded. Those that coincide share: each has its part of the product 1.
+        """
+        probes, overlap = self._exact()
+        used = (self.strength > 0).cpu().double()
+        return self._rounded(torch.linalg.pinv(overlap * used * used[:, None], rtol=TOLD_APART) @ probes)
+
+    @cached_property
+    def static_share(self) -> Tensor:
+        """s_j g*_j, [J]: the strength times the gate at the concept's own encoding, where sim is 1."""
+        return self.strength * gate(torch.ones_like(self.bias), self.bias, self.temperature)
+
+    @property
+    def vectors(self) -> Tensor:
+        """What every layer's projections are asked for, [2J, d]: the target inputs, then the superclass encodings."""
+        return torch.cat([self.target_inputs, self.superclass_encodings])
 
     def to(self, device: torch.device | str) -> "Edit":
         """The same edit with its tensors on `device`."""
@@ -160,6 +196,9 @@ class Edit:
             named: in exact mode, [B, N, J], above 0 where the prompt's trigger word can have reached the token; None where
                 that is not known, and the gates alone decide.
         """
+        if self.mode == STATIC:
+            share = self.static_share * similarity(encoding, self.static_probes)
+            return Coefficients(share, share)
         sim = similarity(encoding, self.probes)
         opened = gate(sim, self.bias, self.temperature)
         if self.mode == EXACT:
@@ -179,7 +218,7 @@ class Edit:
     def key_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
         """What is added to W_K e of a layer, [B, N, m]; o*_K is W_K of the superclass unless the keys were trained (§4.1)."""
         count = len(self.target_inputs)
-        projected = project(torch.cat([self.target_inputs, self.superclass_encodings]))
+        projected = project(self.vectors)
         targets = projected[count:]
         if layer in self.keys:
             keys = self.keys[layer]

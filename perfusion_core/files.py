@@ -66,6 +66,23 @@ def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]
     return tensors, metadata
 
 
+def write_all(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, str]]]) -> None:
+    """Write several new files, path -> tensors and metadata: all of them, or none.
+
+    Raises:
+        PerfusionError: as `write`; those that were written before are taken back.
+    """
+    written = []
+    try:
+        for path, (tensors, metadata) in files.items():
+            write(path, tensors, metadata)
+            written.append(path)
+    except PerfusionError:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file under a temporary name beside `path`, then rename it.
 

@@ -143,6 +143,34 @@ here are for the small demo base.""",
     )
 
 
+def export_a_concept(sheet: Drawing) -> None:
+    """A concept as a LoRA and an embedding, and beside it what these will draw."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="teddy_00001.safetensors")
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
+    sheet.add("PerfusionExport", 390, 320, 320, model=base[0], clip=base[1], concept=chosen[0], filename_prefix="teddy")
+    for mode, prompt in (("exact", "The concept"), ("static", "As the LoRA will be")):
+        applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0], edit_mode=mode)
+        positive = sheet.add("CLIPTextEncode", 760, 360, 140, prompt, clip=applied[1], text="a photo of a <my-teddy> on the grass")
+        draw(sheet, base, applied[0], applied[1], positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## Export a concept
+
+Queue: a LoRA goes to `models/loras`, an embedding to `models/embeddings`, each with a counter, and the *Export Concept* node says
+how near the LoRA comes to the concept. A LoRA cannot tell whether a prompt names the concept: it acts a little in every prompt,
+and **bias** and **strength** stay as they were when it was written. The two pictures show both, from one seed.
+
+**To use them without Perfusion**: press R, put a *Load LoRA* node between checkpoint and sampler with **strength_model** 1 and
+a **strength_clip** of 0, and write the embedding's word in a usual *CLIP Text Encode*, with a space before and after it: `a photo
+of a embedding:teddy_00001 on the grass`. The LoRA is made for the model that stands here, with its LoRAs if it has some.""",
+        0,
+        710,
+        300,
+        790,
+    )
+
+
 # ---- parts that several workflows share --------------------------------------------------------------------------------------
 
 
@@ -177,7 +205,7 @@ def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple,
     return sampled, decoded
 
 
-DRAWN: list[Callable[[Drawing], None]] = [train_a_concept, use_concepts, compare_settings, import_a_concept]
+DRAWN: list[Callable[[Drawing], None]] = [train_a_concept, use_concepts, compare_settings, import_a_concept, export_a_concept]
 
 if __name__ == "__main__":
     steps.exit_with(main)

@@ -9,7 +9,7 @@ from perfusion_pytorch.perfusion import Rank1EditModule, merge_rank1_edit_module
 from torch import Tensor, nn
 
 from perfusion_core.covariance import probe
-from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, Coefficients, Edit, gate, removal, similarity
+from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, STATIC, Coefficients, Edit, gate, removal, similarity
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -327,6 +327,76 @@ def test_an_unnamed_prompt_is_untouched_beside_a_named_one(which: str) -> None:
         alone = edit.coefficients(world.encoding[b : b + 1].float(), named[b : b + 1])
         torch.testing.assert_close(alone.remove[0], together.remove[b], rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(alone.add[0], together.add[b], rtol=1e-5, atol=1e-6)
+
+
+# ---- static mode ---------------------------------------------------------------------------------------------------------
+
+
+def share(bias: Tensor | float, strength: Tensor | float = 1.0) -> Tensor:
+    """s_j g*_j in float64: the strength times σ((1 - β) / τ), with the τ of `World.edit`."""
+    return torch.as_tensor(strength).double() / (1 + torch.exp((torch.as_tensor(bias).double() - 1) / 0.15))
+
+
+def least_change(world: World, moves: Tensor) -> Tensor:
+    """The ΔW of least tr(ΔW C ΔWᵀ) with ΔW i*_j = moves_j, dense in float64: least squares where C is whitened away."""
+    lower = torch.linalg.cholesky(torch.linalg.inv(world.inverse))
+    white = torch.linalg.solve_triangular(lower, world.target_inputs.T, upper=False)
+    whitened = torch.linalg.lstsq(white.T, moves, driver="gelsd").solution.T
+    return torch.linalg.solve_triangular(lower, whitened, upper=False, left=False)
+
+
+@pytest.mark.parametrize("which", ["k", "v"])
+@pytest.mark.parametrize("seed", range(3))
+def test_static_mode_of_one_concept_is_the_weight_edit_of_rome(which: str, seed: int) -> None:
+    world = World.of(1, seed)
+    weight = world.to_k if which == "k" else world.to_v
+    (output,) = world.values if which == "v" else world.superclass @ world.to_k.T
+    (target,) = world.target_inputs
+    measured = world.inverse @ target
+    for bias, strength in ((0.6, 1.0), (0.9, 0.3), (1.4, 1.0)):
+        update = torch.outer(output - weight @ target, measured) / (target @ measured)
+        wanted = world.encoding @ (weight + share(bias, strength) * update).T
+        edit = world.edit(STATIC, bias=bias, strength=torch.tensor([strength]))
+        assert error(edited(world, edit, which), wanted) <= AGREE
+
+
+@pytest.mark.parametrize("which", ["k", "v"])
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize("count", [2, 4])
+def test_static_mode_is_the_least_change_of_weights_that_moves_each_target_input_by_its_share(
+    count: int, alike: float, which: str
+) -> None:
+    world = World.of(count, alike=alike)
+    bias, strength = torch.linspace(0.3, 1.1, count), torch.linspace(1.0, 0.4, count)
+    weight = world.to_k if which == "k" else world.to_v
+    outputs = world.values if which == "v" else world.superclass @ world.to_k.T
+    moves = share(bias, strength)[:, None] * (outputs - world.target_inputs @ weight.T)
+    edit = world.edit(STATIC, bias=bias, strength=strength)
+    assert error(edited(world, edit, which), world.encoding @ (weight + least_change(world, moves)).T) <= AGREE
+    at_targets = replace(world, encoding=world.target_inputs[None])
+    assert error(edited(at_targets, edit, which)[0], world.target_inputs @ weight.T + moves) <= AGREE
+
+
+@pytest.mark.parametrize("times", [2, 3, 8])
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-3])
+def test_static_concepts_that_coincide_share_what_they_ask_for(times: int, apart: float) -> None:
+    one, noise = World.of(1), torch.randn(times, D, generator=torch.Generator().manual_seed(5)).double()
+    inputs = (one.target_inputs * (1 + apart * noise)).float().double()
+    values = torch.randn(times, M, generator=torch.Generator().manual_seed(6)).double()
+    many = replace(one, target_inputs=inputs, superclass=one.superclass.repeat(times, 1), values=values)
+    mean = replace(one, values=values.mean(0, keepdim=True))
+    wanted = edited(mean, mean.edit(STATIC), "v").double()
+    assert error(edited(many, many.edit(STATIC), "v"), wanted) <= AGREE + 5 * apart
+
+
+def test_static_mode_asks_neither_the_gate_nor_the_trigger_word() -> None:
+    world = World.of(2)
+    edit = world.edit(STATIC)
+    by = edit.coefficients(world.encoding.float())
+    assert torch.equal(edit.coefficients(world.encoding.float(), torch.zeros(B, N, 2)).add, by.add)
+    twice = edit.coefficients(2 * world.encoding.float())
+    torch.testing.assert_close(twice.add, 2 * by.add)
+    assert torch.equal(by.add, by.remove)
 
 
 # ---- strength, order, locks ----------------------------------------------------------------------------------------------

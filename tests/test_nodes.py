@@ -324,6 +324,167 @@ def test_applying_twice_is_applying_the_combined(server: Server, strong: str, tr
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
 
 
+# ---- the static edit and its export
+
+
+@pytest.fixture(scope="session")
+def second(strong: str, trained: tuple) -> str:
+    """Another concept file: the numbers of the strong one in another order, under a trigger word of its own."""
+    concept = Concept.load(trained[0].with_name(strong))
+    order = torch.randperm(768, generator=torch.Generator().manual_seed(1))
+    path = trained[0].with_name("second.safetensors")
+    replace(
+        concept,
+        trigger="<second-one>",
+        superclass="cat",
+        word={name: vectors.flip(1) for name, vectors in concept.word.items()},
+        target_input=concept.target_input + 0.5 * concept.target_input[order],
+        values={layer: o.flip(0) for layer, o in concept.values.items()},
+        details={"author": "Bea"},
+    ).save(path, torch.float32)
+    return path.name
+
+
+def exported(server: Server, concepts: list[tuple[str, dict]], prefix: str, what: str = "both", lora: str = "") -> str:
+    """Export concepts, given as names and settings, from the base or from it with a LoRA; what the node reports."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    if lora:
+        model, clip = with_lora(graph, model, clip, lora)
+    loaded = {f"concepts__concept{i}": graph.load(name, **settings) for i, (name, settings) in enumerate(concepts)}
+    concept = [graph.add("PerfusionCombineConcepts", **loaded), 0] if len(concepts) > 1 else loaded["concepts__concept0"]
+    export = graph.add("PerfusionExport", model=model, clip=clip, concept=concept, filename_prefix=prefix, what=what)
+    shown = graph.add("PreviewAny", source=[export, 0])
+    outputs = server.run(graph.nodes)["outputs"]
+    assert outputs[export]["text"][0] == outputs[shown]["text"][0] and outputs[shown]["text"][0] in server.log()
+    return outputs[shown]["text"][0]
+
+
+def with_lora(graph: Graph, model: list, clip: list, name: str) -> tuple[list, list]:
+    """The host's own Load LoRA, of the model alone."""
+    key = graph.add("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=0.0)
+    return [key, 0], [key, 1]
+
+
+def files(server: Server, kind: str) -> set[str]:
+    """The files that there are in models/loras or models/embeddings."""
+    folder = server.base / "models" / kind
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_static_edit_acts_in_every_prompt_and_trains(server: Server, strong: str) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    graph.save([graph.train(model, clip, vae, images, masks, steps=2, batch=2, edit_mode="static"), 0], "static")
+    m, c = graph.apply(model, clip, graph.load(strong), "static")
+    base, static = latents(
+        server, graph, *(graph.sample(x, graph.text(y, "a teddy"), graph.text(y, "")) for x, y in ((model, clip), (m, c)))
+    )
+    assert not torch.allclose(base, static, atol=0.1)
+    taught = Concept.load(server.base / "models" / "perfusion" / "static_00001.safetensors")
+    assert taught.training["mode"] == "static" and taught.training["steps"] == 2
+
+
+@pytest.fixture(scope="session")
+def single_and_pair(server: Server, strong: str, second: str) -> None:
+    """The strong concept exported as animals/single_00001, and it and the second one together as pair_00001."""
+    report = exported(server, [(strong, {})], "animals/single")
+    assert "<my-teddy> is embedding:animals/single_00001 in prompts now" in report
+    report = exported(server, [(strong, {}), (second, {"bias": 0.5, "strength": 0.8})], "pair")
+    assert "<second-one> is embedding:pair_00001_second-one in prompts now" in report
+
+
+@pytest.mark.usefixtures("single_and_pair")
+def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, second: str) -> None:
+    """Weights that hold the edit, against the edit added to what they give.
+
+    Both compute in float32 and differ by its rounding, 6e-8 of each layer's output, which two guided steps let grow: to about
+    3e-6 of the latents' largest number, as measured. The edit itself, the LoRA or the embedding left out, and the gated edit are
+    farther by four orders.
+    """
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    one, two = graph.load(strong), graph.load(second, bias=0.5, strength=0.8)
+    stack = [graph.add("PerfusionCombineConcepts", concepts__concept0=one, concepts__concept1=two), 0]
+    pair = "embedding:pair_00001_my-teddy", "embedding:pair_00001_second-one"
+    samples = []
+    for concept, lora, triggers, words in (
+        (one, "animals/single_00001", (TRIGGER, "cat"), ("embedding:animals/single_00001", "cat")),
+        (stack, "pair_00001", (TRIGGER, "<second-one>"), pair),
+    ):
+        named, said, plain = ("a photo of a {} at night, and a {}".format(*each) for each in (triggers, words, ("teddy", "cat")))
+        loaded = with_lora(graph, model, clip, f"{lora}.safetensors")
+        drawn = (
+            (graph.apply(model, clip, concept, "static"), named),
+            (loaded, said),
+            ((model, clip), said),
+            (loaded, plain),
+            (graph.apply(model, clip, concept, "exact"), named),
+        )
+        samples += [graph.sample(m, graph.text(c, text), graph.text(c, ""), steps=2) for (m, c), text in drawn]
+    found = latents(server, graph, *samples)
+    for static, loaded, *others in (found[:5], found[5:]):
+        scale = float(static.abs().max())
+        torch.testing.assert_close(loaded, static, rtol=0, atol=5e-5 * scale)
+        assert all((other - static).abs().max() > 0.02 * scale for other in others)
+
+
+def test_an_export_keeps_what_is_there_and_holds_the_bias(server: Server, strong: str) -> None:
+    known = files(server, "loras"), files(server, "embeddings")
+    for bias, what in ((0.4, "both"), (0.4, "embedding"), (1.0, "LoRA")):
+        exported(server, [(strong, {"bias": bias})], "counted", what)
+    new = [files(server, kind) - before for kind, before in zip(("loras", "embeddings"), known, strict=True)]
+    assert new == [{f"counted_0000{i}.safetensors" for i in numbers} for numbers in ((1, 3), (1, 2))]
+    low, high = (load_file(server.base / "models" / "loras" / f"counted_0000{i}.safetensors") for i in (1, 3))
+    assert len(low) == 3 * 2 * 7
+    opened = 1 / (1 + torch.exp(torch.tensor(-(1 - 0.4) / 0.15)))
+    for name, tensor in low.items():
+        if name.endswith("lora_up.weight"):
+            assert tensor.abs().max() > 0
+            torch.testing.assert_close(2 * opened * high[name], tensor)
+        else:
+            assert torch.equal(high[name], tensor)
+
+
+@pytest.mark.usefixtures("single_and_pair")
+def test_no_two_embeddings_have_one_name_in_different_folders(server: Server, strong: str) -> None:
+    """In a prompt both would be called by it, and the host takes whichever it meets first."""
+    assert "embedding:single_00002" in exported(server, [(strong, {})], "single", "embedding")
+
+
+@pytest.mark.usefixtures("single_and_pair")
+def test_the_host_reads_an_exports_metadata(server: Server) -> None:
+    told = server.get("/view_metadata/loras?filename=pair_00001.safetensors")
+    words = ["embedding:pair_00001_my-teddy", "embedding:pair_00001_second-one"]
+    assert json.loads(told["trained_words"]) == words and told["modelspec.trigger_phrase"] == ", ".join(words)
+    assert told["modelspec.title"] == "my-teddy and second-one" and told["superclass"] == "teddy, cat"
+    assert (told["modelspec.author"], told["modelspec.license"]) == ("Ann, Bea", "CC BY 4.0")
+    told = server.get("/view_metadata/embeddings?filename=pair_00001_second-one.safetensors")
+    assert json.loads(told["trained_words"]) == words[1:] and told["modelspec.author"] == "Bea"
+
+
+@pytest.mark.usefixtures("single_and_pair")
+def test_an_export_is_made_of_the_model_with_its_loras(server: Server, strong: str) -> None:
+    """W i* is that of the weights and a LoRA together, as it is for the static edit on such a model."""
+    exported(server, [(strong, {"bias": 0.9})], "under", "LoRA")
+    exported(server, [(strong, {})], "over", lora="under_00001.safetensors")
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    under = with_lora(graph, model, clip, "under_00001.safetensors")
+    samples = [
+        graph.sample(m, graph.text(c, f"a {TRIGGER}"), graph.text(c, ""))
+        for m, c in [graph.apply(*under, graph.load(strong), "static")]
+    ]
+    for name in ("over_00001.safetensors", "animals/single_00001.safetensors"):
+        m, c = with_lora(graph, *under, name)
+        samples.append(graph.sample(m, graph.text(c, "a embedding:over_00001"), graph.text(c, "")))
+    static, over, of_base = latents(server, graph, *samples)
+    scale = float(static.abs().max())
+    torch.testing.assert_close(over, static, rtol=0, atol=5e-5 * scale)
+    assert (of_base - static).abs().max() > 0.02 * scale
+
+
 # ---- what is refused
 
 
@@ -445,3 +606,50 @@ def test_too_few_captions_are_refused(server: Server) -> None:
     measured = graph.add("PerfusionCovariance", clip=clip, captions="a cat\na dog", captions_file="")
     graph.add("PreviewAny", source=[measured, 1])
     refused(server, graph, "more captions")
+
+
+@pytest.mark.parametrize(
+    ("settings", "widgets", "words"),
+    [
+        ({}, {"filename_prefix": "  "}, ["name", "filename_prefix"]),
+        ({}, {"filename_prefix": "my teddy"}, ["embedding", "my teddy"]),
+        ({}, {"filename_prefix": "../out"}, ["outside", "../out"]),
+        ({"strength": 0.0}, {}, ["strength 0"]),
+        ({"bias": 2.0, "temperature": 0.1}, {}, ["never opens", "bias"]),
+    ],
+)
+def test_an_export_refuses_what_cannot_be_used(
+    server: Server, strong: str, settings: dict, widgets: dict, words: list[str]
+) -> None:
+    known = files(server, "loras"), files(server, "embeddings")
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    concept = graph.load(strong, **settings)
+    graph.add(
+        "PerfusionExport", model=model, clip=clip, concept=concept, **{"filename_prefix": "refused", "what": "both"} | widgets
+    )
+    refused(server, graph, *words)
+    assert (files(server, "loras"), files(server, "embeddings")) == known
+
+
+def test_an_export_refuses_models_that_the_concept_is_not_for(server: Server, strong: str) -> None:
+    folder, known = server.base / "models" / "perfusion", (files(server, "loras"), files(server, "embeddings"))
+    replace(Concept.load(folder / strong), family="sd2").save(folder / "export-family.safetensors", torch.float32)
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    given = {"model": model, "filename_prefix": "refused", "what": "both"}
+    graph.add("PerfusionExport", clip=clip, concept=graph.load("export-family.safetensors"), **given)
+    refused(server, graph, "sd2", "sd1")
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    concept = graph.load(strong)
+    graph.add("PerfusionExport", clip=graph.apply(model, clip, concept)[1], concept=concept, **given)
+    refused(server, graph, TRIGGER, "already")
+    assert (files(server, "loras"), files(server, "embeddings")) == known
+
+
+def test_a_concept_is_not_saved_outside_of_its_folder(server: Server, strong: str) -> None:
+    graph = Graph()
+    graph.save(graph.load(strong), "../../outside")
+    refused(server, graph, "outside")
+    assert not list(server.base.rglob("outside*"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from perfusion_core.concept import Concept
 from scripts import foreign_file
@@ -89,6 +90,26 @@ def test_the_importing_workflow_draws_and_saves_what_the_other_file_holds(
     saved, original = (Concept.load(taught[1].with_name(name)) for name in ("imported_00001.safetensors", taught[1].name))
     assert (saved.trigger, saved.superclass, saved.layers) == (original.trigger, original.superclass, original.layers)
     assert all(torch.equal(saved.values[layer], original.values[layer]) for layer in original.values)
+
+
+def test_the_exporting_workflow_writes_what_the_stock_nodes_read(
+    server: Server, object_info: dict, taught: tuple[dict, Path]
+) -> None:
+    workflow = read("export_a_concept")
+    for sampler in (node for node in workflow["nodes"] if node["type"] == "KSampler"):
+        set_widget(workflow, sampler["id"], "steps", 4, object_info)
+    history = server.run(to_prompt(workflow, object_info))
+    export = str(find_node(workflow, "PerfusionExport")["id"])
+    report = history["outputs"][export]["text"][0]
+    assert "<my-teddy> is embedding:teddy_00001 in prompts now" in report and "approximation error" in report
+    lora, word = (load_file(server.base / "models" / kind / "teddy_00001.safetensors") for kind in ("loras", "embeddings"))
+    assert len(lora) == 3 * 2 * 7 and {tensor.shape[0] for name, tensor in lora.items() if "lora_down" in name} == {1}
+    assert torch.equal(word["emb_params"].half(), Concept.load(taught[1]).word["clip_l"].half())
+    drawn = []
+    for path in server.outputs(history):
+        with Image.open(path) as image:
+            drawn.append(image.convert("RGB").tobytes())
+    assert len(drawn) == 2 and drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)

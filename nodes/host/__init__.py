@@ -5,11 +5,11 @@
 `encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents.
 """
 
-from .edits import model_watched, model_with_edit, model_with_layout, model_with_settings
-from .encode import contents, encoding_width, prepare_clip, word_encoding
+from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
+from .encode import contents, encoding_width, encodings, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
-from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, width_of
+from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, lora_names, projections, width_of
 from .probing import Findings, probed
 from .sampling import Preview, draw, latents_of, sample, samplers
 from .student import Student, best_precision, learning
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Student",
     "best_precision",
+    "check_fit",
     "check_interrupt",
     "clip_with_words",
     "contents",
@@ -33,18 +34,21 @@ __all__ = [
     "encode_locked",
     "encoders_of",
     "encoding_width",
+    "encodings",
     "family_of",
     "identity_of",
     "latents_of",
     "layers_of",
     "learning",
     "look",
+    "lora_names",
     "model_watched",
     "model_with_edit",
     "model_with_layout",
     "model_with_settings",
     "prepare_clip",
     "probed",
+    "projections",
     "sample",
     "samplers",
     "width_of",

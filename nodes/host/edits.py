@@ -21,7 +21,7 @@ from .attention import Attention, Injection, Regions, Watch
 from .layout import Layout
 from .models import family_of, layers_of, width_of
 from .watching import POSITIVE, Prompt, Recorder, Run
-from .words import KEYS, PLACE, REACH, notes_of, words_of
+from .words import KEYS, PLACE, REACH, marked, notes_of, words_of
 
 KEY = "perfusion"
 BESIDE = "named stands locks locked regions where columns".split()
@@ -310,16 +310,14 @@ def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
 def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> dict[str, CONDRegular]:
     """The host's conditioning for an encoding, as a plain tensor, and for its notes."""
     plain = encoding.as_subclass(Tensor)
-    reach, place, keys = (notes_of(encoding, kind) for kind in (REACH, PLACE, KEYS))
-    blank = torch.zeros(*plain.shape[:2], 1, device=plain.device)
+    keys = notes_of(encoding, KEYS)
 
-    def marks(found: dict[str, Tensor], concepts: Stack) -> CONDCrossAttn:
-        rows = [found[c.trigger].to(blank.device) if c.trigger in found else blank for c in concepts]
-        return CONDCrossAttn((torch.cat(rows, 2) != 0).float())
+    def marks(kind: str, concepts: Stack) -> CONDCrossAttn:
+        return CONDCrossAttn(marked(encoding, kind, [concept.trigger for concept in concepts]))
 
     beside: dict[str, CONDRegular] = {}
     if applied.mode == EXACT and applied.stack:
-        beside["named"] = marks(reach, applied.stack)
+        beside["named"] = marks(REACH, applied.stack)
     if keys:
         beside |= {
             "locks": CONDCrossAttn(keys[""].to(plain.device)),
@@ -328,7 +326,7 @@ def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> d
     placed = tuple(concept for concept in applied.stack if concept.region is not None)
     if placed:
         masks = [nn.functional.interpolate(c.region[None, None].float(), size, mode="area") for c in placed]
-        beside |= {"stands": marks(place, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
+        beside |= {"stands": marks(PLACE, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
     if applied.recorder is not None:
         rows, columns = (torch.arange(n, device=plain.device) for n in size)
         beside["where"] = CONDNoiseShape(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])

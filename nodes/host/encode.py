@@ -9,7 +9,7 @@ from torch import Tensor
 from ...perfusion_core import PerfusionError
 from ...perfusion_core.prompts import TEMPLATES
 from .models import encoders_of, load
-from .words import Tokenizer
+from .words import REACH, Tokenizer, marked
 
 
 def prepare_clip(clip: CLIP) -> None:
@@ -41,6 +41,13 @@ def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = 
                 )
             joined.setdefault(name, []).append([(token[0], 1.0) for token in sections[0]])
     return joined
+
+
+def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Encodings [P, N, d] of short prompts by a CLIP that knows trigger words, and where these can have reached, [P, N, J]."""
+    found = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in texts]
+    plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
+    return plain, torch.cat([marked(encoding, REACH, triggers) for encoding in found])
 
 
 def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype) -> Tensor:

@@ -1,12 +1,15 @@
 """What a MODEL and a CLIP of the host are, to Perfusion."""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 
+import comfy.lora
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel, SDTokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
 
@@ -77,6 +80,43 @@ def identity_of(clip: CLIP) -> str:
 def load(*patchers: ModelPatcher) -> None:
     """Have models on their device, whole."""
     comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
+
+
+def undivided(model: ModelPatcher) -> ModelPatcher:
+    """A MODEL that can be loaded whole: with all its weights, LoRAs in them, where its module's parameters are."""
+    return model.get_non_dynamic_delegate() if model.is_dynamic() else model
+
+
+def project(weights: Mapping[str, Tensor], layers: Iterable[str], vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Layer -> (W_K v, W_V v), float32 [J, m] each, of vectors [J, d] and a UNet's weights by name."""
+    found = {}
+    for layer in layers:
+        to_k, to_v = (weights[f"{layer}.{which}.weight"].float() for which in ("to_k", "to_v"))
+        found[layer] = vectors.float() @ to_k.T, vectors.float() @ to_v.T
+    return found
+
+
+def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """`project` by a MODEL's own weights, its LoRAs among them; on the CPU."""
+    model = undivided(model)
+    load(model)
+    with torch.no_grad():
+        weights = dict(model.model.diffusion_model.named_parameters())
+        found = project(weights, layers_of(model), vectors.to(model.load_device))
+    return {layer: (k.cpu(), v.cpu()) for layer, (k, v) in found.items()}
+
+
+def lora_names(model: ModelPatcher) -> dict[str, str]:
+    """A MODEL's weight, as `layers_of` names its layers -> what a LoRA file calls it.
+
+    Of the names that the host reads the last is the one that other programs share with it.
+    """
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    return {
+        weight.removeprefix("diffusion_model.").removesuffix(".weight"): name
+        for name, weight in known.items()
+        if name.startswith("lora_unet_") and isinstance(weight, str)
+    }
 
 
 def check_interrupt() -> None:

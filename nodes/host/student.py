@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...perfusion_core.edit import Edit
 from .edits import Projections
 from .encode import prepare_clip, sections_of
-from .models import clip_model, encoders_of, layers_of, load
+from .models import clip_model, encoders_of, layers_of, load, project, undivided
 from .words import places_of, tokenizer_with_words
 
 
@@ -79,7 +79,7 @@ class Student:
         With `min_snr` γ above 0 the error at a time of signal-to-noise ratio s counts as min(s, γ) times the error of the
         latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
         """
-        self.model = model.get_non_dynamic_delegate() if model.is_dynamic() else model
+        self.model = undivided(model)
         self.clip, self.precision, self.min_snr = clip, precision, min_snr
         self.device = self.model.load_device
         load(self.model, clip.patcher)
@@ -116,11 +116,7 @@ class Student:
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
-        found = {}
-        for layer in self.layers:
-            weights = [self.unet_weights[f"{layer}.{which}.weight"] for which in ("to_k", "to_v")]
-            found[layer] = tuple(vectors.float() @ weight.float().T for weight in weights)
-        return found
+        return project(self.unet_weights, self.layers, vectors)
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
         """See `Base.objective`. The target is the output that the host would have turned into the latents themselves."""

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +84,13 @@ def words_of(encoding: Tensor) -> list[str]:
         for n in places[0, :, 0].nonzero().flatten().tolist():
             said[n] = said[n] or word
     return said
+
+
+def marked(encoding: Tensor, kind: str, names: Sequence[str]) -> Tensor:
+    """[B, N, J], 1 where the notes of these names are other than 0 for a token of the encoding [B, N, d], else 0."""
+    known = notes_of(encoding, kind)
+    blank = torch.zeros(*encoding.shape[:2], 1, device=encoding.device)
+    return (torch.cat([known[name].to(encoding.device) if name in known else blank for name in names], dim=2) != 0).float()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
