@@ -5,7 +5,7 @@
 """
 
 from .edits import model_with_edit
-from .encode import contents, encoding_width, prepare_clip
+from .encode import contents, embed, encoding_width, prepare_clip
 from .models import check_interrupt, family_of, identity_of, layers_of
 from .sampling import draw, latents_of
 from .student import Student, best_precision, learning
@@ -18,6 +18,7 @@ __all__ = [
     "clip_with_words",
     "contents",
     "draw",
+    "embed",
     "encoding_width",
     "family_of",
     "identity_of",

@@ -14,7 +14,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
-from ...perfusion_core.concept import Concept, Stack, combine, edit_of
+from ...perfusion_core.concept import Concept, Stack, combine, edit_of, with_outputs
 from ...perfusion_core.edit import EXACT, Coefficients, Edit, Project
 from .models import family_of, layers_of, width_of
 
@@ -26,7 +26,7 @@ log = logging.getLogger("perfusion")
 
 @dataclass
 class Applied:
-    """What a MODEL carries: the concepts and their edit, on every device that it has been asked for on."""
+    """What a MODEL carries: concepts with outputs and their edit, on every device that it has been asked for on."""
 
     stack: Stack
     mode: str
@@ -137,7 +137,8 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
         raise PerfusionError(
             f"{concept.trigger} was taught to a {concept.family} model and this one is {family}; use a {concept.family} checkpoint."
         )
-    if {layer: len(o) for layer, o in concept.values.items()} != layers or len(concept.target_input) != width_of(model):
+    outputs = {layer: len(o) for layer, o in concept.values.items()}
+    if (outputs and outputs != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
             f"{concept.trigger} was taught to a {family} model of another shape, with {len(concept.values)} cross-attention "
             f"layers; this one has {len(layers)}."
@@ -147,11 +148,16 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
 def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
     """A clone of a MODEL that the concepts are applied to, beside those that it carries already.
 
+    Words alone edit nothing: they are the CLIP's, and where there is nothing else the MODEL itself is given back.
+
     Raises:
         PerfusionError: a concept does not fit the model, two have one trigger word, or the model carries another edit mode.
     """
     for concept in stack:
         check_fit(concept, model)
+    stack = with_outputs(stack)
+    if not stack:
+        return model
     carried: Applied | None = model.model_options.get("transformer_options", {}).get(KEY)
     if carried is not None and carried.mode != mode:
         raise PerfusionError(f"This model carries concepts in the edit mode {carried.mode!r}; apply further ones in the same mode.")

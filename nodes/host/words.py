@@ -11,7 +11,7 @@ from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
 from ...perfusion_core import PerfusionError
-from ...perfusion_core.concept import Stack, combine
+from ...perfusion_core.concept import Stack, combine, with_outputs
 from .models import encoders_of
 
 Tokenizer = Any
@@ -147,12 +147,18 @@ class ClipWithWords(CLIP):
         return [[self._name(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)]
 
     def _name(self, cond: Tensor, tokens: Tokens) -> Tensor:
-        """A word reaches its own token and, the encoders being causal, those after it in the same section."""
-        if isinstance(cond, Named):
+        """A word reaches its own token and, the encoders being causal, those after it in the same section.
+
+        For words alone, which edit nothing, nobody asks where they stand.
+        """
+        editing = {concept.trigger for concept in with_outputs(self.stack)}
+        if isinstance(cond, Named) or not editing:
             return cond
         section = len(next(iter(tokens.values()))[0])
         named = {}
         for trigger, places in places_of(tokens, self.tokenizer).items():
+            if trigger not in editing:
+                continue
             reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])[: cond.shape[1]]
             named[trigger] = reached.to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
         return Named.of(cond, named)
