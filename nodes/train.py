@@ -305,8 +305,8 @@ class PerfusionTrain(io.ComfyNode):
                     default=DEFAULTS.mode,
                     advanced=True,
                     tooltip="The form of the edit; use the same in Perfusion Apply. none: no layer is edited and the word alone is "
-                    "learned (Textual Inversion); output_rate, lock, bias and temperature then have no effect, and word_rate "
-                    "wants to be some ten times higher.",
+                    "learned (Textual Inversion); output_rate, lock, bias and temperature then have no effect, and word_rate is "
+                    "usually higher (0.0005 to 0.005 with SD1.5).",
                 ),
                 io.Float.Input(
                     "flip",
