@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from perfusion_core.concept import Concept
@@ -50,6 +51,21 @@ def test_the_using_workflow_draws_the_concept_and_bypassed_the_base(
             assert image.size == (64, 64)
             drawn[name] = image.convert("RGB").tobytes()
     assert drawn["word"] == drawn["base"] != drawn["concept"]
+
+
+def test_the_workflow_for_a_word_alone_saves_one_that_edits_nothing(
+    server: Server, object_info: dict, taught: tuple[dict, Path]
+) -> None:
+    workflow = read("teach_a_word_alone")
+    set_widget(workflow, "PerfusionTrain", "steps", 3, object_info)
+    set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
+    server.run(to_prompt(workflow, object_info))
+    word, concept = Concept.load(taught[1].with_name("teddy-word_00001.safetensors")), Concept.load(taught[1])
+    assert not word.values and concept.values and word.trigger == "<teddy-word>" != concept.trigger
+    assert torch.equal(word.superclass_encoding, concept.superclass_encoding)
+    # Both started as the plain word, and have learned.
+    moved = word.word["clip_l"] - concept.word["clip_l"]
+    assert 0 < moved.abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
