@@ -27,7 +27,8 @@ def path_of(name: str) -> Path:
 def describe(concept: Concept) -> str:
     """A few lines for people about a concept."""
     details = "".join(f"\n{name}: {text}" for name, text in concept.details.items())
-    return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{details}"
+    alone = "" if concept.values else "\na word alone: it edits no layer"
+    return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
 
 
 class PerfusionLoadConcept(io.ComfyNode):
@@ -143,7 +144,8 @@ class PerfusionConceptSettings(io.ComfyNode):
             node_id="PerfusionConceptSettings",
             display_name="Concept Settings (Perfusion)",
             category=CATEGORY,
-            description="How strongly a concept shows, against the rest of the prompt; and what its trigger word is.",
+            description="How strongly a concept shows, against the rest of the prompt; and what its trigger word is. A word alone "
+            "edits nothing, so that only its trigger word and a strength of 0 matter.",
             search_aliases=["perfusion", "bias", "temperature", "strength"],
             inputs=[
                 ConceptType.Input("concept", tooltip="A concept; of several combined ones all are set."),

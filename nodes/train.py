@@ -21,7 +21,7 @@ from ..perfusion_core.covariance import Covariance, Estimate, probe
 from ..perfusion_core.edit import MODES
 from ..perfusion_core.files import read, write
 from ..perfusion_core.prompts import captions as shipped_captions
-from ..perfusion_core.training import LOCAL, TRAINED, Lesson, Settings, start, teach
+from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, start, teach
 from . import host, pictures
 from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home
 
@@ -31,6 +31,7 @@ CAPTIONS_AT_ONCE = 32
 CHECKPOINT_EVERY = 25
 MAX_CHECKPOINT = 256 * 2**20
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DEFAULTS = Settings()
 
 
 # ---- covariance ----------------------------------------------------------------------------------------------------------------
@@ -125,8 +126,9 @@ class PerfusionCovariance(io.ComfyNode):
 # ---- training ------------------------------------------------------------------------------------------------------------------
 
 
-def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None) -> None:
+def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
     """Raise PerfusionError for what cannot be trained, before any work."""
+    settings.check()
     if not superclass.strip():
         raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
     if len(superclass) > SUPERCLASS_LENGTH:
@@ -142,6 +144,9 @@ def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Cova
     if size % 8:
         raise PerfusionError(f"The size of training pictures must be a multiple of 8 pixels; {size} came.")
     check_covariance(clip, covariance)
+    for word in (superclass, settings.initial_word):
+        if word:
+            host.embed(clip, word)
 
 
 def fingerprint(
@@ -149,9 +154,11 @@ def fingerprint(
 ) -> str:
     """A digest of all that a training depends on: a checkpoint serves the same training alone."""
     digest = hashlib.sha256(f"{settings} {superclass} {host.identity_of(clip)} {sorted(model.patches)}".encode())
+    # An embedding of the same name may hold other vectors by now.
+    initial = host.embed(clip, settings.initial_word or superclass)
     for layer in host.layers_of(model):
         digest.update(model.model.diffusion_model.get_submodule(layer).to_v.weight[::7].float().cpu().numpy().tobytes())
-    for tensor in (images, masks, covariance.matrix):
+    for tensor in (images, masks, covariance.matrix, *initial.values()):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 
@@ -233,8 +240,10 @@ class PerfusionTrain(io.ComfyNode):
                     default="<my-teddy>",
                     tooltip="The word that will stand for the concept in prompts, in angle brackets.",
                 ),
-                io.Int.Input("steps", default=400, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."),
-                io.Int.Input("batch", default=8, min=1, max=256, tooltip="Pictures a step."),
+                io.Int.Input(
+                    "steps", default=DEFAULTS.steps, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."
+                ),
+                io.Int.Input("batch", default=DEFAULTS.batch, min=1, max=256, tooltip="Pictures a step."),
                 io.Int.Input(
                     "size",
                     default=512,
@@ -245,7 +254,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
-                    default=0,
+                    default=DEFAULTS.seed,
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=False,
@@ -253,7 +262,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "word_rate",
-                    default=0.0003,
+                    default=DEFAULTS.word_rate,
                     min=1e-7,
                     max=1.0,
                     step=1e-5,
@@ -262,7 +271,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "output_rate",
-                    default=0.03,
+                    default=DEFAULTS.output_rate,
                     min=1e-7,
                     max=10.0,
                     step=1e-4,
@@ -271,7 +280,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "train_bias",
-                    default=0.75,
+                    default=DEFAULTS.bias,
                     min=-1.0,
                     max=2.0,
                     step=0.05,
@@ -280,7 +289,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "train_temperature",
-                    default=0.1,
+                    default=DEFAULTS.temperature,
                     min=0.01,
                     max=2.0,
                     step=0.01,
@@ -290,22 +299,24 @@ class PerfusionTrain(io.ComfyNode):
                 io.Combo.Input(
                     "lock",
                     options=[LOCAL, TRAINED],
-                    default=LOCAL,
+                    default=DEFAULTS.lock,
                     advanced=True,
                     tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the "
                     "pictures, further from the prompt.",
                 ),
                 io.Combo.Input(
                     "edit_mode",
-                    options=list(MODES),
-                    default=MODES[0],
+                    options=[*MODES, NONE],
+                    default=DEFAULTS.mode,
                     advanced=True,
                     tooltip="The form of the edit; use the same in Perfusion Apply. static acts in every prompt, trigger word or "
-                    "not, as an exported LoRA does.",
+                    "not, as an exported LoRA does. none: no layer is edited and the word alone is learned (Textual Inversion); "
+                    "output_rate, lock, bias and temperature then have no effect, and word_rate is usually higher (0.0005 to 0.005 "
+                    "with SD1.5).",
                 ),
                 io.Float.Input(
                     "flip",
-                    default=0.5,
+                    default=DEFAULTS.flip,
                     min=0.0,
                     max=1.0,
                     step=0.1,
@@ -314,7 +325,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "at_once",
-                    default=8,
+                    default=DEFAULTS.micro,
                     min=1,
                     max=256,
                     advanced=True,
@@ -337,7 +348,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "min_snr",
-                    default=0.0,
+                    default=DEFAULTS.min_snr,
                     min=0.0,
                     max=100.0,
                     step=0.5,
@@ -351,6 +362,14 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 CovarianceType.Input(
                     "covariance", optional=True, tooltip="From Measure Text Encoder; without one it is made and kept."
+                ),
+                io.String.Input(
+                    "initial_word",
+                    default=DEFAULTS.initial_word,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the word starts as: a plain word, or embedding:NAME of models/embeddings, which also says how "
+                    "many vectors it has; empty: the superclass. What it means to the layers starts at the superclass in any case.",
                 ),
             ],
             outputs=[
@@ -389,10 +408,10 @@ class PerfusionTrain(io.ComfyNode):
             flip=chosen["flip"],
             seed=chosen["seed"],
             min_snr=chosen["min_snr"],
+            initial_word=chosen.get("initial_word", "").strip(),
         )
-        settings.check()
         family = host.family_of(model)
-        check(clip, superclass, trigger, size, covariance)
+        check(clip, superclass, trigger, size, covariance, settings)
         ready, marks = pictures.prepare(images, masks, size)
         covariance = covariance or measure(clip, None)
         inverse = covariance.inverse()
@@ -410,7 +429,10 @@ class PerfusionTrain(io.ComfyNode):
         def show(lesson: Lesson) -> Tensor:
             return portrait(model, clip, vae, so_far(lesson), size, settings.seed, settings.mode)
 
-        lesson = run(model, clip, superclass, settings, latents, weights, inverse, precision, path, chosen["preview_every"], show)
+        with host.learning():
+            student = host.Student(model, clip, precision, settings.min_snr)
+            lesson = run(student, superclass, settings, latents, weights, inverse, path, chosen["preview_every"], show)
+            del student  # it would keep the weights on their device while the picture is drawn
         picture = show(lesson)
         concept: Stack = (replace(so_far(lesson), preview=pictures.preview_bytes(picture)),)
         path.unlink(missing_ok=True)
@@ -418,19 +440,17 @@ class PerfusionTrain(io.ComfyNode):
 
 
 def run(
-    model: ModelPatcher,
-    clip: CLIP,
+    student: host.Student,
     superclass: str,
     settings: Settings,
     latents: Tensor,
     weights: Tensor,
     inverse: Tensor,
-    precision: torch.dtype,
     path: Path,
     preview_every: int,
     show: Callable[[Lesson], Tensor],
 ) -> Lesson:
-    """Teach, with progress, previews and checkpoints; goes on from the checkpoint at `path` where there is one."""
+    """Teach, with progress, previews and checkpoints, within `host.learning`; from the checkpoint at `path` where there is one."""
     bar = ProgressBar(settings.steps)
 
     def keep(lesson: Lesson) -> None:
@@ -444,18 +464,16 @@ def run(
             preview = ("JPEG", pictures.to_pil(show(lesson)), 512)
         bar.update_absolute(lesson.step, settings.steps, preview)
 
-    with host.learning():
-        student = host.Student(model, clip, precision, settings.min_snr)
-        latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
-        lesson = resume(path, start(student, superclass, settings))
-        bar.update_absolute(lesson.step, settings.steps)
-        try:
-            return teach(student, lesson, latents, weights, inverse, settings, after_step)
-        except InterruptProcessingException:
-            # The host raises it from within any of its layers; the lesson then stands as after its last whole step.
-            keep(lesson)
-            log.info("Training stopped at step %d of %d; queue the same graph again to go on.", lesson.step, settings.steps)
-            raise
+    latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
+    lesson = resume(path, start(student, superclass, settings))
+    bar.update_absolute(lesson.step, settings.steps)
+    try:
+        return teach(student, lesson, latents, weights, inverse, settings, after_step)
+    except InterruptProcessingException:
+        # The host raises it from within any of its layers; the lesson then stands as after its last whole step.
+        keep(lesson)
+        log.info("Training stopped at step %d of %d; queue the same graph again to go on.", lesson.step, settings.steps)
+        raise
 
 
 NODES = [PerfusionCovariance, PerfusionTrain]

@@ -2,8 +2,8 @@
 
 A file is one safetensors file of a few tensors: `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, where keys were trained, `target_outputs_k` [Σ m], the layers one after
-another in the order of the metadata's `layers`. Target outputs that differ by token position are [77, Σ m] instead. All metadata
-values are text, as the format wants.
+another in the order of the metadata's `layers`. Target outputs that differ by token position are [77, Σ m] instead. A word alone
+has no target outputs, and its `layers` is an empty text. All metadata values are text, as the format wants.
 """
 
 import base64
@@ -30,6 +30,8 @@ TRIGGER = re.compile(r"<[\w-]{1,64}>")
 SUPERCLASS_LENGTH = 200
 POSITIONS = 77
 """Tokens of a section of a prompt: how many target outputs a layer has where they differ by position."""
+MAX_VECTORS = 32
+"""A learned word has so many embedding vectors at most."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -48,7 +50,7 @@ def check_trigger(trigger: str) -> str:
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept that was taught to one base family.
+    """A concept that was taught to one base family: a word, and what it makes of each layer, or the word alone.
 
     Attributes:
         trigger: what stands for it in prompts, `<name>`.
@@ -58,7 +60,8 @@ class Concept:
         target_input: i*, [d].
         probe: C⁻¹ i*, up to a factor, [d]; sim(e) = ⟨probe, e⟩ / ⟨probe, i*⟩.
         superclass_encoding: mean encoding of the superclass word in the training prompts, [d].
-        values: layer -> o*_V, [m], or [POSITIONS, m] where they differ by token position.
+        values: layer -> o*_V, [m], or [POSITIONS, m] where they differ by token position; empty for a word alone (Textual
+            Inversion), which edits no layer.
         keys: layer -> o*_K, likewise, where keys were trained; empty where they are locked.
         bias: β at inference.
         temperature: τ at inference.
@@ -107,7 +110,8 @@ class Concept:
         # A factor of the probe does not matter, and half precision has no room for small numbers.
         probe = self.probe / self.probe.abs().max() if dtype == torch.float16 else self.probe
         tensors |= {"target_input": self.target_input, "probe": probe, "superclass_encoding": self.superclass_encoding}
-        tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
+        if self.values:
+            tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
         if self.keys:
             tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values], dim=-1)
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -156,7 +160,8 @@ class Concept:
         require(len(superclass) <= SUPERCLASS_LENGTH, path, f"its superclass has more than {SUPERCLASS_LENGTH} characters")
         family = metadata.get("modelspec.base_model", "")
         require(bool(re.fullmatch(r"[\w.-]{1,40}", family)), path, "its base family is missing")
-        layers = unpack_layers(metadata.get("layers", ""), path)
+        require("layers" in metadata, path, "its list of layers is missing")
+        layers = unpack_layers(metadata["layers"], path)
         check_tensors(tensors, layers, path)
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {
@@ -173,7 +178,7 @@ class Concept:
             target_input=tensors["target_input"].float(),
             probe=tensors["probe"].float(),
             superclass_encoding=tensors["superclass_encoding"].float(),
-            values=outputs["v"],
+            values=outputs.get("v", {}),
             keys=outputs.get("k", {}),
             bias=bias,
             temperature=temperature,
@@ -191,7 +196,10 @@ def pack_layers(widths: Mapping[str, int]) -> str:
     """Layer names and widths as text: the end that all names share, then `name:width` each, separated by spaces.
 
     A name that differs from the one before in its last part alone is written as `.part`, and a width that stays is left out.
+    No layers are the empty text.
     """
+    if not widths:
+        return ""
     names = list(widths)
     shared = names[0].split(".")[1:]
     for name in names:
@@ -210,6 +218,8 @@ def pack_layers(widths: Mapping[str, int]) -> str:
 
 def unpack_layers(text: str, path: Path) -> dict[str, int]:
     """What `pack_layers` packed; raises PerfusionError about the file `path` where the text is anything else."""
+    if not text:
+        return {}
     unreadable = "its list of layers cannot be read"
     end, *entries = text.split(" ")
     require(bool(re.fullmatch(r"\.[\w.]{0,200}", end)) and 0 < len(entries) <= 1000, path, unreadable)
@@ -228,14 +238,16 @@ def unpack_layers(text: str, path: Path) -> dict[str, int]:
 def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path: Path) -> None:
     """Raise PerfusionError about the file `path` unless its tensors are those of a concept with these layers."""
     words = {name for name in tensors if re.fullmatch(r"word\.\w{1,40}", name)}
-    needed = {"target_input", "probe", "superclass_encoding", "target_outputs_v"}
+    outputs = {"target_outputs_v", "target_outputs_k"} & set(tensors)
+    require(bool(layers) or not outputs, path, "it holds target outputs, but its list of layers is empty")
+    needed = {"target_input", "probe", "superclass_encoding"} | ({"target_outputs_v"} if layers else set())
     missing, extra = needed - set(tensors), set(tensors) - words - needed - {"target_outputs_k"}
     require(not missing, path, f"it lacks the tensor {', '.join(sorted(missing))}")
     require(not extra, path, f"it holds tensors that no concept has: {repr(sorted(extra))[1:200]}")
     require(bool(words), path, "it lacks a learned word")
     for name in sorted(words):
         shape = tuple(tensors[name].shape)
-        require(len(shape) == 2 and 1 <= shape[0] <= 32 and 1 <= shape[1] <= 8192, path, f"{name} has the shape {shape}")
+        require(len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= 8192, path, f"{name} has the shape {shape}")
     require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words differ in their number of vectors")
     width, total = tensors["target_input"].numel(), sum(layers.values())
     expected = {name: total if name.startswith("target_outputs") else width for name in set(tensors) - words}
@@ -310,17 +322,25 @@ def combine(*stacks: Stack) -> Stack:
     return tuple(concepts)
 
 
+def with_outputs(stack: Stack) -> Stack:
+    """The concepts that edit layers: all but words alone."""
+    return tuple(concept for concept in stack if concept.values)
+
+
 def stacked(outputs: list[Tensor]) -> Tensor:
     """One layer's target outputs of J concepts, [J, m], or [J, POSITIONS, m] where any of them differ by token position."""
     return torch.stack(torch.broadcast_tensors(*outputs))
 
 
-def edit_of(stack: Stack, mode: str) -> Edit:
-    """The edit that the concepts make together, in one of `edit.MODES`.
+def edit_of(stack: Stack, mode: str) -> Edit | None:
+    """The edit that the concepts make together, in one of `edit.MODES`; None where all are words alone.
 
     Raises:
         PerfusionError: the concepts do not fit the same encodings or layers.
     """
+    stack = with_outputs(stack)
+    if not stack:
+        return None
     layers = stack[0].layers
     for concept in stack[1:]:
         if concept.layers != layers or len(concept.probe) != len(stack[0].probe):

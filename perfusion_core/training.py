@@ -1,5 +1,7 @@
 """The loop that teaches a concept (§4.4): one word and one o*_V a layer are learned, everything else is frozen.
 
+In the mode `NONE` no layer is edited and the word alone is learned: Textual Inversion (arXiv 2208.01618).
+
 It runs over a small protocol, `Base`, so that it knows no host. Every random choice of step n comes from (seed, n) alone: a
 resumed run needs no generator's state and ends as an undisturbed one would.
 """
@@ -22,6 +24,9 @@ Word = Mapping[str, Tensor]
 
 LOCAL, TRAINED = "local", "trained"
 
+NONE = "none"
+"""A mode beside `edit.MODES`, for training alone: there is no edit, and the word is all that is learned."""
+
 
 class Base(Protocol):
     """The model that is taught, as the trainer sees it; P prompts, B pictures, d the width of an encoding."""
@@ -38,7 +43,9 @@ class Base(Protocol):
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Layer -> (W_K v, W_V v), float32 [J, m] each, of vectors [J, d]."""
 
-    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+    def objective(
+        self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit | None
+    ) -> tuple[Tensor, Tensor]:
         """The model's prediction from noised latents and what it should have been, [B, c, h, w] each.
 
         Args:
@@ -46,7 +53,7 @@ class Base(Protocol):
             noise: standard normal, same shape.
             time: [B] in [0, 1), from the least noise to the most.
             encodings: [B, N, d].
-            edit: how the layers are edited; differentiable by its `values`, `keys` and by the encodings.
+            edit: how the layers are edited, if at all; differentiable by its `values`, `keys` and by the encodings.
         """
 
 
@@ -54,13 +61,14 @@ class Base(Protocol):
 class Settings:
     """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time.
 
-    `min_snr` is for the `Base`, whose objective may weigh noise levels by it.
+    `min_snr` is for the `Base`, whose objective may weigh noise levels by it. `mode` is one of `edit.MODES` or `NONE`. The word
+    starts as `initial_word`, any text that the `Base` can embed, or as the superclass where that is empty.
     """
 
     steps: int = 400
     batch: int = 8
     micro: int = 8
-    word_rate: float = 5e-4
+    word_rate: float = 3e-4
     output_rate: float = 0.03
     bias: float = 0.75
     temperature: float = 0.1
@@ -70,6 +78,7 @@ class Settings:
     ema: float = 0.99
     seed: int = 0
     min_snr: float = 0.0
+    initial_word: str = ""
 
     def check(self) -> None:
         """Raise PerfusionError for a setting that cannot work."""
@@ -80,7 +89,7 @@ class Settings:
             "a temperature above 0": 0 < self.temperature < math.inf,
             "a bias that is a number": math.isfinite(self.bias),
             f"a lock of {LOCAL} or {TRAINED}": self.lock in (LOCAL, TRAINED),
-            f"an edit mode of {', '.join(MODES)}": self.mode in MODES,
+            f"an edit mode of {', '.join((*MODES, NONE))}": self.mode in (*MODES, NONE),
             "a flip between 0 and 1": 0 <= self.flip <= 1,
             "an average (ema) between 0 and 1": 0 <= self.ema <= 1,
             "a min_snr of 0 or more": 0 <= self.min_snr < math.inf,
@@ -96,8 +105,8 @@ class Lesson:
 
     Attributes:
         word: the learned embedding vectors.
-        values: layer -> o*_V, float32 [m].
-        keys: layer -> o*_K, float32 [m], or empty with locked keys.
+        values: layer -> o*_V, float32 [m]; empty where the word alone is learned.
+        keys: layer -> o*_K, float32 [m]; empty there and with locked keys.
         target_input: i*, a moving average of the concept's encodings, float32 [d].
         superclass_encoding: float32 [d].
         step: steps done.
@@ -144,12 +153,16 @@ class Lesson:
 
 
 def start(base: Base, superclass: str, settings: Settings) -> Lesson:
-    """A lesson before its first step: the word, i* and outputs are the superclass's (§4.4)."""
-    word = {name: vectors.clone() for name, vectors in sorted(base.embed(superclass).items())}
-    encodings, places = base.encode(TEMPLATES, word)
+    """A lesson before its first step: the word, i* and outputs are the superclass's (§4.4).
+
+    Another initial word changes where the word starts, and that alone: outputs and locked keys are the superclass's, and i*
+    comes to the word by its moving average.
+    """
+    word = {name: vectors.clone() for name, vectors in sorted(base.embed(settings.initial_word or superclass).items())}
+    encodings, places = base.encode(TEMPLATES, base.embed(superclass))
     mean = encodings.float()[torch.arange(len(places)), places].mean(0).detach()
     # In the order that a file gives them back in: the moments follow it.
-    projected = dict(sorted(base.project(mean[None]).items()))
+    projected = dict(sorted(base.project(mean[None]).items())) if settings.mode != NONE else {}
     values = {layer: v[0].clone() for layer, (_, v) in projected.items()}
     keys = {layer: k[0].clone() for layer, (k, _) in projected.items()} if settings.lock == TRAINED else {}
     learned = [*word.values(), *values.values(), *keys.values()]
@@ -157,8 +170,10 @@ def start(base: Base, superclass: str, settings: Settings) -> Lesson:
     return Lesson(word, values, keys, mean.clone(), mean, 0, [], moments)
 
 
-def edit_in_training(lesson: Lesson, inverse: Tensor, settings: Settings) -> Edit:
-    """The edit of the concept as it stands: training sees the same gated forward as inference does."""
+def edit_in_training(lesson: Lesson, inverse: Tensor, settings: Settings) -> Edit | None:
+    """The edit of the concept as it stands, if it has any: training sees the same gated forward as inference does."""
+    if settings.mode == NONE:
+        return None
     device = lesson.target_input.device
     return Edit(
         mode=settings.mode,

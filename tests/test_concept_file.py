@@ -34,6 +34,7 @@ from perfusion_core.concept import (
     edit_of,
     pack_layers,
     unpack_layers,
+    with_outputs,
 )
 from perfusion_core.edit import EXACT, MODES
 from perfusion_core.training import Settings
@@ -230,6 +231,20 @@ def test_the_hosts_keys_are_there(path: Path, tiny: Concept) -> None:
     assert names == {"word.clip_l", "target_input", "probe", "superclass_encoding", "target_outputs_v"}
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 8 * 1024), (torch.float32, 14 * 1024)])
+def test_a_word_alone_is_smaller_and_survives(dtype: torch.dtype, most: int, path: Path) -> None:
+    alone = concept_of({}, 768, words={"clip_l": 768})
+    alone.save(path, dtype)
+    numbers = 4 * 768 * dtype.itemsize
+    assert numbers < path.stat().st_size <= most
+    tensors, metadata = parts_of(path)
+    assert set(tensors) == {"word.clip_l", "target_input", "probe", "superclass_encoding"} and metadata["layers"] == ""
+    once = Concept.load(path)
+    assert once.values == once.keys == {} and torch.equal(once.word["clip_l"], alone.word["clip_l"].to(dtype).float())
+    once.save(path, dtype)
+    same(once, Concept.load(path))
+
+
 # ---- layers as text ------------------------------------------------------------------------------------------------------
 
 
@@ -241,7 +256,7 @@ def random_layers(rng: random.Random) -> dict[str, int]:
     return {name: rng.randint(1, 99999) for name in names if name} or {"a": 1}
 
 
-@pytest.mark.parametrize("layers", [SD1_LAYERS, SDXL_LAYERS, {"a": 1}, {"a.b.c": 7}, {"x": 1, "a.x": 2}, {"a.b": 1, "c": 2}])
+@pytest.mark.parametrize("layers", [SD1_LAYERS, SDXL_LAYERS, {}, {"a": 1}, {"a.b.c": 7}, {"x": 1, "a.x": 2}, {"a.b": 1, "c": 2}])
 def test_layers_come_back_from_their_text(layers: dict[str, int], path: Path) -> None:
     assert list(unpack_layers(pack_layers(layers), path).items()) == list(layers.items())
 
@@ -362,6 +377,21 @@ def test_refuses_a_missing_tensor(name: str, changed: Callable[[Change], str]) -
 
 def test_refuses_a_missing_word(changed: Callable[[Change], str]) -> None:
     assert "lacks a learned word" in changed(lambda tensors, _: tensors.pop("word.clip_l"))
+
+
+def test_outputs_without_layers_are_refused(path: Path, changed: Callable[[Change], str]) -> None:
+    for name in ("target_outputs_v", "target_outputs_k"):
+
+        def change(tensors: dict[str, Tensor], metadata: dict[str, str], name: str = name) -> None:
+            tensors.pop("target_outputs_v")
+            tensors[name] = torch.ones(0)
+            metadata["layers"] = ""
+
+        assert "its list of layers is empty" in changed(change)
+    concept_of({}).save(path)
+    tensors, metadata = parts_of(path)
+    safetensors.torch.save_file(tensors, path, {name: text for name, text in metadata.items() if name != "layers"})
+    assert "its list of layers is missing" in sentence(path)
 
 
 @pytest.mark.parametrize(
@@ -849,3 +879,20 @@ def test_concepts_of_different_shape_are_refused_by_name() -> None:
             edit_of(combine((first,), (other,)), EXACT)
     turned = replace(second, values=dict(reversed(second.values.items())))
     assert edit_of((first, turned), EXACT).values["middle_block.1.attn2"].shape == (2, 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_words_alone_have_no_part_in_the_edit(mode: str) -> None:
+    first, second = some(2)
+    alone, other = (concept_of({}, seed=i, trigger=f"<alone-{i}>") for i in (7, 8))
+    stack = combine((second, alone), (other, first))
+    assert [each.trigger for each in stack] == ["<a>", "<alone-7>", "<alone-8>", "<b>"] and with_outputs(stack) == (first, second)
+    assert edit_of((alone, other), mode) is None and edit_of((), mode) is None
+    mixed, edited = edit_of(stack, mode), edit_of((first, second), mode)
+    encoding = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(mixed.coefficients(encoding).add, edited.coefficients(encoding).add)
+    for layer in TINY_LAYERS:
+        assert torch.equal(mixed.values[layer], edited.values[layer])
+    for clash in (replace(alone, trigger="<a>"), replace(alone, family="sdxl")):
+        with pytest.raises(PerfusionError):
+            combine((first, clash))

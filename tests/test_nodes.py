@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from perfusion_core.concept import Concept
 from perfusion_core.files import parse
+from scripts.bootstrap import CHECKPOINT
 from scripts.server import GraphError, Server
 from tests.graphs import TRIGGER, Graph, concepts, latents
 
@@ -40,6 +42,26 @@ def strong(server: Server, trained: tuple) -> str:
     path = trained[0].with_name("strong.safetensors")
     replace(concept, values=values).save(path, torch.float32)
     return path.name
+
+
+@pytest.fixture(scope="session")
+def alone(server: Server) -> str:
+    """The file of a word alone, and its vectors in models/embeddings as the stock embedding `alone`."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    train = graph.train(model, clip, vae, images, masks, steps=3, word_rate=0.01, edit_mode="none", trigger="<alone>")
+    saved = graph.save([train, 0], "alone")
+    assert "a word alone" in server.run(graph.nodes)["outputs"][saved]["text"][0]
+    path = server.base / "models" / "perfusion" / "alone_00001.safetensors"
+    embedding(server, "alone", **Concept.load(path).word)
+    return path.name
+
+
+def embedding(server: Server, name: str, **vectors: torch.Tensor) -> None:
+    """Write a stock embedding file."""
+    (server.base / "models" / "embeddings").mkdir(exist_ok=True)
+    save_file(vectors, server.base / "models" / "embeddings" / f"{name}.safetensors")
 
 
 def base_and(server: Server, concept: str, prompts: list[str], negative: str = "", **how: object) -> tuple[list, list]:
@@ -150,22 +172,36 @@ def test_the_covariance_is_kept_for_each_text_encoder_and_captions(server: Serve
 
 
 def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> None:
+    first, other = torch.randn(2, 2, 768, generator=torch.Generator().manual_seed(3)) * 0.02
+    embedding(server, "initial", clip_l=first.contiguous())
+
     def graph_of(prefix: str) -> dict:
         graph = Graph()
         model, clip, vae = graph.checkpoint()
         images, masks = graph.pictures(2)
-        graph.save([graph.train(model, clip, vae, images, masks, steps=40, batch=2, seed=5), 0], prefix)
+        train = graph.train(model, clip, vae, images, masks, steps=40, batch=2, seed=5, initial_word="embedding:initial")
+        graph.save([train, 0], prefix)
         return graph.nodes
 
     work, known = server.base / "models" / "perfusion" / ".work", concepts(server)
-    prompt = server.queue(graph_of("resumed"))
-    end = time.monotonic() + 120
-    while not list(work.glob("training-*")) and time.monotonic() < end:
-        time.sleep(0.05)
-    server.interrupt(prompt)
-    with pytest.raises(GraphError, match="interrupted"):
-        server.wait(prompt, 120)
-    assert "Training stopped at step" in server.log() and concepts(server) == known and len(list(work.glob("training-*"))) == 1
+
+    def stopped() -> set[Path]:
+        before, end = set(work.glob("training-*")), time.monotonic() + 120
+        prompt = server.queue(graph_of("resumed"))
+        while set(work.glob("training-*")) == before and time.monotonic() < end:
+            time.sleep(0.05)
+        server.interrupt(prompt)
+        with pytest.raises(GraphError, match="interrupted"):
+            server.wait(prompt, 120)
+        return set(work.glob("training-*")) - before
+
+    assert len(stopped()) == 1 and "Training stopped at step" in server.log() and concepts(server) == known
+    # Of the same name, but not the same: that is another training.
+    embedding(server, "initial", clip_l=other.contiguous())
+    (another,) = stopped()
+    another.unlink()
+    embedding(server, "initial", clip_l=first.contiguous())
+    assert "Training goes on from step" not in server.log()
     server.run(graph_of("resumed"))
     assert "Training goes on from step" in server.log() and not list(work.glob("training-*"))
     server.free()
@@ -174,6 +210,25 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
         load_file(server.base / "models" / "perfusion" / f"{name}_00001.safetensors") for name in ("resumed", "undisturbed")
     )
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+def test_a_word_starts_as_another_word_or_an_embedding(server: Server, trained: tuple) -> None:
+    vectors = torch.randn(3, 768, generator=torch.Generator().manual_seed(4)) * 0.02
+    embedding(server, "three", clip_l=vectors.half())
+    weights = load_file(server.base / "models" / "checkpoints" / CHECKPOINT)
+    (table,) = (tensor for name, tensor in weights.items() if name.endswith("token_embedding.weight"))
+    cat = table[[2368]].float()
+    for word, wanted, mode in (("embedding:three", vectors.half().float(), "none"), ("cat", cat, "exact")):
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        images, _ = graph.pictures(1)
+        still = {"steps": 1, "batch": 1, "word_rate": 1e-7, "output_rate": 1e-7, "edit_mode": mode, "initial_word": word}
+        graph.save([graph.train(model, clip, vae, images, **still), 0], "started", overwrite=True)
+        server.run(graph.nodes)
+        concept = Concept.load(server.base / "models" / "perfusion" / "started.safetensors")
+        assert concept.training["initial_word"] == word
+        torch.testing.assert_close(concept.word["clip_l"], wanted, rtol=0, atol=2e-7)
+        assert torch.equal(concept.superclass_encoding, Concept.load(trained[0]).superclass_encoding)
 
 
 # ---- applying
@@ -485,6 +540,52 @@ def test_an_export_is_made_of_the_model_with_its_loras(server: Server, strong: s
     assert (of_base - static).abs().max() > 0.02 * scale
 
 
+# ---- words alone
+
+
+def test_a_word_alone_is_what_a_stock_embedding_is(server: Server, alone: str) -> None:
+    concept = Concept.load(server.base / "models" / "perfusion" / alone)
+    assert not concept.values and not concept.keys and concept.training["mode"] == "none"
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    samples = []
+    # The paper's form would change every prompt, if there were an edit.
+    for mode, text in itertools.product(("exact", "paper"), ("a photo of a {} on the grass, (a {}:1.2)", "a teddy at night")):
+        m, c = graph.apply(model, clip, graph.load(alone), mode)
+        samples += [
+            graph.sample(model, graph.text(clip, text.replace("{}", "embedding:alone")), graph.text(clip, "")),
+            graph.sample(m, graph.text(c, text.replace("{}", "<alone>")), graph.text(c, "")),
+        ]
+    samples.append(graph.sample(model, graph.text(clip, "a photo of a teddy on the grass, (a teddy:1.2)"), graph.text(clip, "")))
+    *found, teddy = latents(server, graph, *samples)
+    assert all(torch.equal(stock, ours) for stock, ours in zip(found[::2], found[1::2], strict=True))
+    assert not torch.allclose(found[0], teddy, atol=0.05)
+
+
+def test_words_alone_stand_beside_concepts(server: Server, alone: str, strong: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    word, concept = graph.load(alone), graph.load(strong)
+    stack = graph.add("PerfusionCombineConcepts", concepts__concept0=concept, concepts__concept1=word)
+    both = [
+        graph.apply(model, clip, [stack, 0]),
+        graph.apply(*graph.apply(model, clip, word), concept),
+        graph.apply(*graph.apply(model, clip, concept), word),
+    ]
+    prompts = ("a <alone> on the grass", f"a {TRIGGER} on the grass", f"a {TRIGGER} and a <alone>", "a teddy")
+    ways = [(model, clip), graph.apply(model, clip, concept), *both]
+    samples = [graph.sample(m, graph.text(c, prompt), graph.text(c, "")) for prompt in prompts for m, c in ways]
+    samples.append(graph.sample(model, graph.text(clip, "a embedding:alone on the grass"), graph.text(clip, "")))
+    *found, stock = latents(server, graph, *samples)
+    drawn = {prompt: found[i * len(ways) : (i + 1) * len(ways)] for i, prompt in enumerate(prompts)}
+    for _, _, combined, one_way, other_way in drawn.values():
+        assert torch.equal(combined, one_way) and torch.equal(combined, other_way)
+    word_named, concept_named, both_named, neither = (drawn[prompt] for prompt in prompts)
+    assert torch.equal(word_named[2], stock) and torch.equal(concept_named[2], concept_named[1])
+    assert torch.equal(neither[2], neither[0])
+    assert not any(torch.allclose(both_named[2], other, atol=0.05) for other in both_named[:2])
+
+
 # ---- what is refused
 
 
@@ -531,6 +632,30 @@ def test_training_refuses_masks_that_do_not_fit(server: Server) -> None:
     blank = graph.add("SolidMask", value=0.0, width=64, height=64)
     graph.save([graph.train(model, clip, vae, images, [blank, 0]), 0], "refused")
     refused(server, graph, "empty")
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("embedding:nowhere", ["no embedding 'nowhere'", "models/embeddings"]),
+        ("a cat embedding:nowhere", ["no embedding 'nowhere'"]),
+        ("embedding:", ["no embedding ''"]),
+        ("embedding:empty", ["no embedding 'empty'"]),
+        ("embedding:narrow", ["width 64", "768", "another base"]),
+        ("embedding:long", ["1 to 32 vectors", "33"]),
+        ("embedding:longer", ["1 to 32 vectors", "200"]),
+        ("cat " * 40, ["1 to 32 vectors", "40"]),
+    ],
+)
+def test_training_refuses_an_initial_word_that_cannot_be(server: Server, word: str, words: list[str]) -> None:
+    for name, shape in (("narrow", (1, 64)), ("long", (33, 768)), ("longer", (200, 768))):
+        embedding(server, name, clip_l=torch.zeros(shape))
+    embedding(server, "empty")
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, _ = graph.pictures(1)
+    graph.save([graph.train(model, clip, vae, images, initial_word=word), 0], "refused")
+    refused(server, graph, *words)
 
 
 def test_training_refuses_no_images(server: Server) -> None:

@@ -17,6 +17,7 @@ from perfusion_core.files import read, write
 from perfusion_core.prompts import TEMPLATES, captions
 from perfusion_core.training import (
     LOCAL,
+    NONE,
     TRAINED,
     Draw,
     Lesson,
@@ -111,16 +112,19 @@ class Painter:
         share = time[:, None, None, None]
         return (1 - share).sqrt() * latents + share.sqrt() * noise
 
-    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+    def objective(
+        self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit | None
+    ) -> tuple[Tensor, Tensor]:
         """See `Base.objective`."""
         self.calls += 1
-        by = edit.coefficients(encodings)
+        by = edit.coefficients(encodings) if edit else None
         kv = {}
         for layer in LAYERS:
             k = encodings @ self.to_k[layer].T
             v = encodings @ self.to_v[layer].T
-            k = k + edit.key_correction(layer, by, lambda x, w=self.to_k[layer]: x.to(self.dtype) @ w.T).to(self.dtype)
-            v = v + edit.value_correction(layer, by, lambda x, w=self.to_v[layer]: x.to(self.dtype) @ w.T).to(self.dtype)
+            if edit:
+                k = k + edit.key_correction(layer, by, lambda x, w=self.to_k[layer]: x.to(self.dtype) @ w.T).to(self.dtype)
+                v = v + edit.value_correction(layer, by, lambda x, w=self.to_v[layer]: x.to(self.dtype) @ w.T).to(self.dtype)
             kv[layer] = (k, v)
         time = time.to(self.dtype)
         return self.paint(self.noised(latents.to(self.dtype), noise.to(self.dtype), time), time, kv), noise
@@ -190,6 +194,10 @@ def loss_over(lesson: Lesson, inverse: Tensor, latents: Tensor, masks: Tensor, s
     return sum(losses) / len(losses)
 
 
+KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"mode": NONE}, {"initial_word": "old red bear"}]
+"""Trainings of every kind."""
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lock", [LOCAL, TRAINED])
 def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
@@ -199,6 +207,12 @@ def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, 
     assert lesson.step == len(lesson.losses) == 80
     assert loss_over(lesson, inverse, latents, masks, settings) < 0.5 * before
     assert sum(lesson.losses[-10:]) < 0.6 * sum(lesson.losses[:10])
+
+
+def test_the_loss_of_a_word_alone_falls(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings = settings_of(steps=80, mode=NONE, word_rate=0.1)
+    before = loss_over(start(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
+    assert loss_over(taught(inverse, latents, masks, settings), inverse, latents, masks, settings) < 0.8 * before
 
 
 def test_a_base_of_lower_precision_learns_in_float32(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
@@ -225,6 +239,15 @@ def test_it_starts_at_the_superclass(inverse: Tensor) -> None:
     assert len(set(held)) == len(held)
 
 
+def test_another_initial_word_is_where_the_word_starts_and_nothing_else() -> None:
+    painter = Painter()
+    plain, other = (start(painter, "teddy", settings_of(lock=TRAINED, initial_word=word)) for word in ("", "old red bear"))
+    assert torch.equal(other.word["clip"], painter.embed("old red bear")["clip"]) and other.word["clip"].shape == (3, WIDTH)
+    assert [moment.shape for moment in other.moments[:2]] == [(3, WIDTH)] * 2
+    for name, tensor in plain.tensors().items():
+        assert name.startswith(("word.", "moment.")) or torch.equal(tensor, other.tensors()[name]), name
+
+
 # ---- gradients -----------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +259,9 @@ def by_hand(
     measured = learned["inverse"] @ target
     kinds, which = draw.templates.unique(return_inverse=True)
     encodings = painter.encode([TEMPLATES[i] for i in kinds], {"clip": learned["word"]})[0][which]
+    if settings.mode == NONE:
+        kv = {layer: (encodings @ painter.to_k[layer].T, encodings @ painter.to_v[layer].T) for layer in LAYERS}
+        return error_by_hand(painter, kv, draw, latents, masks, settings)
     sim = encodings @ measured / (measured @ target)
     opened = torch.sigmoid((sim - settings.bias) / settings.temperature)
     share = torch.ones_like(sim)
@@ -251,6 +277,11 @@ def by_hand(
             rest @ painter.to_k[layer].T + opened[..., None] * key,
             rest @ painter.to_v[layer].T + opened[..., None] * learned[f"value.{layer}"],
         )
+    return error_by_hand(painter, kv, draw, latents, masks, settings)
+
+
+def error_by_hand(painter: Painter, kv: dict, draw: Draw, latents: Tensor, masks: Tensor, settings: Settings) -> Tensor:
+    """The masked error of what a painter makes of every layer's keys and values, in float64."""
     total = torch.zeros((), dtype=torch.float64)
     side = draw.flipped.long()
     z, mask = latents[draw.pictures, side].double(), masks[draw.pictures, side].double()
@@ -261,8 +292,7 @@ def by_hand(
     return total
 
 
-@pytest.mark.parametrize("mode", [EXACT, PAPER])
-@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+@pytest.mark.parametrize(("lock", "mode"), [*itertools.product([LOCAL, TRAINED], [EXACT, PAPER]), (LOCAL, NONE), (TRAINED, NONE)])
 @torch.no_grad()
 def test_gradients_agree_with_finite_differences_in_float64(
     lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor
@@ -279,7 +309,7 @@ def test_gradients_agree_with_finite_differences_in_float64(
     learned |= {f"value.{layer}": each.double() for layer, each in lesson.values.items()}
     learned |= {f"key.{layer}": each.double() for layer, each in lesson.keys.items()}
     names = ["word", *(f"value.{layer}" for layer in lesson.values), *(f"key.{layer}" for layer in lesson.keys)]
-    assert len(names) == len(sums) == (7 if lock == TRAINED else 4)
+    assert len(names) == len(sums) == (1 if mode == NONE else 7 if lock == TRAINED else 4)
 
     def value() -> float:
         return float(by_hand(painter, lesson, learned, draw, latents, masks, settings))
@@ -424,12 +454,12 @@ class Stop(Exception):
     """What a user's interruption raises."""
 
 
-@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("at", [1, 5, 11, 12])
 def test_an_interrupted_training_ends_as_an_undisturbed_one(
-    at: int, lock: str, inverse: Tensor, latents: Tensor, masks: Tensor, tmp_path: Path
+    at: int, kind: dict, inverse: Tensor, latents: Tensor, masks: Tensor, tmp_path: Path
 ) -> None:
-    settings, path = settings_of(lock=lock), tmp_path / "checkpoint.safetensors"
+    settings, path = settings_of(**kind), tmp_path / "checkpoint.safetensors"
     whole = taught(inverse, latents, masks, settings)
 
     def stop(lesson: Lesson) -> None:
@@ -482,9 +512,9 @@ def test_after_step_is_told_of_every_step(inverse: Tensor, latents: Tensor, mask
 # ---- what changes and what does not --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
-def test_nothing_but_word_outputs_and_target_input_changes(lock: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
-    settings, painter = settings_of(lock=lock), Painter()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_nothing_but_word_outputs_and_target_input_changes(kind: dict, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    settings, painter = settings_of(**kind), Painter()
     given = [*painter.parameters(), inverse, latents, masks]
     before = [tensor.detach().clone() for tensor in given]
     lesson = start(painter, "teddy bear", settings)
@@ -495,7 +525,22 @@ def test_nothing_but_word_outputs_and_target_input_changes(lock: str, inverse: T
     assert not any(tensor.requires_grad for tensor in lesson.tensors().values())
     changed = {name for name, tensor in lesson.tensors().items() if name != "losses" and not torch.equal(tensor, first[name])}
     assert changed == set(first) - {"superclass_encoding", "losses"}
-    assert bool(lesson.keys) == (lock == TRAINED) and set(lesson.keys) <= set(LAYERS)
+    assert set(lesson.keys) == (set(LAYERS) if settings.lock == TRAINED else set())
+    assert set(lesson.values) == (set(LAYERS) if settings.mode != NONE else set())
+
+
+def test_a_word_alone_is_taught_without_an_edit(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    class Sees(Painter):
+        def objective(self, *given: object) -> tuple[Tensor, Tensor]:
+            assert given[-1] is None
+            return super().objective(*given)
+
+    # What the edit would be made of has no say.
+    one, other = (
+        taught(inverse, latents, masks, settings_of(mode=NONE, **changed), Sees())
+        for changed in ({}, {"bias": 0.1, "temperature": 1.0, "lock": TRAINED, "output_rate": 0.5})
+    )
+    assert same(one, other) and len(one.learned()) == 1 and len(one.moments) == 2
 
 
 def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
@@ -585,7 +630,7 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
 def test_the_settings_that_come_with_the_pack_are_good() -> None:
     Settings().check()
     for lock in (LOCAL, TRAINED):
-        for mode in MODES:
+        for mode in (*MODES, NONE):
             settings_of(lock=lock, mode=mode, flip=0.0, ema=1.0).check()
 
 

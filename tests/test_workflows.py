@@ -112,6 +112,21 @@ def test_the_exporting_workflow_writes_what_the_stock_nodes_read(
     assert len(drawn) == 2 and drawn[0] != drawn[1]
 
 
+def test_the_workflow_for_a_word_alone_saves_one_that_edits_nothing(
+    server: Server, object_info: dict, taught: tuple[dict, Path]
+) -> None:
+    workflow = read("teach_a_word_alone")
+    set_widget(workflow, "PerfusionTrain", "steps", 3, object_info)
+    set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
+    server.run(to_prompt(workflow, object_info))
+    word, concept = Concept.load(taught[1].with_name("teddy-word_00001.safetensors")), Concept.load(taught[1])
+    assert not word.values and concept.values and word.trigger == "<teddy-word>" != concept.trigger
+    assert torch.equal(word.superclass_encoding, concept.superclass_encoding)
+    # Both started as the plain word, and have learned.
+    moved = word.word["clip_l"] - concept.word["clip_l"]
+    assert 0 < moved.abs().max() < 1e-3
+
+
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_workflow_names_what_the_server_has(path: Path, object_info: dict) -> None:
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:

@@ -6,7 +6,7 @@
 """
 
 from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
-from .encode import contents, encoding_width, encodings, prepare_clip, word_encoding
+from .encode import contents, embed, encoding_width, encodings, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
 from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, lora_names, projections, width_of
@@ -31,6 +31,7 @@ __all__ = [
     "clip_with_words",
     "contents",
     "draw",
+    "embed",
     "encode_locked",
     "encoders_of",
     "encoding_width",

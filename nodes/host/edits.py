@@ -15,7 +15,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
-from ...perfusion_core.concept import Concept, Stack, combine, edit_of
+from ...perfusion_core.concept import Concept, Stack, combine, edit_of, with_outputs
 from ...perfusion_core.edit import EXACT, Coefficients, Edit
 from .attention import Attention, Injection, Regions, Watch
 from .layout import Layout
@@ -356,7 +356,7 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
         raise PerfusionError(
             f"{concept.trigger} was taught to a {concept.family} model and this one is {family}; use a {concept.family} checkpoint."
         )
-    if concept.layers != layers or len(concept.target_input) != width_of(model):
+    if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
             f"{concept.trigger} was taught to a {family} model of another shape, with {len(concept.values)} cross-attention "
             f"layers; this one has {len(layers)}."
@@ -384,11 +384,16 @@ def model_with(model: ModelPatcher, applied: Applied) -> ModelPatcher:
 def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
     """A clone of a MODEL that the concepts are applied to, beside those that it carries already.
 
+    Words alone edit nothing: they are the CLIP's, and where there is nothing else the MODEL itself is given back.
+
     Raises:
         PerfusionError: a concept does not fit the model, two have one trigger word, or the model carries another edit mode.
     """
     for concept in stack:
         check_fit(concept, model)
+    stack = with_outputs(stack)
+    if not stack:
+        return model
     before = carried(model) or Applied()
     if before.stack and before.mode != mode:
         raise PerfusionError(f"This model carries concepts in the edit mode {before.mode!r}; apply further ones in the same mode.")

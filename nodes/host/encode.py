@@ -1,15 +1,21 @@
 """Texts encoded in bulk, as the covariance and the training need them."""
 
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Iterator, Sequence
 
 import torch
 from comfy.sd import CLIP
+from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
 from ...perfusion_core import PerfusionError
+from ...perfusion_core.concept import MAX_VECTORS
 from ...perfusion_core.prompts import TEMPLATES
-from .models import encoders_of, load
+from .models import clip_model, encoders_of, load
 from .words import REACH, Tokenizer, marked
+
+log = logging.getLogger("perfusion")
 
 
 def prepare_clip(clip: CLIP) -> None:
@@ -48,6 +54,65 @@ def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tupl
     found = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in texts]
     plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
     return plain, torch.cat([marked(encoding, REACH, triggers) for encoding in found])
+
+
+def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
+    """The embedding vectors of a word, float32 [n, width] for each text encoder, on the CPU.
+
+    A word is what a prompt may hold: plain words, `embedding:NAME` of the user's embeddings, a trigger word that the CLIP knows.
+
+    Raises:
+        PerfusionError: there is no such embedding, it was made for other text encoders, or the word has no vectors or too many.
+    """
+    tokens, vectors = _tokens_of(clip, text), {}
+    for name, tokenizer in encoders_of(clip).items():
+        table = clip_model(clip, name).transformer.get_input_embeddings().weight
+        found = _own(tokens[name.removeprefix("clip_")], tokenizer)
+        own = [token if isinstance(token, Tensor) else table[token] for token in found]
+        if not 1 <= len(own) <= MAX_VECTORS:
+            raise PerfusionError(
+                f"A word can be learned that has 1 to {MAX_VECTORS} vectors; {text[:60]!r} has {len(own)}; choose another one."
+            )
+        for vector in own:
+            if vector.shape != (tokenizer.embedding_size,):
+                raise PerfusionError(
+                    f"{text[:60]!r} was made for another base model: its vectors are of width {vector.shape[-1]} where {name} "
+                    f"of this CLIP takes {tokenizer.embedding_size}; choose one that was made for this base."
+                )
+        vectors[name] = torch.stack([vector.detach().float().cpu() for vector in own])
+    if len({len(each) for each in vectors.values()}) > 1:
+        counts = " and ".join(f"{len(each)} for {name}" for name, each in vectors.items())
+        raise PerfusionError(f"{text[:60]!r} has {counts}; a word needs as many vectors for each text encoder.")
+    return vectors
+
+
+def _tokens_of(clip: CLIP, text: str) -> dict[str, list]:
+    """A word tokenized; the host drops an embedding that it cannot read with a warning, here it is refused."""
+    for tokenizer in encoders_of(clip).values():
+        for name in re.findall(rf"{re.escape(tokenizer.embedding_identifier)}(\S*)", text):
+            if not name or not _readable(tokenizer, name):
+                raise PerfusionError(
+                    f"There is no embedding {name[:60]!r} that can be read in models/embeddings; put its file there, or give "
+                    "another word."
+                )
+    return clip.tokenizer.tokenize_with_weights(text)
+
+
+def _readable(tokenizer: SDTokenizer, name: str) -> bool:
+    try:
+        return isinstance(tokenizer._try_get_embedding(name)[0], Tensor)
+    except Exception as error:  # a file of any kind may lie there, and the host raises what it meets in it
+        log.warning("The embedding %s cannot be read: %s", name, error)
+        return False
+
+
+def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
+    """The tokens of a text itself, those between the start and the end of its sections."""
+    for section in sections:
+        for token, *_ in section[1:]:
+            if not isinstance(token, Tensor) and token == tokenizer.end_token:
+                break
+            yield token
 
 
 def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype) -> Tensor:

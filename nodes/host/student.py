@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...perfusion_core.edit import Edit
 from .edits import Projections
-from .encode import prepare_clip, sections_of
-from .models import clip_model, encoders_of, layers_of, load, project, undivided
+from .encode import embed, prepare_clip, sections_of
+from .models import layers_of, load, project, undivided
 from .words import places_of, tokenizer_with_words
 
 
@@ -95,14 +95,7 @@ class Student:
 
     def embed(self, text: str) -> dict[str, Tensor]:
         """See `Base.embed`."""
-        tokens = sections_of(self.clip, [text])
-        vectors = {}
-        for name, tokenizer in encoders_of(self.clip).items():
-            (row,) = tokens[name.removeprefix("clip_")]
-            ids = [token for token, _ in row][1 : [token for token, _ in row].index(tokenizer.end_token)]
-            table = clip_model(self.clip, name).transformer.get_input_embeddings().weight
-            vectors[name] = table[torch.tensor(ids, device=table.device)].detach().float().to(self.device)
-        return vectors
+        return {name: vectors.to(self.device) for name, vectors in embed(self.clip, text).items()}
 
     def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """See `Base.encode`."""
@@ -118,13 +111,16 @@ class Student:
         """See `Base.project`."""
         return project(self.unet_weights, self.layers, vectors)
 
-    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+    def objective(
+        self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit | None
+    ) -> tuple[Tensor, Tensor]:
         """See `Base.objective`. The target is the output that the host would have turned into the latents themselves."""
         sampling = self.model.model.model_sampling
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
-        with Projections([edit], encodings).within(self.unet, self.layers), self._autocast():
+        projections = Projections([edit] if edit is not None else [], encodings)
+        with projections.within(self.unet, self.layers), self._autocast():
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
             options = {"context": encodings, "transformer_options": {}}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)

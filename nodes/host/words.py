@@ -11,7 +11,7 @@ from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
 from ...perfusion_core import PerfusionError
-from ...perfusion_core.concept import Stack, combine
+from ...perfusion_core.concept import Stack, combine, with_outputs
 from .models import encoders_of
 
 Tokenizer = Any
@@ -223,7 +223,8 @@ class ClipWithWords(CLIP):
     def _note(self, cond: Tensor, tokens: Tokens) -> Tensor:
         """Write down where each word stands, and what each trigger word can have reached.
 
-        A word reaches its own token and, the encoders being causal, those after it in the same section.
+        A word reaches its own token and, the encoders being causal, those after it in the same section. Of words alone, which
+        edit nothing, nobody asks what they reach.
         """
         if isinstance(cond, Named):
             return cond
@@ -232,9 +233,12 @@ class ClipWithWords(CLIP):
             return true[: cond.shape[1]].to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
 
         section = len(next(iter(tokens.values()))[0])
+        editing = {concept.trigger for concept in with_outputs(self.stack)}
         notes = {}
         for trigger, places in places_of(tokens, self.tokenizer).items():
-            notes[Note(REACH, trigger)] = column(torch.cat([part.cumsum(0) > 0 for part in places.split(section)]))
+            if trigger in editing:
+                reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])
+                notes[Note(REACH, trigger)] = column(reached)
         said = spelled(tokens, self.tokenizer)
         for word in dict.fromkeys(said):
             notes[Note(PLACE, word)] = column(torch.tensor([one == word for one in said]))
