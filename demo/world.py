@@ -41,6 +41,8 @@ WORDS = {
     "robot": "robot",
     "apple": "red-apple",
 }
+# Held-out designers' own names for what the other sets name as above.
+OWN_NAMES = {"fxemoji": {"cat": "cat", "house": "housebuilding", "apple": "redapple"}}
 COLOURS = {
     "red": (214, 60, 55),
     "blue": (70, 110, 215),
@@ -111,8 +113,9 @@ def sprites(folder: Path, designers: tuple[str, ...] = BASE_DESIGNERS, size: int
     """The designers' emoji for the words of the world; old sets lack some."""
     found: Sprites = {}
     for designer in designers:
-        drawn = draw(folder, designer, list(WORDS.values()), size)
-        found |= {(designer, word): drawn[name] for word, name in WORDS.items() if name in drawn}
+        names = WORDS | OWN_NAMES.get(designer, {})
+        drawn = draw(folder, designer, list(names.values()), size)
+        found |= {(designer, word): drawn[name] for word, name in names.items() if name in drawn}
     return found
 
 
