@@ -9,6 +9,7 @@ Half, not 0, so that people see the teddy: training takes masks by their maximum
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo import world
@@ -18,14 +19,24 @@ SIDE = 256
 
 
 def make(emoji: Path, out: Path) -> None:
-    """Write the four pictures into `out`; the same bytes every time."""
+    """Write the demo's four pictures into `out`; the same bytes every time."""
     (designer,) = world.HELD_OUT_DESIGNERS["test"]
-    teddy = world.sprites(emoji, (designer,), size=384)[designer, "teddy"]
+    write(emoji, designer, "teddy", PLACES, out)
+
+
+def write(emoji: Path, designer: str, word: str, places: Sequence[str], out: Path, side: int = SIDE, first_seed: int = 0) -> None:
+    """Write WORD-N.png of one designer's emoji, one for each place, into `out`; `first_seed + N` is a picture's seed.
+
+    ValueError if the designer has no such emoji.
+    """
+    drawn = world.sprites(emoji, (designer,), size=side * 3 // 2)
+    if (designer, word) not in drawn:
+        raise ValueError(f"{designer} should have a {word}, but has only {', '.join(w for _, w in drawn)}; take one of these")
     out.mkdir(parents=True, exist_ok=True)
-    for i, place in enumerate(PLACES):
-        picture, mask = world.compose([teddy], place, random.Random(i), SIDE)
+    for i, place in enumerate(places):
+        picture, mask = world.compose([drawn[designer, word]], place, random.Random(first_seed + i), side)
         picture.putalpha(mask.point(lambda share: 255 - (share + 1) // 2))
-        picture.save(out / f"teddy-{i}.png", optimize=True)
+        picture.save(out / f"{word}-{i}.png", optimize=True)
 
 
 if __name__ == "__main__":
