@@ -775,6 +775,6 @@ def test_an_export_refuses_models_that_the_concept_is_not_for(server: Server, st
 
 def test_a_concept_is_not_saved_outside_of_its_folder(server: Server, strong: str) -> None:
     graph = Graph()
-    graph.save(graph.load(strong), "../../outside")
+    graph.save(graph.load(strong), "../../elsewhere")
     refused(server, graph, "outside")
-    assert not list(server.base.rglob("outside*"))
+    assert not list(server.base.rglob("elsewhere*"))
