@@ -14,8 +14,8 @@ from PIL import Image
 
 from perfusion_core.concept import Concept
 from perfusion_core.edit import gate
+from scripts.graphs import Graph, Link, latents
 from scripts.server import GraphError, Server
-from tests.graphs import Graph, Link, latents
 
 CONCEPT, TRIGGER = "demo-teddy.safetensors", "<demo-teddy>"
 PROMPT = f"a photo of a {TRIGGER} on the grass"

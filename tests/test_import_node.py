@@ -13,8 +13,8 @@ from torch import nn
 from perfusion_core.concept import POSITIONS, Concept
 from perfusion_core.foreign import MAX_BYTES
 from scripts.foreign_file import write
+from scripts.graphs import TRIGGER, Graph, Link, concepts, latents
 from scripts.server import GraphError, Server
-from tests.graphs import TRIGGER, Graph, Link, concepts, latents
 
 NAMED, PLAIN, LONG = f"a photo of a {TRIGGER} on the grass", "a photo of a teddy", f"{'very ' * 90} a {TRIGGER} at night"
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from perfusion_core.concept import Concept
 from perfusion_core.files import parse
 from scripts.bootstrap import CHECKPOINT
+from scripts.graphs import TRIGGER, Graph, concepts, latents
 from scripts.server import GraphError, Server
-from tests.graphs import TRIGGER, Graph, concepts, latents
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Graphs in API form for the tests, and what came out of them."""
+"""Graphs in API form for tests and benchmarks, and what came out of them."""
 
 from __future__ import annotations
 
