@@ -33,9 +33,17 @@ class Drawing:
         self.bottoms: dict[int, int] = {}
 
     def add(
-        self, class_type: str, x: int, wide: int = 320, high: int = 0, title: str = "", y: int | None = None, **inputs: object
+        self,
+        class_type: str,
+        left: int,
+        /,
+        wide: int = 320,
+        high: int = 0,
+        title: str = "",
+        top: int | None = None,
+        **inputs: object,
     ) -> Node:
-        """Add a node whose left edge is at `x`, below the others there, or at `y`.
+        """Add a node whose left edge is at `left`, below the others there, or at `top`.
 
         Inputs are values of widgets or outputs of other nodes; `a__b` stands for the grown input `a.b`.
         """
@@ -56,7 +64,7 @@ class Drawing:
         if unknown:
             raise ValueError(f"{class_type} has no input {', '.join(sorted(unknown))}")
         outputs = [{"name": n, "type": t, "links": []} for n, t in zip(info["output_name"], info["output"], strict=True)]
-        node = self._place(key, class_type, x, y, wide, high or LINE * (2 + len(widgets) + max(len(sockets), len(outputs))))
+        node = self._place(key, class_type, left, top, wide, high or LINE * (2 + len(widgets) + max(len(sockets), len(outputs))))
         node |= {"inputs": sockets, "outputs": outputs, "properties": {"Node name for S&R": class_type}, "widgets_values": widgets}
         node |= {"title": title} if title else {}
         for name, value in given.items():
@@ -64,10 +72,10 @@ class Drawing:
                 self._link(value, node, name)
         return Node(key)
 
-    def note(self, title: str, text: str, x: int, wide: int = 420, high: int = 240, y: int | None = None) -> None:
+    def note(self, title: str, text: str, left: int, wide: int = 420, high: int = 240, top: int | None = None) -> None:
         """Add a note, in Markdown; the page takes every line break for one, so lines of a paragraph are joined."""
         text = re.sub(r"(?<!\n)\n(?!\n|[-#*|]|\d\.)", " ", text.strip())
-        node = self._place(len(self.nodes) + 1, "MarkdownNote", x, y, wide, high)
+        node = self._place(len(self.nodes) + 1, "MarkdownNote", left, top, wide, high)
         node |= {"title": title, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text]}
         node |= {"color": "#432", "bgcolor": "#000"}
 
@@ -86,10 +94,10 @@ class Drawing:
             "version": 0.4,
         }
 
-    def _place(self, key: int, class_type: str, x: int, y: int | None, wide: int, high: int) -> dict:
-        y = self.bottoms.get(x, 0) if y is None else y
-        self.bottoms[x] = y + high + GAP
-        node = {"id": key, "type": class_type, "pos": [x, y], "size": [wide, high], "flags": {}, "order": key - 1, "mode": 0}
+    def _place(self, key: int, class_type: str, left: int, top: int | None, wide: int, high: int) -> dict:
+        top = self.bottoms.get(left, 0) if top is None else top
+        self.bottoms[left] = top + high + GAP
+        node = {"id": key, "type": class_type, "pos": [left, top], "size": [wide, high], "flags": {}, "order": key - 1, "mode": 0}
         self.nodes.append(node)
         return node
 

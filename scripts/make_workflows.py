@@ -18,6 +18,7 @@ TRAINING = {"steps": 380, "batch": 8, "size": 64, "word_rate": 1e-4, "output_rat
 TRAINING |= {"train_temperature": 0.15, "superclass": "teddy", "trigger": "<my-teddy>"}
 ALONE = {"steps": 150, "word_rate": 6e-5, "edit_mode": "none", "trigger": "<teddy-word>"}
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+TEDDY, CAT = "demo-teddy.safetensors", "demo-cat.safetensors"
 SAMPLER = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
 
 
@@ -188,17 +189,170 @@ them, and with a **word_rate** of 0.0001 it leaves the teddies for houses. With 
     )
 
 
+def lock_keys_globally(sheet: Drawing) -> None:
+    """One prompt with the concept's own keys locked, and with all keys locked."""
+    base, model, clip = concept(sheet, TEDDY)
+    prompt = "a photo of a <demo-teddy> in the snow"
+    plain = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt, local lock", clip=clip, text=prompt)
+    locked = sheet.add("PerfusionTextEncode", 760, 360, 140, "Prompt, global lock", clip=clip, text=prompt)
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
+    for title, positive in (("Local lock", plain), ("Global lock", locked)):
+        sample(sheet, base, model, positive[0], negative[0], 1170, title)
+    sheet.note(
+        "How to",
+        """## Two ways to lock keys
+
+Keys decide where words look in the picture, values what they bring. *CLIP Text Encode* locks the concept's own keys to its plain
+word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the picture is laid
+out just as the plain prompt's would be. Take a lower **bias** with it (0.4 to 0.6 with SD1.5), since less of the concept shows.
+
+Both nodes may stand in one graph; without a trigger word they give the same.""",
+        0,
+        560,
+        230,
+    )
+
+
+def see_attention(sheet: Drawing) -> None:
+    """Where words looked while a picture was sampled."""
+    base, model, clip = concept(sheet, TEDDY)
+    watched = sheet.add("PerfusionWatchAttention", 390, model=model)
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <demo-teddy> on the grass")
+    sampled, decoded = draw(sheet, base, watched[0], clip, positive[0], 1170)
+    shown = sheet.add(
+        "PerfusionShowAttention",
+        1520,
+        360,
+        attention=watched[1],
+        samples=sampled[0],
+        images=decoded[0],
+        words="<demo-teddy>, on, grass",
+    )
+    sheet.add("SaveImage", 1930, 760, 360, "Where the words looked", images=shown[0], filename_prefix="attention")
+    masks = sheet.add("MaskToImage", 1930, 300, mask=shown[1])
+    sheet.add("PreviewImage", 1930, 760, 320, "The same as masks", images=masks[0])
+    sheet.note(
+        "How to",
+        """## See where words look
+
+*Watch Attention* goes between the model and any sampler; pictures stay the same to the bit. *Show Attention* needs what the sampler
+gave, so that it knows which picture is meant.
+
+A label such as `<demo-teddy> 0.5 % gate 0.93` says that this share of all attention went to the word, and that the concept's gate
+opens to 0.93 at it. Little attention is usual: most of it goes to the tokens after the words. The masks can be used as any
+others.""",
+        0,
+        560,
+        230,
+    )
+
+
+def train_without_painting(sheet: Drawing) -> None:
+    """As train_a_concept, with masks that the model itself finds."""
+    base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
+    images, _ = pictures(sheet, masked=False)
+    links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0]}
+    found = sheet.add("PerfusionFindObject", 640, word="teddy", size=64, **links)
+    train = sheet.add("PerfusionTrain", 1020, 380, masks=found[0], **links, **TRAINING)
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="teddy")
+    sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
+    sheet.note(
+        "How to",
+        """## Teach a concept without painting masks
+
+*Find Object* reads from the checkpoint's own attention where its **word** is in each picture, and shows the masks. If one of
+them is wrong, try another **seed** or paint that one. No other model is needed.
+
+With an SD1.5 checkpoint take **size** 512 here and in *Train Concept*, and the settings that `train_a_concept` names.""",
+        0,
+        560,
+        200,
+        960,
+    )
+
+
+def inspect_gates(sheet: Drawing) -> None:
+    """What two concepts do with a prompt, before anything is sampled."""
+    _, model, clip = concept_pair(sheet)
+    positive = sheet.add(
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-cat> on a green background"
+    )
+    inspected = sheet.add("PerfusionInspect", 1170, 460, 560, model=model, positive=positive[0])
+    sheet.add("SaveImage", 1680, 460, 560, "Each concept's gate at each word", images=inspected[0], filename_prefix="gates")
+    sheet.add("PreviewAny", 1680, 460, 200, "In words", source=inspected[1])
+    sheet.note(
+        "How to",
+        """## Is it working?
+
+*Inspect Gates* looks at the prompt and the model that go to a sampler, and samples nothing. It says how far each concept's gate
+opens at each word; which trigger word is missing; whether two concepts fight over a word; how much of the layers' keys and values the edit
+changes; and what LoRAs and other patches do beside it.
+
+A gate of nearly 0 at its own word: lower the **bias**. Open at all other words too: raise it, or lower the **temperature**.""",
+        0,
+        560,
+        230,
+    )
+
+
+def two_places(sheet: Drawing) -> None:
+    """Two concepts in one picture, each in its own place."""
+    left, right = (half(sheet, x) for x in (0, 32))
+    base, model, clip = concept_pair(sheet, left, right)
+    positive = sheet.add(
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-cat> on a green background"
+    )
+    draw(sheet, base, model, clip, positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## Two concepts, two places
+
+Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the teddy's and
+the right half the cat's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show everywhere.""",
+        0,
+        560,
+        170,
+    )
+
+
+def keep_layout(sheet: Drawing) -> None:
+    """The plain word's picture, then the concept's in its layout, and without."""
+    base, model, clip = concept(sheet, TEDDY)
+    watched = sheet.add("PerfusionWatchAttention", 390, model=model)
+    word, name = (
+        sheet.add("CLIPTextEncode", 760, 360, 120, title, clip=clip, text=f"a photo of a {said} on the beach")
+        for title, said in (("Prompt with the plain word", "teddy"), ("Prompt with the concept", "<demo-teddy>"))
+    )
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
+    first = sample(sheet, base, watched[0], word[0], negative[0], 1170, "The plain word")
+    kept = sheet.add("PerfusionKeepLayout", 760, 340, model=model, attention=watched[1], samples=first[0][0])
+    sample(sheet, base, kept[0], name[0], negative[0], 1170, "The concept in its layout", first[1])
+    sample(sheet, base, model, name[0], negative[0], 1170, "The concept by itself", first[1])
+    sheet.note(
+        "How to",
+        """## Keep a picture's layout
+
+The first picture is drawn with the plain word. *Keep Layout* draws the next one in its layout: where the words that both prompts
+share look is taken from the first picture (Prompt-to-Prompt). **end** says how long: 1 keeps most, 0.5 leaves the concept more of
+its own shape. All three samplers have one seed, one sampler and one number of steps.""",
+        0,
+        560,
+        200,
+    )
+
+
 # ---- parts that several workflows share --------------------------------------------------------------------------------------
 
 
-def pictures(sheet: Drawing) -> tuple[Node, Node]:
+def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
     """The demo's four pictures and their masks, as batches."""
     loaded = [
         sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 180 + 370 * (i // 2), image=f"teddy-{i}.png")
         for i in range(4)
     ]
-    images = sheet.add("BatchImagesNode", 640, y=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
-    return images, sheet.add("BatchMasksNode", 640, **{f"masks__mask{i}": node[1] for i, node in enumerate(loaded)})
+    images = sheet.add("BatchImagesNode", 640, top=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
+    masks = {f"masks__mask{i}": node[1] for i, node in enumerate(loaded)}
+    return images, sheet.add("BatchMasksNode", 640, **masks) if masked else None
 
 
 def training(sheet: Drawing, prefix: str, **changed: object) -> None:
@@ -223,6 +377,37 @@ def concept(sheet: Drawing, name: str = "teddy_00001.safetensors") -> tuple[Node
     return base, applied[0], applied[1]
 
 
+def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
+    """A checkpoint with the demo's two concepts, each with a region if there are any."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    chosen = []
+    for i, name in enumerate((TEDDY, CAT)):
+        loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
+        region = {"region": regions[i][0]} if regions else {}
+        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **SETTINGS, **region))
+    both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=both[0])
+    return base, applied[0], applied[1]
+
+
+def half(sheet: Drawing, x: int) -> Node:
+    """A mask of 64 pixels, white from column x to x + 32."""
+    black, white = (sheet.add("SolidMask", -390, 300, value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
+    return sheet.add("MaskComposite", -390, 300, destination=black[0], source=white[0], x=x, y=0, operation="add")
+
+
+def sample(
+    sheet: Drawing, base: Node, model: tuple, positive: tuple, negative: tuple, x: int, title: str, empty: Node | None = None
+) -> tuple[Node, Node]:
+    """A sampler with a title, and its picture beside it: the sampler's node, and the empty latent's."""
+    empty = empty or sheet.add("EmptyLatentImage", 760, width=64, height=64)
+    links = {"model": model, "positive": positive, "negative": negative, "latent_image": empty[0]}
+    sampled = sheet.add("KSampler", x, 300, title=title, **links, **SAMPLER)
+    decoded = sheet.add("VAEDecode", x + 350, 220, samples=sampled[0], vae=base[2])
+    sheet.add("SaveImage", x + 350, 300, 270, title, images=decoded[0], filename_prefix="perfusion")
+    return sampled, empty
+
+
 def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, **sampler: object) -> tuple[Node, Node]:
     """Sample 64 pixels and save the picture: the nodes of the sampler and of the decoder."""
     negative = sheet.add("CLIPTextEncode", x - 410, 360, 100, "Negative prompt", clip=clip, text="")
@@ -242,6 +427,12 @@ DRAWN: list[Callable[[Drawing], None]] = [
     import_a_concept,
     export_a_concept,
     teach_a_word_alone,
+    lock_keys_globally,
+    see_attention,
+    train_without_painting,
+    inspect_gates,
+    two_places,
+    keep_layout,
 ]
 
 if __name__ == "__main__":
