@@ -285,7 +285,8 @@ def inspect_gates(sheet: Drawing) -> None:
         """## Is it working?
 
 *Inspect Gates* looks at the prompt and the model that go to a sampler, and samples nothing. It says how far each concept's gate
-opens at each word; which trigger word is missing; whether two concepts fight over a word; how much of the layers' keys and values the edit
+opens at each word; which trigger word is missing; whether two concepts fight over a word; how much of the layers' keys and
+values the edit
 changes; and what LoRAs and other patches do beside it.
 
 A gate of nearly 0 at its own word: lower the **bias**. Open at all other words too: raise it, or lower the **temperature**.""",
@@ -308,7 +309,8 @@ def two_places(sheet: Drawing) -> None:
         """## Two concepts, two places
 
 Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the teddy's and
-the right half the cat's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show everywhere.""",
+the right half the cat's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
+everywhere.""",
         0,
         560,
         170,
