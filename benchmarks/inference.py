@@ -31,7 +31,8 @@ RESULTS = Path(__file__).with_name("results")
 COLOURS = ("blue", "green", "purple", "pink")
 BATCH = 8
 SAMPLING = {"steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
-SETTINGS = {"bias": 0.4, "temperature": 0.15}
+BIAS = {"teddy": 0.4, "teapot": 0.25}
+TEMPERATURE = 0.15
 PLACES = ("on the grass", "at night", "in the snow", "on the beach", "on a blue background", "on a purple background")
 
 
@@ -57,7 +58,7 @@ class Bench(Graph):
         self.model, self.words = self.base, self.clip
         for i, word in enumerate(words):
             region = {"region": self.half(32 * i)} if regions else {}
-            loaded = self.load(f"demo-{word}.safetensors", **SETTINGS | settings, **region)
+            loaded = self.load(f"demo-{word}.safetensors", **{"bias": BIAS[word], "temperature": TEMPERATURE} | settings, **region)
             self.model, self.words = self.apply(self.model, self.words, loaded)
 
     def half(self, x: int) -> Link:

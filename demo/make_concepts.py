@@ -2,7 +2,7 @@
 
     python -m demo.make_concepts --emoji DIR
 
-DIR is where `demo.world.fetch` put the emoji sets. Writes demo/concepts/demo-teddy.safetensors and demo-cat.safetensors. The
+DIR is where `demo.world.fetch` put the emoji sets. Writes demo/concepts/demo-teddy.safetensors and demo-teapot.safetensors. The
 workflows that use concepts start from these, so that nobody has to train before seeing them.
 """
 
@@ -18,7 +18,7 @@ from scripts import bootstrap
 from scripts.server import Server
 from scripts.workflow import set_widget, to_prompt
 
-TAUGHT = {"teddy": "fluent-emoji", "cat": "emojione-v1"}
+TAUGHT = {"teddy": "fluent-emoji", "teapot": "fluent-emoji"}
 """Word -> the designer whose version of it is taught."""
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ TRAINING = {"steps": 380, "batch": 8, "size": 64, "word_rate": 1e-4, "output_rat
 TRAINING |= {"train_temperature": 0.15, "superclass": "teddy", "trigger": "<my-teddy>"}
 ALONE = {"steps": 150, "word_rate": 6e-5, "edit_mode": "none", "trigger": "<teddy-word>"}
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
-TEDDY, CAT = "demo-teddy.safetensors", "demo-cat.safetensors"
+TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
 SAMPLER = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
 
 
@@ -275,7 +275,7 @@ def inspect_gates(sheet: Drawing) -> None:
     """What two concepts do with a prompt, before anything is sampled."""
     _, model, clip = concept_pair(sheet)
     positive = sheet.add(
-        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-cat> on a green background"
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-teapot> on the grass"
     )
     inspected = sheet.add("PerfusionInspect", 1170, 460, 560, model=model, positive=positive[0])
     sheet.add("SaveImage", 1680, 460, 560, "Each concept's gate at each word", images=inspected[0], filename_prefix="gates")
@@ -301,7 +301,7 @@ def two_places(sheet: Drawing) -> None:
     left, right = (half(sheet, x) for x in (0, 32))
     base, model, clip = concept_pair(sheet, left, right)
     positive = sheet.add(
-        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-cat> on a green background"
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-teapot> on the grass"
     )
     draw(sheet, base, model, clip, positive[0], 1170)
     sheet.note(
@@ -309,7 +309,7 @@ def two_places(sheet: Drawing) -> None:
         """## Two concepts, two places
 
 Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the teddy's and
-the right half the cat's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
+the right half the teapot's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
 everywhere.""",
         0,
         560,
@@ -383,10 +383,10 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
     """A checkpoint with the demo's two concepts, each with a region if there are any."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     chosen = []
-    for i, name in enumerate((TEDDY, CAT)):
+    for i, name in enumerate((TEDDY, TEAPOT)):
         loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
-        region = {"region": regions[i][0]} if regions else {}
-        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **SETTINGS, **region))
+        own = {"bias": (0.4, 0.25)[i]} | ({"region": regions[i][0]} if regions else {})
+        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **SETTINGS | own))
     both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=both[0])
     return base, applied[0], applied[1]
@@ -406,7 +406,7 @@ def sample(
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": empty[0]}
     sampled = sheet.add("KSampler", x, 300, title=title, **links, **SAMPLER)
     decoded = sheet.add("VAEDecode", x + 350, 220, samples=sampled[0], vae=base[2])
-    sheet.add("SaveImage", x + 350, 300, 270, title, images=decoded[0], filename_prefix="perfusion")
+    sheet.add("SaveImage", x + 350, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
     return sampled, empty
 
 

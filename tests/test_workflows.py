@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from perfusion_core.concept import Concept
 from scripts import foreign_file
 from scripts.server import Server
-from scripts.workflow import BYPASS, find_node, set_widget, to_prompt
+from scripts.workflow import BYPASS, NEVER, find_node, set_widget, to_prompt
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 
@@ -125,6 +125,80 @@ def test_the_workflow_for_a_word_alone_saves_one_that_edits_nothing(
     # Both started as the plain word, and have learned.
     moved = word.word["clip_l"] - concept.word["clip_l"]
     assert 0 < moved.abs().max() < 1e-3
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=int)
+
+
+def shortened(name: str, object_info: dict, *titles: str) -> dict:
+    """A workflow with four steps in these samplers."""
+    workflow = read(name)
+    for title in titles or ("KSampler",):
+        set_widget(workflow, title, "steps", 4, object_info)
+    return workflow
+
+
+def test_the_locking_workflow_draws_two_pictures_that_differ_by_the_trigger_word_alone(server: Server, object_info: dict) -> None:
+    drawn = {}
+    for word in ("<demo-teddy>", "teddy"):
+        workflow = shortened("lock_keys_globally", object_info, "Local lock", "Global lock")
+        for title in ("Prompt, local lock", "Prompt, global lock"):
+            set_widget(workflow, title, "text", f"a photo of a {word} in the snow", object_info)
+        local, locked = (pixels(path) for path in server.outputs(server.run(to_prompt(workflow, object_info))))
+        drawn[word] = np.abs(local - locked).max()
+    assert drawn["teddy"] == 0 and drawn["<demo-teddy>"] > 20
+
+
+def test_the_seeing_workflow_shows_three_words(server: Server, object_info: dict) -> None:
+    history = server.run(to_prompt(shortened("see_attention", object_info), object_info))
+    saved, masks = (server.outputs(history, kind=kind) for kind in ("output", "temp"))
+    assert sorted(pixels(path).shape[0] == 64 for path in saved) == [False, True] and len(masks) == 3
+    assert all(pixels(mask).max() == 255 and pixels(mask).std() > 5 for mask in masks)
+
+
+def test_the_unpainted_workflow_finds_teddies_and_teaches(server: Server, object_info: dict) -> None:
+    workflow = read("train_without_painting")
+    set_widget(workflow, "PerfusionTrain", "steps", 2, object_info)
+    set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
+    known = set((server.base / "models" / "perfusion").glob("teddy_*"))
+    history = server.run(to_prompt(workflow, object_info))
+    (saved,) = set((server.base / "models" / "perfusion").glob("teddy_*")) - known
+    assert Concept.load(saved).training["steps"] == 2
+    masks = server.outputs(history, find_node(workflow, "PerfusionFindObject")["id"], "temp")
+    assert len(masks) == 4 and all(0.1 < (pixels(mask) > 127).mean() < 0.7 for mask in masks)
+
+
+def test_the_inspecting_workflow_reports_on_both_concepts(server: Server, object_info: dict) -> None:
+    workflow = read("inspect_gates")
+    history = server.run(to_prompt(workflow, object_info))
+    (text,) = history["outputs"][str(find_node(workflow, "In words")["id"])]["text"]
+    assert all(f"{trigger}: its gate opens to 0.9" in text for trigger in ("<demo-teddy>", "<demo-teapot>"))
+    assert "In 7 layers" in text and "fight" not in text
+    assert pixels(server.outputs(history)[0]).shape[0] > 200
+
+
+def test_the_places_workflow_needs_its_regions(server: Server, object_info: dict) -> None:
+    workflow = shortened("two_places", object_info)
+    (placed,) = server.outputs(server.run(to_prompt(workflow, object_info)))
+    for node in workflow["nodes"]:
+        if node["type"] == "MaskComposite":
+            node["mode"] = NEVER
+    (free,) = server.outputs(server.run(to_prompt(workflow, object_info)))
+    assert np.abs(pixels(placed) - pixels(free)).max() > 20
+
+
+def test_the_layout_workflow_keeps_the_first_pictures_layout(server: Server, object_info: dict) -> None:
+    titles = ("The plain word", "The concept in its layout", "The concept by itself")
+    workflow = read("keep_layout")
+    for title in titles:
+        set_widget(workflow, title, "steps", 8, object_info)
+    history = server.run(to_prompt(workflow, object_info))
+    keys = [find_node(workflow, f"Picture: {title}")["id"] for title in titles]
+    first, kept, free = (pixels(server.outputs(history, key)[0]) for key in keys)
+    assert np.abs(kept - free).max() > 20
+    assert np.abs(kept - first).mean() < np.abs(free - first).mean()
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
