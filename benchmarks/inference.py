@@ -223,7 +223,8 @@ def regions(lab: Lab) -> list[str]:
         rows.append(f"| {place} | each alone, whole picture | {' | '.join(alone)} | |")
     return [
         "Each concept's design recognised in its half of the picture, and its design and its word too. The judge is strict with "
-        "the small base's blurred shapes: the last row of each place says how often it knows a concept that has a picture to itself.",
+        "the small base's blurred shapes: the last row of each place says how often it knows a concept that has a picture to "
+        "itself.",
         "",
         f"| place | | {words[0]}'s design, left | and word | {words[1]}'s design, right | and word | background |",
         "| --- | --- | --- | --- | --- | --- | --- |",

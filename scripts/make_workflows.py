@@ -286,8 +286,7 @@ def inspect_gates(sheet: Drawing) -> None:
 
 *Inspect Gates* looks at the prompt and the model that go to a sampler, and samples nothing. It says how far each concept's gate
 opens at each word; which trigger word is missing; whether two concepts fight over a word; how much of the layers' keys and
-values the edit
-changes; and what LoRAs and other patches do beside it.
+values the edit changes; and what LoRAs and other patches do beside it.
 
 A gate of nearly 0 at its own word: lower the **bias**. Open at all other words too: raise it, or lower the **temperature**.""",
         0,
@@ -340,6 +339,47 @@ its own shape. All three samplers have one seed, one sampler and one number of s
         0,
         560,
         200,
+    )
+
+
+def keep_layout_of_a_picture(sheet: Drawing) -> None:
+    """A picture turned back into noise, and the concept drawn from it in the picture's layout."""
+    base, model, clip = concept(sheet, TEDDY)
+    loaded = sheet.add("LoadImage", 0, 340, 320, "The picture", image="plain-teddy.png")
+    scaled = sheet.add("ImageScale", 390, 340, image=loaded[0], upscale_method="area", width=64, height=64, crop="center")
+    encoded = sheet.add("VAEEncode", 390, 340, pixels=scaled[0], vae=base[2])
+    watched = sheet.add("PerfusionWatchAttention", 390, 340, model=model)
+    word, name = (
+        sheet.add("CLIPTextEncode", 760, 360, 120, title, clip=clip, text=f"a photo of a {said} on the beach")
+        for title, said in (("What the picture shows", "teddy"), ("Prompt with the concept", "<demo-teddy>"))
+    )
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
+    sampler = sheet.add("KSamplerSelect", 760, 360, sampler_name="euler")
+    down = sheet.add("BasicScheduler", 760, 360, model=model, scheduler="normal", steps=40, denoise=1.0)
+    up = sheet.add("FlipSigmas", 760, 360, sigmas=down[0])
+    fixed = {"add_noise": False, "noise_seed": 0, "negative": negative[0], "sampler": sampler[0]}
+    links = {"positive": word[0], "sigmas": up[0], "latent_image": encoded[0]}
+    noise = sheet.add("SamplerCustom", 1170, 320, title="Picture to noise", model=watched[0], cfg=1.0, **links, **fixed)
+    kept = sheet.add("PerfusionKeepLayout", 1170, 320, model=model, attention=watched[1], samples=noise[0])
+    ways = (("The picture again", model, word, 1.0), ("The concept in its layout", kept[0], name, 2.0))
+    for title, drawn_by, prompt, cfg in ways:
+        links = {"model": drawn_by, "positive": prompt[0], "sigmas": down[0], "latent_image": noise[0]}
+        drawn = sheet.add("SamplerCustom", 1540, 320, title=title, cfg=cfg, **links, **fixed)
+        decoded = sheet.add("VAEDecode", 1910, 220, samples=drawn[0], vae=base[2])
+        sheet.add("SaveImage", 1910, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
+    sheet.note(
+        "How to",
+        """## Keep the layout of a picture that you have
+
+*Picture to noise* runs the sampler backwards (*FlipSigmas*, **cfg** 1, no noise added) with a prompt that says what the picture
+shows: it finds the noise that this picture could have been drawn from. From that noise *Keep Layout* draws the concept in the
+picture's place. *The picture again* shows how much was kept on the way; with more steps it is more. A low **cfg** keeps more too.
+
+The shorter way is *VAE Encode* and a usual *KSampler* with **denoise** at 0.6: then *Watch Attention* and *Keep Layout* go there as
+in `keep_layout`. With an SD1.5 checkpoint scale the picture to 512 × 512.""",
+        0,
+        560,
+        290,
     )
 
 
@@ -435,6 +475,7 @@ DRAWN: list[Callable[[Drawing], None]] = [
     inspect_gates,
     two_places,
     keep_layout,
+    keep_layout_of_a_picture,
 ]
 
 if __name__ == "__main__":

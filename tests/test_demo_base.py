@@ -222,3 +222,11 @@ def test_the_training_pictures_are_scenes_with_their_masks() -> None:
             inside = alpha == 127
             assert 0.15 < inside.mean() < 0.5
             assert (picture[inside] != np.asarray(empty)[inside]).any(1).mean() > 0.99
+
+
+def test_the_plain_picture_is_a_scene() -> None:
+    _, place, seed = make_pictures.PLAIN
+    with Image.open(PICTURES / "plain-teddy.png") as shipped:
+        assert (shipped.size, shipped.mode) == ((256, 256), "RGB")
+        empty, _ = world.compose([], place, random.Random(seed), make_pictures.SIDE)
+        assert 0.15 < (np.asarray(shipped) != np.asarray(empty)).any(2).mean() < 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from demo import make_pictures, world
 from perfusion_core.concept import Concept
 from scripts import foreign_file
 from scripts.server import Server
@@ -199,6 +201,25 @@ def test_the_layout_workflow_keeps_the_first_pictures_layout(server: Server, obj
     first, kept, free = (pixels(server.outputs(history, key)[0]) for key in keys)
     assert np.abs(kept - free).max() > 20
     assert np.abs(kept - first).mean() < np.abs(free - first).mean()
+
+
+def test_the_other_layout_workflow_puts_the_concept_in_a_pictures_place(server: Server, object_info: dict) -> None:
+    workflow = read("keep_layout_of_a_picture")
+    history = server.run(to_prompt(workflow, object_info))
+    titles = ("The picture again", "The concept in its layout")
+    keys = [find_node(workflow, f"Picture: {title}")["id"] for title in titles]
+    again, kept = (pixels(server.outputs(history, key)[0]) for key in keys)
+    _, place, seed = make_pictures.PLAIN
+    empty, _ = world.compose([], place, random.Random(seed), make_pictures.SIDE)
+    with Image.open(server.base / "input" / "plain-teddy.png") as image:
+        shown, behind = (np.asarray(each.resize((64, 64), Image.Resampling.BOX), dtype=int) for each in (image, empty))
+    inside = np.abs(shown - behind).max(2) > 40
+    assert np.abs(again - shown)[inside].mean() < 40 and np.abs(again - shown)[~inside].mean() < 15
+    changed = np.abs(kept - shown).mean(2)
+    assert changed[inside].mean() > 2.5 * changed[~inside].mean()
+    # The concept is yellow where the picture's teddy is brown.
+    yellow = (kept[..., 0] > 200) & (kept[..., 2] < 100)
+    assert (yellow & inside).sum() / (yellow | inside).sum() > 0.6
 
 
 @pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)

@@ -1,0 +1,138 @@
+"""Run the workflows for inference and draw the pictures in docs/, with `python -m scripts.make_docs` in the set-up's environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from scripts import bootstrap, steps
+from scripts.main_job import read
+from scripts.server import Server
+from scripts.workflow import find_node, set_widget, to_prompt
+
+DOCS = bootstrap.ROOT / "docs"
+SIDE, MARGIN, LABEL = 192, 8, 24
+
+
+class Press:
+    """A server, and what it gives for a workflow."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.info = server, server.object_info()
+
+    def run(self, name: str, shown: dict[str, str], changes: dict[tuple[str, str], object] | None = None) -> dict[str, list[Path]]:
+        """Run a workflow; for each title or kind of node in `shown` the files that it wrote, of the kind `output` or `temp`."""
+        workflow = read(name)
+        for (node, widget), value in (changes or {}).items():
+            set_widget(workflow, node, widget, value, self.info)
+        history = self.server.run(to_prompt(workflow, self.info))
+        return {key: self.server.outputs(history, find_node(workflow, key)["id"], kind) for key, kind in shown.items()}
+
+
+def main() -> int:
+    """Draw them all."""
+    with Server(bootstrap.locate()) as server:
+        press = Press(server)
+        for draw in DRAWN:
+            steps.say(f"  {draw.__name__}.png")
+            draw(press).save(DOCS / f"{draw.__name__}.png", optimize=True)
+    return 0
+
+
+def lock_keys_globally(press: Press) -> Image.Image:
+    """Local and global lock, beside the plain word, for some seeds."""
+    rows = []
+    for seed in (1, 2):
+        changes = {(title, "seed"): seed for title in ("Local lock", "Global lock")}
+        plain = changes | {("Prompt, local lock", "text"): "a photo of a teddy in the snow"}
+        key = {"Picture: Local lock": "output", "Picture: Global lock": "output"}
+        word = press.run("lock_keys_globally", key, plain)["Picture: Local lock"]
+        local, locked = press.run("lock_keys_globally", key, changes).values()
+        rows.append(word + local + locked)
+    return sheet(rows, ["a teddy in the snow", "local lock", "global lock"])
+
+
+def see_attention(press: Press) -> Image.Image:
+    """The node's own sheet."""
+    return opened(press.run("see_attention", {"Where the words looked": "output"})["Where the words looked"][0])
+
+
+def train_without_painting(press: Press) -> Image.Image:
+    """The demo's pictures and the masks that are found in them."""
+    changes = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
+    found = press.run("train_without_painting", {"PerfusionFindObject": "temp"}, changes)["PerfusionFindObject"]
+    pictures = [press.server.base / "input" / f"teddy-{i}.png" for i in range(4)]
+    return sheet([pictures, found], ["pictures, and", 'where "teddy" is,', "as the base's", "attention tells"])
+
+
+def inspect_gates(press: Press) -> Image.Image:
+    """The node's own picture."""
+    title = "Each concept's gate at each word"
+    return opened(press.run("inspect_gates", {title: "output"})[title][0])
+
+
+def two_places(press: Press) -> Image.Image:
+    """Two concepts with their regions and without, for some seeds."""
+    rows = []
+    for words in ("a <demo-teddy> and a <demo-teapot> on the grass", "a teddy and a teapot on the grass"):
+        drawn = []
+        for seed in (1, 2, 3, 4):
+            changes = {("KSampler", "seed"): seed, ("Prompt", "text"): words}
+            drawn += press.run("two_places", {"SaveImage": "output"}, changes)["SaveImage"]
+        rows.append(drawn)
+    return sheet(rows, ["above: teddy in", "the left region,", "teapot in the right;", "below: plain words"])
+
+
+def keep_layout(press: Press) -> Image.Image:
+    """The plain word's picture, the concept's in its layout and by itself."""
+    titles = ["The plain word", "The concept in its layout", "The concept by itself"]
+    rows = []
+    for seed in (1, 2):
+        changes: dict[tuple[str, str], object] = {(title, "seed"): seed for title in titles}
+        drawn = press.run("keep_layout", {f"Picture: {title}": "output" for title in titles}, changes)
+        rows.append([path for paths in drawn.values() for path in paths])
+    return sheet(rows, ["the plain word", "concept, its layout", "concept by itself"])
+
+
+def keep_layout_of_a_picture(press: Press) -> Image.Image:
+    """A picture, what noise gives back, and the concept in its layout."""
+    titles = ["The picture again", "The concept in its layout"]
+    drawn = press.run("keep_layout_of_a_picture", {f"Picture: {title}": "output" for title in titles})
+    row = [press.server.base / "input" / "plain-teddy.png"] + [path for paths in drawn.values() for path in paths]
+    return sheet([row], ["the picture", "drawn from its noise", "concept, its layout"])
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture, kept apart from its file."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
+    """Rows of pictures under labels."""
+    width = MARGIN + max(len(row) for row in rows) * (SIDE + MARGIN)
+    drawn = Image.new("RGB", (width, LABEL + len(rows) * (SIDE + MARGIN)), "white")
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(15)
+    for i, label in enumerate(labels):
+        pen.text((MARGIN + i * (SIDE + MARGIN), 4), label, "black", font)
+    for y, row in enumerate(rows):
+        for x, path in enumerate(row):
+            image = opened(path).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            drawn.paste(image, (MARGIN + x * (SIDE + MARGIN), LABEL + y * (SIDE + MARGIN)))
+    return drawn
+
+
+DRAWN: list[Callable[[Press], Image.Image]] = [
+    lock_keys_globally,
+    see_attention,
+    train_without_painting,
+    inspect_gates,
+    two_places,
+    keep_layout,
+    keep_layout_of_a_picture,
+]
+
+if __name__ == "__main__":
+    steps.exit_with(main)
