@@ -42,8 +42,8 @@ class PerfusionExport(io.ComfyNode):
             search_aliases=["perfusion", "export", "convert", "lora", "textual inversion", "embedding", "rome"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA is for, as it goes into Perfusion Apply."),
-                io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Perfusion Apply."),
+                io.Model.Input("model", tooltip="The model that the LoRA is for, as it goes into Apply Concept."),
+                io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
                 ConceptType.Input("concept", tooltip="A concept, or several combined; bias and strength scale the LoRA."),
                 io.String.Input(
                     "filename_prefix",

@@ -1,4 +1,4 @@
-"""Run the workflows for inference and draw the pictures in docs/, with `python -m scripts.make_docs` in the set-up's environment."""
+"""Run workflows and draw the pictures in docs/ from them, with `python -m scripts.make_docs` in the set-up's environment."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def train_without_painting(press: Press) -> Image.Image:
     changes = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
     found = press.run("train_without_painting", {"PerfusionFindObject": "temp"}, changes)["PerfusionFindObject"]
     pictures = [press.server.base / "input" / f"teddy-{i}.png" for i in range(4)]
-    return sheet([pictures, found], ["pictures, and", 'where "teddy" is,', "as the base's", "attention tells"])
+    return sheet([pictures, found], ['the pictures, and where "teddy" is in them, read from the base\'s own attention'])
 
 
 def inspect_gates(press: Press) -> Image.Image:
@@ -82,7 +82,7 @@ def two_places(press: Press) -> Image.Image:
             changes = {("KSampler", "seed"): seed, ("Prompt", "text"): words}
             drawn += press.run("two_places", {"SaveImage": "output"}, changes)["SaveImage"]
         rows.append(drawn)
-    return sheet(rows, ["above: teddy in", "the left region,", "teapot in the right;", "below: plain words"])
+    return sheet(rows, ["above: the two concepts, each with its region; below: the plain words, same seeds"])
 
 
 def keep_layout(press: Press) -> Image.Image:
@@ -111,7 +111,7 @@ def opened(path: Path) -> Image.Image:
 
 
 def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
-    """Rows of pictures under labels."""
+    """Rows of pictures under labels; a single label may be as long as a row."""
     width = MARGIN + max(len(row) for row in rows) * (SIDE + MARGIN)
     drawn = Image.new("RGB", (width, LABEL + len(rows) * (SIDE + MARGIN)), "white")
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(15)
