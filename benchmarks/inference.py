@@ -21,32 +21,18 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.concepts import DEVELOPMENT, TEST
-from benchmarks.oracles import LEFT, RIGHT, Oracles
+from benchmarks.lab import RESULTS, SAMPLING, Lab, percent
+from benchmarks.oracles import LEFT, RIGHT
 from demo import make_concepts, world
 from scripts import bootstrap
 from scripts.graphs import Graph, Link
 from scripts.server import Server
 
-RESULTS = Path(__file__).with_name("results")
 COLOURS = ("blue", "green", "purple", "pink")
 BATCH = 8
-SAMPLING = {"steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
 BIAS = {"teddy": 0.4, "teapot": 0.25}
 TEMPERATURE = 0.15
 PLACES = ("on the grass", "at night", "in the snow", "on the beach", "on a blue background", "on a purple background")
-
-
-class Lab:
-    """A running server, the judges, and what they say."""
-
-    def __init__(self, server: Server, emoji: Path) -> None:
-        self.server, self.emoji, self.judges = server, emoji, Oracles.load()
-
-    def pictures(self, graph: Graph, *images: Link) -> list[Tensor]:
-        """Run a graph; float [B, H, W, 3] in 0…1 of each of these IMAGEs."""
-        keys = [graph.add("PreviewImage", images=image) for image in images]
-        history = self.server.run(graph.nodes)
-        return [torch.stack([read(path) for path in self.server.outputs(history, key, "temp")]) for key in keys]
 
 
 class Bench(Graph):
@@ -77,12 +63,6 @@ class Bench(Graph):
 # ---- measures ----------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> Tensor:
-    """A picture as float [H, W, 3] in 0…1."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).float() / 255
-
-
 def thing(picture: Tensor) -> Tensor:
     """Where a picture [64, 64, 3] of one thing on a plain colour differs from its background, bool [64, 64]."""
     bands = picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]
@@ -109,11 +89,6 @@ def shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
 def overlap(a: Tensor, b: Tensor) -> float:
     """The same of two masks."""
     return float((a & b).sum() / (a | b).sum().clamp(min=1))
-
-
-def percent(values: list[bool]) -> str:
-    """Share of what is true."""
-    return f"{100 * sum(values) / len(values):.0f} % ({sum(values)} of {len(values)})"
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------------

@@ -28,9 +28,9 @@ class Graph:
         self.nodes[key] = {"class_type": class_type, "inputs": named}
         return key
 
-    def checkpoint(self) -> tuple[Link, Link, Link]:
-        """The demo base's MODEL, CLIP and VAE."""
-        key = self.add("CheckpointLoaderSimple", ckpt_name=CHECKPOINT)
+    def checkpoint(self, name: str = CHECKPOINT) -> tuple[Link, Link, Link]:
+        """A checkpoint's MODEL, CLIP and VAE; by default the demo base's."""
+        key = self.add("CheckpointLoaderSimple", ckpt_name=name)
         return [key, 0], [key, 1], [key, 2]
 
     def pictures(self, count: int = 4) -> tuple[Link, Link]:

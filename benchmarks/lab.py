@@ -1,0 +1,41 @@
+"""What the benchmarks share: a server that draws, and the oracles that judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.oracles import Oracles
+from scripts.graphs import Graph, Link
+from scripts.server import Server
+
+RESULTS = Path(__file__).with_name("results")
+SAMPLING = {"steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
+
+
+class Lab:
+    """A running server, the judges, and what they say."""
+
+    def __init__(self, server: Server, emoji: Path) -> None:
+        self.server, self.emoji, self.judges = server, emoji, Oracles.load()
+
+    def pictures(self, graph: Graph, *images: Link) -> list[Tensor]:
+        """Run a graph; float [B, H, W, 3] in 0…1 of each of these IMAGEs."""
+        keys = [graph.add("PreviewImage", images=image) for image in images]
+        history = self.server.run(graph.nodes)
+        return [torch.stack([read(path) for path in self.server.outputs(history, key, "temp")]) for key in keys]
+
+
+def read(path: Path) -> Tensor:
+    """A picture as float [H, W, 3] in 0…1."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).float() / 255
+
+
+def percent(values: list[bool]) -> str:
+    """Share of what is true."""
+    return f"{100 * sum(values) / len(values):.0f} % ({sum(values)} of {len(values)})"
