@@ -2,9 +2,9 @@
 
     python -m demo.train_base --comfyui PATH --emoji DIR --out DIR --steps 8000
 
-Starts from `--begin`, a packed base (the one beside this module), goes on from what an earlier run left in `--out`, and writes
-`unet.safetensors` there, half precision, the moving average of the weights; `python -m demo.base pack` makes a base of it. On two
-cores a step takes about a second. Held-out designers' emoji are never drawn.
+Starts from `--begin`, a packed base (the one beside this module), goes on from what an earlier run left in `--out`, and at the end
+writes the new packed base there, base.bin, with the moving average of the weights. On two cores a step takes about a second.
+Held-out designers' emoji are never drawn.
 """
 
 import argparse
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from demo import base, world
@@ -131,7 +130,7 @@ class Training:
     """A UNet, its average and the optimiser; can be put down and taken up."""
 
     def __init__(self, model: nn.Module, out: Path) -> None:
-        self.model, self.out, self.step = model, out, 0
+        self.model, self.step = model, 0
         self.optimiser = torch.optim.AdamW(model.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.01)
         self.mean = {name: value.clone() for name, value in model.state_dict().items()}
         self.state = out / "state.pt"
@@ -162,11 +161,10 @@ class Training:
         return loss.item()
 
     def save(self) -> None:
-        """Put it down: to go on, and to be packed."""
+        """Put it down, to go on later."""
         parts = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "mean": self.mean, "step": self.step}
         torch.save(parts, self.state.with_suffix(".part"))
         self.state.with_suffix(".part").replace(self.state)
-        save_file({name: value.half().contiguous() for name, value in self.mean.items()}, self.out / "unet.safetensors")
 
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -203,6 +201,8 @@ def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin:
         if training.step % SAVE_EVERY == 0:
             training.save()
     training.save()
+    learned = {base.UNET + name: value for name, value in training.mean.items()}
+    base.pack_tensors({name: value.half().numpy() for name, value in (host.tensors | learned).items()}, out / "base.bin")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from demo import train_base, world
@@ -72,7 +71,4 @@ def test_training_that_was_put_down_goes_on_as_it_would_have(tmp_path: Path) -> 
     second = start(tmp_path / "parts")
     assert second.step == 3 and run(second, slice(3, None)) == losses[3:]
     assert all(torch.equal(second.mean[name], whole.mean[name]) for name in whole.mean)
-    second.save()
-    written = load_file(tmp_path / "parts" / "unet.safetensors")
-    assert all(torch.equal(written[name], value.half()) for name, value in whole.mean.items())
     assert not torch.equal(whole.mean["mix.weight"], whole.model.mix.weight)
