@@ -1,6 +1,6 @@
 """How well the base itself follows prompts, before any concept: the word, the background, and both of two things.
 
-    python -m benchmarks.base_quality [--checkpoint NAME] [--quick] [--emoji DIR]
+    python -m benchmarks.base_quality [--checkpoint NAME] [--quick]
 
 Draws every word on every background and every pair of words, through the host's own nodes, and lets the oracles judge. Without
 `--checkpoint`, which names another file in the set-up's models/checkpoints, it writes `results/base.md`.
@@ -11,13 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.lab import RESULTS, SAMPLING, Lab, percent
-from benchmarks.oracles import LEFT, RIGHT
+from benchmarks.lab import RESULTS, Lab, draw, percent
+from benchmarks.oracles import LEFT, RIGHT, Judgement
 from demo import world
 from scripts import bootstrap
 from scripts.graphs import Graph
@@ -27,52 +26,54 @@ SEEDS = 4
 WORDS = tuple(world.WORDS)
 
 
-def draw(lab: Lab, checkpoint: str, prompts: list[str], seeds: int, first: int) -> Tensor:
-    """Pictures [prompts · seeds, 64, 64, 3], those of a prompt side by side; prompt i starts at the seed first + i."""
+def pictures(lab: Lab, checkpoint: str, prompts: list[str], seeds: int, first: int) -> Tensor:
+    """Pictures [prompts · seeds, 64, 64, 3], those of a prompt side by side; prompt i has the seed first + i."""
     graph = Graph()
     model, clip, vae = graph.checkpoint(checkpoint)
     negative = graph.text(clip, "")
-    images = []
-    for i, prompt in enumerate(prompts):
-        empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=seeds)
-        links = {"model": model, "positive": graph.text(clip, prompt), "negative": negative, "latent_image": [empty, 0]}
-        samples = graph.add("KSampler", seed=first + i, **links, **SAMPLING)
-        images.append([graph.add("VAEDecode", samples=[samples, 0], vae=vae), 0])
-    return torch.cat(lab.pictures(graph, *images))
+    drawn = [draw(graph, model, graph.text(clip, text), negative, vae, first + i, seeds)[1] for i, text in enumerate(prompts)]
+    return torch.cat(lab.pictures(graph, *drawn))
+
+
+def right(said: Judgement, wanted: list[str], seeds: int) -> list[bool]:
+    """Whether each picture shows what its prompt asks for; `wanted` has one name for each prompt."""
+    return [best == name for best, name in zip(said.best(), (name for name in wanted for _ in range(seeds)), strict=True)]
+
+
+def both(first: list[bool], second: list[bool]) -> list[bool]:
+    """Where both are right."""
+    return [a and b for a, b in zip(first, second, strict=True)]
+
+
+def table(found: dict[str, tuple[list[bool], ...]]) -> list[str]:
+    """A row for each name, and one for all."""
+    found = found | {"**all**": tuple(list(itertools.chain(*column)) for column in zip(*found.values(), strict=True))}
+    return [f"| {name} | {' | '.join(percent(column) for column in columns)} |" for name, columns in found.items()]
 
 
 def singles(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """A row for each word: word, background and both right, over all backgrounds."""
-    rows, total = [], []
+    """For each word: word, background and both right, over all backgrounds."""
+    found, places = {}, list(world.BACKGROUNDS)
     for i, word in enumerate(WORDS):
-        drawn = draw(lab, checkpoint, [f"a photo of a {word} {place}" for place in world.BACKGROUNDS], seeds, 1000 * i)
-        said = [word == best for best in lab.judges.words(drawn).best()]
-        wanted = [place for place in world.BACKGROUNDS for _ in range(seeds)]
-        kept = [a == b for a, b in zip(lab.judges.backgrounds(drawn).best(), wanted, strict=True)]
-        both = [a and b for a, b in zip(said, kept, strict=True)]
-        total.append((said, kept, both))
-        rows.append(f"| {word} | {' | '.join(percent(each) for each in total[-1])} |")
-    sums = [list(itertools.chain(*each)) for each in zip(*total, strict=True)]
-    return [*rows, f"| **all** | {' | '.join(percent(each) for each in sums)} |"]
+        drawn = pictures(lab, checkpoint, [f"a photo of a {word} {place}" for place in places], seeds, 1000 * i)
+        there = right(lab.judges.words(drawn), [word] * len(places), seeds)
+        kept = right(lab.judges.backgrounds(drawn), places, seeds)
+        found[word] = (there, kept, both(there, kept))
+    return table(found)
 
 
 def pairs(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """A row for each word that comes first, and one for all: how much of "a … and a …" is there, each in its half."""
-    rng, rows, total = random.Random(0), [], []
+    """For each word that comes first: how much of "a … and a …" is there, each in its half."""
+    rng, found = random.Random(0), {}
     for i, first in enumerate(WORDS):
         others = [word for word in WORDS if word != first]
         places = [rng.choice(world.BACKGROUNDS) for _ in others]
         prompts = [f"a photo of a {first} and a {other} {place}" for other, place in zip(others, places, strict=True)]
-        drawn = draw(lab, checkpoint, prompts, seeds, 1000 * i + 500)
-        halves = zip(lab.judges.words(drawn, LEFT).best(), lab.judges.words(drawn, RIGHT).best(), strict=True)
-        wanted = [other for other in others for _ in range(seeds)]
-        ours = [(left == first, right == other) for (left, right), other in zip(halves, wanted, strict=True)]
-        asked = [place for place in places for _ in range(seeds)]
-        kept = [a == b for a, b in zip(lab.judges.backgrounds(drawn).best(), asked, strict=True)]
-        total.append(([a for a, _ in ours], [b for _, b in ours], [a and b for a, b in ours], kept))
-        rows.append(f"| {first} and … | {' | '.join(percent(each) for each in total[-1])} |")
-    sums = [list(itertools.chain(*each)) for each in zip(*total, strict=True)]
-    return [*rows, f"| **all** | {' | '.join(percent(each) for each in sums)} |"]
+        drawn = pictures(lab, checkpoint, prompts, seeds, 1000 * i + 500)
+        left = right(lab.judges.words(drawn, LEFT), [first] * len(others), seeds)
+        second = right(lab.judges.words(drawn, RIGHT), others, seeds)
+        found[f"{first} and …"] = (left, second, both(left, second), right(lab.judges.backgrounds(drawn), places, seeds))
+    return table(found)
 
 
 def main() -> None:
@@ -80,11 +81,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", default=bootstrap.CHECKPOINT)
     parser.add_argument("--quick", action="store_true", help="one picture of each prompt, and nothing written")
-    parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji")
     options = parser.parse_args()
     seeds = 1 if options.quick else SEEDS
     with Server(bootstrap.locate()) as server:
-        lab = Lab(server, options.emoji)
+        lab = Lab(server)
         page = [
             "# What the base itself can do",
             "",

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.concepts import DEVELOPMENT, TEST
-from benchmarks.lab import RESULTS, SAMPLING, Lab, percent
+from benchmarks.lab import RESULTS, Lab, draw, percent
 from benchmarks.oracles import LEFT, RIGHT
 from demo import make_concepts, world
 from scripts import bootstrap
@@ -54,10 +54,7 @@ class Bench(Graph):
 
     def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:
         """BATCH pictures: their latents, and them."""
-        empty = self.add("EmptyLatentImage", width=64, height=64, batch_size=BATCH)
-        links = {"model": model, "positive": positive, "negative": self.text(self.words, ""), "latent_image": [empty, 0]}
-        samples = [self.add("KSampler", seed=seed, **links, **SAMPLING), 0]
-        return samples, [self.add("VAEDecode", samples=samples, vae=self.vae), 0]
+        return draw(self, model, positive, self.text(self.words, ""), self.vae, seed, BATCH)
 
 
 # ---- measures ----------------------------------------------------------------------------------------------------------------

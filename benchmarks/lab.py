@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.oracles import Oracles
+from scripts import bootstrap
 from scripts.graphs import Graph, Link
 from scripts.server import Server
 
@@ -20,7 +21,7 @@ SAMPLING = {"steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "norma
 class Lab:
     """A running server, the judges, and what they say."""
 
-    def __init__(self, server: Server, emoji: Path) -> None:
+    def __init__(self, server: Server, emoji: Path = bootstrap.CACHE / "emoji") -> None:
         self.server, self.emoji, self.judges = server, emoji, Oracles.load()
 
     def pictures(self, graph: Graph, *images: Link) -> list[Tensor]:
@@ -28,6 +29,14 @@ class Lab:
         keys = [graph.add("PreviewImage", images=image) for image in images]
         history = self.server.run(graph.nodes)
         return [torch.stack([read(path) for path in self.server.outputs(history, key, "temp")]) for key in keys]
+
+
+def draw(graph: Graph, model: Link, positive: Link, negative: Link, vae: Link, seed: int, count: int) -> tuple[Link, Link]:
+    """`count` pictures of 64 pixels: their latents, and them."""
+    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=count)
+    links = {"model": model, "positive": positive, "negative": negative, "latent_image": [empty, 0]}
+    samples = [graph.add("KSampler", seed=seed, **links, **SAMPLING), 0]
+    return samples, [graph.add("VAEDecode", samples=samples, vae=vae), 0]
 
 
 def read(path: Path) -> Tensor:

@@ -1,7 +1,6 @@
 """Scenes for training and testing the oracles, as drawn and as the demo's autoencoder gives them back; kept on disk."""
 
 import random
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo import world
+from demo import host, world
 from scripts import bootstrap, steps
 
 CACHE = bootstrap.CACHE / "oracles"
@@ -96,11 +95,7 @@ def covered(mask: Image.Image, things: int) -> list[tuple[int, int, int, int]]:
 
 def autoencode(drawn: Tensor, setup: bootstrap.Setup) -> Tensor:
     """uint8 [N, 64, 64, 3] -> uint8 [2, N, 64, 64, 3]: through the demo's autoencoder, loaded by the host."""
-    sys.argv = ["main.py", "--cpu"]
-    sys.path.append(str(setup.comfyui))
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    host.enter(setup.comfyui)
     import comfy.sd
     import comfy.utils
 

@@ -11,7 +11,6 @@ from the teacher's weights.
 import argparse
 import math
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from demo import world
+from demo import host, world
 
 BATCH = 32
 RATE = 1.5e-3
@@ -61,11 +60,7 @@ def difference(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 def train(comfyui: Path, teacher: Path, emoji: Path, out: Path, minutes: float, begin: Path | None) -> None:
     """Train for `minutes`, from nothing or from the file `begin`, and write their moving average to `out`, half precision."""
-    sys.path.insert(0, str(comfyui))
-    sys.argv = ["main.py", "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
+    host.enter(comfyui)
     from comfy.taesd.taesd import Decoder, Encoder
 
     torch.manual_seed(0 if begin is None else 1)

@@ -10,7 +10,6 @@ Held-out designers' emoji are never drawn.
 import argparse
 import math
 import random
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from demo import base, world
+from demo import base, host, world
 
 BATCH = 32
 RATE = 4e-4
@@ -35,6 +34,8 @@ PAIRS, UNSAID = 0.35, 0.15
 """Share of scenes with two things; of the others, share of captions that do not say the background."""
 TEMPLATES = ("a photo of a {}", "a {}", "a good photo of the {}", "a picture of the {}")
 SAVE_EVERY = 250
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+"""SD1's noise schedule."""
 
 Caption = tuple[tuple[str, ...], str | None, str]
 """Words, background if it is said, text."""
@@ -72,15 +73,10 @@ def scene(sprites: world.Sprites, caption: Caption, rng: random.Random) -> np.nd
     return np.asarray(world.compose(pictures, place or rng.choice(world.BACKGROUNDS), rng)[0])
 
 
-class Host:
-    """The parts of the host that training runs on."""
+class Parts:
+    """The parts of a packed base that training runs on, in the host's modules."""
 
-    def __init__(self, comfyui: Path, packed: Path) -> None:
-        sys.path.insert(0, str(comfyui))
-        sys.argv = ["main.py", "--cpu"]
-        import comfy.options
-
-        comfy.options.enable_args_parsing()
+    def __init__(self, packed: Path) -> None:
         self.tensors = {name: torch.from_numpy(value).float() for name, value in base.unpack_tensors(packed).items()}
 
     def under(self, prefix: str) -> dict[str, Tensor]:
@@ -89,15 +85,11 @@ class Host:
 
     def unet(self) -> nn.Module:
         """The base's UNet."""
-        from comfy import ops
+        from comfy import model_detection, ops
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-        model = UNetModel(
-            image_size=32, in_channels=4, model_channels=320, out_channels=4, num_res_blocks=[1, 1], channel_mult=[1, 1],
-            transformer_depth=[1, 1], transformer_depth_output=[1] * 4, transformer_depth_middle=1, context_dim=768, num_heads=8,
-            num_head_channels=-1, use_spatial_transformer=True, use_linear_in_transformer=False, legacy=False,
-            operations=ops.disable_weight_init, device="cpu",
-        )  # fmt: skip
+        layout = model_detection.model_config_from_unet(self.tensors, base.UNET).unet_config
+        model = UNetModel(**layout, operations=ops.disable_weight_init, device="cpu")
         model.load_state_dict(self.under(base.UNET))
         return model.train().requires_grad_(True)
 
@@ -167,10 +159,6 @@ class Training:
         self.state.with_suffix(".part").replace(self.state)
 
 
-ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
-"""SD1's noise schedule."""
-
-
 def rate_at(step: int, steps: int) -> float:
     """Warm up, stay, and fall as a cosine does."""
     left = min(1.0, (steps - step) / (FALL * steps))
@@ -180,13 +168,14 @@ def rate_at(step: int, steps: int) -> float:
 def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin: Path) -> None:
     """Train until `steps` are done in all."""
     out.mkdir(parents=True, exist_ok=True)
-    host, rng = Host(comfyui, begin), random.Random(0)
+    host.enter(comfyui)
+    parts, rng = Parts(begin), random.Random(0)
     pool = captions()
     which = choose(pool, scenes, rng)
-    context = host.encodings([text for *_, text in pool] + [""])
+    context = parts.encodings([text for *_, text in pool] + [""])
     sprites = world.sprites(emoji)
-    latents = host.latents(torch.from_numpy(np.stack([scene(sprites, pool[i], rng) for i in which])))
-    training = Training(host.unet(), out)
+    latents = parts.latents(torch.from_numpy(np.stack([scene(sprites, pool[i], rng) for i in which])))
+    training = Training(parts.unet(), out)
     # Going on, other numbers come than in the steps before.
     rng.seed(training.step)
     torch.manual_seed(training.step)
@@ -202,7 +191,7 @@ def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin:
             training.save()
     training.save()
     learned = {base.UNET + name: value for name, value in training.mean.items()}
-    base.pack_tensors({name: value.half().numpy() for name, value in (host.tensors | learned).items()}, out / "base.bin")
+    base.pack_tensors({name: value.half().numpy() for name, value in (parts.tensors | learned).items()}, out / "base.bin")
 
 
 if __name__ == "__main__":

@@ -125,10 +125,10 @@ def contact_sheet(pictures: list[Path], rows: list[tuple[str, list[list[Path]]]]
     return sheet
 
 
-def tile(picture: Path) -> Image.Image:
-    """A picture at the size of the sheet's tiles."""
+def tile(picture: Path, side: int = SIDE) -> Image.Image:
+    """A picture at the size of a sheet's tiles."""
     with Image.open(picture) as image:
-        return image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
 
 
 def pixels(picture: Path) -> bytes:

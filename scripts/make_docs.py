@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from scripts import bootstrap, steps
-from scripts.main_job import read
+from scripts.main_job import read, tile
 from scripts.server import Server
-from scripts.workflow import find_node, set_widget, to_prompt
+from scripts.workflow import NEVER, find_node, set_widget, to_prompt
 
 DOCS = bootstrap.ROOT / "docs"
 SIDE, MARGIN, LABEL = 192, 8, 24
@@ -22,13 +22,17 @@ class Press:
     def __init__(self, server: Server) -> None:
         self.server, self.info = server, server.object_info()
 
-    def run(self, name: str, shown: dict[str, str], changes: dict[tuple[str, str], object] | None = None) -> dict[str, list[Path]]:
-        """Run a workflow; for each title or kind of node in `shown` the files that it wrote, of the kind `output` or `temp`."""
+    def run(
+        self, name: str, *shown: str, changes: dict[tuple[str, str], object] | None = None, kind: str = "output", without: str = ""
+    ) -> list[Path]:
+        """Run a workflow, `without` the node of that kind; the files that the nodes with these titles or of these kinds wrote."""
         workflow = read(name)
         for (node, widget), value in (changes or {}).items():
             set_widget(workflow, node, widget, value, self.info)
+        if without:
+            find_node(workflow, without)["mode"] = NEVER
         history = self.server.run(to_prompt(workflow, self.info))
-        return {key: self.server.outputs(history, find_node(workflow, key)["id"], kind) for key, kind in shown.items()}
+        return [path for node in shown for path in self.server.outputs(history, find_node(workflow, node)["id"], kind)]
 
 
 def main() -> int:
@@ -45,42 +49,41 @@ def lock_keys_globally(press: Press) -> Image.Image:
     """Local and global lock, beside the plain word, for some seeds."""
     rows = []
     for seed in (1, 2):
-        changes = {(title, "seed"): seed for title in ("Local lock", "Global lock")}
+        changes: dict[tuple[str, str], object] = {(title, "seed"): seed for title in ("Local lock", "Global lock")}
         plain = changes | {("Prompt, local lock", "text"): "a photo of a teddy in the snow"}
-        key = {"Picture: Local lock": "output", "Picture: Global lock": "output"}
-        word = press.run("lock_keys_globally", key, plain)["Picture: Local lock"]
-        local, locked = press.run("lock_keys_globally", key, changes).values()
-        rows.append(word + local + locked)
+        rows.append(
+            press.run("lock_keys_globally", "Picture: Local lock", changes=plain)
+            + press.run("lock_keys_globally", "Picture: Local lock", "Picture: Global lock", changes=changes)
+        )
     return sheet(rows, ["a teddy in the snow", "local lock", "global lock"])
 
 
 def see_attention(press: Press) -> Image.Image:
     """The node's own sheet."""
-    return opened(press.run("see_attention", {"Where the words looked": "output"})["Where the words looked"][0])
+    return Image.open(press.run("see_attention", "Where the words looked")[0])
 
 
 def train_without_painting(press: Press) -> Image.Image:
-    """The demo's pictures and the masks that are found in them."""
-    changes = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
-    found = press.run("train_without_painting", {"PerfusionFindObject": "temp"}, changes)["PerfusionFindObject"]
+    """The demo's pictures and the masks that are found in them; of the training no more than it cannot do without."""
+    changes: dict[tuple[str, str], object] = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
+    given = {"changes": changes, "kind": "temp", "without": "PerfusionSaveConcept"}
+    found = press.run("train_without_painting", "PerfusionFindObject", **given)
     pictures = [press.server.base / "input" / f"teddy-{i}.png" for i in range(4)]
     return sheet([pictures, found], ['the pictures, and where "teddy" is in them, read from the base\'s own attention'])
 
 
 def inspect_gates(press: Press) -> Image.Image:
     """The node's own picture."""
-    title = "Each concept's gate at each word"
-    return opened(press.run("inspect_gates", {title: "output"})[title][0])
+    return Image.open(press.run("inspect_gates", "Each concept's gate at each word")[0])
 
 
 def two_places(press: Press) -> Image.Image:
-    """Two concepts with their regions and without, for some seeds."""
+    """Two concepts with their regions, and the plain words, for some seeds."""
     rows = []
     for words in ("a <demo-teddy> and a <demo-teapot> on the grass", "a teddy and a teapot on the grass"):
         drawn = []
         for seed in (1, 2, 3, 4):
-            changes = {("KSampler", "seed"): seed, ("Prompt", "text"): words}
-            drawn += press.run("two_places", {"SaveImage": "output"}, changes)["SaveImage"]
+            drawn += press.run("two_places", "SaveImage", changes={("KSampler", "seed"): seed, ("Prompt", "text"): words})
         rows.append(drawn)
     return sheet(rows, ["above: the two concepts, each with its region; below: the plain words, same seeds"])
 
@@ -88,26 +91,16 @@ def two_places(press: Press) -> Image.Image:
 def keep_layout(press: Press) -> Image.Image:
     """The plain word's picture, the concept's in its layout and by itself."""
     titles = ["The plain word", "The concept in its layout", "The concept by itself"]
-    rows = []
-    for seed in (1, 2):
-        changes: dict[tuple[str, str], object] = {(title, "seed"): seed for title in titles}
-        drawn = press.run("keep_layout", {f"Picture: {title}": "output" for title in titles}, changes)
-        rows.append([path for paths in drawn.values() for path in paths])
+    saved = [f"Picture: {title}" for title in titles]
+    rows = [press.run("keep_layout", *saved, changes={(title, "seed"): seed for title in titles}) for seed in (1, 2)]
     return sheet(rows, ["the plain word", "concept, its layout", "concept by itself"])
 
 
 def keep_layout_of_a_picture(press: Press) -> Image.Image:
     """A picture, what noise gives back, and the concept in its layout."""
-    titles = ["The picture again", "The concept in its layout"]
-    drawn = press.run("keep_layout_of_a_picture", {f"Picture: {title}": "output" for title in titles})
-    row = [press.server.base / "input" / "plain-teddy.png"] + [path for paths in drawn.values() for path in paths]
+    drawn = press.run("keep_layout_of_a_picture", "Picture: The picture again", "Picture: The concept in its layout")
+    row = [press.server.base / "input" / "plain-teddy.png", *drawn]
     return sheet([row], ["the picture", "drawn from its noise", "concept, its layout"])
-
-
-def opened(path: Path) -> Image.Image:
-    """A picture, kept apart from its file."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
@@ -119,8 +112,7 @@ def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
         pen.text((MARGIN + i * (SIDE + MARGIN), 4), label, "black", font)
     for y, row in enumerate(rows):
         for x, path in enumerate(row):
-            image = opened(path).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-            drawn.paste(image, (MARGIN + x * (SIDE + MARGIN), LABEL + y * (SIDE + MARGIN)))
+            drawn.paste(tile(path, SIDE), (MARGIN + x * (SIDE + MARGIN), LABEL + y * (SIDE + MARGIN)))
     return drawn
 
 

@@ -365,8 +365,7 @@ def keep_layout_of_a_picture(sheet: Drawing) -> None:
     for title, drawn_by, prompt, cfg in ways:
         links = {"model": drawn_by, "positive": prompt[0], "sigmas": down[0], "latent_image": noise[0]}
         drawn = sheet.add("SamplerCustom", 1540, 320, title=title, cfg=cfg, **links, **fixed)
-        decoded = sheet.add("VAEDecode", 1910, 220, samples=drawn[0], vae=base[2])
-        sheet.add("SaveImage", 1910, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
+        shown(sheet, base, drawn, 1910, title)
     sheet.note(
         "How to",
         """## Keep the layout of a picture that you have
@@ -445,9 +444,14 @@ def sample(
     empty = empty or sheet.add("EmptyLatentImage", 760, width=64, height=64)
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": empty[0]}
     sampled = sheet.add("KSampler", x, 300, title=title, **links, **SAMPLER)
-    decoded = sheet.add("VAEDecode", x + 350, 220, samples=sampled[0], vae=base[2])
-    sheet.add("SaveImage", x + 350, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
+    shown(sheet, base, sampled, x + 350, title)
     return sampled, empty
+
+
+def shown(sheet: Drawing, base: Node, sampled: Node, x: int, title: str) -> None:
+    """What a sampler with a title gave, decoded and saved."""
+    decoded = sheet.add("VAEDecode", x, 220, samples=sampled[0], vae=base[2])
+    sheet.add("SaveImage", x, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
 
 
 def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, **sampler: object) -> tuple[Node, Node]:
