@@ -2,9 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes import apply, attention, concepts, exports, imports, inspect, objects, prompts, sweep, train
+from .nodes import apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train
 
-MODULES = (apply, attention, concepts, exports, imports, inspect, objects, prompts, sweep, train)
+MODULES = (apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train)
 
 
 class PerfusionExtension(ComfyExtension):

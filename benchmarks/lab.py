@@ -31,9 +31,11 @@ class Lab:
         return [torch.stack([read(path) for path in self.server.outputs(history, key, "temp")]) for key in keys]
 
 
-def draw(graph: Graph, model: Link, positive: Link, negative: Link, vae: Link, seed: int, count: int) -> tuple[Link, Link]:
-    """`count` pictures of 64 pixels: their latents, and them."""
-    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=count)
+def draw(
+    graph: Graph, model: Link, positive: Link, negative: Link, vae: Link, seed: int, count: int, side: int = 64
+) -> tuple[Link, Link]:
+    """`count` pictures, `side` pixels each: their latents, and them."""
+    empty = graph.add("EmptyLatentImage", width=side, height=side, batch_size=count)
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": [empty, 0]}
     samples = [graph.add("KSampler", seed=seed, **links, **SAMPLING), 0]
     return samples, [graph.add("VAEDecode", samples=samples, vae=vae), 0]

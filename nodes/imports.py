@@ -14,8 +14,8 @@ from ..perfusion_core.concept import SUPERCLASS_LENGTH, check_trigger
 from ..perfusion_core.covariance import Covariance
 from . import host
 from .concepts import describe
+from .covariance import check_covariance
 from .kinds import CATEGORY, FOLDER, FOREIGN, ConceptType, CovarianceType, foreign_files
-from .train import check_covariance
 
 NONE = "(no file of another implementation)"
 

@@ -1,129 +1,36 @@
-"""Measure a text encoder, and teach a concept."""
+"""Teach a concept."""
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import folder_paths
 import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import SUPERCLASS_LENGTH, Concept, Stack, check_trigger
-from ..perfusion_core.covariance import Covariance, Estimate, probe
+from ..perfusion_core.covariance import Covariance, probe
 from ..perfusion_core.edit import MODES
 from ..perfusion_core.files import read, write
-from ..perfusion_core.prompts import captions as shipped_captions
 from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, start, teach
 from . import host, pictures
+from .covariance import check_covariance, measure
 from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home
 
 log = logging.getLogger("perfusion")
 
-CAPTIONS_AT_ONCE = 32
 CHECKPOINT_EVERY = 25
 MAX_CHECKPOINT = 256 * 2**20
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DEFAULTS = Settings()
-
-
-# ---- covariance ----------------------------------------------------------------------------------------------------------------
-
-
-def measure(clip: CLIP, texts: list[str] | None) -> Covariance:
-    """The covariance of a CLIP over these captions, or those that the pack ships; kept in a file and read from there again."""
-    identity = host.identity_of(clip)
-    which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
-    path = home() / WORKROOM / f"covariance-{identity}{which}.safetensors"
-    if path.exists():
-        try:
-            return Covariance.load(path)
-        except PerfusionError as error:
-            log.warning("%s It is made anew.", error)
-    host.prepare_clip(clip)
-    if texts is None:
-        texts = shipped_captions(max(1000, host.encoding_width(clip)))
-    precision, estimate, bar = host.best_precision(clip.patcher.load_device), None, ProgressBar(len(texts))
-    log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
-    for i in range(0, len(texts), CAPTIONS_AT_ONCE):
-        host.check_interrupt()
-        encodings = host.contents(clip, texts[i : i + CAPTIONS_AT_ONCE], precision)
-        estimate = estimate or Estimate(encodings.shape[-1])
-        estimate.add(encodings)
-        bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))
-    covariance = estimate.finish(identity)
-    covariance.save(path)
-    return covariance
-
-
-def check_covariance(clip: CLIP, covariance: Covariance | None) -> None:
-    """Raise PerfusionError for a covariance of another text encoder."""
-    if covariance is not None and covariance.identity != host.identity_of(clip):
-        raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
-
-
-def caption_lines(captions: str, file: str) -> list[str] | None:
-    """The user's captions, one a line, from the text and the file in the input folder; None where there are neither."""
-    text = captions
-    if file.strip():
-        root = Path(folder_paths.get_input_directory()).resolve()
-        path = (root / file.strip()).resolve()
-        if not path.is_relative_to(root) or not path.is_file():
-            raise PerfusionError(f"There is no file {file.strip()!r} in the input folder; put the captions there, one a line.")
-        try:
-            text += "\n" + path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PerfusionError(f"{path.name} is not a readable UTF-8 text file; save the captions as plain text.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()] or None
-
-
-class PerfusionCovariance(io.ComfyNode):
-    """CLIP -> the metric of its encodings."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """The node's form."""
-        return io.Schema(
-            node_id="PerfusionCovariance",
-            display_name="Measure Text Encoder (Perfusion)",
-            category=CATEGORY,
-            description="Measures how a text encoder spreads its encodings. Training does this by itself; use this node to bring "
-            "captions of your own. The result is kept for each text encoder.",
-            search_aliases=["perfusion", "covariance"],
-            inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder."),
-                io.String.Input(
-                    "captions",
-                    default="",
-                    multiline=True,
-                    tooltip="Captions, one a line; empty: varied ones that come with the pack.",
-                ),
-                io.String.Input(
-                    "captions_file", default="", optional=True, tooltip="A text file in the input folder, one caption a line."
-                ),
-            ],
-            outputs=[
-                CovarianceType.Output(display_name="covariance", tooltip="For Perfusion Train."),
-                io.String.Output(display_name="report", tooltip="How many tokens were seen, and the condition number."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, clip: CLIP, captions: str, captions_file: str = "") -> io.NodeOutput:
-        """Measure it, or read what was measured before."""
-        covariance = measure(clip, caption_lines(captions, captions_file))
-        report = f"{covariance.count} tokens, condition number {covariance.condition():.3g}, text encoder {covariance.identity}"
-        return io.NodeOutput(covariance, report, ui=ui.PreviewText(report))
-
-
-# ---- training ------------------------------------------------------------------------------------------------------------------
 
 
 def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
@@ -209,6 +116,22 @@ def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, concept: Concept, size: 
     """A picture [size, size, 3] of a concept by itself."""
     taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
     return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed)[0]
+
+
+def steps_folder(trigger: str, digest: str) -> Path:
+    """Where concepts are saved that a training makes on its way: the same training comes to the same folder again."""
+    name = re.sub(r"[^\w-]+", "-", trigger).strip("-") or "concept"
+    return home() / "steps" / f"{name}-{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Often:
+    """What a training does on its way: steps between pictures that are shown and concepts that are saved; 0 for none."""
+
+    preview_every: int
+    show: Callable[[Lesson], Tensor]
+    save_every: int
+    save: Callable[[Lesson], None]
 
 
 class PerfusionTrain(io.ComfyNode):
@@ -371,6 +294,16 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="What the word starts as: a plain word, or embedding:NAME of models/embeddings, which also says how "
                     "many vectors it has; empty: the superclass. What it means to the layers starts at the superclass in any case.",
                 ),
+                io.Int.Input(
+                    "save_every",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps between concepts that are saved on the way, to models/perfusion/steps, so that the best can be "
+                    "chosen afterwards; 0 for none.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
@@ -419,9 +352,8 @@ class PerfusionTrain(io.ComfyNode):
         latents = torch.stack([host.latents_of(vae, model, each) for each in (ready, ready.flip(2))], dim=1)
         weights = torch.stack([pictures.latent_masks(m, *latents.shape[-2:]) for m in (marks, marks.flip(2))], dim=1)
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
-        path = (
-            home() / WORKROOM / f"training-{fingerprint(model, clip, settings, superclass, ready, marks, covariance)}.safetensors"
-        )
+        digest = fingerprint(model, clip, settings, superclass, ready, marks, covariance)
+        path = home() / WORKROOM / f"training-{digest}.safetensors"
 
         def so_far(lesson: Lesson) -> Concept:
             return concept_of(lesson, inverse, trigger, superclass, family, settings)
@@ -429,9 +361,14 @@ class PerfusionTrain(io.ComfyNode):
         def show(lesson: Lesson) -> Tensor:
             return portrait(model, clip, vae, so_far(lesson), size, settings.seed, settings.mode)
 
+        def save(lesson: Lesson) -> None:
+            so_far(lesson).save(steps_folder(trigger, digest) / f"{lesson.step:05}.safetensors", torch.float16)
+
+        often = Often(chosen["preview_every"], show, chosen.get("save_every", 0), save)
+
         with host.learning():
             student = host.Student(model, clip, precision, settings.min_snr)
-            lesson = run(student, superclass, settings, latents, weights, inverse, path, chosen["preview_every"], show)
+            lesson = run(student, superclass, settings, latents, weights, inverse, path, often)
             del student  # it would keep the weights on their device while the picture is drawn
         picture = show(lesson)
         concept: Stack = (replace(so_far(lesson), preview=pictures.preview_bytes(picture)),)
@@ -447,10 +384,9 @@ def run(
     weights: Tensor,
     inverse: Tensor,
     path: Path,
-    preview_every: int,
-    show: Callable[[Lesson], Tensor],
+    often: Often,
 ) -> Lesson:
-    """Teach, with progress, previews and checkpoints, within `host.learning`; from the checkpoint at `path` where there is one."""
+    """Teach, with progress and checkpoints, within `host.learning`; from the checkpoint at `path` where there is one."""
     bar = ProgressBar(settings.steps)
 
     def keep(lesson: Lesson) -> None:
@@ -459,9 +395,11 @@ def run(
     def after_step(lesson: Lesson) -> None:
         if lesson.step % CHECKPOINT_EVERY == 0:
             keep(lesson)
+        if often.save_every and lesson.step % often.save_every == 0:
+            often.save(lesson)
         preview = None
-        if preview_every and lesson.step % preview_every == 0 and lesson.step < settings.steps:
-            preview = ("JPEG", pictures.to_pil(show(lesson)), 512)
+        if often.preview_every and lesson.step % often.preview_every == 0 and lesson.step < settings.steps:
+            preview = ("JPEG", pictures.to_pil(often.show(lesson)), 512)
         bar.update_absolute(lesson.step, settings.steps, preview)
 
     latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
@@ -476,4 +414,4 @@ def run(
         raise
 
 
-NODES = [PerfusionCovariance, PerfusionTrain]
+NODES = [PerfusionTrain]

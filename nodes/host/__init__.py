@@ -6,19 +6,21 @@
 """
 
 from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
-from .encode import contents, embed, encoding_width, encodings, prepare_clip, word_encoding
+from .encode import POSITIONS, UNPADDED, contents, embed, encoding_width, encodings, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
 from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, lora_names, projections, width_of
 from .probing import Findings, probed
-from .sampling import Preview, draw, latents_of, sample, samplers
+from .sampling import Preview, draw, foreseen, latents_of, sample, samplers
 from .student import Student, best_precision, learning
 from .watching import Prompt, Recorder, Run
 from .words import END, START, clip_with_words
 
 __all__ = [
     "END",
+    "POSITIONS",
     "START",
+    "UNPADDED",
     "Findings",
     "Preview",
     "Prompt",
@@ -37,6 +39,7 @@ __all__ = [
     "encoding_width",
     "encodings",
     "family_of",
+    "foreseen",
     "identity_of",
     "latents_of",
     "layers_of",

@@ -17,6 +17,10 @@ from .words import REACH, Tokenizer, marked
 
 log = logging.getLogger("perfusion")
 
+UNPADDED, CONTENT, ALL = "unpadded", "content", "all"
+POSITIONS = (UNPADDED, CONTENT, ALL)
+"""Which tokens of a caption are looked at: those from the start to the first end token; those between these; padding too."""
+
 
 def prepare_clip(clip: CLIP) -> None:
     """Load a CLIP and set its options, as its own encoding does."""
@@ -115,16 +119,19 @@ def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
             yield token
 
 
-def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype) -> Tensor:
-    """Encodings [tokens, d] of the captions' own tokens, from the start to the first end token; padding is left out."""
+def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
+    """Encodings [tokens, d] of captions, at these of POSITIONS."""
     tokens = sections_of(clip, texts)
     device = clip.patcher.load_device
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         out = clip.cond_stage_model.encode_token_weights(tokens)[0]
     encodings = out.reshape(len(texts), -1, out.shape[-1])
     rows = [[token for token, _ in section] for section in next(iter(tokens.values()))]
+    if positions == ALL:
+        return encodings.flatten(0, 1)
     ends = next(iter(encoders_of(clip).values())).end_token
-    return torch.cat([encoding[: row.index(ends) + 1] for encoding, row in zip(encodings, rows, strict=True)])
+    first, after = (1, 0) if positions == CONTENT else (0, 1)
+    return torch.cat([encoding[first : row.index(ends) + after] for encoding, row in zip(encodings, rows, strict=True)])
 
 
 def word_encoding(clip: CLIP, word: str) -> Tensor:

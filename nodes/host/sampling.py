@@ -1,6 +1,6 @@
 """Between pictures and latents, by the host's own VAE and samplers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.sample
@@ -10,6 +10,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSampler
 from comfy.sd import CLIP, VAE
 from torch import Tensor
+
+from .models import check_interrupt
 
 
 def samplers() -> tuple[list[str], list[str]]:
@@ -38,6 +40,28 @@ def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed
             model, noise, steps, cfg, "ddim", "normal", positive, negative, latent, disable_pbar=True, seed=seed
         )
         return vae.decode(samples).clamp(0, 1)
+
+
+FROM = 0.9
+"""How far back from noise alone, which is 1, a model is asked what it foresees."""
+
+
+def foreseen(model: ModelPatcher, clip: CLIP, prompts: Sequence[str], size: int, count: int, seed: int) -> Tensor:
+    """What a model foresees of each of K prompts in one step from noise, [K, count, c, h, w]; the same noises for each."""
+    found = []
+    with torch.inference_mode():
+        scale = model.model.latent_format.spacial_downscale_ratio
+        latent = torch.zeros(count, model.model.latent_format.latent_channels, size // scale, size // scale)
+        noise = comfy.sample.prepare_noise(latent, seed)
+        for prompt in prompts:
+            check_interrupt()
+            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+            found.append(
+                comfy.sample.sample(
+                    model, noise, 1, 1.0, "euler", "normal", positive, [], latent, denoise=FROM, disable_pbar=True, seed=seed
+                )
+            )
+    return torch.stack(found)
 
 
 def sample(

@@ -1,0 +1,79 @@
+"""Perfusion with one thing changed at a time: the paper's ablations (Fig. 9), and what its followers do differently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from benchmarks.methods import FOUND, NO_MASK, PLAIN, Recipe, Use
+
+
+@dataclass(frozen=True)
+class Change:
+    """What differs from a recipe, its widgets and its use."""
+
+    widgets: dict[str, object] = field(default_factory=dict)
+    recipe: dict[str, object] = field(default_factory=dict)
+    use: dict[str, object] = field(default_factory=dict)
+
+    def of(self, recipe: Recipe, use: Use) -> tuple[Recipe, Use]:
+        """Both, changed."""
+        widgets = {**recipe.widgets, **self.widgets}
+        return replace(recipe, **{**self.recipe, "widgets": widgets}), replace(use, **self.use)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is expected, and the variants; the first is what others are compared with."""
+
+    expected: str
+    variants: dict[str, Change]
+    every: int = 1
+    """Every how many of the concepts it is measured on."""
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "Key-locking": Ablation(
+        "The paper (Fig. 9): locked keys are in front, trained ones overfit.",
+        {"locked": Change(), "trained": Change({"lock": "trained"})},
+    ),
+    "One picture": Ablation(
+        "The paper (Fig. 9): one picture alone overfits slightly.",
+        {"all": Change(), "one": Change(recipe={"pictures": 1})},
+    ),
+    "Mask": Ablation(
+        "The paper (Fig. 9): with a mask the text is kept better.",
+        {
+            "given": Change(),
+            "none": Change(recipe={"masks": NO_MASK}),
+            "found by Find Object": Change(recipe={"masks": FOUND}),
+        },
+    ),
+    "Bias in training": Ablation(
+        "The paper (Fig. 9): a higher bias in training is in front.",
+        {f"{bias:g}": Change({"train_bias": bias}) for bias in (0.3, 0.5, 0.75)},
+    ),
+    "Temperature at inference": Ablation(
+        "The paper (Fig. 9): a higher one than in training (0.1 there) is in front, 0.15 tends to be best.",
+        {f"{t:g}": Change(use={"settings": {"temperature": t}}) for t in (0.15, 0.05, 0.1, 0.3)},
+    ),
+    "Global key-locking": Ablation(
+        "The paper: more varied scenes.",
+        {"local": Change(), "global": Change(use={"lock": "global"})},
+        every=2,
+    ),
+    "Form of the edit": Ablation(
+        "Exact mode leaves prompts without the concept untouched; the paper's form does not.",
+        {"exact": Change(), "paper": Change({"edit_mode": "paper"}, use={"mode": "paper"})},
+        every=2,
+    ),
+    "Positions of the covariance": Ablation(
+        "Followers of the paper differ.",
+        {"unpadded": Change(), "all": Change(recipe={"positions": "all"}), "content": Change(recipe={"positions": "content"})},
+        every=2,
+    ),
+    "Mask squared": Ablation(
+        "Followers of the paper differ.",
+        {"squared": Change(), "plain": Change(recipe={"masks": PLAIN})},
+        every=2,
+    ),
+}

@@ -1,0 +1,132 @@
+"""Two concepts that were taught apart in one picture, at the settings that they come with: is each recognised in its half?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.concepts import TEST, Concept
+from benchmarks.lab import draw, percent
+from benchmarks.methods import Recipe, Use
+from benchmarks.oracles import LEFT, RIGHT
+from benchmarks.trials import SEEDS, Trial, Workshop
+from scripts.graphs import Graph, Link
+
+PLACES = ("on the beach", "in the snow", "on a purple background", "on a blue background")
+PAIRS: tuple[tuple[Concept, Concept], ...] = tuple((a, TEST[(i + 3) % len(TEST)]) for i, a in enumerate(TEST))
+WAYS = {
+    "plain words, nothing taught": "",
+    "exact (orthogonal)": "exact",
+    "exact, with regions": "regions",
+    "paper (orthogonal)": "paper",
+    "approximate": "approximate",
+}
+"""Name -> edit mode, or "regions" for the exact one with a half of the picture for each."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two concepts and how they are combined."""
+
+    left: Concept
+    right: Concept
+    recipe: Recipe
+    way: str
+
+    def key(self) -> str:
+        """Of its scores."""
+        way = WAYS[self.way] or "plain"
+        return f"pair/{way}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
+
+
+def run(shop: Workshop, recipe: Recipe) -> bool:
+    """Measure what is missing of all pairs; False if there was no time for it."""
+    single = [Trial(concept, recipe, Use("bias"), (), ()) for concept in TEST]
+    for pair in (Pair(left, right, recipe, way) for left, right in PAIRS for way in WAYS):
+        if pair.key() in shop.store.kept:
+            continue
+        if not shop.in_time():
+            return False
+        files = [shop.taught(trial) for trial in single if trial.concept in (pair.left, pair.right)] if WAYS[pair.way] else []
+        shop.store.keep(pair.key(), measure(shop, pair, {str(file)[: -len(".safetensors")]: str(file) for file in files}))
+        print(pair.key(), flush=True)
+    return True
+
+
+def half(graph: Graph, x: int) -> Link:
+    """A mask of 64 pixels, white from column x to x + 32."""
+    black, white = (graph.add("SolidMask", value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
+    return [graph.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
+
+
+def measure(shop: Workshop, pair: Pair, files: Mapping[str, str]) -> dict[str, list]:
+    """Whether word, design and background are recognised: [places, seeds] each, of both sides."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
+    names = [concept[1] for concept in (pair.left, pair.right)]
+    if WAYS[pair.way]:
+        names = [f"<{pair.recipe.key(concept, 0)}>" for concept in (pair.left, pair.right)]
+        loaded = [graph.load(files[name.strip("<>")]) for name in names]
+        if WAYS[pair.way] == "regions":
+            loaded = [with_region(graph, concept, half(graph, 32 * i)) for i, concept in enumerate(loaded)]
+        stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
+        mode = "exact" if WAYS[pair.way] == "regions" else WAYS[pair.way]
+        model, clip = graph.apply(model, clip, [stack, 0], mode)
+    negative = graph.text(clip, "")
+    prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in PLACES]
+    links = [draw(graph, model, prompt, negative, vae, 9000 + 100 * i, SEEDS)[1] for i, prompt in enumerate(prompts)]
+    return judged(shop, pair, shop.lab.pictures(graph, *links))
+
+
+def with_region(graph: Graph, concept: Link, region: Link) -> Link:
+    """A concept that may show in a region alone, its other settings as it comes with them."""
+    return [graph.add("PerfusionConceptSettings", concept=concept, region=region, **SHIPPED), 0]
+
+
+SHIPPED = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+
+
+def judged(shop: Workshop, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
+    """What the oracles say."""
+    found: dict[str, list] = {"words": [], "designs": [], "places": []}
+    judges = shop.lab.judges
+    for place, images in zip(PLACES, drawn, strict=True):
+        sides = [(pair.left, LEFT), (pair.right, RIGHT)]
+        words = [[said == word for said in judges.words(images, box).best()] for (_, word), box in sides]
+        designs = [[said == who for said in judges.designs(images, word, box).best()] for (who, word), box in sides]
+        found["words"].append(torch.tensor(words).T.int().tolist())
+        found["designs"].append(torch.tensor(designs).T.int().tolist())
+        found["places"].append([int(said == place) for said in judges.backgrounds(images).best()])
+    return found
+
+
+def page(kept: Mapping[str, dict], recipe: Recipe) -> list[str]:
+    """The table, of those ways that all pairs were measured with."""
+    lines = []
+    for way in WAYS:
+        each = [kept.get(Pair(left, right, recipe, way).key()) for left, right in PAIRS]
+        if any(scores is None for scores in each):
+            continue
+        words, designs = (torch.tensor([scores[name] for scores in each if scores]).bool() for name in ("words", "designs"))
+        places = torch.tensor([scores["places"] for scores in each if scores]).bool()
+        plain = not WAYS[way]
+        columns = [
+            "" if plain else percent(designs.all(-1).flatten().tolist()),
+            "" if plain else percent(designs.flatten().tolist()),
+            percent(words.all(-1).flatten().tolist()),
+            percent(places.flatten().tolist()),
+        ]
+        lines.append(f"| {way} | {' | '.join(columns)} |")
+    if not lines:
+        return []
+    return [
+        f"{len(PAIRS)} pairs of test concepts that were taught apart, {len(PLACES)} backgrounds, {SEEDS} seeds, with the bias and "
+        "temperature that concepts come with. A concept is recognised in its half: the first left, the second right.",
+        "",
+        "| combined | both designs | designs | both words | background |",
+        "| --- | --- | --- | --- | --- |",
+        *lines,
+    ]

@@ -1,0 +1,198 @@
+"""Trials: a concept taught by a recipe, drawn at several values of its dial, and judged. Nothing is done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.concepts import Concept
+from benchmarks.lab import Lab, draw
+from benchmarks.methods import LORA, Recipe, Use, teach, use
+from scripts.graphs import Graph, Link
+
+SEEDS = 4
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with `{}` for the concept."""
+
+    text: str
+    place: str = ""
+    """The background that it asks for, where a judge knows it."""
+    other: str = ""
+    """Another thing that it asks for, to the right, where a judge knows it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A concept, how it is taught and used, and the values of the dial. Without a recipe: the plain word on the base itself."""
+
+    concept: Concept
+    recipe: Recipe | None
+    use: Use
+    values: tuple[float, ...]
+    prompts: tuple[Prompt, ...]
+    seed: int = 0
+    file: str = ""
+    """Such as "-00025": the concept after so many steps, where the recipe saves it on its way; empty: the last."""
+
+    def name(self) -> str:
+        """Of the trained file."""
+        return (self.recipe.key(self.concept, self.seed) if self.recipe else "-".join(("plain", *self.concept))) + self.file
+
+    def key(self, value: float) -> str:
+        """Of the scores at a value of the dial."""
+        how = [asdict(self.use), [prompt.text for prompt in self.prompts], SEEDS]
+        return f"{self.name()}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the judges said of the pictures, [prompts, seeds] each, from 0 to 1."""
+
+    design: np.ndarray
+    """How much they show the concept."""
+    text: np.ndarray
+    """How much they show the rest of the prompt."""
+
+    def harmonic(self) -> float:
+        """Harmonic mean of both."""
+        design, text = float(self.design.mean()), float(self.text.mean())
+        return 2 * design * text / (design + text) if design + text else 0.0
+
+
+class Bed(Protocol):
+    """What trials are about: a checkpoint, pictures to learn from, and judges."""
+
+    checkpoint: str
+    side: int
+    """Pixels of a picture."""
+
+    def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
+        """Put the pictures that a recipe learns from into an input folder; their names there. The alpha channel is the mask."""
+
+    def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
+        """Scores of pictures [seeds, side, side, 3] of each of the trial's prompts."""
+
+
+class Store:
+    """Scores that were measured, in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.kept: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def get(self, trial: Trial, value: float) -> Scores | None:
+        """The scores of a trial at a value, if they were measured."""
+        found = self.kept.get(trial.key(value))
+        return None if found is None else Scores(np.array(found["design"]), np.array(found["text"], dtype=float))
+
+    def missing(self, trial: Trial) -> list[float]:
+        """Values that were not measured yet."""
+        return [value for value in trial.values if trial.key(value) not in self.kept]
+
+    def put(self, trial: Trial, found: Mapping[float, Scores]) -> None:
+        """Keep scores of a trial."""
+        for value, scores in found.items():
+            rounded = {name: getattr(scores, name).astype(float).round(3).tolist() for name in ("design", "text")}
+            self.keep(trial.key(value), rounded)
+
+    def keep(self, key: str, value: dict) -> None:
+        """Keep anything under a key."""
+        self.kept[key] = value
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
+        self.path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+@dataclass
+class Workshop:
+    """A server that trials run in."""
+
+    lab: Lab
+    bed: Bed
+    store: Store
+    until: float = float("inf")
+    """When to stop, by `time.time`."""
+
+    def in_time(self) -> bool:
+        """Whether something new may be started."""
+        return time.time() < self.until
+
+    def run(self, trials: Iterable[Trial]) -> bool:
+        """Do what is missing of these trials; False if there was no time for all of it."""
+        for trial in trials:
+            missing = self.store.missing(trial)
+            if not missing:
+                continue
+            if not self.in_time():
+                return False
+            start = time.time()
+            file = self.taught(trial)
+            middle = time.time()
+            self.store.put(trial, self.measure(trial, file, missing))
+            print(f"{trial.name()}: taught {middle - start:.0f} s, drawn {time.time() - middle:.0f} s", flush=True)
+        return True
+
+    def taught(self, trial: Trial) -> Path | None:
+        """The file that the recipe makes of the concept, by its name within its folder; made now if there is none."""
+        if trial.recipe is None:
+            return None
+        models = self.lab.server.base / "models"
+        folder = models / ("loras" if trial.recipe.teacher == LORA else "perfusion")
+        name = f"{trial.name()}.safetensors"
+        if not (folder / name).exists():
+            graph, saved = Graph(), trial.recipe.key(trial.concept, trial.seed)
+            names = self.bed.pictures(self.lab.server.base / "input", trial.concept, trial.recipe)
+            teach(
+                graph,
+                graph.checkpoint(self.bed.checkpoint),
+                trial.recipe,
+                trial.concept[1],
+                names,
+                self.bed.side,
+                trial.seed,
+                saved,
+            )
+            self.lab.server.run(graph.nodes, timeout=36000)
+            if trial.recipe.teacher == LORA:
+                folder.mkdir(exist_ok=True)
+                (made,) = (self.lab.server.base / "output" / "loras").glob(f"{saved}_*.safetensors")
+                shutil.move(made, folder / f"{saved}.safetensors")
+            for made in (folder / "steps").glob(f"{saved}-*/*.safetensors"):
+                made.replace(folder / f"{saved}-{made.stem}.safetensors")
+        return Path(name)
+
+    def measure(self, trial: Trial, file: Path | None, values: list[float]) -> dict[float, Scores]:
+        """Draw and judge."""
+        graph, links = Graph(), []
+        for value in values:
+            links += self.pictures(graph, trial, file, value)
+        drawn = iter(self.lab.pictures(graph, *links))
+        return {value: self.bed.judge(trial, [next(drawn) for _ in trial.prompts]) for value in values}
+
+    def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float, seeds: int = SEEDS) -> list[Link]:
+        """Nodes that draw each prompt: every method with the same noise."""
+        model, clip, vae = graph.checkpoint(self.bed.checkpoint)
+        word, name = trial.concept[1], trial.concept[1]
+        if trial.recipe is not None and file is not None:
+            model, clip, name = use(graph, (model, clip), trial.recipe, trial.use, file, word, value)
+        negative, links = graph.text(clip, ""), []
+        for i, prompt in enumerate(trial.prompts):
+            text = prompt.text.format(name)
+            if trial.use.lock == "global":
+                positive: Link = [graph.add("PerfusionTextEncode", clip=clip, text=text), 0]
+            else:
+                positive = graph.text(clip, text)
+            links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, seeds, self.bed.side)[1])
+        return links

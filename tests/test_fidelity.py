@@ -1,0 +1,170 @@
+"""The fidelity benchmark's own arithmetic, and its quick run."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks import emoji
+from benchmarks.ablations import ABLATIONS
+from benchmarks.concepts import TEST
+from benchmarks.fronts import Curve, front, interval, lead, mean_lead, resamples
+from benchmarks.methods import METHODS, Recipe, Use
+from benchmarks.oracles import Oracles
+from benchmarks.trials import Scores, Store, Trial
+from demo import make_pictures, world
+
+PICTURES = Path(__file__).parents[1] / "demo" / "pictures"
+
+
+def curve(text: list[float], design: list[float], spread: float = 0.0) -> Curve:
+    """Eight concepts, five prompts and four seeds around means."""
+    rng = np.random.default_rng(0)
+    noise = spread * rng.standard_normal((2, len(text), 8, 5, 4))
+    shaped = [np.array(scores).reshape(-1, 1, 1, 1) + noise[i] for i, scores in enumerate((design, text))]
+    return Curve(tuple(range(len(text))), *shaped)
+
+
+def test_a_front_is_the_best_design_at_a_text_score_and_above() -> None:
+    text, design = np.array([0.2, 0.6, 0.9, 1.0]), np.array([0.9, 0.8, 0.4, 0.1])
+    assert front(text, design, 0.6) == pytest.approx(0.8)
+    assert front(text, design, 0.75) == pytest.approx(0.6)  # half way on the line from 0.6 to 0.9
+    assert front(text, design, 0.1) == pytest.approx(0.9)
+    assert np.isnan(front(text, design, 1.01))
+    # A point that another one beats in both is not on the front.
+    assert front(np.array([0.5, 0.9]), np.array([0.3, 0.7]), 0.5) == pytest.approx(0.7)
+
+
+def test_a_lead_is_the_difference_of_fronts_with_its_interval() -> None:
+    ours, theirs = curve([0.5, 0.9], [0.9, 0.5], 0.1), curve([0.5, 0.9], [0.7, 0.3], 0.1)
+    whole, (low, high), ahead = lead(ours, theirs, 0.7)
+    assert low < whole < high and whole == pytest.approx(0.2, abs=0.03) and high - low < 0.1
+    assert ahead == 1.0
+    assert lead(theirs, ours, 0.7)[2] == 0.0
+    assert lead(ours, ours, 0.7)[0] == 0.0 and mean_lead(ours, ours, [0.6, 0.7])[0] == 0.0
+
+
+def test_a_method_without_the_text_score_is_behind() -> None:
+    whole, (low, high), ahead = lead(curve([0.9], [0.2], 0.01), curve([0.3], [0.9], 0.01), 0.8)
+    assert np.isnan(whole) and np.isnan(low) and np.isnan(high) and ahead == 1.0
+
+
+def test_intervals_hold_the_mean_and_shrink_with_the_spread() -> None:
+    wide, narrow = curve([0.5], [0.5], 0.3), curve([0.5], [0.5], 0.03)
+    spans = []
+    for each in (wide, narrow):
+        low, high = interval([each.means(*chosen)[1][0] for chosen in resamples(each)])
+        assert low < each.means()[1][0] < high
+        spans.append(high - low)
+    assert spans[1] == pytest.approx(spans[0] / 10, rel=1e-6)
+
+
+def test_scores_are_kept_and_not_measured_twice(tmp_path: Path) -> None:
+    trial = Trial(TEST[0], Recipe(), Use("bias"), (0.25, 0.4), emoji.prompts(TEST[0]))
+    store = Store(tmp_path / "scores.json")
+    assert store.missing(trial) == [0.25, 0.4] and store.get(trial, 0.4) is None
+    store.put(trial, {0.4: Scores(np.full((5, 4), 0.12345), np.ones((5, 4)))})
+    again = Store(tmp_path / "scores.json")
+    assert again.missing(trial) == [0.25]
+    assert again.get(trial, 0.4).design == pytest.approx(0.123) and again.get(trial, 0.4).text.shape == (5, 4)
+    assert Curve.of(again, [trial]) is None and Curve.of(again, [replace(trial, values=(0.4,))]).design.shape == (1, 1, 5, 4)
+    # Whatever a score depends on is in its key.
+    others = [
+        replace(trial, concept=TEST[1]),
+        replace(trial, recipe=Recipe(widgets={"steps": 5})),
+        replace(trial, recipe=Recipe(masks="none")),
+        replace(trial, use=Use("bias", lock="global")),
+        replace(trial, seed=1),
+        replace(trial, prompts=trial.prompts[:2]),
+        replace(trial, recipe=None),
+    ]
+    assert len({each.key(0.4) for each in (trial, *others)}) == 1 + len(others)
+
+
+def test_every_method_had_as_many_candidates_and_every_variant_is_another_training_or_use() -> None:
+    assert len({len(method.candidates) for method in METHODS.values()}) == 1
+    for method in METHODS.values():
+        assert len({recipe.key(TEST[0], 0) for recipe in method.candidates}) == len(method.candidates)
+    for ablation in ABLATIONS.values():
+        changed = [change.of(METHODS["Perfusion"].candidates[0], METHODS["Perfusion"].use) for change in ablation.variants.values()]
+        keys = {Trial(TEST[0], recipe, use, (0.4,), ()).key(0.4) for recipe, use in changed}
+        assert len(keys) == len(changed)
+
+
+def test_prompts_ask_for_backgrounds_that_were_not_taught_on() -> None:
+    for concept in TEST:
+        asked = emoji.prompts(concept)
+        assert not {prompt.place for prompt in asked} & set(emoji.TAUGHT_ON)
+        assert all(prompt.place in world.BACKGROUNDS and prompt.place in prompt.text for prompt in asked)
+        (other,) = [prompt.other for prompt in asked if prompt.other]
+        assert other in world.WORDS and other != concept[1]
+
+
+def test_the_judge_wants_all_that_a_prompt_asks_for() -> None:
+    """On the demo's own training pictures: a fluent-emoji teddy in four places."""
+    bed = emoji.EmojiBed(Path("unused"), Oracles.load())
+    small = [Image.open(PICTURES / f"teddy-{i}.png").convert("RGB").resize((64, 64), Image.Resampling.BOX) for i in range(4)]
+    shown = [torch.from_numpy(np.asarray(image).copy()).float()[None] / 255 for image in small]
+    asked = tuple(emoji.Prompt(f"a {{}} {place}", place) for place in make_pictures.PLACES)
+    right = bed.judge(Trial(("fluent-emoji", "teddy"), None, Use(""), (0.0,), asked), shown)
+    assert right.design.min() > 0.9 and right.text.tolist() == [[1.0]] * 4
+    turned = bed.judge(Trial(("fluent-emoji", "teddy"), None, Use(""), (0.0,), asked[1:] + asked[:1]), shown)
+    assert turned.text.tolist() == [[0.0]] * 4
+    word = bed.judge(Trial(("fluent-emoji", "cat"), None, Use(""), (0.0,), asked), shown)
+    assert word.text.tolist() == [[0.0]] * 4
+    drawn = bed.judge(Trial(("noto", "teddy"), None, Use(""), (0.0,), asked), shown)
+    assert drawn.design.max() < 0.1
+    pair = tuple(replace(prompt, other="apple") for prompt in asked)
+    assert bed.judge(Trial(("fluent-emoji", "teddy"), None, Use(""), (0.0,), pair), shown).text.tolist() == [[0.0]] * 4
+
+
+def test_an_unsquared_mask_weighs_a_latent_by_its_share_of_the_object() -> None:
+    picture = Image.open(PICTURES / "teddy-0.png").resize((64, 64), Image.Resampling.BOX)
+    mask = 1 - np.asarray(picture.getchannel("A"), dtype=float) / 255
+    share = mask.reshape(8, 8, 8, 8).mean((1, 3))
+    root = 1 - np.asarray(emoji.unsquared(picture.copy()).getchannel("A"), dtype=float) / 255
+    cells = root.reshape(8, 8, 8, 8).mean((1, 3))
+    assert (cells / cells.max()) ** 2 == pytest.approx(share / share.max(), abs=0.02)
+
+
+def seeded_clip(path: Path) -> None:
+    """A CLIP file of ViT-L's layout with seeded weights: it judges nothing, but runs."""
+    generator = torch.Generator().manual_seed(0)
+
+    def block(prefix: str, width: int, layers: int) -> dict[str, torch.Tensor]:
+        found = {}
+        for i in range(layers):
+            at = f"{prefix}.encoder.layers.{i}"
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                found |= linear(f"{at}.self_attn.{name}", width, width)
+            found |= linear(f"{at}.mlp.fc1", 4 * width, width) | linear(f"{at}.mlp.fc2", width, 4 * width)
+            found |= norm(f"{at}.layer_norm1", width) | norm(f"{at}.layer_norm2", width)
+        return found
+
+    def linear(name: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+        weight = torch.empty(outputs, inputs, dtype=torch.float16).normal_(0, inputs**-0.5, generator=generator)
+        return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(outputs, dtype=torch.float16)}
+
+    def norm(name: str, width: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": torch.ones(width).half(), f"{name}.bias": torch.zeros(width).half()}
+
+    def table(rows: int, width: int) -> torch.Tensor:
+        return torch.empty(rows, width, dtype=torch.float16).normal_(0, 0.02, generator=generator)
+
+    tensors = block("vision_model", 1024, 24) | block("text_model", 768, 12)
+    tensors |= norm("vision_model.pre_layrnorm", 1024) | norm("vision_model.post_layernorm", 1024)
+    tensors |= norm("text_model.final_layer_norm", 768)
+    tensors |= {
+        "vision_model.embeddings.class_embedding": table(1, 1024)[0],
+        "vision_model.embeddings.patch_embedding.weight": table(1024, 3 * 14 * 14).reshape(1024, 3, 14, 14),
+        "vision_model.embeddings.position_embedding.weight": table(257, 1024),
+        "visual_projection.weight": table(768, 1024),
+        "text_projection.weight": table(768, 768),
+        "text_model.embeddings.token_embedding.weight": table(49408, 768),
+        "text_model.embeddings.position_embedding.weight": table(77, 768),
+    }
+    save_file(tensors, path)
