@@ -98,7 +98,7 @@ class Parts:
         return model.train().requires_grad_(True)
 
     def encodings(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """[T, 77, 768] of the seeded text encoder, bfloat16; and where each text ends, bool [T, 77, 1], true from its end token on."""
+        """[T, 77, 768] of the seeded text encoder, bfloat16; and bool [T, 77, 1], true from each text's end token on."""
         from comfy import sd1_clip
 
         clip = sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32).clip_l

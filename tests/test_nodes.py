@@ -171,6 +171,37 @@ def test_the_covariance_is_kept_for_each_text_encoder_and_captions(server: Serve
     assert reports[0] == reports[1] and "condition number" in reports[0] and len(kept) == 1
 
 
+def test_the_positions_that_are_measured_make_another_covariance(server: Server) -> None:
+    captions, counts = "\n".join(f"thing {i} in town {i * 7}" for i in range(160)), {}
+    for positions in ("content", "unpadded", "all"):
+        graph = Graph()
+        _, clip, _ = graph.checkpoint()
+        measured = graph.add("PerfusionCovariance", clip=clip, captions=captions, captions_file="", positions=positions)
+        graph.add("PreviewAny", source=[measured, 1])
+        counts[positions] = int(server.run(graph.nodes)["outputs"][measured]["text"][0].split()[0])
+    assert counts["all"] == 160 * 77 and counts["unpadded"] - counts["content"] == 2 * 160
+
+
+def test_concepts_are_saved_on_the_way(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    train = graph.train(model, clip, vae, images, masks, steps=5, batch=2, seed=77, save_every=2)
+    graph.save([train, 0], "on-the-way")
+    server.run(graph.nodes)
+    folder = server.base / "models" / "perfusion"
+    (place,) = (folder / "steps").iterdir()
+    assert place.name.startswith("my-teddy-") and [path.name for path in sorted(place.iterdir())] == [
+        "00002.safetensors",
+        "00004.safetensors",
+    ]
+    early, late = (Concept.load(path) for path in sorted(place.iterdir()))
+    last = Concept.load(folder / "on-the-way_00001.safetensors")
+    assert [each.training["steps"] for each in (early, late, last)] == [2, 4, 5] and late.trigger == "<my-teddy>"
+    moved = [(each.word["clip_l"] - early.word["clip_l"]).abs().max() for each in (late, last)]
+    assert 0 < moved[0] < moved[1]
+
+
 def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> None:
     first, other = torch.randn(2, 2, 768, generator=torch.Generator().manual_seed(3)) * 0.02
     embedding(server, "initial", clip_l=first.contiguous())

@@ -1,0 +1,55 @@
+"""Find Bias in a real server, and the arithmetic behind it."""
+
+import pytest
+import torch
+
+from perfusion_core.following import followed, lowest, spread
+from scripts.graphs import Graph
+from scripts.server import GraphError, Server
+
+
+def test_followed_is_1_where_nothing_changes_and_0_where_as_much_does_as_by_another_prompt() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.randn(5, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
+    # The definition, pair by pair.
+    pairs = [float((plain[i] - plain[j]).square().sum()) for i in range(5) for j in range(5) if i != j]
+    assert spread(plain) == pytest.approx(sum(pairs) / len(pairs))
+    assert followed(plain, plain, spread(plain)) == 1
+    turned = [followed(plain.roll(k, 0), plain, spread(plain)) for k in range(1, 5)]
+    assert sum(turned) / 4 == pytest.approx(0, abs=1e-6)
+    half = plain + 0.5 * (plain.roll(1, 0) - plain)
+    assert 1 - followed(half, plain, spread(plain)) == pytest.approx((1 - turned[0]) / 4)
+
+
+@pytest.mark.parametrize(
+    ("scores", "least", "bias"),
+    [
+        ([0.0, 0.4, 0.8, 1.0], 0.5, 0.125),
+        ([0.9, 0.9, 0.95, 1.0], 0.5, 0.0),
+        ([0.0, 0.1, 0.2, 0.3], 0.5, 0.3),
+        # What counts is from where on it stays followed.
+        ([0.6, 0.4, 0.6, 1.0], 0.5, 0.15),
+    ],
+)
+def test_the_lowest_bias_is_where_the_prompt_begins_to_be_followed(scores: list[float], least: float, bias: float) -> None:
+    assert lowest([0.0, 0.1, 0.2, 0.3], scores, least) == pytest.approx(bias)
+
+
+def found(server: Server, prompt: str, least: float) -> float:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    asked = {"prompt": prompt, "followed": least, "size": 64, "seed": 0, "edit_mode": "exact"}
+    bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("demo-teddy.safetensors"), **asked)
+    shown = graph.add("PreviewAny", source=[bias, 1])
+    return float(server.run(graph.nodes)["outputs"][shown]["text"][0])
+
+
+def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) -> None:
+    loose, strict = (found(server, "a photo of a <demo-teddy> in the snow", least) for least in (0.2, 0.9))
+    assert 0 < loose < strict < 1
+    assert 0 < found(server, "", 0.5) < 1
+
+
+def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> None:
+    with pytest.raises(GraphError, match="does not name <demo-teddy>"):
+        found(server, "a photo of a teddy", 0.5)
