@@ -6,9 +6,9 @@ Starts from `--begin`, a packed base (the one beside this module), goes on from 
 writes the new packed base there, base.bin, with the moving average of the weights. On two cores a step takes about a second.
 Held-out designers' emoji are never drawn.
 
-What stands after a caption's words, its end token and the padding, is taken from another caption, so that words are read where
-they stand. Left to itself a UNet this small reads nearly everything from the padding, which holds a blend of the whole caption: 0
-to 3 per cent of its attention went to a word's own token.
+Each token's encoding is taken from a random caption with the same token in the same place, so that a word is read where it stands.
+Left to itself a UNet this small reads nearly everything from later tokens, which blend all before them: 0 to 3 per cent of its
+attention went to a word's own token, and an edit of that token changed nothing.
 """
 
 import argparse
@@ -77,6 +77,23 @@ def scene(sprites: world.Sprites, caption: Caption, rng: random.Random) -> np.nd
     return np.asarray(world.compose(pictures, place or rng.choice(world.BACKGROUNDS), rng)[0])
 
 
+class Alike:
+    """For each token of each of T texts, the texts that have the same token in the same place."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        """`tokens`: int [T, N]."""
+        self.order = tokens.argsort(0)
+        ranked = tokens.gather(0, self.order).T.contiguous()
+        known = tokens.T.contiguous()
+        self.first = torch.searchsorted(ranked, known).T
+        self.count = torch.searchsorted(ranked, known, right=True).T - self.first
+
+    def draw(self, texts: list[int]) -> Tensor:
+        """One of them for each token of these B texts, int [B, N]."""
+        first, count = self.first[texts], self.count[texts]
+        return self.order.gather(0, first + (torch.rand(first.shape) * count).long())
+
+
 class Parts:
     """The parts of a packed base that training runs on, in the host's modules."""
 
@@ -98,7 +115,7 @@ class Parts:
         return model.train().requires_grad_(True)
 
     def encodings(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """[T, 77, 768] of the seeded text encoder, bfloat16; and bool [T, 77, 1], true from each text's end token on."""
+        """[T, 77, 768] of the seeded text encoder, bfloat16, and the tokens, int [T, 77]."""
         from comfy import sd1_clip
 
         clip = sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32).clip_l
@@ -110,8 +127,7 @@ class Parts:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             for start in range(0, len(rows), 16):
                 found.append(clip.encode(rows[start : start + 16])[0].bfloat16())
-        ends = torch.tensor([row.index(tokens.clip_l.end_token) for row in rows])
-        return torch.cat(found), (torch.arange(77) >= ends[:, None])[..., None]
+        return torch.cat(found), torch.tensor(rows)
 
     def latents(self, pictures: Tensor) -> Tensor:
         """Pictures uint8 [N, 64, 64, 3] -> latents [N, 4, 8, 8] of the base's autoencoder."""
@@ -177,7 +193,8 @@ def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin:
     parts, rng = Parts(begin), random.Random(0)
     pool = captions()
     which = choose(pool, scenes, rng)
-    context, ended = parts.encodings([text for *_, text in pool] + [""])
+    context, tokens = parts.encodings([text for *_, text in pool] + [""])
+    alike = Alike(tokens)
     sprites = world.sprites(emoji)
     latents = parts.latents(torch.from_numpy(np.stack([scene(sprites, pool[i], rng) for i in which])))
     training = Training(parts.unet(), out)
@@ -188,8 +205,7 @@ def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin:
     while training.step < steps:
         rows = [rng.randrange(scenes) for _ in range(BATCH)]
         texts = [len(pool) if rng.random() < EMPTY else which[row] for row in rows]
-        others = [rng.randrange(len(context)) for _ in rows]
-        shown = torch.where(ended[texts], context[others], context[texts])
+        shown = context[alike.draw(texts), torch.arange(context.shape[1])]
         loss = training.take(latents[rows], shown, rate_at(training.step, steps))
         if training.step % 50 == 0:
             each = (time.time() - start) / (training.step - first)

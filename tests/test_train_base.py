@@ -41,6 +41,17 @@ def test_scenes_come_in_their_shares() -> None:
     assert unsaid / (20000 - pairs) == pytest.approx(train_base.UNSAID, abs=0.02)
 
 
+def test_each_token_comes_from_any_text_with_the_same_token_there() -> None:
+    tokens = torch.tensor([[1, 5, 9], [1, 6, 9], [1, 5, 7], [1, 8, 9]])
+    alike, seen = train_base.Alike(tokens), [set(), set(), set()]
+    for _ in range(200):
+        drawn = alike.draw([0, 3])
+        assert torch.equal(tokens[drawn, torch.arange(3)], tokens[[0, 3]])
+        for n in range(3):
+            seen[n].add(int(drawn[0, n]))
+    assert seen == [{0, 1, 2, 3}, {0, 2}, {0, 1, 3}]
+
+
 def test_the_rate_warms_up_stays_and_falls() -> None:
     rates = [train_base.rate_at(step, 1000) for step in range(1000)]
     top = max(rates)
