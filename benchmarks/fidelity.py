@@ -1,7 +1,6 @@
 """How faithful to the pictures and to the prompt: this method beside others, and beside itself with parts left out.
 
     python benchmarks/fidelity.py [PART ...] [--minutes N] [--emoji DIR]
-    python benchmarks/fidelity.py --quick
     python benchmarks/fidelity.py --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
 
 Teaches and draws in a real server, lets judges score the pictures, and writes tables and plots into `results/`. All scores are
@@ -28,7 +27,6 @@ from benchmarks.concepts import TEST, Concept
 from benchmarks.fronts import Curve, lead, mean_lead, rows
 from benchmarks.lab import RESULTS, Lab
 from benchmarks.methods import METHODS, Method, Recipe, Use
-from benchmarks.oracles import Oracles
 from benchmarks.trials import SEEDS, Prompt, Store, Trial, Workshop
 from demo import world
 from scripts import bootstrap
@@ -79,11 +77,11 @@ class Bench:
             for recipe in found:
                 curve = self.curve(METHODS[name], recipe, TUNED_ON)
                 if curve is not None:
-                    i, (text, design) = curve.best(), curve.means()
                     told = ", ".join(f"{key} {value}" for key, value in recipe.widgets.items() if key != "edit_mode") or "–"
                     taken = "yes" if recipe == self.best(name) else ""
-                    cells = f"{curve.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {curve.harmonic()[i]:.2f}"
-                    lines.append(f"| {name} | {told} | {cells} | {taken} |")
+                    lines.append(f"| {name} | {told} | {curve.at_best()} | {taken} |")
+        if not lines:
+            return []
         return [
             f"Each method had {len(self.candidates[OURS])} candidates, each taught on {len(TUNED_ON)} development concepts; the "
             "one with the best harmonic mean of both scores, at the best value of its dial, was taken.",
@@ -184,11 +182,11 @@ class Bench:
             return []
         first, levels, lines = next(iter(curves.values())), list(self.levels().values()), []
         for each, curve in curves.items():
-            i, (text, design) = curve.best(), curve.means()
-            whole, (low, high) = mean_lead(curve, first, levels)
-            ahead = "" if curve is first else f"{whole:+.2f} ({low:+.2f}…{high:+.2f})"
-            cells = f"{curve.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {curve.harmonic()[i]:.2f}"
-            lines.append(f"| {each} | {cells} | {ahead} |")
+            ahead = ""
+            if curve is not first:
+                whole, (low, high) = mean_lead(curve, first, levels)
+                ahead = f"{whole:+.2f} ({low:+.2f}…{high:+.2f})"
+            lines.append(f"| {each} | {curve.at_best()} | {ahead} |")
         return [
             f"### {name}",
             "",
@@ -240,16 +238,18 @@ def main() -> None:
     bootstrap.make_base(base)
     if arguments.checkpoint:
         real.check(arguments)
-        bench, bed = own_bench(arguments), own_bed(arguments, setup, base)
+        bench, own = own_bench(arguments), own_bed(arguments, setup, base)
         parts = [part for part in arguments.parts or ("fidelity", "ablations") if part in ("fidelity", "ablations")]
     else:
         world.fetch(arguments.emoji)
         bootstrap.share_checkpoint(setup, base)
         candidates = {name: method.candidates for name, method in METHODS.items()}
         bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
-        bed, parts = emoji.EmojiBed(arguments.emoji, Oracles.load()), arguments.parts or list(PARTS)
+        own, parts = None, arguments.parts or list(PARTS)
     with Server(setup, base=base) as server:
-        shop = Workshop(Lab(server, arguments.emoji), bed, bench.store, time.time() + 60 * arguments.minutes)
+        lab = Lab(server, arguments.emoji)
+        bed = own or emoji.EmojiBed(lab.emoji, lab.judges)
+        shop = Workshop(lab, bed, bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             done = PARTS[name][1](bench, shop)
             report(bench, PARTS)
@@ -264,13 +264,15 @@ def own_bench(arguments: argparse.Namespace) -> Bench:
     out = arguments.out or arguments.pictures.with_name(f"results-{arguments.pictures.name}")
     concept = (arguments.pictures.name, arguments.superclass)
     recipes = real.candidates(arguments.steps, arguments.batch, len(shown))
-    return Bench(Store(out / "fidelity.json"), out, (concept,), real.always(real.prompts(arguments.prompts)), recipes)
+    asked = real.prompts(arguments.prompts)
+    return Bench(Store(out / "fidelity.json"), out, (concept,), lambda _: asked, recipes)
 
 
 def own_bed(arguments: argparse.Namespace, setup: bootstrap.Setup, base: Path) -> real.RealBed:
     """The bed for a user's own pictures."""
     clip = real.Clip(setup.comfyui, arguments.clip)
-    return real.RealBed(real.share(arguments.checkpoint, base), arguments.side, tuple(real.files(arguments.pictures)), clip)
+    bootstrap.share_checkpoint(setup, base, arguments.checkpoint)
+    return real.RealBed(arguments.checkpoint.name, arguments.side, tuple(real.files(arguments.pictures)), clip)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -46,9 +47,21 @@ class Curve:
         text, design = self.means()
         return 2 * text * design / np.maximum(text + design, 1e-9)
 
-    def best(self) -> int:
-        """Which value has the best harmonic mean."""
-        return int(self.harmonic().argmax())
+    def at_best(self) -> str:
+        """Cells of a table: the value with the best harmonic mean; text, design and harmonic mean there."""
+        (text, design), harmonic = self.means(), self.harmonic()
+        i = int(harmonic.argmax())
+        return f"{self.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {harmonic[i]:.2f}"
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """Mean text and design of each of R `resamples`, [R, 2, V]."""
+        return np.array([self.means(*chosen) for chosen in resamples(self)])
+
+    @cached_property
+    def intervals(self) -> np.ndarray:
+        """The low and the high end of text and of design at each value, [2, V, 2]."""
+        return np.array([[interval(column) for column in scores.T] for scores in self.resampled.transpose(1, 0, 2)])
 
 
 def resamples(curve: Curve, count: int = RESAMPLES, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -82,8 +95,7 @@ def lead(ours: Curve, theirs: Curve, level: float) -> tuple[float, tuple[float, 
     A method that does not reach the level in a resample is behind there, but gives no number to the interval.
     """
     whole = front(*ours.means(), level) - front(*theirs.means(), level)
-    drawn = resamples(ours)
-    pairs = np.array([[front(*curve.means(*chosen), level) for curve in (ours, theirs)] for chosen in drawn])
+    pairs = np.array([[front(*means, level) for means in both] for both in zip(ours.resampled, theirs.resampled, strict=True)])
     ahead = np.where(np.isnan(pairs[:, 1]), np.isfinite(pairs[:, 0]), pairs[:, 0] > pairs[:, 1])
     return whole, interval(pairs[:, 0] - pairs[:, 1]), float(ahead.mean())
 
@@ -91,11 +103,11 @@ def lead(ours: Curve, theirs: Curve, level: float) -> tuple[float, tuple[float, 
 def mean_lead(ours: Curve, theirs: Curve, levels: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """The lead, mean over those text scores that both come to, and its interval."""
 
-    def ahead(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> float:
+    def ahead(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
         each = np.array([front(*first, level) - front(*second, level) for level in levels])
         return float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else float("nan")
 
-    drawn = [ahead(ours.means(*chosen), theirs.means(*chosen)) for chosen in resamples(ours)]
+    drawn = [ahead(*both) for both in zip(ours.resampled, theirs.resampled, strict=True)]
     return ahead(ours.means(), theirs.means()), interval(drawn)
 
 
@@ -104,9 +116,8 @@ def rows(curves: Mapping[str, Curve]) -> list[str]:
     lines = []
     for name, curve in curves.items():
         text, design = curve.means()
-        drawn = np.array([curve.means(*chosen) for chosen in resamples(curve)])
         for i, value in enumerate(curve.values):
-            t, d = interval(drawn[:, 0, i]), interval(drawn[:, 1, i])
+            t, d = curve.intervals[:, i]
             lines.append(
                 f"| {name} | {value:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {design[i]:.2f} ({d[0]:.2f}–{d[1]:.2f}) "
                 f"| {curve.harmonic()[i]:.2f} |"

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.concepts import DEVELOPMENT, TEST
-from benchmarks.lab import RESULTS, Lab, draw, percent
+from benchmarks.lab import RESULTS, Lab, draw, half, percent
 from benchmarks.oracles import LEFT, RIGHT
 from demo import make_concepts, world
 from scripts import bootstrap
@@ -43,14 +43,9 @@ class Bench(Graph):
         self.base, self.clip, self.vae = self.checkpoint()
         self.model, self.words = self.base, self.clip
         for i, word in enumerate(words):
-            region = {"region": self.half(32 * i)} if regions else {}
+            region = {"region": half(self, 32 * i)} if regions else {}
             loaded = self.load(f"demo-{word}.safetensors", **{"bias": BIAS[word], "temperature": TEMPERATURE} | settings, **region)
             self.model, self.words = self.apply(self.model, self.words, loaded)
-
-    def half(self, x: int) -> Link:
-        """A mask of 64 pixels, white from column x to x + 32."""
-        black, white = (self.add("SolidMask", value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
-        return [self.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
 
     def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:
         """BATCH pictures: their latents, and them."""

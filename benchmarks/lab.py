@@ -41,6 +41,12 @@ def draw(
     return samples, [graph.add("VAEDecode", samples=samples, vae=vae), 0]
 
 
+def half(graph: Graph, x: int) -> Link:
+    """A mask of 64 pixels, white from column x to x + 32."""
+    black, white = (graph.add("SolidMask", value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
+    return [graph.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
+
+
 def read(path: Path) -> Tensor:
     """A picture as float [H, W, 3] in 0…1."""
     with Image.open(path) as image:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.concepts import TEST, Concept
-from benchmarks.lab import draw, percent
+from benchmarks import concepts
+from benchmarks.concepts import TEST
+from benchmarks.lab import draw, half, percent
 from benchmarks.methods import Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
-from scripts.graphs import Graph, Link
+from perfusion_core.concept import Concept
+from scripts.graphs import Graph
 
 PLACES = ("on the beach", "in the snow", "on a purple background", "on a blue background")
-PAIRS: tuple[tuple[Concept, Concept], ...] = tuple((a, TEST[(i + 3) % len(TEST)]) for i, a in enumerate(TEST))
+PAIRS: tuple[tuple[concepts.Concept, concepts.Concept], ...] = tuple((a, TEST[(i + 3) % len(TEST)]) for i, a in enumerate(TEST))
 WAYS = {
     "plain words, nothing taught": "",
     "exact (orthogonal)": "exact",
@@ -31,8 +34,8 @@ WAYS = {
 class Pair:
     """Two concepts and how they are combined."""
 
-    left: Concept
-    right: Concept
+    left: concepts.Concept
+    right: concepts.Concept
     recipe: Recipe
     way: str
 
@@ -44,49 +47,39 @@ class Pair:
 
 def run(shop: Workshop, recipe: Recipe) -> bool:
     """Measure what is missing of all pairs; False if there was no time for it."""
-    single = [Trial(concept, recipe, Use("bias"), (), ()) for concept in TEST]
     for pair in (Pair(left, right, recipe, way) for left, right in PAIRS for way in WAYS):
         if pair.key() in shop.store.kept:
             continue
         if not shop.in_time():
             return False
-        files = [shop.taught(trial) for trial in single if trial.concept in (pair.left, pair.right)] if WAYS[pair.way] else []
-        shop.store.keep(pair.key(), measure(shop, pair, {str(file)[: -len(".safetensors")]: str(file) for file in files}))
+        shop.store.keep({pair.key(): measure(shop, pair)})
         print(pair.key(), flush=True)
     return True
 
 
-def half(graph: Graph, x: int) -> Link:
-    """A mask of 64 pixels, white from column x to x + 32."""
-    black, white = (graph.add("SolidMask", value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
-    return [graph.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
-
-
-def measure(shop: Workshop, pair: Pair, files: Mapping[str, str]) -> dict[str, list]:
+def measure(shop: Workshop, pair: Pair) -> dict[str, list]:
     """Whether word, design and background are recognised: [places, seeds] each, of both sides."""
-    graph = Graph()
+    graph, way = Graph(), WAYS[pair.way]
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     names = [concept[1] for concept in (pair.left, pair.right)]
-    if WAYS[pair.way]:
-        names = [f"<{pair.recipe.key(concept, 0)}>" for concept in (pair.left, pair.right)]
-        loaded = [graph.load(files[name.strip("<>")]) for name in names]
-        if WAYS[pair.way] == "regions":
-            loaded = [with_region(graph, concept, half(graph, 32 * i)) for i, concept in enumerate(loaded)]
+    if way:
+        files = [shop.taught(Trial(concept, pair.recipe, Use("bias"), (), ())) for concept in (pair.left, pair.right)]
+        names = [f"<{file.stem}>" for file in files]
+        loaded = [graph.load(file.name, **region(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
-        mode = "exact" if WAYS[pair.way] == "regions" else WAYS[pair.way]
-        model, clip = graph.apply(model, clip, [stack, 0], mode)
+        model, clip = graph.apply(model, clip, [stack, 0], "exact" if way == "regions" else way)
     negative = graph.text(clip, "")
     prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in PLACES]
     links = [draw(graph, model, prompt, negative, vae, 9000 + 100 * i, SEEDS)[1] for i, prompt in enumerate(prompts)]
     return judged(shop, pair, shop.lab.pictures(graph, *links))
 
 
-def with_region(graph: Graph, concept: Link, region: Link) -> Link:
-    """A concept that may show in a region alone, its other settings as it comes with them."""
-    return [graph.add("PerfusionConceptSettings", concept=concept, region=region, **SHIPPED), 0]
-
-
-SHIPPED = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+def region(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
+    """Settings that give a concept a half of the picture, and the bias and temperature that it comes with; none in other ways."""
+    if way != "regions":
+        return {}
+    concept = Concept.load(shop.lab.server.base / "models" / "perfusion" / file)
+    return {"bias": concept.bias, "temperature": concept.temperature, "region": half(graph, x)}
 
 
 def judged(shop: Workshop, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:

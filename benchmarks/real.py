@@ -8,9 +8,8 @@ text encoder (such as openai/clip-vit-large-patch14's model.safetensors), throug
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -118,13 +117,17 @@ class RealBed:
                 image.save(folder / names[-1])
         return names
 
+    @cached_property
+    def theirs(self) -> Tensor:
+        """The training pictures' unit vectors, [pictures, d]."""
+        return torch.cat([self.clip.images(read(path)[None]) for path in self.shown])
+
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
         """Cosines, as the module says."""
         with torch.no_grad():
-            theirs = torch.cat([self.clip.images(read(path)[None]) for path in self.shown])
             seen = [self.clip.images(images) for images in drawn]
             asked = [self.clip.text(prompt.text.format(trial.concept[1])) for prompt in trial.prompts]
-        design = np.stack([(images @ theirs.T).mean(1).numpy() for images in seen])
+        design = np.stack([(images @ self.theirs.T).mean(1).numpy() for images in seen])
         return Scores(design, np.stack([(images @ text).numpy() for images, text in zip(seen, asked, strict=True)]))
 
 
@@ -148,16 +151,3 @@ def check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if not value or (name in ("checkpoint", "clip") and not value.is_file()):
             raise SystemExit(f"expected --{name} to go with --checkpoint, but got {value}; see --help.")
-
-
-def share(checkpoint: Path, base: Path) -> str:
-    """Link a checkpoint into a base directory; its name there."""
-    target = base / "models" / "checkpoints" / checkpoint.name
-    target.unlink(missing_ok=True)
-    os.symlink(checkpoint.resolve(), target)
-    return checkpoint.name
-
-
-def always(found: tuple[Prompt, ...]) -> Callable[[Concept], tuple[Prompt, ...]]:
-    """The same prompts for every concept."""
-    return lambda concept: found

@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.concepts import Concept
 from benchmarks.lab import Lab, draw
 from benchmarks.methods import LORA, Recipe, Use, teach, use
+from perfusion_core.files import write_bytes
 from scripts.graphs import Graph, Link
 
 SEEDS = 4
@@ -43,12 +44,10 @@ class Trial:
     values: tuple[float, ...]
     prompts: tuple[Prompt, ...]
     seed: int = 0
-    file: str = ""
-    """Such as "-00025": the concept after so many steps, where the recipe saves it on its way; empty: the last."""
 
     def name(self) -> str:
         """Of the trained file."""
-        return (self.recipe.key(self.concept, self.seed) if self.recipe else "-".join(("plain", *self.concept))) + self.file
+        return self.recipe.key(self.concept, self.seed) if self.recipe else "-".join(("plain", *self.concept))
 
     def key(self, value: float) -> str:
         """Of the scores at a value of the dial."""
@@ -64,11 +63,6 @@ class Scores:
     """How much they show the concept."""
     text: np.ndarray
     """How much they show the rest of the prompt."""
-
-    def harmonic(self) -> float:
-        """Harmonic mean of both."""
-        design, text = float(self.design.mean()), float(self.text.mean())
-        return 2 * design * text / (design + text) if design + text else 0.0
 
 
 class Bed(Protocol):
@@ -103,16 +97,17 @@ class Store:
 
     def put(self, trial: Trial, found: Mapping[float, Scores]) -> None:
         """Keep scores of a trial."""
-        for value, scores in found.items():
-            rounded = {name: getattr(scores, name).astype(float).round(3).tolist() for name in ("design", "text")}
-            self.keep(trial.key(value), rounded)
 
-    def keep(self, key: str, value: dict) -> None:
-        """Keep anything under a key."""
-        self.kept[key] = value
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        def rounded(scores: Scores) -> dict:
+            return {name: getattr(scores, name).astype(float).round(3).tolist() for name in ("design", "text")}
+
+        self.keep({trial.key(value): rounded(scores) for value, scores in found.items()})
+
+    def keep(self, found: Mapping[str, dict]) -> None:
+        """Keep anything under keys; the file is written whole or not at all."""
+        self.kept |= found
         lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
-        self.path.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+        write_bytes(self.path, ("{\n" + lines + "\n}\n").encode())
 
 
 @dataclass
@@ -138,40 +133,27 @@ class Workshop:
             if not self.in_time():
                 return False
             start = time.time()
-            file = self.taught(trial)
+            file = self.taught(trial) if trial.recipe else None
             middle = time.time()
             self.store.put(trial, self.measure(trial, file, missing))
             print(f"{trial.name()}: taught {middle - start:.0f} s, drawn {time.time() - middle:.0f} s", flush=True)
         return True
 
-    def taught(self, trial: Trial) -> Path | None:
-        """The file that the recipe makes of the concept, by its name within its folder; made now if there is none."""
-        if trial.recipe is None:
-            return None
-        models = self.lab.server.base / "models"
-        folder = models / ("loras" if trial.recipe.teacher == LORA else "perfusion")
-        name = f"{trial.name()}.safetensors"
-        if not (folder / name).exists():
-            graph, saved = Graph(), trial.recipe.key(trial.concept, trial.seed)
-            names = self.bed.pictures(self.lab.server.base / "input", trial.concept, trial.recipe)
-            teach(
-                graph,
-                graph.checkpoint(self.bed.checkpoint),
-                trial.recipe,
-                trial.concept[1],
-                names,
-                self.bed.side,
-                trial.seed,
-                saved,
-            )
+    def taught(self, trial: Trial) -> Path:
+        """The file that the trial's recipe makes of the concept, by its name within its folder; made now if there is none."""
+        base, recipe, name = self.lab.server.base, trial.recipe, trial.name()
+        folder = base / "models" / ("loras" if recipe.teacher == LORA else "perfusion")
+        file = Path(f"{name}.safetensors")
+        if not (folder / file).exists():
+            graph, names = Graph(), self.bed.pictures(base / "input", trial.concept, recipe)
+            parts = graph.checkpoint(self.bed.checkpoint)
+            teach(graph, parts, recipe, trial.concept[1], names, self.bed.side, trial.seed, name)
             self.lab.server.run(graph.nodes, timeout=36000)
-            if trial.recipe.teacher == LORA:
+            if recipe.teacher == LORA:
                 folder.mkdir(exist_ok=True)
-                (made,) = (self.lab.server.base / "output" / "loras").glob(f"{saved}_*.safetensors")
-                shutil.move(made, folder / f"{saved}.safetensors")
-            for made in (folder / "steps").glob(f"{saved}-*/*.safetensors"):
-                made.replace(folder / f"{saved}-{made.stem}.safetensors")
-        return Path(name)
+                (made,) = (base / "output" / "loras").glob(f"{name}_*.safetensors")
+                shutil.move(made, folder / file)
+        return file
 
     def measure(self, trial: Trial, file: Path | None, values: list[float]) -> dict[float, Scores]:
         """Draw and judge."""
@@ -181,7 +163,7 @@ class Workshop:
         drawn = iter(self.lab.pictures(graph, *links))
         return {value: self.bed.judge(trial, [next(drawn) for _ in trial.prompts]) for value in values}
 
-    def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float, seeds: int = SEEDS) -> list[Link]:
+    def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
         """Nodes that draw each prompt: every method with the same noise."""
         model, clip, vae = graph.checkpoint(self.bed.checkpoint)
         word, name = trial.concept[1], trial.concept[1]
@@ -194,5 +176,5 @@ class Workshop:
                 positive: Link = [graph.add("PerfusionTextEncode", clip=clip, text=text), 0]
             else:
                 positive = graph.text(clip, text)
-            links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, seeds, self.bed.side)[1])
+            links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, SEEDS, self.bed.side)[1])
         return links

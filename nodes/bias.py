@@ -1,6 +1,6 @@
 """The bias that suits a concept and a prompt, found without a user's eye."""
 
-import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
@@ -13,8 +13,9 @@ from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, Stack
 from ..perfusion_core.edit import MODES, STATIC
 from ..perfusion_core.following import CONTEXTS, LEAST, followed, lowest, spread
+from ..perfusion_core.prompts import replaced
 from . import host
-from .kinds import CATEGORY, ConceptType
+from .kinds import CATEGORY, ConceptType, size_input
 from .pictures import gate_table
 
 BIASES = tuple(round(0.1 * i, 1) for i in range(11))
@@ -54,14 +55,7 @@ class PerfusionAutoBias(io.ComfyNode):
                     tooltip="How far the prompt must be followed: 1 as with the plain word, 0 no more than by another prompt. "
                     "Lower: more of the concept.",
                 ),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Pixels a side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
-                ),
+                size_input(),
                 io.Int.Input(
                     "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, advanced=True, tooltip="Of the noise."
                 ),
@@ -104,11 +98,8 @@ def asked_for(one: Concept, stack: Stack, prompt: str) -> list[str]:
         return list(CONTEXTS)
     if one.trigger.casefold() not in prompt.casefold():
         raise PerfusionError(f"The prompt does not name {one.trigger}; write it in the prompt, or leave the prompt empty.")
-    text = prompt.strip().replace("{", "").replace("}", "")
-    for each in stack:
-        word = "{}" if each is one else each.superclass
-        text = re.sub(re.escape(each.trigger), lambda _, word=word: word, text, flags=re.IGNORECASE)
-    return [text]
+    words = {each.trigger: "{}" if each is one else each.superclass for each in stack}
+    return [replaced(prompt.strip().replace("{", "").replace("}", ""), words)]
 
 
 def curve(
@@ -116,19 +107,20 @@ def curve(
 ) -> list[float]:
     """How far prompts are followed at each of BIASES."""
 
-    def seen(model: ModelPatcher, clip: CLIP, texts: list[str]) -> Tensor:
-        return host.foreseen(model, clip, texts, size, SEEDS, seed)
+    def encoded(clip: CLIP, texts: Sequence[str], word: str) -> list[list]:
+        return host.conditionings(clip, [text.format(word) for text in texts])
 
-    others = [text.format(one.superclass) for text in CONTEXTS]
-    plain = seen(model, clip, [text.format(one.superclass) for text in asked])
-    apart = spread(plain if asked == list(CONTEXTS) else seen(model, clip, others))
+    def seen(model: ModelPatcher, prompts: list[list]) -> Tensor:
+        return host.foreseen(model, prompts, size, SEEDS, seed)
+
+    plain = seen(model, encoded(clip, asked, one.superclass))
+    apart = spread(plain if asked == list(CONTEXTS) else seen(model, encoded(clip, CONTEXTS, one.superclass)))
+    named = encoded(host.clip_with_words(clip, (one,)), asked, one.trigger)
     bar.update(1)
     scores = []
     for bias in BIASES:
-        stack = (replace(one, bias=bias, region=None),)
-        given = host.model_with_edit(model, stack, mode), host.clip_with_words(clip, stack)
-        told = seen(*given, [text.format(one.trigger) for text in asked])
-        scores.append(followed(told, plain, apart))
+        changed = host.model_with_edit(model, (replace(one, bias=bias, region=None),), mode)
+        scores.append(followed(seen(changed, named), plain, apart))
         bar.update(1)
     return scores
 

@@ -20,6 +20,19 @@ CovarianceType = io.Custom("PERFUSION_COVARIANCE")
 AttentionType = io.Custom("PERFUSION_ATTENTION")
 """A `host.Recorder`: what was seen while a watched model sampled."""
 
+
+def size_input() -> io.Int.Input:
+    """The input `size` of nodes that draw squares of the model's own size."""
+    return io.Int.Input(
+        "size",
+        default=512,
+        min=64,
+        max=2048,
+        step=8,
+        tooltip="Pixels a side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
+    )
+
+
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
 _paths, _ = folder_paths.folder_names_and_paths[FOLDER]
 folder_paths.folder_names_and_paths[FOLDER] = (_paths, {".safetensors"})

@@ -23,7 +23,7 @@ from ..perfusion_core.files import read, write
 from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, start, teach
 from . import host, pictures
 from .covariance import check_covariance, measure
-from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home
+from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input
 
 log = logging.getLogger("perfusion")
 
@@ -167,14 +167,7 @@ class PerfusionTrain(io.ComfyNode):
                     "steps", default=DEFAULTS.steps, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."
                 ),
                 io.Int.Input("batch", default=DEFAULTS.batch, min=1, max=256, tooltip="Pictures a step."),
-                io.Int.Input(
-                    "size",
-                    default=512,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Pixels a side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
-                ),
+                size_input(),
                 io.Int.Input(
                     "seed",
                     default=DEFAULTS.seed,

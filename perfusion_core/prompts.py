@@ -1,6 +1,8 @@
 """The words of the method: the prompts of training, and varied captions to measure a text encoder by."""
 
 import random
+import re
+from collections.abc import Mapping
 
 TEMPLATES = (
     "a photo of a {}",
@@ -109,3 +111,10 @@ def captions(count: int, seed: int = 0) -> list[str]:
             parts = [" ".join(rng.sample(THINGS + QUALITIES + DEEDS + SETTINGS, rng.randint(3, 12)))]
         made.append(" ".join(parts))
     return made
+
+
+def replaced(text: str, words: Mapping[str, str]) -> str:
+    """A prompt with other text in place of trigger words, however these are capitalised; `words`: trigger word -> text."""
+    for trigger, word in words.items():
+        text = re.sub(re.escape(trigger), lambda _, word=word: word, text, flags=re.IGNORECASE)
+    return text

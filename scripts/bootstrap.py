@@ -73,9 +73,12 @@ def make_base(base: Path) -> None:
             shutil.copyfile(file, base / target / file.name)
 
 
-def share_checkpoint(setup: Setup, base: Path) -> None:
-    """Give another base directory the demo's checkpoint without a second copy where the disk can do that."""
-    source, target = (folder / "models" / "checkpoints" / CHECKPOINT for folder in (setup.base, base))
+def share_checkpoint(setup: Setup, base: Path, source: Path | None = None) -> None:
+    """Give another base directory a checkpoint, by default the demo's, without a second copy where the disk can do that."""
+    source = source or setup.base / "models" / "checkpoints" / CHECKPOINT
+    target = base / "models" / "checkpoints" / source.name
+    if source.resolve() == target.resolve():
+        return
     target.unlink(missing_ok=True)
     if source.exists():
         try:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from benchmarks import emoji
 from benchmarks.ablations import ABLATIONS
@@ -129,42 +128,3 @@ def test_an_unsquared_mask_weighs_a_latent_by_its_share_of_the_object() -> None:
     root = 1 - np.asarray(emoji.unsquared(picture.copy()).getchannel("A"), dtype=float) / 255
     cells = root.reshape(8, 8, 8, 8).mean((1, 3))
     assert (cells / cells.max()) ** 2 == pytest.approx(share / share.max(), abs=0.02)
-
-
-def seeded_clip(path: Path) -> None:
-    """A CLIP file of ViT-L's layout with seeded weights: it judges nothing, but runs."""
-    generator = torch.Generator().manual_seed(0)
-
-    def block(prefix: str, width: int, layers: int) -> dict[str, torch.Tensor]:
-        found = {}
-        for i in range(layers):
-            at = f"{prefix}.encoder.layers.{i}"
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                found |= linear(f"{at}.self_attn.{name}", width, width)
-            found |= linear(f"{at}.mlp.fc1", 4 * width, width) | linear(f"{at}.mlp.fc2", width, 4 * width)
-            found |= norm(f"{at}.layer_norm1", width) | norm(f"{at}.layer_norm2", width)
-        return found
-
-    def linear(name: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
-        weight = torch.empty(outputs, inputs, dtype=torch.float16).normal_(0, inputs**-0.5, generator=generator)
-        return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(outputs, dtype=torch.float16)}
-
-    def norm(name: str, width: int) -> dict[str, torch.Tensor]:
-        return {f"{name}.weight": torch.ones(width).half(), f"{name}.bias": torch.zeros(width).half()}
-
-    def table(rows: int, width: int) -> torch.Tensor:
-        return torch.empty(rows, width, dtype=torch.float16).normal_(0, 0.02, generator=generator)
-
-    tensors = block("vision_model", 1024, 24) | block("text_model", 768, 12)
-    tensors |= norm("vision_model.pre_layrnorm", 1024) | norm("vision_model.post_layernorm", 1024)
-    tensors |= norm("text_model.final_layer_norm", 768)
-    tensors |= {
-        "vision_model.embeddings.class_embedding": table(1, 1024)[0],
-        "vision_model.embeddings.patch_embedding.weight": table(1024, 3 * 14 * 14).reshape(1024, 3, 14, 14),
-        "vision_model.embeddings.position_embedding.weight": table(257, 1024),
-        "visual_projection.weight": table(768, 1024),
-        "text_projection.weight": table(768, 768),
-        "text_model.embeddings.token_embedding.weight": table(49408, 768),
-        "text_model.embeddings.position_embedding.weight": table(77, 768),
-    }
-    save_file(tensors, path)

@@ -6,7 +6,7 @@
 """
 
 from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
-from .encode import POSITIONS, UNPADDED, contents, embed, encoding_width, encodings, prepare_clip, word_encoding
+from .encode import POSITIONS, UNPADDED, conditionings, contents, embed, encoding_width, encodings, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
 from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, lora_names, projections, width_of
@@ -31,6 +31,7 @@ __all__ = [
     "check_fit",
     "check_interrupt",
     "clip_with_words",
+    "conditionings",
     "contents",
     "draw",
     "embed",

@@ -53,9 +53,14 @@ def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = 
     return joined
 
 
+def conditionings(clip: CLIP, texts: Sequence[str]) -> list[list]:
+    """Each text's conditioning, as CLIP Text Encode gives it."""
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+
+
 def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Encodings [P, N, d] of short prompts by a CLIP that knows trigger words, and where these can have reached, [P, N, J]."""
-    found = [clip.encode_from_tokens_scheduled(clip.tokenize(text))[0][0] for text in texts]
+    found = [conditioning[0][0] for conditioning in conditionings(clip, texts)]
     plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
     return plain, torch.cat([marked(encoding, REACH, triggers) for encoding in found])
 

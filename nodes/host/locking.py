@@ -8,6 +8,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ...perfusion_core import PerfusionError
+from ...perfusion_core.prompts import replaced
 from .models import encoders_of
 from .words import KEYS, ClipWithWords, Named, Note, Tokens, clip_with_words, places_of
 
@@ -29,10 +30,7 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
     marks = places_of(tokens, knowing.tokenizer)
     if not marks:
         return encoded
-    plain = text
-    for trigger, superclass in superclasses.items():
-        plain = re.sub(re.escape(trigger), lambda _, word=superclass: f" {_literal(word)} ", plain, flags=re.IGNORECASE)
-    others = knowing.tokenize(plain)
+    others = knowing.tokenize(replaced(text, {trigger: f" {_literal(word)} " for trigger, word in superclasses.items()}))
     index = alignment(tokens, others, marks, {t: _length(knowing, superclasses[t]) for t in marks})
     keys = knowing.encode_from_tokens_scheduled(others)
     return [

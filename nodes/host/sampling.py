@@ -11,6 +11,7 @@ from comfy.samplers import KSampler
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
+from .encode import conditionings
 from .models import check_interrupt
 
 
@@ -32,7 +33,7 @@ def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
 def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed: int, steps: int = 20, cfg: float = 6.0) -> Tensor:
     """One picture [1, size, size, 3] in 0…1 of a prompt, by the host's sampler."""
     with torch.inference_mode():
-        positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
+        positive, negative = conditionings(clip, (prompt, ""))
         scale = vae.spacial_compression_encode()
         latent = torch.zeros(1, model.model.latent_format.latent_channels, size // scale, size // scale)
         noise = comfy.sample.prepare_noise(latent, seed)
@@ -46,16 +47,15 @@ FROM = 0.9
 """How far back from noise alone, which is 1, a model is asked what it foresees."""
 
 
-def foreseen(model: ModelPatcher, clip: CLIP, prompts: Sequence[str], size: int, count: int, seed: int) -> Tensor:
-    """What a model foresees of each of K prompts in one step from noise, [K, count, c, h, w]; the same noises for each."""
+def foreseen(model: ModelPatcher, prompts: Sequence[list], size: int, count: int, seed: int) -> Tensor:
+    """What a model foresees of K conditionings in one step from noise, [K, count, c, h, w]; the same noises for each."""
     found = []
     with torch.inference_mode():
         scale = model.model.latent_format.spacial_downscale_ratio
         latent = torch.zeros(count, model.model.latent_format.latent_channels, size // scale, size // scale)
         noise = comfy.sample.prepare_noise(latent, seed)
-        for prompt in prompts:
+        for positive in prompts:
             check_interrupt()
-            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
             found.append(
                 comfy.sample.sample(
                     model, noise, 1, 1.0, "euler", "normal", positive, [], latent, denoise=FROM, disable_pbar=True, seed=seed

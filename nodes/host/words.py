@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...perfusion_core import PerfusionError
 from ...perfusion_core.concept import Stack, combine, with_outputs
+from ...perfusion_core.prompts import replaced
 from .models import encoders_of
 
 Tokenizer = Any
@@ -124,9 +125,8 @@ class _KnowsWords:
     words: dict[str, Tensor]
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
-        for i, trigger in enumerate(self.words):
-            text = re.sub(re.escape(trigger), f" {self.embedding_identifier}perfusion-word-{i} ", text, flags=re.IGNORECASE)
-        return super().tokenize_with_weights(text, *args, **kwargs)
+        names = {trigger: f" {self.embedding_identifier}perfusion-word-{i} " for i, trigger in enumerate(self.words)}
+        return super().tokenize_with_weights(replaced(text, names), *args, **kwargs)
 
     def _try_get_embedding(self, embedding_name: str) -> tuple[Tensor | None, str, str]:
         name, _, rest = embedding_name.strip().partition(" ")
