@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,28 @@ class EmojiBed:
                 wanted.append(prompt.other)
             text.append(torch.tensor([list(each) == wanted for each in zip(*said, strict=True)]).float())
         return Scores(torch.stack(design).numpy(), torch.stack(text).numpy())
+
+
+@dataclass(frozen=True)
+class DemoBed(EmojiBed):
+    """The demo's own pictures of a teddy: no emoji are needed."""
+
+    def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
+        """See `trials.Bed.pictures`."""
+        (folder / "quick").mkdir(parents=True, exist_ok=True)
+        names = [f"quick/{concept[1]}-{i}.png" for i in range(recipe.pictures)]
+        for name in names:
+            shutil.copy(bootstrap.ROOT / "demo" / "pictures" / Path(name).name, folder / name)
+        return names
+
+
+DEMO: Concept = ("fluent-emoji", "teddy")
+QUICK = (
+    Prompt("a photo of a {} on the grass", "on the grass"),
+    Prompt("a {} in the snow", "in the snow"),
+    Prompt("a good photo of the {} on a blue background", "on a blue background"),
+)
+"""Prompts for the demo's concept: backgrounds that its pictures do not have."""
 
 
 def unsquared(image: Image.Image) -> Image.Image:

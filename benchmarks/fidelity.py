@@ -1,12 +1,14 @@
 """How faithful to the pictures and to the prompt: this method beside others, and beside itself with parts left out.
 
     python benchmarks/fidelity.py [PART ...] [--minutes N] [--emoji DIR]
+    python benchmarks/fidelity.py --quick [--out DIR]
     python benchmarks/fidelity.py --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
 
 Teaches and draws in a real server, lets judges score the pictures, and writes tables and plots into `results/`. All scores are
 kept in a JSON file there and nothing is done twice: put it down at any time (or after `--minutes`), and it goes on where it was.
 It teaches some hundreds of concepts: a day on two cores. Settings are chosen on the development concepts; what is reported is
-measured on the test concepts. With `--checkpoint` the same is done for a user's own checkpoint and pictures (see `real`).
+measured on the test concepts. `--quick` takes minutes: the demo's concept, two methods, few pictures. With `--checkpoint` the
+same is done for a user's own checkpoint and pictures (see `real`).
 """
 
 from __future__ import annotations
@@ -21,11 +23,12 @@ from pathlib import Path
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import emoji, pairs, plots, real
+from benchmarks import emoji, pairs, plots, real, sheet
 from benchmarks.ablations import ABLATIONS, Ablation
 from benchmarks.concepts import TEST, Concept
 from benchmarks.fronts import Curve, lead, mean_lead, rows
 from benchmarks.lab import RESULTS, Lab
+from benchmarks.lengths import Lengths
 from benchmarks.methods import METHODS, Method, Recipe, Use
 from benchmarks.trials import SEEDS, Prompt, Store, Trial, Workshop
 from demo import world
@@ -36,6 +39,8 @@ TUNED_ON: tuple[Concept, ...] = (("emojione-v1", "cat"), ("fxemoji", "mushroom")
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 """Text scores at which fronts are compared, as shares of what the plain word has."""
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
+OWN_PARTS = ("fidelity", "sheet", "ablations")
+QUICK = (OURS, "Textual Inversion")
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,12 @@ class Bench:
                 lines.append(f"| {name} | {' | '.join(cells)} |")
         return lines
 
+    def shown(self) -> list[tuple[str, list[Trial], Curve]]:
+        """What the contact sheet shows."""
+        curves, trials = self.curves(), {WORD_ALONE: self.trials(NOTHING, None, self.concepts)}
+        trials |= {name: self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
+        return [(name, trials[name], curve) for name, curve in curves.items()]
+
     # ---- ablations -----------------------------------------------------------------------------------------------------------
 
     def variants(self, ablation: Ablation) -> dict[str, list[Trial]]:
@@ -198,6 +209,10 @@ class Bench:
             "",
         ]
 
+    def lengths(self) -> Lengths:
+        """Ours along its training."""
+        return Lengths(self.best(OURS), METHODS[OURS].use, METHODS[OURS].values, TUNED_ON)
+
 
 NOTHING = Method(Use(""), (0.0,), ())
 
@@ -205,12 +220,18 @@ Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]
 PARTS: dict[str, Part] = {
     "tuning": ("Every method tuned alike", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
     "fidelity": ("All methods", lambda b, s: s.run(b.fidelity_trials()), Bench.fidelity_page),
+    "sheet": (
+        "Pictures",
+        lambda b, s: sheet.run(s, b.shown(), b.out),
+        lambda b: sheet.page(b.store.kept, b.out),
+    ),
     "pairs": (
         "Two concepts in one picture",
         lambda b, s: pairs.run(s, b.best(OURS)),
         lambda b: pairs.page(b.store.kept, b.best(OURS)),
     ),
     "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
+    "lengths": ("How long to train", lambda b, s: s.run(b.lengths().all_trials()), lambda b: b.lengths().page(b.store, b.out)),
 }
 """Name -> title, what measures it (False if time is up), and the lines of its page."""
 
@@ -231,6 +252,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
+    parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: minutes")
+    parser.add_argument("--out", type=Path, help="where --quick's results go, or those for one's own pictures")
     parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
     real.add_arguments(parser)
     arguments = parser.parse_args()
@@ -239,16 +262,19 @@ def main() -> None:
     if arguments.checkpoint:
         real.check(arguments)
         bench, own = own_bench(arguments), own_bed(arguments, setup, base)
-        parts = [part for part in arguments.parts or ("fidelity", "ablations") if part in ("fidelity", "ablations")]
+        parts = [part for part in arguments.parts or OWN_PARTS if part in OWN_PARTS]
     else:
-        world.fetch(arguments.emoji)
         bootstrap.share_checkpoint(setup, base)
         candidates = {name: method.candidates for name, method in METHODS.items()}
         bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
         own, parts = None, arguments.parts or list(PARTS)
+        if arguments.quick:
+            bench, parts = quick_bench(bench, arguments.out or RESULTS.with_name("results-quick")), ["fidelity", "sheet"]
+        else:
+            world.fetch(arguments.emoji)
     with Server(setup, base=base) as server:
         lab = Lab(server, arguments.emoji)
-        bed = own or emoji.EmojiBed(lab.emoji, lab.judges)
+        bed = own or (emoji.DemoBed if arguments.quick else emoji.EmojiBed)(lab.emoji, lab.judges)
         shop = Workshop(lab, bed, bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             done = PARTS[name][1](bench, shop)
@@ -256,6 +282,12 @@ def main() -> None:
             if not done:
                 print(f"{name} is not finished yet; run this again to go on")
                 return
+
+
+def quick_bench(bench: Bench, out: Path) -> Bench:
+    """The demo's concept by two methods, as they were tuned."""
+    recipes = {name: (bench.best(name),) for name in QUICK}
+    return Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
 
 
 def own_bench(arguments: argparse.Namespace) -> Bench:

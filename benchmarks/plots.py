@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from torch import Tensor
 
 from benchmarks.fronts import Curve
 
@@ -30,6 +31,35 @@ def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
             axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set(xlabel="text: word, background and other thing right", ylabel="design: probability of the concept's own", title=title)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
+    """Pictures [h, w, 3] in 0…1: a labelled row of them for each name, a column for each of `columns`."""
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.5 * len(columns) + 1, 1.05 * len(rows)), squeeze=False)
+    for (name, pictures), line in zip(rows.items(), axes, strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        for picture, cell in zip(pictures, line, strict=True):
+            cell.imshow(picture.numpy(), interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+    for name, cell in zip(columns, axes[0], strict=True):
+        cell.set_title(name, fontsize=8)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]], path: Path) -> None:
+    """Text (dashed) and design (whole) over training steps: name -> steps, texts, designs."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name, (steps, text, design) in curves.items():
+        (line,) = axes.plot(steps, design, marker="o", markersize=3, label=name)
+        axes.plot(steps, text, linestyle="--", color=line.get_color())
+    axes.set(xlabel="training steps", ylabel="design (whole), text (dashed)", ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()

@@ -139,7 +139,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--superclass", help="the plain word for it")
     group.add_argument("--clip", type=Path, help="a CLIP model with image and text encoder in one file")
     group.add_argument("--prompts", type=Path, help="a text file, one prompt with {} a line")
-    group.add_argument("--out", type=Path, help="where results go; default results-NAME beside the pictures")
     group.add_argument("--side", type=int, default=512, help="pixels that the checkpoint was trained for")
     group.add_argument("--steps", type=int, default=400, help="training steps of every method")
     group.add_argument("--batch", type=int, default=8, help="pictures a step of every method")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,6 +44,8 @@ class Trial:
     values: tuple[float, ...]
     prompts: tuple[Prompt, ...]
     seed: int = 0
+    at: int = 0
+    """The training step whose concept is taken; 0 for what the training ended with."""
 
     def name(self) -> str:
         """Of the trained file."""
@@ -52,7 +54,8 @@ class Trial:
     def key(self, value: float) -> str:
         """Of the scores at a value of the dial."""
         how = [asdict(self.use), [prompt.text for prompt in self.prompts], SEEDS]
-        return f"{self.name()}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
+        at = f"/{self.at}" if self.at else ""
+        return f"{self.name()}{at}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,11 @@ class Workshop:
             if not self.in_time():
                 return False
             start = time.time()
-            file = self.taught(trial) if trial.recipe else None
+            if trial.recipe:
+                self.taught(trial)
             middle = time.time()
-            self.store.put(trial, self.measure(trial, file, missing))
+            drawn = self.draw(trial, missing)
+            self.store.put(trial, {value: self.bed.judge(trial, each) for value, each in zip(missing, drawn, strict=True)})
             print(f"{trial.name()}: taught {middle - start:.0f} s, drawn {time.time() - middle:.0f} s", flush=True)
         return True
 
@@ -153,15 +158,17 @@ class Workshop:
                 folder.mkdir(exist_ok=True)
                 (made,) = (base / "output" / "loras").glob(f"{name}_*.safetensors")
                 shutil.move(made, folder / file)
+        if trial.at:
+            (file,) = (path.relative_to(folder) for path in folder.glob(f"steps/{name}-*/{trial.at:05}.safetensors"))
         return file
 
-    def measure(self, trial: Trial, file: Path | None, values: list[float]) -> dict[float, Scores]:
-        """Draw and judge."""
-        graph, links = Graph(), []
+    def draw(self, trial: Trial, values: Sequence[float]) -> list[list[Tensor]]:
+        """For each value, pictures [seeds, side, side, 3] of each prompt."""
+        graph, links, file = Graph(), [], self.taught(trial) if trial.recipe else None
         for value in values:
             links += self.pictures(graph, trial, file, value)
         drawn = iter(self.lab.pictures(graph, *links))
-        return {value: self.bed.judge(trial, [next(drawn) for _ in trial.prompts]) for value in values}
+        return [[next(drawn) for _ in trial.prompts] for _ in values]
 
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
         """Nodes that draw each prompt: every method with the same noise."""

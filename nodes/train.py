@@ -297,6 +297,13 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="Steps between concepts that are saved on the way, to models/perfusion/steps, so that the best can be "
                     "chosen afterwards; 0 for none.",
                 ),
+                io.Boolean.Input(
+                    "target_gradient",
+                    default=DEFAULTS.target_gradient,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The word learns knowing that the place where the edit acts moves with it.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
@@ -335,6 +342,7 @@ class PerfusionTrain(io.ComfyNode):
             seed=chosen["seed"],
             min_snr=chosen["min_snr"],
             initial_word=chosen.get("initial_word", "").strip(),
+            target_gradient=chosen.get("target_gradient", DEFAULTS.target_gradient),
         )
         family = host.family_of(model)
         check(clip, superclass, trigger, size, covariance, settings)

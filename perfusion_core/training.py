@@ -62,7 +62,8 @@ class Settings:
     """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time.
 
     `min_snr` is for the `Base`, whose objective may weigh noise levels by it. `mode` is one of `edit.MODES` or `NONE`. The word
-    starts as `initial_word`, any text that the `Base` can embed, or as the superclass where that is empty.
+    starts as `initial_word`, any text that the `Base` can embed, or as the superclass where that is empty. With
+    `target_gradient` the word learns knowing that i* follows it; otherwise i* is a constant to each step.
     """
 
     steps: int = 400
@@ -79,6 +80,7 @@ class Settings:
     seed: int = 0
     min_snr: float = 0.0
     initial_word: str = ""
+    target_gradient: bool = False
 
     def check(self) -> None:
         """Raise PerfusionError for a setting that cannot work."""
@@ -170,15 +172,21 @@ def start(base: Base, superclass: str, settings: Settings) -> Lesson:
     return Lesson(word, values, keys, mean.clone(), mean, 0, [], moments)
 
 
-def edit_in_training(lesson: Lesson, inverse: Tensor, settings: Settings) -> Edit | None:
-    """The edit of the concept as it stands, if it has any: training sees the same gated forward as inference does."""
+def edit_in_training(lesson: Lesson, inverse: Tensor, settings: Settings, encoding: Tensor | None = None) -> Edit | None:
+    """The edit of the concept as it stands, if it has any: training sees the same gated forward as inference does.
+
+    Given the concept's mean encoding [d], i* has its gradient, though its own value.
+    """
     if settings.mode == NONE:
         return None
     device = lesson.target_input.device
+    target_input = lesson.target_input
+    if encoding is not None:
+        target_input = target_input + encoding - encoding.detach()
     return Edit(
         mode=settings.mode,
-        target_inputs=lesson.target_input[None],
-        probes=probe(inverse, lesson.target_input.cpu())[None].to(device),
+        target_inputs=target_input[None],
+        probes=probe(inverse, target_input.cpu())[None].to(device),
         superclass_encodings=lesson.superclass_encoding[None],
         bias=torch.tensor([settings.bias], device=device),
         temperature=torch.tensor([settings.temperature], device=device),
@@ -228,16 +236,19 @@ def gradients(
     try:
         distinct, which = draw.templates.unique(return_inverse=True)
         encoded, places = base.encode([TEMPLATES[i] for i in distinct], lesson.word)
-        seen = encoded.detach().float()[torch.arange(len(places)), places].mean(0)
         encodings = encoded.detach().requires_grad_()
+
+        def seen() -> Tensor:
+            return encodings.float()[torch.arange(len(places)), places].mean(0)
+
         total, device = 0.0, lesson.target_input.device
         sums = [torch.zeros_like(tensor) for tensor in learned]
         outer = torch.zeros_like(encodings)
-        edit = edit_in_training(lesson, inverse, settings)
         outputs = [*lesson.values.values(), *lesson.keys.values()]
         for part in torch.arange(settings.batch).split(settings.micro):
             shown = draw.pictures[part], draw.flipped[part].long()
             noise, time = draw.noise[part].to(device), draw.time[part].to(device)
+            edit = edit_in_training(lesson, inverse, settings, seen() if settings.target_gradient else None)
             prediction, target = base.objective(latents[shown], noise, time, encodings[which[part].to(device)], edit)
             loss = masked_error(prediction, target, masks[shown]) * len(part) / settings.batch
             got = torch.autograd.grad(loss, [encodings, *outputs], allow_unused=True)
@@ -250,7 +261,7 @@ def gradients(
     finally:
         for tensor in learned:
             tensor.requires_grad_(False)
-    return sums, seen, total
+    return sums, seen().detach(), total
 
 
 def adam(lesson: Lesson, sums: list[Tensor], settings: Settings) -> None:

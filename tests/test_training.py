@@ -255,10 +255,14 @@ def by_hand(
     painter: Painter, lesson: Lesson, learned: dict[str, Tensor], draw: Draw, latents: Tensor, masks: Tensor, settings: Settings
 ) -> Tensor:
     """The loss of a step in float64, Eq. 3 and its exact mode written out; `lesson` tells what is fixed."""
-    target = lesson.target_input.double()
-    measured = learned["inverse"] @ target
     kinds, which = draw.templates.unique(return_inverse=True)
-    encodings = painter.encode([TEMPLATES[i] for i in kinds], {"clip": learned["word"]})[0][which]
+    templates = [TEMPLATES[i] for i in kinds]
+    encodings = painter.encode(templates, {"clip": learned["word"]})[0][which]
+    target = lesson.target_input.double()
+    if settings.target_gradient:
+        before, now = (mean_of(painter, templates, word) for word in (lesson.word["clip"].double(), learned["word"]))
+        target = target + now - before
+    measured = learned["inverse"] @ target
     if settings.mode == NONE:
         kv = {layer: (encodings @ painter.to_k[layer].T, encodings @ painter.to_v[layer].T) for layer in LAYERS}
         return error_by_hand(painter, kv, draw, latents, masks, settings)
@@ -280,6 +284,12 @@ def by_hand(
     return error_by_hand(painter, kv, draw, latents, masks, settings)
 
 
+def mean_of(painter: Painter, templates: list[str], word: Tensor) -> Tensor:
+    """The mean encoding of a word's last token."""
+    encodings, places = painter.encode(templates, {"clip": word})
+    return torch.stack([encoding[place] for encoding, place in zip(encodings, places, strict=True)]).mean(0)
+
+
 def error_by_hand(painter: Painter, kv: dict, draw: Draw, latents: Tensor, masks: Tensor, settings: Settings) -> Tensor:
     """The masked error of what a painter makes of every layer's keys and values, in float64."""
     total = torch.zeros((), dtype=torch.float64)
@@ -292,12 +302,13 @@ def error_by_hand(painter: Painter, kv: dict, draw: Draw, latents: Tensor, masks
     return total
 
 
+@pytest.mark.parametrize("target_gradient", [False, True])
 @pytest.mark.parametrize(("lock", "mode"), [*itertools.product([LOCAL, TRAINED], [EXACT, PAPER]), (LOCAL, NONE), (TRAINED, NONE)])
 @torch.no_grad()
 def test_gradients_agree_with_finite_differences_in_float64(
-    lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor
+    lock: str, mode: str, target_gradient: bool, inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
-    settings = settings_of(lock=lock, mode=mode, steps=3)
+    settings = settings_of(lock=lock, mode=mode, target_gradient=target_gradient, steps=3)
     lesson = taught_before(inverse, latents, masks, settings)
     draw = Draw.of(settings, 3, latents[:, 0])
     with torch.enable_grad():

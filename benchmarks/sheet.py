@@ -1,0 +1,69 @@
+"""A contact sheet: what each method draws of each concept at the best value of its dial, with the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks import plots
+from benchmarks.concepts import Concept
+from benchmarks.fronts import Curve
+from benchmarks.lab import read
+from benchmarks.methods import Recipe
+from benchmarks.trials import Trial, Workshop
+
+SHOWN = 2
+"""Pictures of each."""
+FILE = "fidelity-sheet.png"
+
+Shown = Sequence[tuple[str, list[Trial], Curve]]
+"""A method's name, its trials of the concepts in turn, and its curve."""
+
+
+def run(shop: Workshop, shown: Shown, out: Path) -> bool:
+    """Draw it, if it is not the sheet that is there; False if there was no time for it."""
+    each = [(name, trials, float(curve.values[curve.harmonic().argmax()])) for name, trials, curve in shown]
+    if not each:
+        return True
+    of = {"of": [trial.key(value) for _, trials, value in each for trial in trials]}
+    if shop.store.kept.get("sheet") == of and (out / FILE).exists():
+        return True
+    if not shop.in_time():
+        return False
+    concepts = [trial.concept for trial in each[0][1]]
+    rows = {f"{designer}\n{word}": row(shop, each, i) for i, (designer, word) in enumerate(concepts)}
+    titles = [f"{name}\n{value:g}" if trials[0].use.dial else name for name, trials, value in each]
+    plots.sheet(rows, ["taught from", *titles], out / FILE)
+    shop.store.keep({"sheet": of})
+    return True
+
+
+def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) -> list[torch.Tensor]:
+    """The row of concept i: its training pictures, then each method's; the prompts take turns."""
+    pictures = [torch.cat(taught_from(shop, each[0][1][i].concept), dim=1)]
+    for _, trials, value in each:
+        asked = trials[i].prompts
+        ((drawn,),) = shop.draw(replace(trials[i], prompts=(asked[i % len(asked)],)), [value])
+        pictures.append(torch.cat(list(drawn[:SHOWN]), dim=1))
+    return pictures
+
+
+def taught_from(shop: Workshop, concept: Concept) -> list[torch.Tensor]:
+    """Some of a concept's training pictures."""
+    folder = shop.lab.server.base / "input"
+    return [read(folder / name) for name in shop.bed.pictures(folder, concept, Recipe(pictures=SHOWN))]
+
+
+def page(kept: Mapping[str, dict], out: Path) -> list[str]:
+    """The sheet, if there is one."""
+    if "sheet" not in kept or not (out / FILE).exists():
+        return []
+    return [
+        "A row for each concept: two of its training pictures, then two pictures by each method at the value of its dial with the "
+        "best harmonic mean, with the same noise. The prompts take turns.",
+        "",
+        f"![Pictures of each concept by each method]({FILE})",
+    ]
