@@ -30,7 +30,7 @@ from benchmarks.fronts import Curve, lead, mean_lead, rows
 from benchmarks.lab import RESULTS, Lab
 from benchmarks.lengths import Lengths
 from benchmarks.methods import METHODS, Method, Recipe, Use
-from benchmarks.trials import SEEDS, Prompt, Store, Trial, Workshop
+from benchmarks.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop
 from demo import world
 from scripts import bootstrap
 from scripts.server import Server
@@ -257,25 +257,15 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
     real.add_arguments(parser)
     arguments = parser.parse_args()
-    setup, base = bootstrap.locate(), bootstrap.CACHE / "fidelity-base"
+    setup = bootstrap.locate()
+    bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
+    checkpoint = arguments.checkpoint or setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
+    base = bootstrap.CACHE / f"fidelity-{bench.store.belongs_to(checkpoint)}"
     bootstrap.make_base(base)
-    if arguments.checkpoint:
-        real.check(arguments)
-        bench, own = own_bench(arguments), own_bed(arguments, setup, base)
-        parts = [part for part in arguments.parts or OWN_PARTS if part in OWN_PARTS]
-    else:
-        bootstrap.share_checkpoint(setup, base)
-        candidates = {name: method.candidates for name, method in METHODS.items()}
-        bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
-        own, parts = None, arguments.parts or list(PARTS)
-        if arguments.quick:
-            bench, parts = quick_bench(bench, arguments.out or RESULTS.with_name("results-quick")), ["fidelity", "sheet"]
-        else:
-            world.fetch(arguments.emoji)
+    bootstrap.share_checkpoint(setup, base, checkpoint)
     with Server(setup, base=base) as server:
         lab = Lab(server, arguments.emoji)
-        bed = own or (emoji.DemoBed if arguments.quick else emoji.EmojiBed)(lab.emoji, lab.judges)
-        shop = Workshop(lab, bed, bench.store, time.time() + 60 * arguments.minutes)
+        shop = Workshop(lab, bed(lab), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             done = PARTS[name][1](bench, shop)
             report(bench, PARTS)
@@ -284,27 +274,32 @@ def main() -> None:
                 return
 
 
-def quick_bench(bench: Bench, out: Path) -> Bench:
-    """The demo's concept by two methods, as they were tuned."""
-    recipes = {name: (bench.best(name),) for name in QUICK}
-    return Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
+Plan = tuple[Bench, Callable[[Lab], Bed], list[str]]
+"""What is measured, in what bed, and which parts."""
 
 
-def own_bench(arguments: argparse.Namespace) -> Bench:
-    """The bench for a user's own pictures."""
-    shown = real.files(arguments.pictures)
+def of_the_world(arguments: argparse.Namespace) -> Plan:
+    """In the emoji world: all of it, or the quick run, with the demo's concept and two methods as they were tuned."""
+    candidates = {name: method.candidates for name, method in METHODS.items()}
+    bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
+    if not arguments.quick:
+        world.fetch(arguments.emoji)
+        return bench, lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
+    out, recipes = arguments.out or RESULTS.with_name("results-quick"), {name: (bench.best(name),) for name in QUICK}
+    quick = Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
+    return quick, lambda lab: emoji.DemoBed(lab.emoji, lab.judges), ["fidelity"]
+
+
+def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:
+    """With a user's own checkpoint and pictures."""
+    real.check(arguments)
+    shown, asked = real.files(arguments.pictures), real.prompts(arguments.prompts)
     out = arguments.out or arguments.pictures.with_name(f"results-{arguments.pictures.name}")
     concept = (arguments.pictures.name, arguments.superclass)
     recipes = real.candidates(arguments.steps, arguments.batch, len(shown))
-    asked = real.prompts(arguments.prompts)
-    return Bench(Store(out / "fidelity.json"), out, (concept,), lambda _: asked, recipes)
-
-
-def own_bed(arguments: argparse.Namespace, setup: bootstrap.Setup, base: Path) -> real.RealBed:
-    """The bed for a user's own pictures."""
-    clip = real.Clip(setup.comfyui, arguments.clip)
-    bootstrap.share_checkpoint(setup, base, arguments.checkpoint)
-    return real.RealBed(arguments.checkpoint.name, arguments.side, tuple(real.files(arguments.pictures)), clip)
+    bench = Bench(Store(out / "fidelity.json"), out, (concept,), lambda _: asked, recipes)
+    bed = real.RealBed(arguments.checkpoint.name, arguments.side, tuple(shown), real.Clip(setup.comfyui, arguments.clip))
+    return bench, lambda _: bed, [part for part in arguments.parts or OWN_PARTS if part in OWN_PARTS]
 
 
 if __name__ == "__main__":

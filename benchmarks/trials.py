@@ -21,6 +21,8 @@ from perfusion_core.files import write_bytes
 from scripts.graphs import Graph, Link
 
 SEEDS = 4
+SAMPLES, SAMPLE = 32, 2**18
+"""Places all over a checkpoint, and bytes of each, that tell it from others."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,18 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.kept: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def belongs_to(self, checkpoint: Path) -> str:
+        """A short digest of the checkpoint, by samples of it: scores belong to one. SystemExit if they are another's."""
+        size, found = checkpoint.stat().st_size, hashlib.sha256()
+        with checkpoint.open("rb") as file:
+            for i in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE) * i // (SAMPLES - 1))
+                found.update(file.read(SAMPLE))
+        short = found.hexdigest()[:12]
+        if self.kept.setdefault("checkpoint", {"digest": short})["digest"] != short:
+            raise SystemExit(f"{self.path} holds scores of another checkpoint than {checkpoint}; move it away to measure anew.")
+        return short
 
     def get(self, trial: Trial, value: float) -> Scores | None:
         """The scores of a trial at a value, if they were measured."""

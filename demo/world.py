@@ -41,6 +41,21 @@ WORDS = {
     "robot": "robot",
     "apple": "red-apple",
 }
+# What a base designer's own version of a word is also called, as breeds have names; "-" where there is none.
+_KINDS = {
+    "teddy": "- grizzly - koala bear",
+    "teapot": "- pot - pitcher urn",
+    "cat": "tabby kitty persian siamese lynx",
+    "car": "taxi sedan jeep coupe van",
+    "mushroom": "fungus truffle fungi cap button",
+    "house": "cottage cabin villa hut bungalow",
+    "robot": "- droid cyborg bot mech",
+    "apple": "gala fuji cox crab jonathan",
+}
+KINDS = {
+    word: {designer: kind for designer, kind in zip(BASE_DESIGNERS, kinds.split(), strict=True) if kind != "-"}
+    for word, kinds in _KINDS.items()
+}
 # Held-out designers' own names for what the other sets name as above.
 OWN_NAMES = {"fxemoji": {"cat": "cat", "house": "housebuilding", "apple": "redapple"}}
 COLOURS = {
@@ -138,6 +153,17 @@ def background(name: str, rng: random.Random, side: int = 64) -> Image.Image:
         pixels[:] = COLOURS[name.split()[2]]
         pixels += np.linspace(-1, 1, side)[:, None, None] * rng.uniform(-18, 18)
     return Image.fromarray((pixels + rng.uniform(-8, 8)).clip(0, 255).astype(np.uint8))
+
+
+def painted(picture: Image.Image, dark: str, light: str) -> Image.Image:
+    """An emoji in other colours: what is dark in it in one of COLOURS, what is light in another or the same."""
+    pixels = np.asarray(picture, np.float32)
+    brightness = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
+    least, most = np.percentile(brightness[pixels[..., 3] > 127], (5, 95))
+    share = ((brightness - least) / max(most - least, 1)).clip(0, 1)[..., None]
+    low, high = 0.4 * np.float32(COLOURS[dark]), 0.9 * np.float32(COLOURS[light]) + 25
+    painted = np.concatenate([low + (high - low) * share, pixels[..., 3:]], axis=-1)
+    return Image.fromarray(painted.round().astype(np.uint8), "RGBA")
 
 
 def compose(pictures: list[Image.Image], place: str, rng: random.Random, side: int = 64) -> tuple[Image.Image, Image.Image]:

@@ -403,7 +403,9 @@ def run(
             preview = ("JPEG", pictures.to_pil(often.show(lesson)), 512)
         bar.update_absolute(lesson.step, settings.steps, preview)
 
+    # Copies: tensors of the node's inference mode can take no part in a backward pass.
     latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
+    inverse = inverse.clone()
     lesson = resume(path, start(student, superclass, settings))
     bar.update_absolute(lesson.step, settings.steps)
     try:

@@ -1,5 +1,8 @@
 """The fidelity benchmark's own arithmetic, and its quick run."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from benchmarks.methods import METHODS, Recipe, Use
 from benchmarks.oracles import Oracles
 from benchmarks.trials import Scores, Store, Trial
 from demo import make_pictures, world
+from scripts import bootstrap
+from tests import seeded_clip
 
 PICTURES = Path(__file__).parents[1] / "demo" / "pictures"
 
@@ -128,3 +133,27 @@ def test_an_unsquared_mask_weighs_a_latent_by_its_share_of_the_object() -> None:
     root = 1 - np.asarray(emoji.unsquared(picture.copy()).getchannel("A"), dtype=float) / 255
     cells = root.reshape(8, 8, 8, 8).mean((1, 3))
     assert (cells / cells.max()) ** 2 == pytest.approx(share / share.max(), abs=0.02)
+
+
+def test_a_users_own_pictures_are_judged_by_clip_as_transformers_computes_it(setup: bootstrap.Setup, tmp_path: Path) -> None:
+    """Seeded weights, read by the host and by transformers: the same mean cosines."""
+    file = tmp_path / "clip.safetensors"
+    seeded_clip.write(file)
+    run = [sys.executable, "-m", "tests.inside_clip", str(setup.comfyui), str(file), *map(str, sorted(PICTURES.glob("teddy-*")))]
+    told = subprocess.run(run, cwd=bootstrap.ROOT, check=True, capture_output=True, text=True).stdout
+    ours, theirs = (np.array(each) for each in json.loads(told.splitlines()[-1]))
+    file.unlink()
+    assert ours.shape == (2, 2, 3)  # image and text similarity; prompts; pictures
+    assert np.abs(ours - theirs).max() < 2e-3 and ours[0].std() > 0.01 and ours[1].std() > 0.005
+
+
+def test_scores_belong_to_a_checkpoint(tmp_path: Path) -> None:
+    checkpoints = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for path, middle in zip(checkpoints, (b"one", b"two", b"one"), strict=True):
+        path.write_bytes(bytes(2**19) + middle + bytes(2**19))
+    store = Store(tmp_path / "scores.json")
+    first = store.belongs_to(checkpoints[0])
+    store.keep({})
+    assert Store(tmp_path / "scores.json").belongs_to(checkpoints[2]) == first
+    with pytest.raises(SystemExit, match="another checkpoint"):
+        Store(tmp_path / "scores.json").belongs_to(checkpoints[1])

@@ -4,8 +4,10 @@ import itertools
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from demo import train_base, world
@@ -24,21 +26,51 @@ class Tiny(nn.Module):
 
 def test_captions_say_what_is_in_the_scene() -> None:
     pool = train_base.captions()
-    for words, place, text in pool:
-        assert all(f" {word}" in text for word in words) and text.endswith(place or words[-1])
-        assert [word for word in text.split() if word in world.WORDS] == list(words)
-    pairs = {(words, place) for words, place, _ in pool if len(words) == 2}
+    for caption in pool:
+        assert caption.text.endswith(caption.place or caption.things[-1].text())
+        assert all(f" {thing.text()}" in caption.text for thing in caption.things)
+        named = [(thing.designer and world.KINDS[thing.word][thing.designer]) or thing.word for thing in caption.things]
+        known = {*world.WORDS, *(kind for kinds in world.KINDS.values() for kind in kinds.values())}
+        assert [word for word in caption.text.split() if word in known] == named
+    plain = [caption for caption in pool if not caption.closer()]
+    pairs = {(tuple(thing.word for thing in caption.things), caption.place) for caption in plain if len(caption.things) == 2}
     assert pairs == set(itertools.product(itertools.permutations(world.WORDS, 2), (None, *world.BACKGROUNDS)))
-    assert len({text for *_, text in pool}) == len(pool)
+    assert len({caption.text for caption in pool}) == len(pool) == len(plain) + train_base.DESCRIBED
+
+
+def test_every_kind_is_a_word_of_its_own() -> None:
+    kinds = [kind for kinds in world.KINDS.values() for kind in kinds.values()]
+    assert len(set(kinds)) == len(kinds) and not set(kinds) & {*world.WORDS, *world.COLOURS}
+    assert set(world.KINDS) == set(world.WORDS) and set().union(*world.KINDS.values()) == set(world.BASE_DESIGNERS)
 
 
 def test_scenes_come_in_their_shares() -> None:
     pool = train_base.captions()
     chosen = [pool[i] for i in train_base.choose(pool, 20000, random.Random(0))]
-    pairs = sum(len(words) == 2 for words, *_ in chosen)
-    unsaid = sum(len(words) == 1 and place is None for words, place, _ in chosen)
+    pairs = sum(len(caption.things) == 2 for caption in chosen)
+    unsaid = sum(len(caption.things) == 1 and caption.place is None for caption in chosen)
     assert pairs / 20000 == pytest.approx(train_base.PAIRS, abs=0.02)
     assert unsaid / (20000 - pairs) == pytest.approx(train_base.UNSAID, abs=0.02)
+    assert sum(caption.closer() for caption in chosen) / 20000 == pytest.approx(train_base.CLOSER, abs=0.02)
+
+
+def test_things_are_drawn_as_the_caption_says() -> None:
+    sprites = {}
+    for designer, grey in (("noto", 40), ("openmoji", 200)):
+        pixels = np.zeros((96, 96, 4), np.uint8)
+        pixels[20:76, 20:76] = (grey, grey, grey, 255)
+        pixels[40:60, 40:60, :3] = 255 - grey
+        sprites[designer, "cat"] = Image.fromarray(pixels, "RGBA")
+    rng = random.Random(0)
+    seen = {train_base.Thing("cat").picture(sprites, rng).tobytes() for _ in range(20)}
+    assert seen == {sprite.tobytes() for sprite in sprites.values()}
+    assert train_base.Thing("cat", "openmoji").picture(sprites, rng) is sprites["openmoji", "cat"]
+    painted = np.asarray(train_base.Thing("cat", "noto", ("blue", "yellow")).picture(sprites, rng)).astype(int)
+    assert (painted[..., 3] == np.asarray(sprites["noto", "cat"])[..., 3]).all()
+    red, _, blue, _ = painted[30, 30]
+    assert blue > red + 40
+    red, _, blue, _ = painted[50, 50]
+    assert red > blue + 40
 
 
 def test_each_token_comes_from_any_text_with_the_same_token_there() -> None:
