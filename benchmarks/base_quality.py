@@ -1,9 +1,9 @@
-"""How well the base itself follows prompts, before any concept: the word, the background, and both of two things.
+"""How well the base itself follows prompts, before any concept: the word, the background, both of two things, and the kind.
 
     python -m benchmarks.base_quality [--checkpoint NAME] [--quick]
 
-Draws every word on every background and every pair of words, through the host's own nodes, and lets the oracles judge. Without
-`--checkpoint`, which names another file in the set-up's models/checkpoints, it writes `results/base.md`.
+Draws every word on every background, every pair of words and every kind, through the host's own nodes, and lets the oracles
+judge. Without `--checkpoint`, which names another file in the set-up's models/checkpoints, it writes `results/base.md`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,17 @@ def pairs(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
     return table(found)
 
 
+def kinds(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
+    """For each word: what is drawn for the names of its kinds, on some backgrounds; that name's designer is the right one."""
+    found = {}
+    for i, (word, names) in enumerate(world.KINDS.items()):
+        asked = [(who, f"a photo of a {kind} {place}") for who, kind in names.items() for place in world.BACKGROUNDS[::4]]
+        drawn = pictures(lab, checkpoint, [text for _, text in asked], seeds, 1000 * i + 750)
+        there = right(lab.judges.words(drawn), [word] * len(asked), seeds)
+        found[word] = (there, right(lab.judges.designs(drawn, word), [who for who, _ in asked], seeds))
+    return table(found)
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -106,6 +117,15 @@ def main() -> None:
             "| pair | first | second | both things | background |",
             "| --- | --- | --- | --- | --- |",
             *pairs(lab, options.checkpoint, seeds),
+            "",
+            "## Kinds",
+            "",
+            "A base designer's own version of a word, called by the name of its kind: how closely the text says what a thing looks "
+            "like.",
+            "",
+            "| kinds of | word right | kind right |",
+            "| --- | --- | --- |",
+            *kinds(lab, options.checkpoint, seeds),
         ]
     print("\n".join(page))
     if options.checkpoint == bootstrap.CHECKPOINT and not options.quick:

@@ -285,7 +285,7 @@ def of_the_world(arguments: argparse.Namespace) -> Plan:
     if not arguments.quick:
         world.fetch(arguments.emoji)
         return bench, lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
-    out, recipes = arguments.out or RESULTS.with_name("results-quick"), {name: (bench.best(name),) for name in QUICK}
+    out, recipes = arguments.out or bootstrap.CACHE / "fidelity-quick", {name: (bench.best(name),) for name in QUICK}
     quick = Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
     return quick, lambda lab: emoji.DemoBed(lab.emoji, lab.judges), ["fidelity"]
 
