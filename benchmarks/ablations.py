@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from benchmarks.methods import FOUND, NO_MASK, PLAIN, Recipe, Use
+from benchmarks.methods import FOLLOWED, FOUND, NO_MASK, PLAIN, Recipe, Use
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,8 @@ class Change:
     widgets: dict[str, object] = field(default_factory=dict)
     recipe: dict[str, object] = field(default_factory=dict)
     use: dict[str, object] = field(default_factory=dict)
+    values: tuple[float, ...] = ()
+    """Of the dial, if it is another one."""
 
     def of(self, recipe: Recipe, use: Use) -> tuple[Recipe, Use]:
         """Both, changed."""
@@ -55,6 +57,15 @@ ABLATIONS: dict[str, Ablation] = {
     "Temperature at inference": Ablation(
         "The paper (Fig. 9): a higher one than in training (0.1 there) is in front, 0.15 tends to be best.",
         {f"{t:g}": Change(use={"settings": {"temperature": t}}) for t in (0.15, 0.05, 0.1, 0.3)},
+    ),
+    "Bias found by the model": Ablation(
+        "Find Bias finds one for each concept and prompt; its own dial is how far the prompt is to be followed.",
+        {"the same for all": Change(), "found": Change(use={"dial": FOLLOWED}, values=(0.3, 0.5, 0.7, 0.85))},
+    ),
+    "Gradient through the target input": Ablation(
+        "Without it each step takes the place of the edit for fixed, though it follows the word.",
+        {"no": Change({"target_gradient": False}), "yes": Change({"target_gradient": True})},
+        every=2,
     ),
     "Global key-locking": Ablation(
         "The paper: more varied scenes.",

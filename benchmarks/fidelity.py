@@ -165,7 +165,8 @@ class Bench:
         found = {}
         for name, change in ablation.variants.items():
             recipe, use = change.of(self.best(OURS), METHODS[OURS].use)
-            found[name] = self.trials(replace(METHODS[OURS], use=use), recipe, self.concepts[:: ablation.every])
+            method = replace(METHODS[OURS], use=use, values=change.values or METHODS[OURS].values)
+            found[name] = self.trials(method, recipe, self.concepts[:: ablation.every])
         return found
 
     def ablation_trials(self) -> list[Trial]:

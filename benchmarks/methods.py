@@ -17,6 +17,7 @@ from perfusion_core.prompts import TEMPLATES
 from scripts.graphs import Graph, Link
 
 PERFUSION, LORA = "perfusion", "lora"
+FOLLOWED = "followed"
 TRIGGER = "<it>"
 RARE = "zxq"
 """What a LoRA's prompts name the concept by, before its word, as DreamBooth does."""
@@ -50,7 +51,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Use:
-    """How a concept is used: the dial ("bias", "strength", or "" for none), and what else differs from the defaults."""
+    """How a concept is used: its dial, and what else differs from the defaults.
+
+    The dial is "bias", "strength", FOLLOWED (what Find Bias is asked for, which then finds a bias for each prompt), or "" for none.
+    """
 
     dial: str = "bias"
     mode: str = "exact"
@@ -129,15 +133,21 @@ def teach_lora(
 
 
 def use(
-    graph: Graph, base: tuple[Link, Link], recipe: Recipe, how: Use, file: Path, word: str, value: float
+    graph: Graph, base: tuple[Link, Link], recipe: Recipe, how: Use, file: Path, word: str, value: float, side: int, prompt: str
 ) -> tuple[Link, Link, str]:
-    """A MODEL and a CLIP with what was learned, its dial at `value`, and what stands for the concept in prompts."""
+    """A MODEL and a CLIP with what was learned, its dial at `value`, and what stands for the concept in prompts.
+
+    `prompt`, with {} for the concept, is what a bias is found for, with pictures of `side` pixels.
+    """
     model, clip = base
     if recipe.teacher == LORA:
         loaded = graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=value)
         return [loaded, 0], clip, f"{RARE} {word}"
-    dial = {how.dial: value} if how.dial else {}
+    dial = {how.dial: value} if how.dial not in ("", FOLLOWED) else {}
     concept = graph.load(str(file), **{**DEFAULT_SETTINGS, "trigger": TRIGGER, **how.settings, **dial})
+    if how.dial == FOLLOWED:
+        asked = {"prompt": prompt.format(TRIGGER), "followed": value, "size": side, "seed": 0, "edit_mode": how.mode}
+        concept = [graph.add("PerfusionAutoBias", model=model, clip=clip, concept=concept, **asked), 0]
     model, clip = graph.apply(model, clip, concept, how.mode)
     return model, clip, TRIGGER
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.concepts import Concept
 from benchmarks.lab import Lab, draw
-from benchmarks.methods import LORA, Recipe, Use, teach, use
+from benchmarks.methods import FOLLOWED, LORA, Recipe, Use, teach, use
 from perfusion_core.files import write_bytes
 from scripts.graphs import Graph, Link
 
@@ -187,11 +187,11 @@ class Workshop:
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
         """Nodes that draw each prompt: every method with the same noise."""
         model, clip, vae = graph.checkpoint(self.bed.checkpoint)
-        word, name = trial.concept[1], trial.concept[1]
-        if trial.recipe is not None and file is not None:
-            model, clip, name = use(graph, (model, clip), trial.recipe, trial.use, file, word, value)
-        negative, links = graph.text(clip, ""), []
+        base, links = (model, clip), []
         for i, prompt in enumerate(trial.prompts):
+            if i == 0 or trial.use.dial == FOLLOWED:
+                model, clip, name = self.ready(graph, base, trial, file, value, prompt.text)
+                negative = graph.text(clip, "")
             text = prompt.text.format(name)
             if trial.use.lock == "global":
                 positive: Link = [graph.add("PerfusionTextEncode", clip=clip, text=text), 0]
@@ -199,3 +199,12 @@ class Workshop:
                 positive = graph.text(clip, text)
             links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, SEEDS, self.bed.side)[1])
         return links
+
+    def ready(
+        self, graph: Graph, base: tuple[Link, Link], trial: Trial, file: Path | None, value: float, prompt: str
+    ) -> tuple[Link, Link, str]:
+        """A MODEL and a CLIP to draw with, and what stands for the concept."""
+        word = trial.concept[1]
+        if trial.recipe is None or file is None:
+            return *base, word
+        return use(graph, base, trial.recipe, trial.use, file, word, value, self.bed.side, prompt)
