@@ -68,6 +68,21 @@ COLOURS = {
     "pink": (240, 150, 190),
     "gray": (140, 140, 145),
 }
+# What things can be painted in; other words than backgrounds', so that each word says one thing.
+PAINTS = {
+    "crimson": (200, 30, 45),
+    "azure": (45, 125, 230),
+    "emerald": (30, 160, 85),
+    "golden": (245, 200, 55),
+    "violet": (130, 65, 190),
+    "amber": (240, 140, 40),
+    "rosy": (240, 140, 180),
+    "silver": (165, 170, 178),
+    "ivory": (245, 240, 222),
+    "ebony": (45, 40, 45),
+    "brown": (125, 80, 45),
+    "teal": (20, 140, 140),
+}
 # What lies above and below the horizon.
 PLACES = {
     "on the grass": ((135, 195, 240), (85, 160, 60)),
@@ -156,12 +171,12 @@ def background(name: str, rng: random.Random, side: int = 64) -> Image.Image:
 
 
 def painted(picture: Image.Image, dark: str, light: str) -> Image.Image:
-    """An emoji in other colours: what is dark in it in one of COLOURS, what is light in another or the same."""
+    """An emoji in other colours: what is dark in it in one of PAINTS, what is light in another or the same."""
     pixels = np.asarray(picture, np.float32)
     brightness = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
     least, most = np.percentile(brightness[pixels[..., 3] > 127], (5, 95))
     share = ((brightness - least) / max(most - least, 1)).clip(0, 1)[..., None]
-    low, high = 0.4 * np.float32(COLOURS[dark]), 0.9 * np.float32(COLOURS[light]) + 25
+    low, high = 0.4 * np.float32(PAINTS[dark]), 0.9 * np.float32(PAINTS[light]) + 25
     painted = np.concatenate([low + (high - low) * share, pixels[..., 3:]], axis=-1)
     return Image.fromarray(painted.round().astype(np.uint8), "RGBA")
 

@@ -40,7 +40,7 @@ def test_captions_say_what_is_in_the_scene() -> None:
 
 def test_every_kind_is_a_word_of_its_own() -> None:
     kinds = [kind for kinds in world.KINDS.values() for kind in kinds.values()]
-    assert len(set(kinds)) == len(kinds) and not set(kinds) & {*world.WORDS, *world.COLOURS}
+    assert len(set(kinds)) == len(kinds) and not set(kinds) & {*world.WORDS, *world.COLOURS, *world.PAINTS}
     assert set(world.KINDS) == set(world.WORDS) and set().union(*world.KINDS.values()) == set(world.BASE_DESIGNERS)
 
 
@@ -65,7 +65,7 @@ def test_things_are_drawn_as_the_caption_says() -> None:
     seen = {train_base.Thing("cat").picture(sprites, rng).tobytes() for _ in range(20)}
     assert seen == {sprite.tobytes() for sprite in sprites.values()}
     assert train_base.Thing("cat", "openmoji").picture(sprites, rng) is sprites["openmoji", "cat"]
-    painted = np.asarray(train_base.Thing("cat", "noto", ("blue", "yellow")).picture(sprites, rng)).astype(int)
+    painted = np.asarray(train_base.Thing("cat", "noto", ("azure", "golden")).picture(sprites, rng)).astype(int)
     assert (painted[..., 3] == np.asarray(sprites["noto", "cat"])[..., 3]).all()
     red, _, blue, _ = painted[30, 30]
     assert blue > red + 40
