@@ -95,7 +95,9 @@ class Clip:
         """A unit vector [d]."""
         with torch.no_grad():
             _, pooled = self.text_encoder.encode_from_tokens(self.text_encoder.tokenize(text), return_pooled=True)
-        return torch.nn.functional.normalize(pooled.float()[0], dim=0)
+            # As a checkpoint's encoder it gives what comes before its projection into the space of the images.
+            projection = self.text_encoder.cond_stage_model.clip_l.transformer.text_projection.weight.float().to(pooled.device)
+        return torch.nn.functional.normalize(projection @ pooled.float()[0], dim=0)
 
 
 @dataclass(frozen=True)
