@@ -98,15 +98,19 @@ class Bench:
 
     # ---- all methods ---------------------------------------------------------------------------------------------------------
 
+    def tuned(self) -> dict[str, list[Trial]]:
+        """The plain word's trials and every method's as tuned, on every concept."""
+        found = {WORD_ALONE: self.trials(NOTHING, None, self.concepts)}
+        return found | {name: self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
+
     def fidelity_trials(self) -> list[Trial]:
         """Every method as tuned on every concept; concepts in turn, so that all methods get as far."""
-        each = [self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates]
-        return self.trials(NOTHING, None, self.concepts) + [trial for turn in zip(*each, strict=True) for trial in turn]
+        plain, *each = self.tuned().values()
+        return plain + [trial for turn in zip(*each, strict=True) for trial in turn]
 
     def curves(self) -> dict[str, Curve]:
         """Those of all methods that were measured on all concepts."""
-        found = {WORD_ALONE: self.curve(NOTHING, None, self.concepts)}
-        found |= {name: self.curve(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
+        found = {name: Curve.of(self.store, trials) for name, trials in self.tuned().items()}
         return {name: curve for name, curve in found.items() if curve is not None}
 
     def levels(self) -> dict[float, float]:
@@ -154,9 +158,8 @@ class Bench:
 
     def shown(self) -> list[tuple[str, list[Trial], Curve]]:
         """What the contact sheet shows."""
-        curves, trials = self.curves(), {WORD_ALONE: self.trials(NOTHING, None, self.concepts)}
-        trials |= {name: self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
-        return [(name, trials[name], curve) for name, curve in curves.items()]
+        trials = self.tuned()
+        return [(name, trials[name], curve) for name, curve in self.curves().items()]
 
     # ---- ablations -----------------------------------------------------------------------------------------------------------
 

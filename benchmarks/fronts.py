@@ -47,11 +47,14 @@ class Curve:
         text, design = self.means()
         return 2 * text * design / np.maximum(text + design, 1e-9)
 
+    def best(self) -> int:
+        """Which value has the best harmonic mean."""
+        return int(self.harmonic().argmax())
+
     def at_best(self) -> str:
         """Cells of a table: the value with the best harmonic mean; text, design and harmonic mean there."""
-        (text, design), harmonic = self.means(), self.harmonic()
-        i = int(harmonic.argmax())
-        return f"{self.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {harmonic[i]:.2f}"
+        i, (text, design) = self.best(), self.means()
+        return f"{self.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {self.harmonic()[i]:.2f}"
 
     @cached_property
     def resampled(self) -> np.ndarray:

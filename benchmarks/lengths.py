@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks import plots
 from benchmarks.concepts import Concept
 from benchmarks.emoji import prompts
@@ -33,7 +31,7 @@ class Lengths:
         """One for each concept."""
         rates = {name: self.recipe.widgets[name] * share for name in ("word_rate", "output_rate")}
         recipe = replace(self.recipe, widgets={**self.recipe.widgets, **rates, "steps": LAST, "save_every": EVERY})
-        return [Trial(each, recipe, self.use, self.values, prompts(each), at=step % LAST) for each in self.concepts]
+        return [Trial(each, recipe, self.use, self.values, prompts(each), at=step) for each in self.concepts]
 
     def all_trials(self) -> Iterable[Trial]:
         """Rate by rate."""
@@ -70,5 +68,5 @@ def steps() -> range:
 
 def along(curves: Mapping[int, Curve]) -> tuple[list[int], list[float], list[float]]:
     """Steps, and text and design at the best value of the dial at each."""
-    best = [(each.means(), int(np.argmax(each.harmonic()))) for each in curves.values()]
+    best = [(each.means(), each.best()) for each in curves.values()]
     return list(curves), [float(text[i]) for (text, _), i in best], [float(design[i]) for (_, design), i in best]

@@ -13,13 +13,14 @@ from benchmarks.fronts import Curve
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 DPI = 110
 
 
 def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
     """Design over text, a line for each method along its dial, with intervals both ways."""
-    figure, axes = plt.subplots(figsize=(7, 5))
+    _, axes = plt.subplots(figsize=(7, 5))
     for name, curve in curves.items():
         text, design = curve.means()
         across, along = (
@@ -31,11 +32,7 @@ def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
             axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.set(xlabel="text: word, background and other thing right", ylabel="design: probability of the concept's own", title=title)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    finish(axes, path)
 
 
 def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
@@ -55,13 +52,18 @@ def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Pa
 
 def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]], path: Path) -> None:
     """Text (dashed) and design (whole) over training steps: name -> steps, texts, designs."""
-    figure, axes = plt.subplots(figsize=(7, 4))
+    _, axes = plt.subplots(figsize=(7, 4))
     for name, (steps, text, design) in curves.items():
         (line,) = axes.plot(steps, design, marker="o", markersize=3, label=name)
         axes.plot(steps, text, linestyle="--", color=line.get_color())
     axes.set(xlabel="training steps", ylabel="design (whole), text (dashed)", ylim=(-0.02, 1.02))
+    finish(axes, path)
+
+
+def finish(axes: Axes, path: Path) -> None:
+    """Grid, legend, and write."""
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
+    axes.figure.tight_layout()
+    axes.figure.savefig(path, dpi=DPI)
+    plt.close(axes.figure)

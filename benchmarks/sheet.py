@@ -25,7 +25,7 @@ Shown = Sequence[tuple[str, list[Trial], Curve]]
 
 def run(shop: Workshop, shown: Shown, out: Path) -> bool:
     """Draw it, if it is not the sheet that is there; False if there was no time for it."""
-    each = [(name, trials, float(curve.values[curve.harmonic().argmax()])) for name, trials, curve in shown]
+    each = [(name, trials, curve.values[curve.best()]) for name, trials, curve in shown]
     if not each:
         return True
     of = {"of": [trial.key(value) for _, trials, value in each for trial in trials]}

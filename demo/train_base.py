@@ -205,9 +205,10 @@ class Training:
 
     def __init__(self, model: nn.Module, out: Path) -> None:
         self.model, self.step = model, 0
-        read = [each for name, each in model.named_parameters() if ".attn2.to_k." in name or ".attn2.to_v." in name]
-        rest = [each for each in model.parameters() if all(each is not other for other in read)]
-        self.optimiser = torch.optim.AdamW([{"params": rest}, {"params": read}], RATE, betas=(0.9, 0.99), weight_decay=0.01)
+        groups: list[dict] = [{"params": []}, {"params": []}]
+        for name, each in model.named_parameters():
+            groups[".attn2.to_k." in name or ".attn2.to_v." in name]["params"].append(each)
+        self.optimiser = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), weight_decay=0.01)
         self.mean = {name: value.clone() for name, value in model.state_dict().items()}
         self.state = out / "state.pt"
         if self.state.exists():

@@ -177,8 +177,8 @@ def painted(picture: Image.Image, dark: str, light: str) -> Image.Image:
     least, most = np.percentile(brightness[pixels[..., 3] > 127], (5, 95))
     share = ((brightness - least) / max(most - least, 1)).clip(0, 1)[..., None]
     low, high = 0.4 * np.float32(PAINTS[dark]), 0.9 * np.float32(PAINTS[light]) + 25
-    painted = np.concatenate([low + (high - low) * share, pixels[..., 3:]], axis=-1)
-    return Image.fromarray(painted.round().astype(np.uint8), "RGBA")
+    pixels = np.concatenate([low + (high - low) * share, pixels[..., 3:]], axis=-1)
+    return Image.fromarray(pixels.round().astype(np.uint8), "RGBA")
 
 
 def compose(pictures: list[Image.Image], place: str, rng: random.Random, side: int = 64) -> tuple[Image.Image, Image.Image]:

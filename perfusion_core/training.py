@@ -244,11 +244,13 @@ def gradients(
         total, device = 0.0, lesson.target_input.device
         sums = [torch.zeros_like(tensor) for tensor in learned]
         outer = torch.zeros_like(encodings)
+        fixed = None if settings.target_gradient else edit_in_training(lesson, inverse, settings)
         outputs = [*lesson.values.values(), *lesson.keys.values()]
         for part in torch.arange(settings.batch).split(settings.micro):
             shown = draw.pictures[part], draw.flipped[part].long()
             noise, time = draw.noise[part].to(device), draw.time[part].to(device)
-            edit = edit_in_training(lesson, inverse, settings, seen() if settings.target_gradient else None)
+            # Each backward frees the graph that it went through, that of the target input too.
+            edit = edit_in_training(lesson, inverse, settings, seen()) if settings.target_gradient else fixed
             prediction, target = base.objective(latents[shown], noise, time, encodings[which[part].to(device)], edit)
             loss = masked_error(prediction, target, masks[shown]) * len(part) / settings.batch
             got = torch.autograd.grad(loss, [encodings, *outputs], allow_unused=True)

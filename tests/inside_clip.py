@@ -2,7 +2,8 @@
 
     python -m tests.inside_clip COMFYUI CLIP PICTURE ...
 
-Prints [image and text similarity, prompts, pictures] of both, as JSON.
+The pictures are 224 pixels a side, what CLIP sees: no resizing is part of the comparison. Prints [image and text similarity,
+prompts, pictures] of both, as JSON.
 """
 
 from __future__ import annotations
@@ -20,18 +21,16 @@ from benchmarks.methods import Use
 from benchmarks.trials import Prompt, Trial
 
 PROMPTS = (Prompt("a photo of a {}"), Prompt("a {} at night, in the rain"))
-SIDE = 224
-"""What CLIP sees: no resizing is part of the comparison."""
 MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def main(comfyui: str, clip: str, *pictures: str) -> None:
     """Compare."""
-    shown = torch.nn.functional.interpolate(torch.stack([read(Path(each)) for each in pictures]).movedim(3, 1), SIDE).movedim(1, 3)
+    first, *others = map(Path, pictures)
+    shown = torch.stack([read(path) for path in (first, *others)])
     trial = Trial(("mine", "teddy"), None, Use(""), (0.0,), PROMPTS)
-    bed = real.RealBed("", SIDE, (), real.Clip(Path(comfyui), Path(clip)))
     # The first picture stands for the training pictures, the others for drawn ones.
-    bed.__dict__["theirs"] = bed.clip.images(shown[:1])
+    bed = real.RealBed("", shown.shape[1], (first,), real.Clip(Path(comfyui), Path(clip)))
     scores = bed.judge(trial, [shown[1:]] * len(PROMPTS))
     print(json.dumps([[scores.design.tolist(), scores.text.tolist()], by_transformers(Path(comfyui), Path(clip), shown)]))
 

@@ -139,7 +139,10 @@ def test_a_users_own_pictures_are_judged_by_clip_as_transformers_computes_it(set
     """Seeded weights, read by the host and by transformers: the same mean cosines."""
     file = tmp_path / "clip.safetensors"
     seeded_clip.write(file)
-    run = [sys.executable, "-m", "tests.inside_clip", str(setup.comfyui), str(file), *map(str, sorted(PICTURES.glob("teddy-*")))]
+    shown = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(shown):
+        Image.open(PICTURES / f"teddy-{i}.png").convert("RGB").resize((224, 224), Image.Resampling.NEAREST).save(path)
+    run = [sys.executable, "-m", "tests.inside_clip", str(setup.comfyui), str(file), *map(str, shown)]
     told = subprocess.run(run, cwd=bootstrap.ROOT, check=True, capture_output=True, text=True).stdout
     ours, theirs = (np.array(each) for each in json.loads(told.splitlines()[-1]))
     file.unlink()
