@@ -1,6 +1,6 @@
 """How faithful to the pictures and to the prompt: this method beside others, and beside itself with parts left out.
 
-    python benchmarks/fidelity.py [PART ...] [--minutes N] [--emoji DIR]
+    python benchmarks/fidelity.py [PART ...] [--minutes N] [--servers N] [--emoji DIR]
     python benchmarks/fidelity.py --quick [--out DIR]
     python benchmarks/fidelity.py --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
 
@@ -14,6 +14,8 @@ same is done for a user's own checkpoint and pictures (see `real`).
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -231,11 +233,11 @@ PARTS: dict[str, Part] = {
     ),
     "pairs": (
         "Two concepts in one picture",
-        lambda b, s: pairs.run(s, b.best(OURS)),
-        lambda b: pairs.page(b.store.kept, b.best(OURS)),
+        lambda b, s: pairs.run(s, b.best(OURS), b.out),
+        lambda b: pairs.page(b.store.kept, b.best(OURS), b.out),
     ),
     "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
-    "lengths": ("How long to train", lambda b, s: s.run(b.lengths().all_trials()), lambda b: b.lengths().page(b.store, b.out)),
+    "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),
 }
 """Name -> title, what measures it (False if time is up), and the lines of its page."""
 
@@ -256,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
+    parser.add_argument("--servers", type=int, default=1, help="so many side by side; on processors that is faster than one")
     parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: minutes")
     parser.add_argument("--out", type=Path, help="where --quick's results go, or those for one's own pictures")
     parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
@@ -264,12 +267,18 @@ def main() -> None:
     setup = bootstrap.locate()
     bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
     checkpoint = arguments.checkpoint or setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
-    base = bootstrap.CACHE / f"fidelity-{bench.store.belongs_to(checkpoint)}"
+    digest = bench.store.belongs_to(checkpoint)
+    # What the quick run taught belongs to its results: anew for new ones.
+    base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
     bootstrap.make_base(base)
     bootstrap.share_checkpoint(setup, base, checkpoint)
-    with Server(setup, base=base) as server:
-        lab = Lab(server, arguments.emoji)
-        shop = Workshop(lab, bed(lab), bench.store, time.time() + 60 * arguments.minutes)
+    with contextlib.ExitStack() as open_ones:
+        threads = max(1, (os.cpu_count() or 1) // arguments.servers) if arguments.servers > 1 else None
+        labs = [
+            Lab(open_ones.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log")), arguments.emoji)
+            for i in range(arguments.servers)
+        ]
+        shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             done = PARTS[name][1](bench, shop)
             report(bench, PARTS)
@@ -282,16 +291,24 @@ Plan = tuple[Bench, Callable[[Lab], Bed], list[str]]
 """What is measured, in what bed, and which parts."""
 
 
+CANDIDATES = {name: method.candidates for name, method in METHODS.items()}
+
+
 def of_the_world(arguments: argparse.Namespace) -> Plan:
-    """In the emoji world: all of it, or the quick run, with the demo's concept and two methods as they were tuned."""
-    candidates = {name: method.candidates for name, method in METHODS.items()}
-    bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
-    if not arguments.quick:
-        world.fetch(arguments.emoji)
-        return bench, lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
-    out, recipes = arguments.out or bootstrap.CACHE / "fidelity-quick", {name: (bench.best(name),) for name in QUICK}
-    quick = Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
-    return quick, lambda lab: emoji.DemoBed(lab.emoji, lab.judges), ["fidelity"]
+    """In the emoji world: all of it, or the quick run."""
+    if arguments.quick:
+        bench = quick(arguments.out or bootstrap.CACHE / "fidelity-quick")
+        return bench, lambda lab: emoji.DemoBed(lab.emoji, lab.judges), ["fidelity"]
+    world.fetch(arguments.emoji)
+    bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, CANDIDATES)
+    return bench, lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
+
+
+def quick(out: Path) -> Bench:
+    """The demo's concept and two methods, as they were tuned."""
+    tuned = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, CANDIDATES)
+    recipes = {name: (tuned.best(name),) for name in QUICK}
+    return Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
 
 
 def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:

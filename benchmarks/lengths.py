@@ -1,4 +1,7 @@
-"""How long to train: both scores along a training, at several learning rates, on the concepts that settings are chosen on."""
+"""How long to train: both scores along a training, at several learning rates, on the concepts that settings are chosen on.
+
+And whether Train Concept, told to keep the best, keeps what is near the best by these scores, which it knows nothing of.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from benchmarks.concepts import Concept
 from benchmarks.emoji import prompts
 from benchmarks.fronts import Curve
 from benchmarks.methods import Recipe, Use
-from benchmarks.trials import Store, Trial
+from benchmarks.trials import Store, Trial, Workshop
+from perfusion_core.concept import Concept as Taught
+from perfusion_core.following import LEAST, Judgement
 
 EVERY, LAST = 50, 400
 RATES: dict[str, float] = {"a third of the rates": 1 / 3, "the rates as tuned": 1.0, "three times the rates": 3.0}
@@ -30,12 +35,22 @@ class Lengths:
     def trials(self, share: float, step: int) -> list[Trial]:
         """One for each concept."""
         rates = {name: self.recipe.widgets[name] * share for name in ("word_rate", "output_rate")}
-        recipe = replace(self.recipe, widgets={**self.recipe.widgets, **rates, "steps": LAST, "save_every": EVERY})
+        recipe = replace(self.recipe, widgets={**self.recipe.widgets, **rates, "steps": LAST, "save_every": EVERY, "keep": "best"})
         return [Trial(each, recipe, self.use, self.values, prompts(each), at=step) for each in self.concepts]
 
     def all_trials(self) -> Iterable[Trial]:
         """Rate by rate."""
         return (trial for share in RATES.values() for step in steps() for trial in self.trials(share, step))
+
+    def run(self, shop: Workshop) -> bool:
+        """Measure what is missing, and note what Train Concept thought of it; False if there was no time for all of it."""
+        if not shop.run(self.all_trials()):
+            return False
+        for trial in self.all_trials():
+            if judged_key(trial) not in shop.store.kept:
+                told = Taught.load(shop.lab.server.base / "models" / "perfusion" / shop.taught(trial)).training
+                shop.store.keep({judged_key(trial): {name: told[name] for name in ("held_out_loss", "followed")}})
+        return True
 
     def curves(self, store: Store) -> dict[str, dict[int, Curve]]:
         """Rate's name -> step -> curve; those that were measured whole."""
@@ -58,7 +73,40 @@ class Lengths:
             "| rates | step | best value | text | design | harmonic mean |",
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
+            "",
+            "What Train Concept keeps of these when told to keep the best: the least held-out loss of those that follow prompts "
+            f"as far as {LEAST}. Harmonic means of each concept at the rate's best value of the dial.",
+            "",
+            "| rates | concept | kept step | harmonic mean | best step | harmonic mean | last step's |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *[line for share in RATES if share in curves for line in self.kept_lines(store, share, curves[share])],
         ]
+
+    def kept_lines(self, store: Store, rate: str, curves: Mapping[int, Curve]) -> list[str]:
+        """What is kept of each concept, beside the best."""
+        dial = max((max(curve.harmonic()), curve.best()) for curve in curves.values())[1]
+        lines = []
+        for i, concept in enumerate(self.concepts):
+            means = {step: (curve.text[dial, i].mean(), curve.design[dial, i].mean()) for step, curve in curves.items()}
+            scores = {step: 2 * text * design / max(text + design, 1e-9) for step, (text, design) in means.items()}
+            judged = {step: judgement(store, self.trials(RATES[rate], step)[i]) for step in curves}
+            kept, best = next(iter(judged)), max(scores, key=lambda step: scores[step])
+            for step in judged:
+                kept = step if judged[step].beats(judged[kept]) else kept
+            told = f"{kept} | {scores[kept]:.2f} | {best} | {scores[best]:.2f} | {scores[max(scores)]:.2f}"
+            lines.append(f"| {rate} | {' '.join(concept)} | {told} |")
+        return lines
+
+
+def judged_key(trial: Trial) -> str:
+    """Of what Train Concept thought of a concept at a step."""
+    return f"judged/{trial.name()}/{trial.at}"
+
+
+def judgement(store: Store, trial: Trial) -> Judgement:
+    """What it thought."""
+    told = store.kept[judged_key(trial)]
+    return Judgement(told["held_out_loss"], told["followed"])
 
 
 def steps() -> range:

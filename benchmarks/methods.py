@@ -64,12 +64,12 @@ class Use:
 
 WIDGETS: dict[str, dict[str, object]] = {
     PERFUSION: {
-        "steps": 400, "batch": 8, "word_rate": 1e-4, "output_rate": 0.06, "train_bias": 0.3,
-        "train_temperature": 0.15, "lock": "local", "edit_mode": "exact", "flip": 0.5, "at_once": 8, "precision": "auto",
+        "steps": 300, "batch": 8, "word_rate": 1e-3, "output_rate": 0.03, "train_bias": 0.75,
+        "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5, "at_once": 8, "precision": "auto",
         "preview_every": 0, "min_snr": 5.0,
     },
     LORA: {
-        "steps": 400, "batch_size": 8, "grad_accumulation_steps": 1, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
+        "steps": 300, "batch_size": 8, "grad_accumulation_steps": 1, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
         "loss_function": "MSE", "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False,
         "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
         "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
@@ -152,7 +152,7 @@ def use(
     return model, clip, TRIGGER
 
 
-DEFAULT_SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0}
+DEFAULT_SETTINGS = {"bias": 0.6, "temperature": 0.15, "strength": 1.0}
 
 
 @dataclass(frozen=True)
@@ -172,15 +172,8 @@ def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe,
 METHODS: dict[str, Method] = {
     "Perfusion": Method(
         Use("bias"),
-        (0.1, 0.25, 0.4, 0.55, 0.7),
-        recipes(
-            [
-                {},
-                {"word_rate": 3e-4},
-                {"output_rate": 0.03},
-                {"word_rate": 3e-4, "output_rate": 0.03, "train_bias": 0.75, "train_temperature": 0.1},
-            ]
-        ),
+        (0.2, 0.35, 0.5, 0.65, 0.8),
+        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.06}, {"word_rate": 3e-3}]),
     ),
     "Textual Inversion": Method(
         Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2)], edit_mode="none")
@@ -188,7 +181,7 @@ METHODS: dict[str, Method] = {
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
         (0.2, 0.4, 0.6, 0.8, 1.0),
-        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.03}, {"output_rate": 0.1}], edit_mode="static"),
+        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.06}, {"word_rate": 3e-3}], edit_mode="static"),
     ),
     "LoRA": Method(
         Use("strength"),

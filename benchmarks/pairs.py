@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks import concepts
+from benchmarks import concepts, plots
 from benchmarks.concepts import TEST
 from benchmarks.lab import draw, half, percent
 from benchmarks.methods import Recipe, Use
@@ -30,6 +30,11 @@ WAYS = {
 """Name -> edit mode, or "regions" for the exact one with a half of the picture for each."""
 
 
+FILE = "fidelity-pairs.png"
+SHOWN = 2
+"""Pictures of each."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two concepts and how they are combined."""
@@ -45,20 +50,36 @@ class Pair:
         return f"pair/{way}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
 
 
-def run(shop: Workshop, recipe: Recipe) -> bool:
-    """Measure what is missing of all pairs; False if there was no time for it."""
+def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
+    """Measure what is missing of all pairs, and draw their sheet; False if there was no time for it."""
     for pair in (Pair(left, right, recipe, way) for left, right in PAIRS for way in WAYS):
         if pair.key() in shop.store.kept:
             continue
         if not shop.in_time():
             return False
-        shop.store.keep({pair.key(): measure(shop, pair)})
+        shop.store.keep({pair.key(): judged(shop, pair, pictures(shop, pair, PLACES))})
         print(pair.key(), flush=True)
+    return shown(shop, recipe, out)
+
+
+def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
+    """Draw the sheet: a row for each pair, a column for each way; places take turns. False if there was no time for it."""
+    of = {"of": [recipe.key(left, 0) for left, _ in PAIRS]}
+    if shop.store.kept.get("pairs-sheet") == of and (out / FILE).exists():
+        return True
+    if not shop.in_time():
+        return False
+    rows = {}
+    for i, (left, right) in enumerate(PAIRS):
+        drawn = [pictures(shop, Pair(left, right, recipe, way), [PLACES[i % len(PLACES)]])[0] for way in WAYS]
+        rows[f"{left[1]}, {right[1]}"] = [torch.cat(list(each[:SHOWN]), dim=1) for each in drawn]
+    plots.sheet(rows, list(WAYS), out / FILE)
+    shop.store.keep({"pairs-sheet": of})
     return True
 
 
-def measure(shop: Workshop, pair: Pair) -> dict[str, list]:
-    """Whether word, design and background are recognised: [places, seeds] each, of both sides."""
+def pictures(shop: Workshop, pair: Pair, places: Sequence[str]) -> list[Tensor]:
+    """Pictures [seeds, 64, 64, 3] of a pair in each of these places."""
     graph, way = Graph(), WAYS[pair.way]
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     names = [concept[1] for concept in (pair.left, pair.right)]
@@ -69,9 +90,10 @@ def measure(shop: Workshop, pair: Pair) -> dict[str, list]:
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
         model, clip = graph.apply(model, clip, [stack, 0], "exact" if way == "regions" else way)
     negative = graph.text(clip, "")
-    prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in PLACES]
-    links = [draw(graph, model, prompt, negative, vae, 9000 + 100 * i, SEEDS)[1] for i, prompt in enumerate(prompts)]
-    return judged(shop, pair, shop.lab.pictures(graph, *links))
+    prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in places]
+    seeds = [9000 + 100 * PLACES.index(place) for place in places]
+    links = [draw(graph, model, prompt, negative, vae, seed, SEEDS)[1] for prompt, seed in zip(prompts, seeds, strict=True)]
+    return shop.lab.pictures(graph, *links)
 
 
 def region(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
@@ -83,7 +105,7 @@ def region(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[s
 
 
 def judged(shop: Workshop, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
-    """What the oracles say."""
+    """Whether word, design and background are recognised: [places, seeds] each, of both sides."""
     found: dict[str, list] = {"words": [], "designs": [], "places": []}
     judges = shop.lab.judges
     for place, images in zip(PLACES, drawn, strict=True):
@@ -96,7 +118,7 @@ def judged(shop: Workshop, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
     return found
 
 
-def page(kept: Mapping[str, dict], recipe: Recipe) -> list[str]:
+def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
     """The table, of those ways that all pairs were measured with."""
     lines = []
     for way in WAYS:
@@ -122,4 +144,5 @@ def page(kept: Mapping[str, dict], recipe: Recipe) -> list[str]:
         "| combined | both designs | designs | both words | background |",
         "| --- | --- | --- | --- | --- |",
         *lines,
+        *(["", f"![Two concepts in one picture, in each of these ways]({FILE})"] if (out / FILE).exists() else []),
     ]

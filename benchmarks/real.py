@@ -32,10 +32,12 @@ PROMPTS = (
     "a {} floating in outer space",
 )
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+OURS: dict[str, object] = {"word_rate": 3e-4, "min_snr": 0.0}
+"""What Train Concept comes with, where the demo's small model needs other values."""
 CANDIDATES: dict[str, tuple[Recipe, ...]] = {
-    "Perfusion": (Recipe(widgets={}, masks=FOUND),),
-    "Textual Inversion": (Recipe(widgets={"edit_mode": "none", "word_rate": 5e-3}, masks=FOUND),),
-    "static edit (ROME)": (Recipe(widgets={"edit_mode": "static"}, masks=FOUND),),
+    "Perfusion": (Recipe(widgets=OURS, masks=FOUND),),
+    "Textual Inversion": (Recipe(widgets=OURS | {"edit_mode": "none", "word_rate": 5e-3}, masks=FOUND),),
+    "static edit (ROME)": (Recipe(widgets=OURS | {"edit_mode": "static"}, masks=FOUND),),
     "LoRA": (Recipe(LORA, {"learning_rate": 5e-4, "gradient_checkpointing": True}),),
     "full fine-tune": (Recipe(LORA, {"learning_rate": 1e-4, "rank": 128, "gradient_checkpointing": True}),),
 }

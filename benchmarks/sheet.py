@@ -54,7 +54,7 @@ def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) 
 def taught_from(shop: Workshop, concept: Concept) -> list[torch.Tensor]:
     """Some of a concept's training pictures."""
     folder = shop.lab.server.base / "input"
-    return [read(folder / name) for name in shop.bed.pictures(folder, concept, Recipe(pictures=SHOWN))]
+    return [read(folder / name) for name in shop.shown(concept, Recipe(pictures=SHOWN))]
 
 
 def page(kept: Mapping[str, dict], out: Path) -> list[str]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -78,7 +83,10 @@ class Bed(Protocol):
     """Pixels of a picture."""
 
     def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
-        """Put the pictures that a recipe learns from into an input folder; their names there. The alpha channel is the mask."""
+        """Put the pictures that a recipe learns from into a folder, or name some that the input folder has from the start.
+
+        Their names there; the alpha channel is the mask.
+        """
 
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
         """Scores of pictures [seeds, side, side, 3] of each of the trial's prompts."""
@@ -88,7 +96,7 @@ class Store:
     """Scores that were measured, in a JSON file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.writing = path, threading.Lock()
         self.kept: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def belongs_to(self, checkpoint: Path) -> str:
@@ -122,20 +130,24 @@ class Store:
 
     def keep(self, found: Mapping[str, dict]) -> None:
         """Keep anything under keys; the file is written whole or not at all."""
-        self.kept |= found
-        lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
-        write_bytes(self.path, ("{\n" + lines + "\n}\n").encode())
+        with self.writing:
+            self.kept |= found
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
+            write_bytes(self.path, ("{\n" + lines + "\n}\n").encode())
 
 
-@dataclass
 class Workshop:
-    """A server that trials run in."""
+    """Servers of one base directory that trials run in side by side, and what they share."""
 
-    lab: Lab
-    bed: Bed
-    store: Store
-    until: float = float("inf")
-    """When to stop, by `time.time`."""
+    def __init__(self, labs: Sequence[Lab], bed: Bed, store: Store, until: float = float("inf")) -> None:
+        """`until`: when to stop, by `time.time`."""
+        self.labs, self.bed, self.store, self.until = labs, bed, store, until
+        self.teaching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @property
+    def lab(self) -> Lab:
+        """The one for what is not done side by side."""
+        return self.labs[0]
 
     def in_time(self) -> bool:
         """Whether something new may be started."""
@@ -143,45 +155,77 @@ class Workshop:
 
     def run(self, trials: Iterable[Trial]) -> bool:
         """Do what is missing of these trials; False if there was no time for all of it."""
-        for trial in trials:
-            missing = self.store.missing(trial)
-            if not missing:
-                continue
-            if not self.in_time():
-                return False
-            start = time.time()
-            if trial.recipe:
-                self.taught(trial)
-            middle = time.time()
-            drawn = self.draw(trial, missing)
-            self.store.put(trial, {value: self.bed.judge(trial, each) for value, each in zip(missing, drawn, strict=True)})
-            print(f"{trial.name()}: taught {middle - start:.0f} s, drawn {time.time() - middle:.0f} s", flush=True)
+        free: SimpleQueue[Lab] = SimpleQueue()
+        for lab in self.labs:
+            free.put(lab)
+
+        def done(trial: Trial) -> bool:
+            lab = free.get()
+            try:
+                return self.measure(lab, trial)
+            finally:
+                free.put(lab)
+
+        with ThreadPoolExecutor(len(self.labs)) as pool:
+            return all(list(pool.map(done, [trial for trial in trials if self.store.missing(trial)])))
+
+    def measure(self, lab: Lab, trial: Trial) -> bool:
+        """Do what is missing of a trial; False if there was no time for it."""
+        missing = self.store.missing(trial)
+        if not missing:
+            return True
+        if not self.in_time():
+            return False
+        start = time.time()
+        if trial.recipe:
+            self.taught(trial, lab)
+        middle = time.time()
+        drawn = self.draw(trial, missing, lab)
+        self.store.put(trial, {value: self.bed.judge(trial, each) for value, each in zip(missing, drawn, strict=True)})
+        print(f"{trial.name()}: taught {middle - start:.0f} s, drawn {time.time() - middle:.0f} s", flush=True)
         return True
 
-    def taught(self, trial: Trial) -> Path:
+    def taught(self, trial: Trial, lab: Lab | None = None) -> Path:
         """The file that the trial's recipe makes of the concept, by its name within its folder; made now if there is none."""
-        base, recipe, name = self.lab.server.base, trial.recipe, trial.name()
-        folder = base / "models" / ("loras" if recipe.teacher == LORA else "perfusion")
+        lab, recipe, name = lab or self.lab, trial.recipe, trial.name()
+        folder = lab.server.base / "models" / ("loras" if recipe.teacher == LORA else "perfusion")
         file = Path(f"{name}.safetensors")
-        if not (folder / file).exists():
-            graph, names = Graph(), self.bed.pictures(base / "input", trial.concept, recipe)
-            parts = graph.checkpoint(self.bed.checkpoint)
-            teach(graph, parts, recipe, trial.concept[1], names, self.bed.side, trial.seed, name)
-            self.lab.server.run(graph.nodes, timeout=36000)
-            if recipe.teacher == LORA:
-                folder.mkdir(exist_ok=True)
-                (made,) = (base / "output" / "loras").glob(f"{name}_*.safetensors")
-                shutil.move(made, folder / file)
+        with self.teaching[name]:
+            if not (folder / file).exists():
+                self.teach(trial, lab, folder / file)
         if trial.at:
             (file,) = (path.relative_to(folder) for path in folder.glob(f"steps/{name}-*/{trial.at:05}.safetensors"))
         return file
 
-    def draw(self, trial: Trial, values: Sequence[float]) -> list[list[Tensor]]:
+    def teach(self, trial: Trial, lab: Lab, file: Path) -> None:
+        """Teach the trial's concept by its recipe."""
+        base, recipe, graph = lab.server.base, trial.recipe, Graph()
+        names = self.shown(trial.concept, recipe)
+        teach(graph, graph.checkpoint(self.bed.checkpoint), recipe, trial.concept[1], names, self.bed.side, trial.seed, file.stem)
+        lab.server.run(graph.nodes, timeout=36000)
+        if recipe.teacher == LORA:
+            file.parent.mkdir(exist_ok=True)
+            (made,) = (base / "output" / "loras").glob(f"{file.stem}_*.safetensors")
+            shutil.move(made, file)
+
+    def shown(self, concept: Concept, recipe: Recipe) -> list[str]:
+        """Put the pictures that a recipe learns from into the input folder, each in one go; their names there."""
+        base = self.lab.server.base
+        with tempfile.TemporaryDirectory(dir=base) as scratch:
+            names = self.bed.pictures(Path(scratch), concept, recipe)
+            for made, target in ((Path(scratch) / name, base / "input" / name) for name in names):
+                if made.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    made.replace(target)
+        return names
+
+    def draw(self, trial: Trial, values: Sequence[float], lab: Lab | None = None) -> list[list[Tensor]]:
         """For each value, pictures [seeds, side, side, 3] of each prompt."""
-        graph, links, file = Graph(), [], self.taught(trial) if trial.recipe else None
+        lab, graph, links = lab or self.lab, Graph(), []
+        file = self.taught(trial, lab) if trial.recipe else None
         for value in values:
             links += self.pictures(graph, trial, file, value)
-        drawn = iter(self.lab.pictures(graph, *links))
+        drawn = iter(lab.pictures(graph, *links))
         return [[next(drawn) for _ in trial.prompts] for _ in values]
 
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:

@@ -1,25 +1,20 @@
 """The bias that suits a concept and a prompt, found without a user's eye."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
-from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, Stack
 from ..perfusion_core.edit import MODES, STATIC
-from ..perfusion_core.following import CONTEXTS, LEAST, followed, lowest, spread
+from ..perfusion_core.following import CONTEXTS, LEAST, lowest
 from ..perfusion_core.prompts import replaced
-from . import host
+from .following import Following
 from .kinds import CATEGORY, ConceptType, size_input
 from .pictures import gate_table
 
 BIASES = tuple(round(0.1 * i, 1) for i in range(11))
-SEEDS = 4
 
 
 class PerfusionAutoBias(io.ComfyNode):
@@ -82,8 +77,12 @@ class PerfusionAutoBias(io.ComfyNode):
         found, charts = [], {}
         bar = ProgressBar(len(concept) * (1 + len(BIASES)))
         for one in concept:
-            asked = asked_for(one, concept, prompt)
-            scores = curve(model, clip, one, asked, size, seed, edit_mode, bar)
+            asking = Following(model, clip, one.superclass, size, seed, asked_for(one, concept, prompt))
+            bar.update(1)
+            scores = []
+            for score in asking.scores(one, BIASES, edit_mode):
+                scores.append(score)
+                bar.update(1)
             bias = round(lowest(BIASES, scores, followed), 3)
             found.append(one.with_settings(bias=bias))
             charts[f"{one.trigger}: {bias:g}"] = scores
@@ -100,29 +99,6 @@ def asked_for(one: Concept, stack: Stack, prompt: str) -> list[str]:
         raise PerfusionError(f"The prompt does not name {one.trigger}; write it in the prompt, or leave the prompt empty.")
     words = {each.trigger: "{}" if each is one else each.superclass for each in stack}
     return [replaced(prompt.strip().replace("{", "").replace("}", ""), words)]
-
-
-def curve(
-    model: ModelPatcher, clip: CLIP, one: Concept, asked: list[str], size: int, seed: int, mode: str, bar: ProgressBar
-) -> list[float]:
-    """How far prompts are followed at each of BIASES."""
-
-    def encoded(clip: CLIP, texts: Sequence[str], word: str) -> list[list]:
-        return host.conditionings(clip, [text.format(word) for text in texts])
-
-    def seen(model: ModelPatcher, prompts: list[list]) -> Tensor:
-        return host.foreseen(model, prompts, size, SEEDS, seed)
-
-    plain = seen(model, encoded(clip, asked, one.superclass))
-    apart = spread(plain if asked == list(CONTEXTS) else seen(model, encoded(clip, CONTEXTS, one.superclass)))
-    named = encoded(host.clip_with_words(clip, (one,)), asked, one.trigger)
-    bar.update(1)
-    scores = []
-    for bias in BIASES:
-        changed = host.model_with_edit(model, (replace(one, bias=bias, region=None),), mode)
-        scores.append(followed(seen(changed, named), plain, apart))
-        bar.update(1)
-    return scores
 
 
 NODES = [PerfusionAutoBias]

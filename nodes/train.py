@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,9 +21,11 @@ from ..perfusion_core.concept import SUPERCLASS_LENGTH, Concept, Stack, check_tr
 from ..perfusion_core.covariance import Covariance, probe
 from ..perfusion_core.edit import MODES
 from ..perfusion_core.files import read, write
-from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, start, teach
+from ..perfusion_core.following import Judgement
+from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, held_out_loss, start, teach
 from . import host, pictures
 from .covariance import check_covariance, measure
+from .following import Following
 from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input
 
 log = logging.getLogger("perfusion")
@@ -30,6 +33,7 @@ log = logging.getLogger("perfusion")
 CHECKPOINT_EVERY = 25
 MAX_CHECKPOINT = 256 * 2**20
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAST, BEST = "last", "best"
 DEFAULTS = Settings()
 
 
@@ -124,14 +128,44 @@ def steps_folder(trigger: str, digest: str) -> Path:
     return home() / "steps" / f"{name}-{digest[:8]}"
 
 
+class Best:
+    """The best concept of a training so far, told by `following.Judgement`; kept in a file, as the training itself is."""
+
+    def __init__(self, path: Path, following: Callable[[], Following], mode: str) -> None:
+        """`following` is asked for when it is first needed."""
+        self.path, self.mode = path, mode
+        self.following = cache(following)
+
+    def judge(self, concept: Concept, loss: float) -> Concept:
+        """The concept with what is thought of it, which is kept if there was no better one."""
+        (score,) = self.following().scores(concept, [concept.bias], self.mode)
+        judged = replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
+        if not self.path.exists() or judgement_of(judged).beats(judgement_of(self.concept())):
+            judged.save(self.path, torch.float32)
+        return judged
+
+    def concept(self) -> Concept:
+        """The best one."""
+        return Concept.load(self.path)
+
+
+def judgement_of(concept: Concept) -> Judgement:
+    """What was thought of a concept while it was taught."""
+    return Judgement(float(concept.training["held_out_loss"]), float(concept.training["followed"]))
+
+
 @dataclass(frozen=True)
 class Often:
-    """What a training does on its way: steps between pictures that are shown and concepts that are saved; 0 for none."""
+    """What a training does on its way: steps between pictures that are shown and concepts that are saved, 0 for none; what
+    judges a concept, given its held-out loss, every CHECKPOINT_EVERY steps.
+    """
 
+    so_far: Callable[[Lesson], Concept]
     preview_every: int
-    show: Callable[[Lesson], Tensor]
+    show: Callable[[Concept], Tensor]
     save_every: int
-    save: Callable[[Lesson], None]
+    steps_folder: Path
+    best: Best | None
 
 
 class PerfusionTrain(io.ComfyNode):
@@ -304,6 +338,16 @@ class PerfusionTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="The word learns knowing that the place where the edit acts moves with it.",
                 ),
+                io.Combo.Input(
+                    "keep",
+                    options=[LAST, BEST],
+                    default=LAST,
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"last: the concept as training ends with it. best: the best of every {CHECKPOINT_EVERY} steps, told "
+                    "by the model itself: the one most like the pictures of those with which it still follows prompts. Takes about "
+                    "a quarter more time.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
@@ -359,21 +403,26 @@ class PerfusionTrain(io.ComfyNode):
         def so_far(lesson: Lesson) -> Concept:
             return concept_of(lesson, inverse, trigger, superclass, family, settings)
 
-        def show(lesson: Lesson) -> Tensor:
-            return portrait(model, clip, vae, so_far(lesson), size, settings.seed, settings.mode)
+        def show(concept: Concept) -> Tensor:
+            return portrait(model, clip, vae, concept, size, settings.seed, settings.mode)
 
-        def save(lesson: Lesson) -> None:
-            so_far(lesson).save(steps_folder(trigger, digest) / f"{lesson.step:05}.safetensors", torch.float16)
+        def following() -> Following:
+            return Following(model, clip, superclass, size, settings.seed)
 
-        often = Often(chosen["preview_every"], show, chosen.get("save_every", 0), save)
+        best = Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if chosen.get("keep") == BEST else None
+        folder = steps_folder(trigger, digest)
+        often = Often(so_far, chosen["preview_every"], show, chosen.get("save_every", 0), folder, best)
 
         with host.learning():
             student = host.Student(model, clip, precision, settings.min_snr)
             lesson = run(student, superclass, settings, latents, weights, inverse, path, often)
             del student  # it would keep the weights on their device while the picture is drawn
-        picture = show(lesson)
-        concept: Stack = (replace(so_far(lesson), preview=pictures.preview_bytes(picture)),)
+        taught = best.concept() if best else so_far(lesson)
+        picture = show(taught)
+        concept: Stack = (replace(taught, preview=pictures.preview_bytes(picture)),)
         path.unlink(missing_ok=True)
+        if best:
+            best.path.unlink()
         return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None])
 
 
@@ -393,14 +442,21 @@ def run(
     def keep(lesson: Lesson) -> None:
         write(path, lesson.tensors(), {"format": "perfusion-training", "version": "1"})
 
+    def judged(lesson: Lesson) -> Concept:
+        concept = often.so_far(lesson)
+        if often.best and (lesson.step % CHECKPOINT_EVERY == 0 or lesson.step == settings.steps):
+            return often.best.judge(concept, held_out_loss(student, lesson, latents, weights, inverse, settings))
+        return concept
+
     def after_step(lesson: Lesson) -> None:
         if lesson.step % CHECKPOINT_EVERY == 0:
             keep(lesson)
+        concept = judged(lesson)
         if often.save_every and lesson.step % often.save_every == 0:
-            often.save(lesson)
+            concept.save(often.steps_folder / f"{lesson.step:05}.safetensors", torch.float16)
         preview = None
         if often.preview_every and lesson.step % often.preview_every == 0 and lesson.step < settings.steps:
-            preview = ("JPEG", pictures.to_pil(often.show(lesson)), 512)
+            preview = ("JPEG", pictures.to_pil(often.show(concept)), 512)
         bar.update_absolute(lesson.step, settings.steps, preview)
 
     # Copies: tensors of the node's inference mode can take no part in a backward pass.
@@ -409,6 +465,8 @@ def run(
     lesson = resume(path, start(student, superclass, settings))
     bar.update_absolute(lesson.step, settings.steps)
     try:
+        if lesson.step:
+            judged(lesson)  # it may have been stopped before that
         return teach(student, lesson, latents, weights, inverse, settings, after_step)
     except InterruptProcessingException:
         # The host raises it from within any of its layers; the lesson then stands as after its last whole step.

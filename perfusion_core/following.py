@@ -10,6 +10,7 @@ is 1 where the concept changes nothing, and 0 where it changes as much as anothe
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -60,3 +61,22 @@ def lowest(biases: Sequence[float], scores: Sequence[float], least: float) -> fl
             share = (least - scores[i]) / (scores[i + 1] - scores[i])
             return biases[i] + share * (biases[i + 1] - biases[i])
     return biases[0]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What can be told of a concept while it is taught, without a user's eye and on any machine.
+
+    Attributes:
+        loss: `training.held_out_loss`: how like the pictures; less is better.
+        followed: how far prompts of all kinds are followed at the bias that the concept would come with.
+    """
+
+    loss: float
+    followed: float
+
+    def beats(self, other: "Judgement", least: float = LEAST) -> bool:
+        """Whether it is the better one: first prompts must be followed, as far as `least`; then likeness counts."""
+        if min(self.followed, other.followed) >= least:
+            return self.loss < other.loss
+        return self.followed > other.followed

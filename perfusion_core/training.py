@@ -8,7 +8,7 @@ resumed run needs no generator's state and ends as an undisturbed one would.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,6 +23,9 @@ Word = Mapping[str, Tensor]
 """Text encoder's name -> embedding vectors, [n, width]."""
 
 LOCAL, TRAINED = "local", "trained"
+
+HELD_OUT = 16
+"""Noises that a held-out loss is measured with, or one for each picture if those are more."""
 
 NONE = "none"
 """A mode beside `edit.MODES`, for training alone: there is no edit, and the word is all that is learned."""
@@ -264,6 +267,24 @@ def gradients(
         for tensor in learned:
             tensor.requires_grad_(False)
     return sums, seen().detach(), total
+
+
+def held_out_loss(base: Base, lesson: Lesson, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings) -> float:
+    """The loss over all pictures, unmirrored, with noises and times that no step draws; the same ones whenever it is asked.
+
+    Arguments as for `teach`. A step's own loss says little: its times are drawn anew, and they decide most of it.
+    """
+    count = max(HELD_OUT, len(latents))
+    draw = Draw.of(replace(settings, batch=count), -1, latents[:, 0])
+    device, total = lesson.target_input.device, 0.0
+    with torch.no_grad():
+        encodings, _ = base.encode(TEMPLATES[:1], lesson.word)
+        edit = edit_in_training(lesson, inverse, settings)
+        for part in torch.arange(count).split(settings.micro):
+            shown, noise, time = part % len(latents), draw.noise[part].to(device), draw.time[part].to(device)
+            prediction, target = base.objective(latents[shown, 0], noise, time, encodings.expand(len(part), -1, -1), edit)
+            total += float(masked_error(prediction, target, masks[shown, 0])) * len(part) / count
+    return total
 
 
 def adam(lesson: Lesson, sums: list[Tensor], settings: Settings) -> None:

@@ -49,14 +49,20 @@ class Server:
         base: Path | None = None,
         arguments: Sequence[str] = (),
         start_timeout: float = 300,
+        threads: int | None = None,
+        log_name: str = "server.log",
     ) -> None:
-        """Port None or 0 takes a free one; `base` is the base directory, if not the set-up's; `arguments` go to main.py."""
+        """Port None or 0 takes a free one; `base` is the base directory, if not the set-up's; `arguments` go to main.py.
+
+        `threads` limits those that compute, for servers side by side; of one base directory, these need logs of their own.
+        """
         self.setup = setup
         self.base = base or setup.base
         self.port = port or _free_port()
         self.arguments = list(arguments)
         self.start_timeout = start_timeout
-        self.log_file = self.base / "server.log"
+        self.environment = clean_environment() | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        self.log_file = self.base / log_name
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -84,7 +90,7 @@ class Server:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.setup.comfyui,
-                env=clean_environment(),
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

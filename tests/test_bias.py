@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from perfusion_core.following import followed, lowest, spread
+from perfusion_core.following import Judgement, followed, lowest, spread
 from scripts.graphs import Graph
 from scripts.server import GraphError, Server
 
@@ -33,6 +33,16 @@ def test_followed_is_1_where_nothing_changes_and_0_where_as_much_does_as_by_anot
 )
 def test_the_lowest_bias_is_where_the_prompt_begins_to_be_followed(scores: list[float], least: float, bias: float) -> None:
     assert lowest([0.0, 0.1, 0.2, 0.3], scores, least) == pytest.approx(bias)
+
+
+def test_the_best_concept_is_the_likest_of_those_that_follow_prompts() -> None:
+    like, follows, both, lost = Judgement(0.1, 0.2), Judgement(0.3, 0.9), Judgement(0.2, 0.6), Judgement(0.05, 0.1)
+    order = [both, follows, like, lost]
+    for i, better in enumerate(order):
+        for worse in order[i + 1 :]:
+            assert better.beats(worse, 0.5) and not worse.beats(better, 0.5)
+    assert not both.beats(both, 0.5)
+    assert like.beats(both, 0.1) and follows.beats(both, 0.8)
 
 
 def found(server: Server, prompt: str, least: float) -> float:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import emoji
+from benchmarks import emoji, fidelity
 from benchmarks.ablations import ABLATIONS
 from benchmarks.concepts import TEST
 from benchmarks.fronts import Curve, front, interval, lead, mean_lead, resamples
@@ -160,3 +160,19 @@ def test_scores_belong_to_a_checkpoint(tmp_path: Path) -> None:
     assert Store(tmp_path / "scores.json").belongs_to(checkpoints[2]) == first
     with pytest.raises(SystemExit, match="another checkpoint"):
         Store(tmp_path / "scores.json").belongs_to(checkpoints[1])
+
+
+def test_the_quick_run_has_perfusion_in_front_of_textual_inversion(setup: bootstrap.Setup, tmp_path: Path) -> None:
+    """At the text score that Textual Inversion has, Perfusion's pictures show more of the design."""
+    run = [sys.executable, "benchmarks/fidelity.py", "--quick", "--out", str(tmp_path)]
+    subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
+    bench = fidelity.quick(tmp_path)
+    curves = bench.curves()
+    ours, theirs = curves[fidelity.OURS], curves["Textual Inversion"]
+    whole, _, ahead = lead(ours, theirs, theirs.means()[0][0])
+    assert whole > 0 and ahead > 0.5
+    # Both learned something, or there would be nothing to compare.
+    plain = curves[fidelity.WORD_ALONE]
+    assert ours.means()[1].max() > plain.means()[1][0] + 0.1 and ours.means()[0].max() > 0.5
+    page = (tmp_path / "fidelity.md").read_text(encoding="utf-8")
+    assert "| Textual Inversion |" in page and (tmp_path / "fidelity.png").exists()

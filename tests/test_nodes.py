@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from perfusion_core.concept import Concept
 from perfusion_core.files import parse
+from perfusion_core.following import Judgement
 from scripts.bootstrap import CHECKPOINT
 from scripts.graphs import TRIGGER, Graph, concepts, latents
 from scripts.server import GraphError, Server
@@ -202,6 +203,26 @@ def test_concepts_are_saved_on_the_way(server: Server) -> None:
     assert 0 < moved[0] < moved[1]
 
 
+def test_the_best_concept_is_kept(server: Server) -> None:
+    """With rates that ruin the prompt, or teach nothing but noise, in the end: an early one is kept, as it was on the way."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    more = {"steps": 75, "batch": 2, "seed": 78, "save_every": 25, "keep": "best", "word_rate": 0.05, "output_rate": 0.5}
+    graph.save([graph.train(model, clip, vae, images, masks, trigger="<kept>", **more), 0], "kept")
+    server.run(graph.nodes)
+    folder = server.base / "models" / "perfusion"
+    (place,) = (folder / "steps").glob("kept-*")
+    on_the_way = [Concept.load(path) for path in sorted(place.iterdir())]
+    judged = [Judgement(each.training["held_out_loss"], each.training["followed"]) for each in on_the_way]
+    best = next(i for i, one in enumerate(judged) if not any(other.beats(one) for other in judged))
+    kept = Concept.load(folder / "kept_00001.safetensors")
+    assert kept.training == on_the_way[best].training and kept.preview
+    assert torch.allclose(kept.word["clip_l"], on_the_way[best].word["clip_l"], atol=1e-3)
+    assert len({one.loss for one in judged}) == len({one.followed for one in judged}) == 3 and judged[-1].followed < 0.5
+    assert not [path for path in (folder / ".work").iterdir() if path.name.startswith(("best-", "training-"))]
+
+
 def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> None:
     first, other = torch.randn(2, 2, 768, generator=torch.Generator().manual_seed(3)) * 0.02
     embedding(server, "initial", clip_l=first.contiguous())
@@ -210,7 +231,9 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
         graph = Graph()
         model, clip, vae = graph.checkpoint()
         images, masks = graph.pictures(2)
-        train = graph.train(model, clip, vae, images, masks, steps=40, batch=2, seed=5, initial_word="embedding:initial")
+        train = graph.train(
+            model, clip, vae, images, masks, steps=40, batch=2, seed=5, initial_word="embedding:initial", keep="best"
+        )
         graph.save([train, 0], prefix)
         return graph.nodes
 

@@ -26,6 +26,7 @@ from perfusion_core.training import (
     adam,
     edit_in_training,
     gradients,
+    held_out_loss,
     masked_error,
     start,
     teach,
@@ -749,3 +750,39 @@ def test_a_batch_encodes_each_template_once(inverse: Tensor, latents: Tensor, ma
     assert len(Counts.seen) == 7 and Counts.seen[0] == list(TEMPLATES)
     assert all(len(each) == len(set(each)) <= 2 for each in Counts.seen[1:])
     assert training.TEMPLATES is TEMPLATES
+
+
+def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_learns(
+    inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    painter, settings = Painter(), Settings(steps=60, batch=3, micro=2, word_rate=1e-2, output_rate=1e-2)
+    lesson = start(painter, "bear", settings)
+
+    def measured(micro: int = 2) -> float:
+        return held_out_loss(painter, lesson, latents, masks, inverse, replace(settings, micro=micro))
+
+    first = measured()
+    assert measured() == first and measured(5) == pytest.approx(first, rel=1e-5)
+    before = {name: tensor.clone() for name, tensor in lesson.tensors().items()}
+    measured()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lesson.tensors().items())
+    teach(painter, lesson, latents, masks, inverse, settings)
+    assert measured() < 0.9 * first
+    # Mirrored pictures take no part, and what lies outside of masks takes none either.
+    changed = latents.clone()
+    changed[:, 1] += 5
+    last = measured()
+    assert held_out_loss(painter, lesson, changed, masks, inverse, settings) == last
+    changed[:, 0] += 5 * (masks[:, 0] == 0)
+    assert held_out_loss(painter, lesson, changed, masks, inverse, settings) == pytest.approx(last, rel=1e-5)
+
+
+def test_the_held_out_loss_has_every_picture(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    painter, settings = Painter(), Settings(batch=3)
+    lesson = start(painter, "bear", settings)
+    many = latents.repeat(7, 1, 1, 1, 1), masks.repeat(7, 1, 1, 1, 1)
+    first = held_out_loss(painter, lesson, *many, inverse, settings)
+    for i in range(len(many[0])):
+        changed = many[0].clone()
+        changed[i] += 1
+        assert held_out_loss(painter, lesson, changed, many[1], inverse, settings) != first

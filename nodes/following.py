@@ -1,0 +1,38 @@
+"""How far a model follows prompts with a concept in them, asked of the model itself (see `perfusion_core.following`)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from torch import Tensor
+
+from ..perfusion_core.concept import Concept
+from ..perfusion_core.following import CONTEXTS, followed, spread
+from . import host
+
+SEEDS = 4
+
+
+class Following:
+    """Some prompts, and what the model foresees of them with the plain word."""
+
+    def __init__(
+        self, model: ModelPatcher, clip: CLIP, superclass: str, size: int, seed: int, asked: Sequence[str] = CONTEXTS
+    ) -> None:
+        """`asked`: prompts with {} for the thing; `size` in pixels; `seed` of the noises."""
+        self.model, self.clip, self.size, self.seed, self.asked = model, clip, size, seed, list(asked)
+        self.plain = self._foreseen(model, clip, superclass, self.asked)
+        contexts = self.plain if self.asked == list(CONTEXTS) else self._foreseen(model, clip, superclass, CONTEXTS)
+        self.apart = spread(contexts)
+
+    def _foreseen(self, model: ModelPatcher, clip: CLIP, word: str, asked: Iterable[str]) -> Tensor:
+        prompts = host.conditionings(clip, [text.format(word) for text in asked])
+        return host.foreseen(model, prompts, self.size, SEEDS, self.seed)
+
+    def scores(self, concept: Concept, biases: Iterable[float], mode: str) -> Iterator[float]:
+        """How far the prompts are followed with the concept at each of these biases."""
+        prompts = host.conditionings(host.clip_with_words(self.clip, (concept,)), [t.format(concept.trigger) for t in self.asked])
+        for bias in biases:
+            changed = host.model_with_edit(self.model, (replace(concept, bias=bias, region=None),), mode)
+            yield followed(host.foreseen(changed, prompts, self.size, SEEDS, self.seed), self.plain, self.apart)
