@@ -37,7 +37,7 @@ from demo import world
 from scripts import bootstrap
 from scripts.server import Server
 
-TUNED_ON: tuple[Concept, ...] = (("emojione-v1", "cat"), ("fxemoji", "mushroom"), ("emojione-v1", "house"))
+TUNED_ON: tuple[Concept, ...] = (("emojione-v1", "cat"), ("fxemoji", "mushroom"))
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 """Text scores at which fronts are compared, as shares of what the plain word has."""
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"

@@ -173,25 +173,23 @@ METHODS: dict[str, Method] = {
     "Perfusion": Method(
         Use("bias"),
         (0.2, 0.35, 0.5, 0.65, 0.8),
-        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.06}, {"word_rate": 3e-3}]),
+        recipes([{"word_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]),
     ),
-    "Textual Inversion": Method(
-        Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-4, 1e-3, 3e-3, 1e-2)], edit_mode="none")
-    ),
+    "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
         (0.2, 0.4, 0.6, 0.8, 1.0),
-        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.06}, {"word_rate": 3e-3}], edit_mode="static"),
+        recipes([{"word_rate": rate} for rate in (1e-3, 3e-4, 3e-3)], edit_mode="static"),
     ),
     "LoRA": Method(
         Use("strength"),
         (0.25, 0.5, 0.75, 1.0, 1.25),
-        tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (3e-4, 1e-3, 3e-3, 1e-2)),
+        tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (1e-3, 3e-4, 3e-3)),
     ),
     # The host has no full fine-tune; this is the most that its trainer can learn: rank 128 on every layer, all norms and biases.
     "full fine-tune": Method(
         Use("strength"),
         (0.25, 0.5, 0.75, 1.0, 1.25),
-        tuple(Recipe(LORA, {"learning_rate": rate, "rank": 128}) for rate in (1e-4, 3e-4, 1e-3, 3e-3)),
+        tuple(Recipe(LORA, {"learning_rate": rate, "rank": 128}) for rate in (3e-4, 1e-4, 1e-3)),
     ),
 }

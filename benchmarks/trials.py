@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from benchmarks.concepts import Concept
-from benchmarks.lab import Lab, draw
+from benchmarks.lab import SAMPLING, Lab, draw
 from benchmarks.methods import FOLLOWED, LORA, Recipe, Use, teach, use
 from perfusion_core.files import write_bytes
 from scripts.graphs import Graph, Link
@@ -60,7 +60,7 @@ class Trial:
 
     def key(self, value: float) -> str:
         """Of the scores at a value of the dial."""
-        how = [asdict(self.use), [prompt.text for prompt in self.prompts], SEEDS]
+        how = [asdict(self.use), [prompt.text for prompt in self.prompts], SEEDS, SAMPLING]
         at = f"/{self.at}" if self.at else ""
         return f"{self.name()}{at}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
 

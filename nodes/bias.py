@@ -47,7 +47,7 @@ class PerfusionAutoBias(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.05,
-                    tooltip="How far the prompt must be followed: 1 as with the plain word, 0 no more than by another prompt. "
+                    tooltip="How far the prompt must be followed: 1 as with the plain word, 0 not at all. "
                     "Lower: more of the concept.",
                 ),
                 size_input(),

@@ -8,10 +8,10 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..perfusion_core.concept import Concept
-from ..perfusion_core.following import CONTEXTS, followed, spread
+from ..perfusion_core.following import CONTEXTS, followed
 from . import host
 
-SEEDS = 4
+SEEDS = 2
 
 
 class Following:
@@ -21,18 +21,19 @@ class Following:
         self, model: ModelPatcher, clip: CLIP, superclass: str, size: int, seed: int, asked: Sequence[str] = CONTEXTS
     ) -> None:
         """`asked`: prompts with {} for the thing; `size` in pixels; `seed` of the noises."""
-        self.model, self.clip, self.size, self.seed, self.asked = model, clip, size, seed, list(asked)
-        self.plain = self._foreseen(model, clip, superclass, self.asked)
-        contexts = self.plain if self.asked == list(CONTEXTS) else self._foreseen(model, clip, superclass, CONTEXTS)
-        self.apart = spread(contexts)
+        self.model, self.clip, self.size, self.seed, self.asked = model, clip, size, seed, len(asked)
+        self.prompts = [*asked, *(text for text in CONTEXTS if text not in asked)]
+        self.plain = self._foreseen(model, self._encoded(clip, superclass))
 
-    def _foreseen(self, model: ModelPatcher, clip: CLIP, word: str, asked: Iterable[str]) -> Tensor:
-        prompts = host.conditionings(clip, [text.format(word) for text in asked])
+    def _encoded(self, clip: CLIP, word: str) -> list[list]:
+        return host.conditionings(clip, [text.format(word) for text in self.prompts])
+
+    def _foreseen(self, model: ModelPatcher, prompts: list[list]) -> Tensor:
         return host.foreseen(model, prompts, self.size, SEEDS, self.seed)
 
     def scores(self, concept: Concept, biases: Iterable[float], mode: str) -> Iterator[float]:
         """How far the prompts are followed with the concept at each of these biases."""
-        prompts = host.conditionings(host.clip_with_words(self.clip, (concept,)), [t.format(concept.trigger) for t in self.asked])
+        prompts = self._encoded(host.clip_with_words(self.clip, (concept,)), concept.trigger)
         for bias in biases:
             changed = host.model_with_edit(self.model, (replace(concept, bias=bias, region=None),), mode)
-            yield followed(host.foreseen(changed, prompts, self.size, SEEDS, self.seed), self.plain, self.apart)
+            yield followed(self._foreseen(changed, prompts), self.plain, self.asked)

@@ -1,12 +1,13 @@
 """How far a model still follows a prompt with a concept in it, told by the model itself (beyond the paper).
 
-From noise alone a model predicts what the prompt makes of the picture to come: its layout and colours. With the concept's word
-in a prompt the prediction should be that of the same prompt with the plain word, but for the thing itself; where gates open at
-other words it goes elsewhere. So, over prompts p and noises z,
+From noise alone a model predicts what the prompt makes of the picture to come: its layout and colours. A concept may change what
+is predicted for every prompt alike, for it looks other than its superclass; but what sets one prompt's prediction off against
+other prompts' should be the same with either word. Where gates open at other words it goes elsewhere. So, over noises z and
+prompts p, with x̄ the mean over prompts,
 
-    followed = 1 - E ‖x̂(p, concept) - x̂(p, superclass)‖² / E ‖x̂(p, superclass) - x̂(q, superclass)‖²    (q another prompt)
+    followed = 1 - E ‖(x̂(p, concept) - x̄(concept)) - (x̂(p, superclass) - x̄(superclass))‖² / E ‖x̂(p, superclass) - x̄(superclass)‖²
 
-is 1 where the concept changes nothing, and 0 where it changes as much as another prompt would.
+is 1 where a prompt does to the concept what it does to the plain word, and 0 where it does nothing.
 """
 
 from collections.abc import Sequence
@@ -28,22 +29,17 @@ LEAST = 0.5
 """How far a prompt should be followed, unless a user wants it otherwise."""
 
 
-def spread(plain: Tensor) -> float:
-    """E over pairs of different prompts of their predictions' squared distance; `plain` is [K, S, ...], K prompts, S noises."""
-    count = len(plain)
-    each = plain.float().flatten(1)
-    return float((each - each.mean(0)).square().sum() * 2 / (count - 1))
-
-
-def followed(told: Tensor, plain: Tensor, apart: float) -> float:
+def followed(told: Tensor, plain: Tensor, asked: int) -> float:
     """How far prompts are followed (see above).
 
     Args:
-        told: predictions with the concept, [K, S, ...].
+        told: predictions with the concept, [K, S, ...] for K prompts and S noises, K at least 2.
         plain: with the superclass in its place and the same noises, [K, S, ...].
-        apart: `spread` of these prompts, or of others.
+        asked: how many of the prompts, the first ones, it is asked of; the others are there to be set off against.
     """
-    return 1 - float((told.float() - plain.float()).square().sum()) / len(told) / max(apart, 1e-12)
+    mine, theirs = (each.float() - each.float().mean(0) for each in (told, plain))
+    off, whole = ((each[:asked] * each[:asked]).sum() for each in (mine - theirs, theirs))
+    return 1 - float(off / whole.clamp(min=1e-12))
 
 
 def lowest(biases: Sequence[float], scores: Sequence[float], least: float) -> float:

@@ -288,13 +288,18 @@ def held_out_loss(base: Base, lesson: Lesson, latents: Tensor, masks: Tensor, in
 
 
 def adam(lesson: Lesson, sums: list[Tensor], settings: Settings) -> None:
-    """One step of Adam (β 0.9, 0.999; no decay) on what is learned; rates fall along a half cosine."""
+    """One step of Adam (β 0.9, 0.999; no decay) on what is learned; rates fall along a half cosine.
+
+    An output's elements share one second moment, the mean of theirs (as Adam-mini has it, arXiv 2406.16793): scaled each by its
+    own, those that gradients hardly ask for would move as far as those that they ask for most, and shapes melt.
+    """
     fall = 0.5 * (1 + math.cos(math.pi * lesson.step / settings.steps))
     count = lesson.step + 1
     for i, (tensor, gradient) in enumerate(zip(lesson.learned(), sums, strict=True)):
         first, second = lesson.moments[2 * i : 2 * i + 2]
         first.lerp_(gradient, 0.1)
-        second.lerp_(gradient.square(), 0.001)
+        square = gradient.square()
+        second.lerp_(square if i < len(lesson.word) else square.mean().expand_as(square), 0.001)
         rate = fall * (settings.word_rate if i < len(lesson.word) else settings.output_rate)
         tensor -= rate * (first / (1 - 0.9**count)) / ((second / (1 - 0.999**count)).sqrt() + 1e-8)
 

@@ -185,7 +185,7 @@ def regional(model: object, clip: object, concept: object) -> dict:
         sample(applied, encode(knowing, text), encode(knowing, ""))
     finally:
         attention.Attention.override = usual
-    shares = []
+    shares, roundings = [], []
     for calls in seen.values():
         for q, keys, values, barred, out, heads in calls:
             side = math.isqrt(q.shape[1])
@@ -196,12 +196,17 @@ def regional(model: object, clip: object, concept: object) -> dict:
                 logits = logits.masked_fill(barred[:, s, None, None], -math.inf)
                 wanted = (logits.softmax(3) @ parts[2]).transpose(1, 2).flatten(2)
                 shares.append(worst(out[:, place], wanted[:, place]))
+                plain = torch.nn.functional.scaled_dot_product_attention(
+                    *(t.float() for t in parts), attn_mask=~barred[:, s, None, None]
+                )
+                roundings.append(worst(plain.transpose(1, 2).flatten(2)[:, place], wanted[:, place]))
     everywhere = host.model_with_edit(model, (replace(concept, region=torch.ones(3, 5)),), "exact")
     runs = [sample(m, encode(knowing, text), encode(knowing, "")) for m in (everywhere, whole)]
     plain = "a photo of a teddy"
     base = [sample(m, encode(knowing, plain), encode(knowing, "")) for m in (applied, model)]
     return {
         "regions": max(shares),
+        "attention in float32": max(roundings),
         "layers with regions": len(seen),
         "a region of everywhere": worst(*runs),
         "a prompt without the word": worst(*base),

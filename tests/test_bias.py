@@ -3,22 +3,25 @@
 import pytest
 import torch
 
-from perfusion_core.following import Judgement, followed, lowest, spread
+from perfusion_core.following import Judgement, followed, lowest
 from scripts.graphs import Graph
 from scripts.server import GraphError, Server
 
 
-def test_followed_is_1_where_nothing_changes_and_0_where_as_much_does_as_by_another_prompt() -> None:
+def test_followed_is_1_where_prompts_do_what_they_do_to_the_plain_word_and_0_where_they_do_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
-    plain = torch.randn(5, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
-    # The definition, pair by pair.
-    pairs = [float((plain[i] - plain[j]).square().sum()) for i in range(5) for j in range(5) if i != j]
-    assert spread(plain) == pytest.approx(sum(pairs) / len(pairs))
-    assert followed(plain, plain, spread(plain)) == 1
-    turned = [followed(plain.roll(k, 0), plain, spread(plain)) for k in range(1, 5)]
-    assert sum(turned) / 4 == pytest.approx(0, abs=1e-6)
-    half = plain + 0.5 * (plain.roll(1, 0) - plain)
-    assert 1 - followed(half, plain, spread(plain)) == pytest.approx((1 - turned[0]) / 4)
+    plain, look = (torch.randn(k, 3, 4, 8, 8, generator=generator, dtype=torch.float64) for k in (5, 1))
+    assert followed(plain + look, plain, 5) == pytest.approx(1)
+    assert followed(plain * 0 + look, plain, 5) == pytest.approx(0, abs=1e-6)
+    # The definition, prompt by prompt.
+    told = torch.randn(5, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
+    for asked in (1, 3, 5):
+        off = whole = 0.0
+        for i in range(asked):
+            mine, theirs = (each[i] - sum(each[j] for j in range(5)) / 5 for each in (told, plain))
+            off, whole = off + float((mine - theirs).square().sum()), whole + float(theirs.square().sum())
+        assert followed(told, plain, asked) == pytest.approx(1 - off / whole, rel=1e-5)
+    assert followed(plain + 0.5 * (plain.roll(1, 0) - plain), plain, 5) > followed(plain.roll(1, 0), plain, 5)
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,9 @@ def test_the_workflow_for_a_word_alone_saves_one_that_edits_nothing(
     word, concept = Concept.load(taught[1].with_name("teddy-word_00001.safetensors")), Concept.load(taught[1])
     assert not word.values and concept.values and word.trigger == "<teddy-word>" != concept.trigger
     assert torch.equal(word.superclass_encoding, concept.superclass_encoding)
-    # Both started as the plain word, and have learned.
+    # Both started as the plain word, and have learned: Adam moves nothing by more than its rate a step.
     moved = word.word["clip_l"] - concept.word["clip_l"]
-    assert 0 < moved.abs().max() < 1e-3
+    assert 0 < moved.abs().max() < 3 * (word.training["word_rate"] + concept.training["word_rate"])
 
 
 def pixels(path: Path) -> np.ndarray:
