@@ -31,7 +31,7 @@ from benchmarks.concepts import TEST, Concept
 from benchmarks.fronts import Curve, lead, mean_lead, rows
 from benchmarks.lab import RESULTS, Lab
 from benchmarks.lengths import Lengths
-from benchmarks.methods import METHODS, Method, Recipe, Use
+from benchmarks.methods import LORA, METHODS, Method, Recipe, Use
 from benchmarks.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop
 from demo import world
 from scripts import bootstrap
@@ -67,9 +67,10 @@ class Bench:
     # ---- tuning --------------------------------------------------------------------------------------------------------------
 
     def tuning_trials(self) -> list[Trial]:
-        """Every candidate of every method on the concepts that are tuned on; candidates in turn, so that all get as far."""
+        """Every candidate of every method on the concepts that are tuned on; in turn, so that all get as far."""
         turns = zip(*([(METHODS[name], recipe) for recipe in found] for name, found in self.candidates.items()), strict=True)
-        return [trial for turn in turns for method, recipe in turn for trial in self.trials(method, recipe, TUNED_ON)]
+        found = [trial for turn in turns for method, recipe in turn for trial in self.trials(method, recipe, TUNED_ON)]
+        return quickest_first(found)
 
     def best(self, name: str) -> Recipe:
         """The candidate with the best harmonic mean at the best value of its dial; the first, as long as none was measured."""
@@ -108,7 +109,7 @@ class Bench:
     def fidelity_trials(self) -> list[Trial]:
         """Every method as tuned on every concept; concepts in turn, so that all methods get as far."""
         plain, *each = self.tuned().values()
-        return plain + [trial for turn in zip(*each, strict=True) for trial in turn]
+        return plain + quickest_first([trial for turn in zip(*each, strict=True) for trial in turn])
 
     def curves(self) -> dict[str, Curve]:
         """Those of all methods that were measured on all concepts."""
@@ -221,6 +222,12 @@ class Bench:
 
 
 NOTHING = Method(Use(""), (0.0,), ())
+
+
+def quickest_first(trials: list[Trial]) -> list[Trial]:
+    """Those of Train LoRA last: they take several times as long."""
+    return sorted(trials, key=lambda trial: trial.recipe is not None and trial.recipe.teacher == LORA)
+
 
 Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]]]
 PARTS: dict[str, Part] = {

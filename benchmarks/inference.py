@@ -30,7 +30,7 @@ from scripts.server import Server
 
 COLOURS = ("blue", "green", "purple", "pink")
 BATCH = 8
-BIAS = {"teddy": 0.5, "teapot": 0.5}
+BIAS = {"teddy": 0.4, "teapot": 0.4}
 TEMPERATURE = 0.15
 PLACES = ("on the grass", "at night", "in the snow", "on the beach", "on a blue background", "on a purple background")
 

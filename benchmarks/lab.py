@@ -15,7 +15,7 @@ from scripts.graphs import Graph, Link
 from scripts.server import Server
 
 RESULTS = Path(__file__).with_name("results")
-SAMPLING = {"steps": 10, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
+SAMPLING = {"steps": 10, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
 
 
 class Lab:

@@ -64,7 +64,7 @@ class Use:
 
 WIDGETS: dict[str, dict[str, object]] = {
     PERFUSION: {
-        "steps": 300, "batch": 8, "word_rate": 1e-3, "output_rate": 0.03, "train_bias": 0.75,
+        "steps": 300, "batch": 8, "word_rate": 3e-4, "output_rate": 0.2, "train_bias": 0.75,
         "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5, "at_once": 8, "precision": "auto",
         "preview_every": 0, "min_snr": 5.0,
     },
@@ -152,7 +152,7 @@ def use(
     return model, clip, TRIGGER
 
 
-DEFAULT_SETTINGS = {"bias": 0.6, "temperature": 0.15, "strength": 1.0}
+DEFAULT_SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0}
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe,
 METHODS: dict[str, Method] = {
     "Perfusion": Method(
         Use("bias"),
-        (0.2, 0.35, 0.5, 0.65, 0.8),
-        recipes([{"word_rate": rate} for rate in (1e-3, 3e-4, 3e-3)]),
+        (0.0, 0.2, 0.4, 0.6, 0.8),
+        recipes([{"output_rate": rate} for rate in (0.2, 0.1, 0.4)]),
     ),
     "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
         (0.2, 0.4, 0.6, 0.8, 1.0),
-        recipes([{"word_rate": rate} for rate in (1e-3, 3e-4, 3e-3)], edit_mode="static"),
+        recipes([{"output_rate": rate} for rate in (0.2, 0.1, 0.4)], edit_mode="static"),
     ),
     "LoRA": Method(
         Use("strength"),

@@ -32,7 +32,7 @@ PROMPTS = (
     "a {} floating in outer space",
 )
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-OURS: dict[str, object] = {"word_rate": 3e-4, "min_snr": 0.0}
+OURS: dict[str, object] = {"output_rate": 0.03, "min_snr": 0.0}
 """What Train Concept comes with, where the demo's small model needs other values."""
 CANDIDATES: dict[str, tuple[Recipe, ...]] = {
     "Perfusion": (Recipe(widgets=OURS, masks=FOUND),),

@@ -14,12 +14,12 @@ from scripts.drawing import Drawing, Node
 from scripts.server import Server
 
 WORKFLOWS = bootstrap.ROOT / "workflows"
-TRAINING = {"steps": 380, "batch": 8, "size": 64, "word_rate": 1e-3, "output_rate": 0.03, "train_bias": 0.75, "min_snr": 5.0}
+TRAINING = {"steps": 300, "batch": 8, "size": 64, "word_rate": 3e-4, "output_rate": 0.2, "train_bias": 0.75, "min_snr": 5.0}
 TRAINING |= {"train_temperature": 0.1, "superclass": "teddy", "trigger": "<my-teddy>"}
 ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<teddy-word>"}
-SETTINGS = {"bias": 0.5, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
-SAMPLER = {"seed": 1, "steps": 20, "cfg": 4.0, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
+SAMPLER = {"seed": 1, "steps": 20, "cfg": 2.5, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
 
 
 def main() -> int:
@@ -48,7 +48,7 @@ stay out of the concept; or disconnect **masks**. The demo's pictures bring thei
 3. Queue. The concept is saved to `models/perfusion` and stands in *Load Concept* after a refresh (R).
 
 The numbers here are for the small demo base, which draws 64 pixels. With an SD1.5 checkpoint take **size** 512, **steps** 400,
-**word_rate** 0.0003 and **min_snr** 0. A stopped training goes on when the same graph is queued again.""",
+**output_rate** 0.03 and **min_snr** 0. A stopped training goes on when the same graph is queued again.""",
         0,
         560,
         260,
@@ -86,7 +86,7 @@ def compare_settings(sheet: Drawing) -> None:
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=applied[1], text="")
     empty = sheet.add("EmptyLatentImage", 760, width=64, height=64)
     links = {"model": applied[0], "vae": base[2], "positive": positive[0], "negative": negative[0], "latent_image": empty[0]}
-    swept = {"biases": "0.3, 0.5, 0.7", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
+    swept = {"biases": "0.2, 0.4, 0.6", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
     compared = sheet.add("PerfusionSweep", 1170, 340, **links, **swept, **SAMPLER)
     sheet.add("SaveImage", 1560, 760, 460, "The grid", images=compared[0], filename_prefix="comparison")
     sheet.add("PreviewImage", 1560, 760, 320, "Its pictures", images=compared[1])
