@@ -60,7 +60,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "Bias found by the model": Ablation(
         "Find Bias finds one for each concept and prompt; its own dial is how far the prompt is to be followed.",
-        {"the same for all": Change(), "found": Change(use={"dial": FOLLOWED}, values=(0.3, 0.5, 0.7, 0.85))},
+        {"the same for all": Change(), "found": Change(use={"dial": FOLLOWED}, values=(0.75, 0.8, 0.85, 0.9, 0.93))},
     ),
     "Gradient through the target input": Ablation(
         "Without it each step takes the place of the edit for fixed, though it follows the word.",

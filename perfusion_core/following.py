@@ -25,8 +25,12 @@ CONTEXTS = (
 )
 """Prompts with `{}` for the thing, as different from each other as can be."""
 
-LEAST = 0.5
-"""How far a prompt should be followed, unless a user wants it otherwise."""
+LEAST = 0.85
+"""How far a prompt should be followed, unless a user wants it otherwise.
+
+From there on the emoji world's development concepts have both the background that was asked for and a shape that is still known
+for its word; backgrounds alone are right from 0.8 on.
+"""
 
 
 def followed(told: Tensor, plain: Tensor, asked: int) -> float:

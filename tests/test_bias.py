@@ -58,9 +58,9 @@ def found(server: Server, prompt: str, least: float) -> float:
 
 
 def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) -> None:
-    loose, strict = (found(server, "a photo of a <demo-teddy> in the snow", least) for least in (0.2, 0.9))
+    loose, strict = (found(server, "a photo of a <demo-teddy> in the snow", least) for least in (0.75, 0.9))
     assert 0 < loose < strict < 1
-    assert 0 < found(server, "", 0.5) < 1
+    assert 0 < found(server, "", 0.85) < 1
 
 
 def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> None:

@@ -204,11 +204,11 @@ def test_concepts_are_saved_on_the_way(server: Server) -> None:
 
 
 def test_the_best_concept_is_kept(server: Server) -> None:
-    """With rates that ruin the prompt, or teach nothing but noise, in the end: an early one is kept, as it was on the way."""
+    """With rates at which prompts are followed less than at first: an early one is kept, as it was on the way."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(2)
-    more = {"steps": 75, "batch": 2, "seed": 78, "save_every": 25, "keep": "best", "word_rate": 0.05, "output_rate": 0.5}
+    more = {"steps": 75, "batch": 2, "seed": 78, "save_every": 25, "keep": "best", "word_rate": 0.003, "output_rate": 1.0}
     graph.save([graph.train(model, clip, vae, images, masks, trigger="<kept>", **more), 0], "kept")
     server.run(graph.nodes)
     folder = server.base / "models" / "perfusion"
@@ -219,7 +219,7 @@ def test_the_best_concept_is_kept(server: Server) -> None:
     kept = Concept.load(folder / "kept_00001.safetensors")
     assert kept.training == on_the_way[best].training and kept.preview
     assert torch.allclose(kept.word["clip_l"], on_the_way[best].word["clip_l"], atol=1e-3)
-    assert len({one.loss for one in judged}) == len({one.followed for one in judged}) == 3 and judged[-1].followed < 0.5
+    assert len({one.loss for one in judged}) == len({one.followed for one in judged}) == 3 and best < 2
     assert not [path for path in (folder / ".work").iterdir() if path.name.startswith(("best-", "training-"))]
 
 
