@@ -169,17 +169,20 @@ def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe,
     return tuple(Recipe(widgets=shared | each) for each in widgets)
 
 
+EDITS: list[dict[str, object]] = [{}, {"word_rate": 1e-4}, {"output_rate": 0.1}]
+"""What is tried for those that learn a word and outputs."""
+
 METHODS: dict[str, Method] = {
     "Perfusion": Method(
         Use("bias"),
         (0.0, 0.2, 0.4, 0.6, 0.8),
-        recipes([{"output_rate": rate} for rate in (0.2, 0.1, 0.4)]),
+        recipes(EDITS),
     ),
     "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
         (0.2, 0.4, 0.6, 0.8, 1.0),
-        recipes([{"output_rate": rate} for rate in (0.2, 0.1, 0.4)], edit_mode="static"),
+        recipes(EDITS, edit_mode="static"),
     ),
     "LoRA": Method(
         Use("strength"),

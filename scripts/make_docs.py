@@ -1,14 +1,16 @@
-"""Run workflows and draw the pictures in docs/ from them, with `python -m scripts.make_docs` in the set-up's environment."""
+"""Run workflows and draw the pictures in docs/ from them: `python -m scripts.make_docs [NAME ...]` in the set-up's environment."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts import bootstrap, steps
+from scripts import bootstrap, foreign_file, steps
 from scripts.main_job import read, tile
+from scripts.make_workflows import TEDDY
 from scripts.server import Server
 from scripts.workflow import NEVER, find_node, set_widget, to_prompt
 
@@ -25,24 +27,70 @@ class Press:
     def run(
         self, name: str, *shown: str, changes: dict[tuple[str, str], object] | None = None, kind: str = "output", without: str = ""
     ) -> list[Path]:
-        """Run a workflow, `without` the node of that kind; the files that the nodes with these titles or of these kinds wrote."""
+        """Run a workflow, `without` the node of that kind; the files that all nodes with these titles or of these kinds wrote."""
         workflow = read(name)
         for (node, widget), value in (changes or {}).items():
             set_widget(workflow, node, widget, value, self.info)
         if without:
             find_node(workflow, without)["mode"] = NEVER
         history = self.server.run(to_prompt(workflow, self.info))
-        return [path for node in shown for path in self.server.outputs(history, find_node(workflow, node)["id"], kind)]
+        named = [node for name in shown for node in workflow["nodes"] if name in (node.get("title"), node["type"])]
+        return [path for node in named for path in self.server.outputs(history, node["id"], kind)]
+
+    def use(self, concept: str, prompt: str, seed: int) -> Path:
+        """A concept's picture by the workflow for that."""
+        changes = {("PerfusionLoadConcept", "concept_name"): concept, ("Prompt", "text"): prompt, ("KSampler", "seed"): seed}
+        return self.run("use_concepts", "SaveImage", changes=changes)[0]
 
 
 def main() -> int:
     """Draw them all."""
+    chosen = [draw for draw in DRAWN if draw.__name__ in sys.argv[1:] or not sys.argv[1:]]
     with Server(bootstrap.locate()) as server:
         press = Press(server)
-        for draw in DRAWN:
+        for draw in chosen:
             steps.say(f"  {draw.__name__}.png")
             draw(press).save(DOCS / f"{draw.__name__}.png", optimize=True)
     return 0
+
+
+def compare_settings(press: Press) -> Image.Image:
+    """The node's own grid."""
+    changes = {("PerfusionLoadConcept", "concept_name"): TEDDY, ("Prompt", "text"): "a photo of a <demo-teddy> on the grass"}
+    return Image.open(press.run("compare_settings", "The grid", changes=changes)[0])
+
+
+def import_a_concept(press: Press) -> Image.Image:
+    """The demo's concept as another implementation's file, and the original."""
+    base, rows = press.server.base, []
+    foreign_file.write(base, base / "models" / "perfusion" / TEDDY, foreign_file.FOREIGN)
+    for seed in (1, 2):
+        text = "a photo of a {} on the grass"
+        (imported,) = press.run("import_a_concept", "SaveImage", changes={("KSampler", "seed"): seed})
+        rows.append([press.use(TEDDY, text.format(word), seed) for word in ("teddy", "<demo-teddy>")])
+        rows[-1].insert(1, imported)
+    return sheet(rows, ["the plain word", "imported", "the original"])
+
+
+def export_a_concept(press: Press) -> Image.Image:
+    """The concept with its gate, and without one, as its LoRA is; in prompts that name it and in others."""
+    rows = []
+    for word in ("<demo-teddy>", "teddy", "cat"):
+        text = f"a photo of a {word} on the grass"
+        changes = {("PerfusionLoadConcept", "concept_name"): TEDDY}
+        changes |= {(title, "text"): text for title in ("The concept", "As the LoRA will be")}
+        rows.append(press.run("export_a_concept", "SaveImage", changes=changes))
+    return sheet(rows, ["the concept", "as the LoRA is"])
+
+
+def teach_a_word_alone(press: Press) -> Image.Image:
+    """A word that was learned alone, beside the plain word and the whole concept."""
+    press.run("teach_a_word_alone")
+    taught = max((press.server.base / "models" / "perfusion").glob("teddy-word_*.safetensors"))
+    ways = {"teddy": TEDDY, "<teddy-word>": taught.name, "<demo-teddy>": TEDDY}
+    places = ("on the grass", "at night", "in the snow")
+    rows = [[press.use(name, f"a photo of a {word} {place}", 1) for word, name in ways.items()] for place in places]
+    return sheet(rows, ["the plain word", "the word alone", "the whole concept"])
 
 
 def lock_keys_globally(press: Press) -> Image.Image:
@@ -117,6 +165,10 @@ def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
 
 
 DRAWN: list[Callable[[Press], Image.Image]] = [
+    compare_settings,
+    import_a_concept,
+    export_a_concept,
+    teach_a_word_alone,
     lock_keys_globally,
     see_attention,
     train_without_painting,

@@ -178,8 +178,8 @@ loaded, combined and applied as any concept is; bias and temperature have no say
 **initial_word** is what the word starts as: empty for the superclass, another plain word, or `embedding:NAME` of
 `models/embeddings`, to go on from an embedding that you have. More words or more vectors to begin with make a longer word.
 
-The numbers here are for the small demo base, which knows eight words and leaves a word alone little room: it hardly changes with
-them, and with a **word_rate** of 0.0001 it leaves the teddies for houses. With an SD1.5 checkpoint begin with **size** 512,
+The numbers here are for the small demo base, which knows eight words and leaves a word alone little room: it comes to some of the
+colours and loses the teddy. With an SD1.5 checkpoint begin with **size** 512,
 **word_rate** 0.0005 to 0.005, **steps** 1000 or more and **min_snr** 0.""",
         0,
         560,
