@@ -298,22 +298,24 @@ Plan = tuple[Bench, Callable[[Lab], Bed], list[str]]
 """What is measured, in what bed, and which parts."""
 
 
-CANDIDATES = {name: method.candidates for name, method in METHODS.items()}
-
-
 def of_the_world(arguments: argparse.Namespace) -> Plan:
     """In the emoji world: all of it, or the quick run."""
     if arguments.quick:
         bench = quick(arguments.out or bootstrap.CACHE / "fidelity-quick")
         return bench, lambda lab: emoji.DemoBed(lab.emoji, lab.judges), ["fidelity"]
     world.fetch(arguments.emoji)
-    bench = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, CANDIDATES)
-    return bench, lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
+    return whole(), lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
+
+
+def whole() -> Bench:
+    """The test concepts and all methods, tuned among all that there is."""
+    candidates = {name: method.candidates for name, method in METHODS.items()}
+    return Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
 
 
 def quick(out: Path) -> Bench:
     """The demo's concept and two methods, as they were tuned."""
-    tuned = Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, CANDIDATES)
+    tuned = whole()
     recipes = {name: (tuned.best(name),) for name in QUICK}
     return Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
 

@@ -3,8 +3,8 @@
     python -m benchmarks.inference [PART ...] [--emoji DIR]
 
 Runs every graph in a real server, judges the pictures by the oracles, and writes `results/inference.md`, part by part: a part
-that is not asked for keeps its last result. The demo's concepts serve. How they are taught was chosen by eye on the teddy, and how
-Find Object reads attention on other pictures of the same designs: these are no held-out numbers.
+that is not asked for keeps its last result. The demo's concepts serve, as the workflows have them. How Find Object reads attention
+was chosen on other pictures of the same designs: these are no held-out numbers.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from benchmarks.oracles import LEFT, RIGHT
 from demo import make_concepts, world
 from scripts import bootstrap
 from scripts.graphs import Graph, Link
+from scripts.make_workflows import SETTINGS
 from scripts.server import Server
 
 COLOURS = ("blue", "green", "purple", "pink")
 BATCH = 8
-BIAS = {"teddy": 0.4, "teapot": 0.4}
-TEMPERATURE = 0.15
 PLACES = ("on the grass", "at night", "in the snow", "on the beach", "on a blue background", "on a purple background")
 
 
@@ -44,7 +43,7 @@ class Bench(Graph):
         self.model, self.words = self.base, self.clip
         for i, word in enumerate(words):
             region = {"region": half(self, 32 * i)} if regions else {}
-            loaded = self.load(f"demo-{word}.safetensors", **{"bias": BIAS[word], "temperature": TEMPERATURE} | settings, **region)
+            loaded = self.load(f"demo-{word}.safetensors", **SETTINGS | settings, **region)
             self.model, self.words = self.apply(self.model, self.words, loaded)
 
     def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:

@@ -13,7 +13,7 @@ from benchmarks import plots
 from benchmarks.concepts import Concept
 from benchmarks.emoji import prompts
 from benchmarks.fronts import Curve
-from benchmarks.methods import PERFUSION, WIDGETS, Recipe, Use
+from benchmarks.methods import Recipe, Use
 from benchmarks.trials import Store, Trial, Workshop
 from perfusion_core.concept import Concept as Taught
 from perfusion_core.following import LEAST, Judgement
@@ -34,8 +34,8 @@ class Lengths:
 
     def trials(self, share: float, step: int) -> list[Trial]:
         """One for each concept."""
-        widgets = {**WIDGETS[PERFUSION], **self.recipe.widgets}
-        rates = {name: widgets[name] * share for name in ("word_rate", "output_rate")}
+        given = self.recipe.all_widgets()
+        rates = {name: given[name] * share for name in ("word_rate", "output_rate")}
         recipe = replace(self.recipe, widgets={**self.recipe.widgets, **rates, "steps": LAST, "save_every": EVERY, "keep": "best"})
         return [Trial(each, recipe, self.use, self.values, prompts(each), at=step) for each in self.concepts]
 

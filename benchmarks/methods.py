@@ -43,9 +43,13 @@ class Recipe:
     masks: str = PAINTED
     positions: str = ""
 
+    def all_widgets(self) -> dict[str, object]:
+        """What the training node is given."""
+        return {**WIDGETS[self.teacher], **self.widgets}
+
     def key(self, concept: Concept, seed: int) -> str:
         """A name for what it makes of a concept: the same for the same, another for anything else."""
-        parts = [asdict(self) | {"widgets": {**WIDGETS[self.teacher], **self.widgets}}, concept, seed]
+        parts = [asdict(self) | {"widgets": self.all_widgets()}, concept, seed]
         return f"{concept[0]}-{concept[1]}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
@@ -98,7 +102,7 @@ def teach(
         more["covariance"] = [graph.add("PerfusionCovariance", clip=clip, captions="", positions=recipe.positions), 0]
     more |= {"superclass": word, "trigger": f"<{file}>", "size": side, "seed": seed}
     given = {"model": model, "clip": clip, "vae": vae, "images": images}
-    taught = graph.add("PerfusionTrain", **given, **more, **WIDGETS[PERFUSION] | recipe.widgets)
+    taught = graph.add("PerfusionTrain", **given, **more, **recipe.all_widgets())
     graph.add("PerfusionSaveConcept", concept=[taught, 0], filename_prefix=file, overwrite=True, precision="float32")
 
 
@@ -128,7 +132,7 @@ def teach_lora(
         # One after another, in one CONDITIONING: the trainer gives each picture its own.
         positive = [graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=graph.text(clip, caption)), 0]
     given = {"model": model, "latents": latents, "positive": positive, "seed": seed}
-    taught = graph.add("TrainLoraNode", **given, **WIDGETS[LORA] | recipe.widgets)
+    taught = graph.add("TrainLoraNode", **given, **recipe.all_widgets())
     graph.add("SaveLoRA", lora=[taught, 0], prefix=f"loras/{file}")
 
 

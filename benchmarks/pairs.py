@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import concepts, plots
+from benchmarks import concepts, sheet
 from benchmarks.concepts import TEST
 from benchmarks.lab import draw, half, percent
 from benchmarks.methods import Recipe, Use
@@ -31,8 +31,6 @@ WAYS = {
 
 
 FILE = "fidelity-pairs.png"
-SHOWN = 2
-"""Pictures of each."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,15 @@ def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
     """Draw the sheet: a row for each pair, a column for each way; places take turns. False if there was no time for it."""
-    of = {"of": [recipe.key(left, 0) for left, _ in PAIRS]}
-    if shop.store.kept.get("pairs-sheet") == of and (out / FILE).exists():
-        return True
-    if not shop.in_time():
-        return False
-    rows = {}
-    for i, (left, right) in enumerate(PAIRS):
-        drawn = [pictures(shop, Pair(left, right, recipe, way), [PLACES[i % len(PLACES)]])[0] for way in WAYS]
-        rows[f"{left[1]}, {right[1]}"] = [torch.cat(list(each[:SHOWN]), dim=1) for each in drawn]
-    plots.sheet(rows, list(WAYS), out / FILE)
-    shop.store.keep({"pairs-sheet": of})
-    return True
+
+    def rows() -> sheet.Rows:
+        found = {}
+        for i, (left, right) in enumerate(PAIRS):
+            drawn = [pictures(shop, Pair(left, right, recipe, way), [PLACES[i % len(PLACES)]])[0] for way in WAYS]
+            found[f"{left[1]}, {right[1]}"] = [torch.cat(list(each[: sheet.SHOWN]), dim=1) for each in drawn]
+        return found
+
+    return sheet.draw(shop, "pairs-sheet", [recipe.key(left, 0) for left, _ in PAIRS], rows, list(WAYS), out / FILE)
 
 
 def pictures(shop: Workshop, pair: Pair, places: Sequence[str]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ SHOWN = 2
 """Pictures of each."""
 FILE = "fidelity-sheet.png"
 
+Rows = Mapping[str, Sequence[torch.Tensor]]
 Shown = Sequence[tuple[str, list[Trial], Curve]]
 """A method's name, its trials of the concepts in turn, and its curve."""
 
@@ -28,16 +29,24 @@ def run(shop: Workshop, shown: Shown, out: Path) -> bool:
     each = [(name, trials, curve.values[curve.best()]) for name, trials, curve in shown]
     if not each:
         return True
-    of = {"of": [trial.key(value) for _, trials, value in each for trial in trials]}
-    if shop.store.kept.get("sheet") == of and (out / FILE).exists():
+    concepts = [trial.concept for trial in each[0][1]]
+    titles = [f"{name}\n{value:g}" if trials[0].use.dial else name for name, trials, value in each]
+
+    def rows() -> Rows:
+        return {f"{designer}\n{word}": row(shop, each, i) for i, (designer, word) in enumerate(concepts)}
+
+    of = [trial.key(value) for _, trials, value in each for trial in trials]
+    return draw(shop, "sheet", of, rows, ["taught from", *titles], out / FILE)
+
+
+def draw(shop: Workshop, name: str, of: list[str], rows: Callable[[], Rows], columns: Sequence[str], path: Path) -> bool:
+    """Draw a sheet, if it is not the one that is there: the store notes under `name` what it is of. False without time for it."""
+    if shop.store.kept.get(name) == {"of": of} and path.exists():
         return True
     if not shop.in_time():
         return False
-    concepts = [trial.concept for trial in each[0][1]]
-    rows = {f"{designer}\n{word}": row(shop, each, i) for i, (designer, word) in enumerate(concepts)}
-    titles = [f"{name}\n{value:g}" if trials[0].use.dial else name for name, trials, value in each]
-    plots.sheet(rows, ["taught from", *titles], out / FILE)
-    shop.store.keep({"sheet": of})
+    plots.sheet(rows(), columns, path)
+    shop.store.keep({name: {"of": of}})
     return True
 
 

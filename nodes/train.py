@@ -156,8 +156,8 @@ def judgement_of(concept: Concept) -> Judgement:
 
 @dataclass(frozen=True)
 class Often:
-    """What a training does on its way: steps between pictures that are shown and concepts that are saved, 0 for none; what
-    judges a concept, given its held-out loss, every CHECKPOINT_EVERY steps.
+    """What a training does on its way: steps between pictures that are shown and concepts that are saved, 0 for none; and
+    what keeps the best of every CHECKPOINT_EVERY steps.
     """
 
     so_far: Callable[[Lesson], Concept]
@@ -449,14 +449,19 @@ def run(
         return concept
 
     def after_step(lesson: Lesson) -> None:
-        if lesson.step % CHECKPOINT_EVERY == 0:
+        last, preview = lesson.step == settings.steps, None
+        saving, showing, checking = (
+            every > 0 and lesson.step % every == 0 for every in (often.save_every, often.preview_every, CHECKPOINT_EVERY)
+        )
+        if checking:
             keep(lesson)
-        concept = judged(lesson)
-        if often.save_every and lesson.step % often.save_every == 0:
-            concept.save(often.steps_folder / f"{lesson.step:05}.safetensors", torch.float16)
-        preview = None
-        if often.preview_every and lesson.step % often.preview_every == 0 and lesson.step < settings.steps:
-            preview = ("JPEG", pictures.to_pil(often.show(concept)), 512)
+        # Most steps need no concept, and to make one copies all of it from the device.
+        if saving or showing or checking or last:
+            concept = judged(lesson)
+            if saving:
+                concept.save(often.steps_folder / f"{lesson.step:05}.safetensors", torch.float16)
+            if showing and not last:
+                preview = ("JPEG", pictures.to_pil(often.show(concept)), 512)
         bar.update_absolute(lesson.step, settings.steps, preview)
 
     # Copies: tensors of the node's inference mode can take no part in a backward pass.

@@ -42,7 +42,7 @@ def followed(told: Tensor, plain: Tensor, asked: int) -> float:
         asked: how many of the prompts, the first ones, it is asked of; the others are there to be set off against.
     """
     mine, theirs = (each.float() - each.float().mean(0) for each in (told, plain))
-    off, whole = ((each[:asked] * each[:asked]).sum() for each in (mine - theirs, theirs))
+    off, whole = (each[:asked].square().sum() for each in (mine - theirs, theirs))
     return 1 - float(off / whole.clamp(min=1e-12))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from scripts import bootstrap, foreign_file, steps
 from scripts.main_job import read, tile
 from scripts.make_workflows import TEDDY
 from scripts.server import Server
-from scripts.workflow import NEVER, find_node, set_widget, to_prompt
+from scripts.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt
 
 DOCS = bootstrap.ROOT / "docs"
 SIDE, MARGIN, LABEL = 192, 8, 24
@@ -34,7 +34,7 @@ class Press:
         if without:
             find_node(workflow, without)["mode"] = NEVER
         history = self.server.run(to_prompt(workflow, self.info))
-        named = [node for name in shown for node in workflow["nodes"] if name in (node.get("title"), node["type"])]
+        named = [node for name in shown for node in find_nodes(workflow, name)]
         return [path for node in named for path in self.server.outputs(history, node["id"], kind)]
 
     def use(self, concept: str, prompt: str, seed: int) -> Path:
@@ -44,11 +44,13 @@ class Press:
 
 
 def main() -> int:
-    """Draw them all."""
-    chosen = [draw for draw in DRAWN if draw.__name__ in sys.argv[1:] or not sys.argv[1:]]
+    """Draw them all, or those that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *(draw.__name__ for draw in DRAWN)], help="all of them, if none is named")
+    names = parser.parse_args().names
     with Server(bootstrap.locate()) as server:
         press = Press(server)
-        for draw in chosen:
+        for draw in (each for each in DRAWN if not names or each.__name__ in names):
             steps.say(f"  {draw.__name__}.png")
             draw(press).save(DOCS / f"{draw.__name__}.png", optimize=True)
     return 0
@@ -65,10 +67,9 @@ def import_a_concept(press: Press) -> Image.Image:
     base, rows = press.server.base, []
     foreign_file.write(base, base / "models" / "perfusion" / TEDDY, foreign_file.FOREIGN)
     for seed in (1, 2):
-        text = "a photo of a {} on the grass"
+        plain, original = (press.use(TEDDY, f"a photo of a {word} on the grass", seed) for word in ("teddy", "<demo-teddy>"))
         (imported,) = press.run("import_a_concept", "SaveImage", changes={("KSampler", "seed"): seed})
-        rows.append([press.use(TEDDY, text.format(word), seed) for word in ("teddy", "<demo-teddy>")])
-        rows[-1].insert(1, imported)
+        rows.append([plain, imported, original])
     return sheet(rows, ["the plain word", "imported", "the original"])
 
 

@@ -74,19 +74,25 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
     return prompt
 
 
-def find_node(workflow: dict, node: int | str) -> dict:
-    """The one node with this id, else with this title, else of this class."""
+def find_nodes(workflow: dict, node: int | str) -> list[dict]:
+    """All nodes with this id, else with this title, else of this class; WorkflowError if there are none."""
     for matches in (
         lambda candidate: str(candidate["id"]) == str(node),
         lambda candidate: candidate.get("title") == node,
         lambda candidate: candidate["type"] == node,
     ):
         found = [candidate for candidate in workflow["nodes"] if matches(candidate)]
-        if len(found) == 1:
-            return found[0]
         if found:
-            raise WorkflowError(f"{len(found)} nodes are called {node!r}: {[candidate['id'] for candidate in found]}")
+            return found
     raise WorkflowError(f"no node is called {node!r}")
+
+
+def find_node(workflow: dict, node: int | str) -> dict:
+    """The one node of `find_nodes`; WorkflowError if there are more."""
+    found = find_nodes(workflow, node)
+    if len(found) > 1:
+        raise WorkflowError(f"{len(found)} nodes are called {node!r}: {[candidate['id'] for candidate in found]}")
+    return found[0]
 
 
 def set_widget(workflow: dict, node: int | str, name: str, value: Any, object_info: dict) -> None:
