@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import concepts, sheet
 from benchmarks.concepts import TEST
-from benchmarks.lab import draw, half, percent
+from benchmarks.lab import SAMPLING, draw, half, percent
 from benchmarks.methods import Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
@@ -44,8 +46,8 @@ class Pair:
 
     def key(self) -> str:
         """Of its scores."""
-        way = WAYS[self.way] or "plain"
-        return f"pair/{way}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
+        how = hashlib.sha256(json.dumps([PLACES, SEEDS, SAMPLING]).encode()).hexdigest()[:8]
+        return f"pair/{WAYS[self.way] or 'plain'}/{how}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
 
 
 def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
