@@ -1,0 +1,236 @@
+"""How near any change of some layers alone comes to a concept: LoRAs of those layers, beside Perfusion's own edit.
+
+    python -m benchmarks.reach [--emoji DIR]
+
+Taught on the development concepts with the pictures, masks, noises and steps of Train Concept. Says where a design lives in this
+base, and so what is to be expected of a method that may change only one kind of layer. Writes `results/reach.md`; half an hour on
+two cores. Put it down at any time: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import math
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import emoji
+from benchmarks.concepts import Concept
+from benchmarks.fidelity import OURS, TUNED_ON, whole
+from benchmarks.lab import RESULTS, SAMPLING
+from benchmarks.methods import METHODS
+from benchmarks.oracles import Oracles
+from benchmarks.trials import SEEDS, Store, Trial
+from demo import world
+from scripts import bootstrap
+
+SEED, RATE = 0, 1e-3
+HELD_OUT = 64
+"""Noises that a loss is measured with: four times what Train Concept takes."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Which of a UNet's weights may change, and by what rank."""
+
+    chosen: Callable[[str], bool]
+    """Of a weight's name."""
+    rank: int = 8
+
+
+def crossing(name: str) -> bool:
+    """Whether a weight is cross-attention's."""
+    return ".attn2." in name
+
+
+CHANGES: dict[str, Change] = {
+    "values of cross-attention, rank 1": Change(lambda name: crossing(name) and ".to_v." in name, rank=1),
+    "values of cross-attention": Change(lambda name: crossing(name) and ".to_v." in name),
+    "keys and values of cross-attention": Change(lambda name: crossing(name) and (".to_k." in name or ".to_v." in name)),
+    "keys and values of cross-attention, rank 64": Change(
+        lambda name: crossing(name) and (".to_k." in name or ".to_v." in name), 64
+    ),
+    "all of self-attention": Change(lambda name: ".attn1." in name),
+    "all but cross-attention": Change(lambda name: not crossing(name)),
+    "everything": Change(lambda name: True),
+}
+ITSELF = "Perfusion's own edit: the value at its own word"
+
+
+class Bench:
+    """The host and the pack in this process, a checkpoint, and what is measured with them."""
+
+    def __init__(self, setup: bootstrap.Setup, emoji_sets: Path) -> None:
+        """Enter the host: once in a process."""
+        sys.path.insert(0, str(setup.comfyui))
+        sys.argv = ["main.py", "--cpu"]
+        options = importlib.import_module("comfy.options")
+        options.enable_args_parsing()
+        logging.disable(logging.INFO)
+        pack = types.ModuleType("pack")
+        pack.__path__ = [str(bootstrap.ROOT)]
+        sys.modules["pack"] = pack
+        self.sampling = importlib.import_module("comfy.sample")
+        self.host, self.training = (importlib.import_module(f"pack.{name}") for name in ("nodes.host", "perfusion_core.training"))
+        self.train, self.ready = (importlib.import_module(f"pack.nodes.{name}") for name in ("train", "pictures"))
+        checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
+        self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
+        self.bed = emoji.EmojiBed(emoji_sets, Oracles.load())
+        self.inverse = importlib.import_module("pack.nodes.covariance").measure(self.clip, None).inverse()
+        self.training.HELD_OUT = HELD_OUT
+        self.recipe = whole().best(OURS)
+        widgets = self.recipe.all_widgets()
+        named = {"bias": "train_bias", "temperature": "train_temperature", "mode": "edit_mode", "micro": "at_once"}
+        fields = self.training.Settings.__dataclass_fields__
+        given = {name: widgets[named.get(name, name)] for name in fields if named.get(name, name) in widgets}
+        self.settings = self.training.Settings(**given, seed=SEED)
+        precision = self.host.best_precision(self.model.load_device)
+        self.student = self.host.Student(self.model, self.clip, precision, self.settings.min_snr)
+
+    @torch.no_grad()
+    def shown(self, concept: Concept) -> tuple[Tensor, Tensor]:
+        """Latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of a concept's pictures, as Train Concept has them."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
+            rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
+        images, marks = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
+        sides = [(images, marks), (images.flip(2), marks.flip(2))]
+        latents = torch.stack([self.host.latents_of(self.vae, self.model, each) for each, _ in sides], 1)
+        masks = torch.stack([self.ready.latent_masks(each, *latents.shape[-2:]) for _, each in sides], 1)
+        return latents.clone(), masks.clone()
+
+    def ours(self, concept: Concept) -> dict[str, float]:
+        """What Train Concept makes of it."""
+        latents, masks = self.shown(concept)
+        with self.host.learning():
+            lesson = self.training.start(self.student, concept[1], self.settings)
+            self.training.teach(self.student, lesson, latents, masks, self.inverse.clone(), self.settings)
+            loss = self.training.held_out_loss(self.student, lesson, latents, masks, self.inverse.clone(), self.settings)
+        made = self.train.concept_of(lesson, self.inverse, "<it>", concept[1], "sd1", self.settings)
+        model, clip = self.host.model_with_edit(self.model, (made,), "exact"), self.host.clip_with_words(self.clip, (made,))
+        count = sum(each.numel() for each in lesson.learned())
+        return {"numbers": count, "loss": loss, **self.judged(concept, model, clip, "<it>")}
+
+    def changed(self, concept: Concept, change: Change) -> dict[str, float]:
+        """What a LoRA of some layers makes of it, taught like a concept: by the plain word, which stays as it is."""
+        latents, masks = self.shown(concept)
+        with self.host.learning():
+            settings = replace(self.settings, mode=self.training.NONE)
+            lesson = self.training.start(self.student, concept[1], settings)
+            pairs = self.lora(change)
+            own = self.student.unet_weights
+            optimizer = torch.optim.AdamW([each for pair in pairs.values() for each in pair], RATE, weight_decay=0)
+            try:
+                for step in range(settings.steps):
+                    self.student.unet_weights = own | moved(own, pairs)
+                    optimizer.zero_grad()
+                    self.loss(lesson, step, latents, masks, settings).backward()
+                    optimizer.step()
+                found = {name: weight.detach() for name, weight in moved(own, pairs).items()}
+                self.student.unet_weights = own | found
+                loss = self.training.held_out_loss(self.student, lesson, latents, masks, self.inverse, settings)
+            finally:
+                self.student.unet_weights = own
+        model = self.model.clone()
+        model.add_patches({f"diffusion_model.{name}": (weight - own[name],) for name, weight in found.items()})
+        count = sum(each.numel() for pair in pairs.values() for each in pair)
+        return {"numbers": count, "loss": loss, **self.judged(concept, model, self.clip, concept[1])}
+
+    def lora(self, change: Change) -> dict[str, tuple[Tensor, Tensor]]:
+        """Weight's name -> B, which is 0, and A of its change B A."""
+        torch.manual_seed(SEED)
+        pairs = {}
+        for name, weight in self.student.unet_weights.items():
+            if weight.ndim >= 2 and change.chosen(name):
+                rows, columns = len(weight), weight[0].numel()
+                down = torch.randn(change.rank, columns) / math.sqrt(columns)
+                pairs[name] = torch.zeros(rows, change.rank).requires_grad_(), down.requires_grad_()
+        return pairs
+
+    def loss(self, lesson: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
+        """The loss of a step's draw, as `teach` has it."""
+        draw = self.training.Draw.of(settings, step, latents[:, 0])
+        distinct, which = draw.templates.unique(return_inverse=True)
+        with torch.no_grad():
+            encodings, _ = self.student.encode([self.training.TEMPLATES[i] for i in distinct], lesson.word)
+        shown = draw.pictures, draw.flipped.long()
+        prediction, target = self.student.objective(latents[shown], draw.noise, draw.time, encodings[which], None)
+        return self.training.masked_error(prediction, target, masks[shown])
+
+    @torch.inference_mode()
+    def judged(self, concept: Concept, model: Any, clip: Any, word: str) -> dict[str, float]:
+        """Both scores of pictures by a MODEL and a CLIP, with the noises that all trials have."""
+        prompts, drawn = emoji.prompts(concept), []
+        how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
+        for i, prompt in enumerate(prompts):
+            seed, latent = 7000 + 100 * i, torch.zeros(SEEDS, 4, self.bed.side // 8, self.bed.side // 8)
+            noise = self.sampling.prepare_noise(latent, seed)
+            both = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt.text.format(word), "")]
+            found = self.sampling.sample(model, noise, *how, *both, latent, disable_pbar=True, seed=seed)
+            drawn.append(self.vae.decode(found).clamp(0, 1).float().cpu())
+        scores = self.bed.judge(Trial(concept, None, METHODS[OURS].use, (), prompts), drawn)
+        return {"text": float(scores.text.mean()), "design": float(scores.design.mean())}
+
+
+def moved(own: Mapping[str, Tensor], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The weights that a LoRA changes, changed."""
+    return {name: own[name] + (up @ down).reshape(own[name].shape) for name, (up, down) in pairs.items()}
+
+
+def page(kept: Mapping[str, dict]) -> list[str]:
+    """What is measured so far."""
+    lines = []
+    for name in (ITSELF, *CHANGES):
+        found = [kept[key] for key in (f"{name}/{concept}" for concept in TUNED_ON) if key in kept]
+        if len(found) == len(TUNED_ON):
+            means = {key: float(np.mean([each[key] for each in found])) for key in ("numbers", "loss", "text", "design")}
+            lines.append(f"| {name} | {means['numbers']:.0f} | {means['loss']:.3f} | {means['text']:.2f} | {means['design']:.2f} |")
+    return [
+        "# How near a change of some layers comes to a concept",
+        "",
+        "Written by `python -m benchmarks.reach`.",
+        "",
+        f"{len(TUNED_ON)} development concepts, taught alike. LoRAs are of rank 8 unless another is named, change the layers that "
+        "are named and no others, and leave the word as it is. Loss: on noises that no step draws.",
+        "",
+        "| what may change | numbers learned | loss | text | design |",
+        "| --- | --- | --- | --- | --- |",
+        *lines,
+        "",
+    ]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
+    sets = parser.parse_args().emoji
+    world.fetch(sets)
+    store = Store(RESULTS / "reach.json")
+    setup = bootstrap.locate()
+    store.belongs_to(setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT)
+    bench = Bench(setup, sets)
+    for name in (ITSELF, *CHANGES):
+        for concept in TUNED_ON:
+            key = f"{name}/{concept}"
+            if key not in store.kept:
+                found = bench.changed(concept, CHANGES[name]) if name in CHANGES else bench.ours(concept)
+                store.keep({key: {what: round(value, 4) for what, value in found.items()}})
+                print(key, store.kept[key], flush=True)
+                (RESULTS / "reach.md").write_text("\n".join(page(store.kept)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
