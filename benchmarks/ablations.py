@@ -58,6 +58,10 @@ ABLATIONS: dict[str, Ablation] = {
         "The paper (Fig. 9): a higher one than in training (0.1 there) is in front, 0.15 tends to be best.",
         {f"{t:g}": Change(use={"settings": {"temperature": t}}) for t in (0.15, 0.05, 0.1, 0.3)},
     ),
+    "Strength for a dial": Ablation(
+        "Concept Settings has two dials: how early the gate opens, and the share of the edit.",
+        {"bias": Change(), "strength": Change(use={"dial": "strength"}, values=(0.2, 0.4, 0.6, 0.8, 1.0))},
+    ),
     "Bias found by the model": Ablation(
         "Find Bias finds one for each concept and prompt; its own dial is how far the prompt is to be followed.",
         {"the same for all": Change(), "found": Change(use={"dial": FOLLOWED}, values=(0.75, 0.8, 0.85, 0.9, 0.93))},

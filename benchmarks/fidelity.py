@@ -28,7 +28,7 @@ if not __package__:  # run as a file
 from benchmarks import emoji, pairs, plots, real, sheet
 from benchmarks.ablations import ABLATIONS, Ablation
 from benchmarks.concepts import TEST, Concept
-from benchmarks.fronts import Curve, lead, mean_lead, rows
+from benchmarks.fronts import Curve, cells, lead, mean_lead, rows
 from benchmarks.lab import RESULTS, Lab
 from benchmarks.lengths import Lengths
 from benchmarks.methods import LORA, METHODS, Method, Recipe, Use
@@ -41,7 +41,7 @@ TUNED_ON: tuple[Concept, ...] = (("emojione-v1", "cat"), ("fxemoji", "mushroom")
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 """Text scores at which fronts are compared, as shares of what the plain word has."""
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
-OWN_PARTS = ("fidelity", "sheet", "ablations")
+OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
 
 
@@ -164,6 +164,40 @@ class Bench:
         trials = self.tuned()
         return [(name, trials[name], curve) for name, curve in self.curves().items()]
 
+    # ---- prompts that do not name the concept ---------------------------------------------------------------------------------
+
+    def unnamed(self) -> dict[str, list[Trial]]:
+        """Every measured method at the best value of its dial, with the same prompts but for the plain word in them."""
+        found = {}
+        for name, trials, curve in self.shown():
+            value = curve.values[curve.best()]
+            found[name] = [
+                replace(
+                    trial, values=(value,), prompts=tuple(replace(p, text=p.text.format(trial.concept[1])) for p in trial.prompts)
+                )
+                for trial in trials
+            ]
+        return found
+
+    def unnamed_trials(self) -> list[Trial]:
+        """All of them."""
+        return [trial for trials in self.unnamed().values() for trial in trials]
+
+    def unnamed_page(self) -> list[str]:
+        """What each method does to the plain word."""
+        found = {name: Curve.of(self.store, trials) for name, trials in self.unnamed().items()}
+        curves = {name: curve for name, curve in found.items() if curve is not None}
+        if len(curves) < 2:
+            return []
+        return [
+            "The same prompts with the plain word in the concept's place, while the concept is applied: text should be as with "
+            "nothing taught, and the concept's design should not show.",
+            "",
+            "| method | dial | text | design |",
+            "| --- | --- | --- | --- |",
+            *(f"| {name} | {cells(curve, 0)} |" for name, curve in curves.items()),
+        ]
+
     # ---- ablations -----------------------------------------------------------------------------------------------------------
 
     def variants(self, ablation: Ablation) -> dict[str, list[Trial]]:
@@ -233,6 +267,7 @@ Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]
 PARTS: dict[str, Part] = {
     "tuning": ("Every method tuned alike", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
     "fidelity": ("All methods", lambda b, s: s.run(b.fidelity_trials()), Bench.fidelity_page),
+    "unnamed": ("Prompts that do not name the concept", lambda b, s: s.run(b.unnamed_trials()), Bench.unnamed_page),
     "sheet": (
         "Pictures",
         lambda b, s: sheet.run(s, b.shown(), b.out),

@@ -114,15 +114,13 @@ def mean_lead(ours: Curve, theirs: Curve, levels: Sequence[float]) -> tuple[floa
     return ahead(ours.means(), theirs.means()), interval(drawn)
 
 
+def cells(curve: Curve, i: int) -> str:
+    """Cells of a table: a value; text and design there, with their intervals."""
+    (text, design), (t, d) = curve.means(), curve.intervals[:, i]
+    return f"{curve.values[i]:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {design[i]:.2f} ({d[0]:.2f}–{d[1]:.2f})"
+
+
 def rows(curves: Mapping[str, Curve]) -> list[str]:
-    """A row for each method and value: text and design, with their intervals."""
-    lines = []
-    for name, curve in curves.items():
-        text, design = curve.means()
-        for i, value in enumerate(curve.values):
-            t, d = curve.intervals[:, i]
-            lines.append(
-                f"| {name} | {value:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {design[i]:.2f} ({d[0]:.2f}–{d[1]:.2f}) "
-                f"| {curve.harmonic()[i]:.2f} |"
-            )
-    return lines
+    """A row for each method and value: text, design and their harmonic mean."""
+    each = [(name, curve, i) for name, curve in curves.items() for i in range(len(curve.values))]
+    return [f"| {name} | {cells(curve, i)} | {curve.harmonic()[i]:.2f} |" for name, curve, i in each]
