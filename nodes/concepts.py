@@ -51,7 +51,7 @@ class PerfusionLoadConcept(io.ComfyNode):
                 )
             ],
             outputs=[
-                ConceptType.Output(display_name="concept", tooltip="For Perfusion Apply, or to be set and combined first."),
+                ConceptType.Output(display_name="concept", tooltip="For Apply Concept, or to be set and combined first."),
                 io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
                 io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
             ],
@@ -93,7 +93,7 @@ class PerfusionSaveConcept(io.ComfyNode):
             search_aliases=["perfusion", "save concept"],
             is_output_node=True,
             inputs=[
-                ConceptType.Input("concept", tooltip="One concept, from Perfusion Train or changed by Concept Settings."),
+                ConceptType.Input("concept", tooltip="One concept, from Train Concept or changed by Concept Settings."),
                 io.String.Input(
                     "filename_prefix", default="concept", tooltip="Name of the file; a sub-folder may be given: animals/cat."
                 ),

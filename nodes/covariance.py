@@ -103,7 +103,7 @@ class PerfusionCovariance(io.ComfyNode):
                 ),
             ],
             outputs=[
-                CovarianceType.Output(display_name="covariance", tooltip="For Perfusion Train."),
+                CovarianceType.Output(display_name="covariance", tooltip="For Train Concept."),
                 io.String.Output(display_name="report", tooltip="How many tokens were seen, and the condition number."),
             ],
         )

@@ -112,7 +112,7 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
     for one in stack:
         host.check_fit(one, model)
         if one.trigger.casefold() in known:
-            raise PerfusionError(f"This CLIP knows {one.trigger} already; connect the model and CLIP that go into Perfusion Apply.")
+            raise PerfusionError(f"This CLIP knows {one.trigger} already; connect the model and CLIP that go into Apply Concept.")
 
 
 def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Tensor], str]:

@@ -259,7 +259,7 @@ class PerfusionTrain(io.ComfyNode):
                     options=[*MODES, NONE],
                     default=DEFAULTS.mode,
                     advanced=True,
-                    tooltip="The form of the edit; use the same in Perfusion Apply. static acts in every prompt, trigger word or "
+                    tooltip="The form of the edit; use the same in Apply Concept. static acts in every prompt, trigger word or "
                     "not, as an exported LoRA does. none: no layer is edited and the word alone is learned (Textual Inversion); "
                     "output_rate, lock, bias and temperature then have no effect, and word_rate is usually higher (0.0005 to 0.005 "
                     "with SD1.5).",

@@ -280,7 +280,7 @@ def prepare_conds(
     for trigger in (concept.trigger for concept in applied.stack):
         if trigger not in said:
             log.warning(
-                "The concept %s is applied, but no prompt names it: write %s in a prompt whose CLIP comes from Perfusion Apply.",
+                "The concept %s is applied, but no prompt names it: write %s in a prompt whose CLIP comes from Apply Concept.",
                 trigger,
                 trigger,
             )
