@@ -73,10 +73,12 @@ WIDGETS: dict[str, dict[str, object]] = {
         "preview_every": 0, "min_snr": 5.0,
     },
     LORA: {
-        "steps": 300, "batch_size": 8, "grad_accumulation_steps": 1, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
+        # One at a time: it would show each picture of a batch with the captions of all of them, which is also 8 times the work.
+        "steps": 300, "batch_size": 1, "grad_accumulation_steps": 8, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
         "loss_function": "MSE", "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False,
         "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
-        "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": False,
+        # Bypass: the same sums, a third quicker.
+        "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": True,
     },
 }  # fmt: skip
 """What the training nodes are given unless a recipe says otherwise."""
