@@ -34,6 +34,7 @@ from benchmarks.lengths import Lengths
 from benchmarks.methods import LORA, METHODS, Method, Recipe, Use
 from benchmarks.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop
 from demo import world
+from demo.base import PACKED
 from scripts import bootstrap
 from scripts.server import Server
 
@@ -309,7 +310,8 @@ def main() -> None:
     setup = bootstrap.locate()
     bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
     checkpoint = arguments.checkpoint or setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
-    digest = bench.store.belongs_to(checkpoint)
+    # The world's base as it is packed: expanded, it differs between processors by some last bits.
+    digest = bench.store.belongs_to(arguments.checkpoint or PACKED)
     # What the quick run taught belongs to its results: anew for new ones.
     base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
     bootstrap.make_base(base)

@@ -10,8 +10,8 @@ from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from demo import host, world
-from scripts import bootstrap, steps
+from demo import world
+from scripts import bootstrap, inside, steps
 
 CACHE = bootstrap.CACHE / "oracles"
 DESIGNERS = (*world.BASE_DESIGNERS, *(name for names in world.HELD_OUT_DESIGNERS.values() for name in names))
@@ -95,7 +95,7 @@ def covered(mask: Image.Image, things: int) -> list[tuple[int, int, int, int]]:
 
 def autoencode(drawn: Tensor, setup: bootstrap.Setup) -> Tensor:
     """uint8 [N, 64, 64, 3] -> uint8 [2, N, 64, 64, 3]: through the demo's autoencoder, loaded by the host."""
-    host.enter(setup.comfyui)
+    inside.enter(setup.comfyui)
     import comfy.sd
     import comfy.utils
 

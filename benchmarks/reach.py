@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import math
-import sys
 import tempfile
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +31,8 @@ from benchmarks.methods import METHODS
 from benchmarks.oracles import Oracles
 from benchmarks.trials import SEEDS, Store, Trial
 from demo import world
-from scripts import bootstrap
+from demo.base import PACKED
+from scripts import bootstrap, inside
 
 SEED, RATE = 0, 1e-3
 HELD_OUT = 64
@@ -50,21 +48,20 @@ class Change:
     rank: int = 8
 
 
-def crossing(name: str) -> bool:
-    """Whether a weight is cross-attention's."""
-    return ".attn2." in name
+def of(*parts: str) -> Callable[[str], bool]:
+    """Whether a weight's name holds one of these."""
+    return lambda name: any(part in name for part in parts)
 
 
+CROSS, KEYS, VALUES = ".attn2.", ".attn2.to_k.", ".attn2.to_v."
 CHANGES: dict[str, Change] = {
-    "values of cross-attention, rank 1": Change(lambda name: crossing(name) and ".to_v." in name, rank=1),
-    "values of cross-attention": Change(lambda name: crossing(name) and ".to_v." in name),
-    "keys and values of cross-attention": Change(lambda name: crossing(name) and (".to_k." in name or ".to_v." in name)),
-    "keys and values of cross-attention, rank 64": Change(
-        lambda name: crossing(name) and (".to_k." in name or ".to_v." in name), 64
-    ),
-    "all of self-attention": Change(lambda name: ".attn1." in name),
-    "all but cross-attention": Change(lambda name: not crossing(name)),
-    "everything": Change(lambda name: True),
+    "values of cross-attention, rank 1": Change(of(VALUES), 1),
+    "values of cross-attention": Change(of(VALUES)),
+    "keys and values of cross-attention": Change(of(KEYS, VALUES)),
+    "keys and values of cross-attention, rank 64": Change(of(KEYS, VALUES), 64),
+    "all of self-attention": Change(of(".attn1.")),
+    "all but cross-attention": Change(lambda name: not of(CROSS)(name)),
+    "everything": Change(of("")),
 }
 ITSELF = "Perfusion's own edit: the value at its own word"
 
@@ -74,28 +71,17 @@ class Bench:
 
     def __init__(self, setup: bootstrap.Setup, emoji_sets: Path) -> None:
         """Enter the host: once in a process."""
-        sys.path.insert(0, str(setup.comfyui))
-        sys.argv = ["main.py", "--cpu"]
-        options = importlib.import_module("comfy.options")
-        options.enable_args_parsing()
-        logging.disable(logging.INFO)
-        pack = types.ModuleType("pack")
-        pack.__path__ = [str(bootstrap.ROOT)]
-        sys.modules["pack"] = pack
+        inside.enter_with_pack(setup.comfyui)
         self.sampling = importlib.import_module("comfy.sample")
-        self.host, self.training = (importlib.import_module(f"pack.{name}") for name in ("nodes.host", "perfusion_core.training"))
-        self.train, self.ready = (importlib.import_module(f"pack.nodes.{name}") for name in ("train", "pictures"))
+        self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training")
+        self.train, self.ready = inside.part("nodes.train"), inside.part("nodes.pictures")
         checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
         self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
         self.bed = emoji.EmojiBed(emoji_sets, Oracles.load())
-        self.inverse = importlib.import_module("pack.nodes.covariance").measure(self.clip, None).inverse()
+        self.inverse = inside.part("nodes.covariance").measure(self.clip, None).inverse()
         self.training.HELD_OUT = HELD_OUT
         self.recipe = whole().best(OURS)
-        widgets = self.recipe.all_widgets()
-        named = {"bias": "train_bias", "temperature": "train_temperature", "mode": "edit_mode", "micro": "at_once"}
-        fields = self.training.Settings.__dataclass_fields__
-        given = {name: widgets[named.get(name, name)] for name in fields if named.get(name, name) in widgets}
-        self.settings = self.training.Settings(**given, seed=SEED)
+        self.settings = self.train.settings_of({**self.recipe.all_widgets(), "seed": SEED})
         precision = self.host.best_precision(self.model.load_device)
         self.student = self.host.Student(self.model, self.clip, precision, self.settings.min_snr)
 
@@ -106,9 +92,7 @@ class Bench:
             files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
             rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
         images, marks = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
-        sides = [(images, marks), (images.flip(2), marks.flip(2))]
-        latents = torch.stack([self.host.latents_of(self.vae, self.model, each) for each, _ in sides], 1)
-        masks = torch.stack([self.ready.latent_masks(each, *latents.shape[-2:]) for _, each in sides], 1)
+        latents, masks = self.train.both_sides(self.model, self.vae, images, marks)
         return latents.clone(), masks.clone()
 
     def ours(self, concept: Concept) -> dict[str, float]:
@@ -220,7 +204,7 @@ def main() -> None:
     world.fetch(sets)
     store = Store(RESULTS / "reach.json")
     setup = bootstrap.locate()
-    store.belongs_to(setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT)
+    store.belongs_to(PACKED)
     bench = Bench(setup, sets)
     for name in (ITSELF, *CHANGES):
         for concept in TUNED_ON:

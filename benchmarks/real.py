@@ -21,7 +21,7 @@ from benchmarks.concepts import Concept
 from benchmarks.lab import read
 from benchmarks.methods import FOUND, LORA, PERFUSION, Recipe
 from benchmarks.trials import Prompt, Scores, Trial
-from demo import host
+from scripts import inside
 
 PROMPTS = (
     "a photo of a {} on the beach",
@@ -78,7 +78,7 @@ class Clip:
     """A CLIP model in the host's modules, in this process."""
 
     def __init__(self, comfyui: Path, file: Path) -> None:
-        host.enter(comfyui)
+        inside.enter(comfyui)
         import comfy.clip_vision
         import comfy.sd
 

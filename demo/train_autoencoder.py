@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from demo import host, world
+from demo import world
+from scripts import inside
 
 BATCH = 32
 RATE = 1.5e-3
@@ -60,7 +61,7 @@ def difference(drawn: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 def train(comfyui: Path, teacher: Path, emoji: Path, out: Path, minutes: float, begin: Path | None) -> None:
     """Train for `minutes`, from nothing or from the file `begin`, and write their moving average to `out`, half precision."""
-    host.enter(comfyui)
+    inside.enter(comfyui)
     from comfy.taesd.taesd import Decoder, Encoder
 
     torch.manual_seed(0 if begin is None else 1)

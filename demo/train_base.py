@@ -30,7 +30,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from demo import base, host, world
+from demo import base, world
+from scripts import inside
 
 BATCH = 32
 RATE, READING = 4e-4, 3.0
@@ -253,7 +254,7 @@ def rate_at(step: int, steps: int) -> float:
 def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin: Path) -> None:
     """Train until `steps` are done in all."""
     out.mkdir(parents=True, exist_ok=True)
-    host.enter(comfyui)
+    inside.enter(comfyui)
     parts, rng = Parts(begin), random.Random(0)
     pool = captions()
     which = choose(pool, scenes, rng)

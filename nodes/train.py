@@ -3,8 +3,8 @@
 import hashlib
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -58,6 +58,20 @@ def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Cova
     for word in (superclass, settings.initial_word):
         if word:
             host.embed(clip, word)
+
+
+def settings_of(chosen: Mapping[str, object]) -> Settings:
+    """The settings of a training, by the node's widgets; what is not among them is as usual."""
+    named = {"bias": "train_bias", "temperature": "train_temperature", "mode": "edit_mode", "micro": "at_once"}
+    given = {field.name: named.get(field.name, field.name) for field in fields(Settings)}
+    settings = Settings(**{name: chosen[widget] for name, widget in given.items() if widget in chosen})
+    return replace(settings, micro=min(settings.micro, settings.batch), initial_word=settings.initial_word.strip())
+
+
+def both_sides(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of prepared pictures and of their mirror images."""
+    latents = torch.stack([host.latents_of(vae, model, each) for each in (images, images.flip(2))], dim=1)
+    return latents, torch.stack([pictures.latent_masks(each, *latents.shape[-2:]) for each in (masks, masks.flip(2))], dim=1)
 
 
 def fingerprint(
@@ -372,30 +386,14 @@ class PerfusionTrain(io.ComfyNode):
         covariance = covariance[0] if covariance else None
         chosen = {name: value[0] for name, value in widgets.items()}
         superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
-        settings = Settings(
-            steps=chosen["steps"],
-            batch=chosen["batch"],
-            micro=min(chosen["at_once"], chosen["batch"]),
-            word_rate=chosen["word_rate"],
-            output_rate=chosen["output_rate"],
-            bias=chosen["train_bias"],
-            temperature=chosen["train_temperature"],
-            lock=chosen["lock"],
-            mode=chosen["edit_mode"],
-            flip=chosen["flip"],
-            seed=chosen["seed"],
-            min_snr=chosen["min_snr"],
-            initial_word=chosen.get("initial_word", "").strip(),
-            target_gradient=chosen.get("target_gradient", DEFAULTS.target_gradient),
-        )
+        settings = settings_of(chosen)
         family = host.family_of(model)
         check(clip, superclass, trigger, size, covariance, settings)
         ready, marks = pictures.prepare(images, masks, size)
         covariance = covariance or measure(clip, None)
         inverse = covariance.inverse()
 
-        latents = torch.stack([host.latents_of(vae, model, each) for each in (ready, ready.flip(2))], dim=1)
-        weights = torch.stack([pictures.latent_masks(m, *latents.shape[-2:]) for m in (marks, marks.flip(2))], dim=1)
+        latents, weights = both_sides(model, vae, ready, marks)
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
         digest = fingerprint(model, clip, settings, superclass, ready, marks, covariance)
         path = home() / WORKROOM / f"training-{digest}.safetensors"

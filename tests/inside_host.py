@@ -1,44 +1,30 @@
 """Looks inside the real host where no graph can: run by test_inside_host.py in the host's own interpreter.
 
-`python inside_host.py COMFYUI PACK CHECKPOINT CONCEPT` prints one JSON object of measured differences. The pack is imported as
-the host imports it, under a name of its own.
+`python -m tests.inside_host COMFYUI CHECKPOINT CONCEPT` prints one JSON object of measured differences.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import math
 import sys
-import types
 from dataclasses import replace
 from pathlib import Path
 
-COMFYUI, PACK, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
-sys.path.insert(0, str(COMFYUI))
-sys.argv = ["main.py", "--cpu"]
+from scripts import inside
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-logging.disable(logging.INFO)
+COMFYUI, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
+inside.enter_with_pack(COMFYUI)
 
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-package = types.ModuleType("pack")
-package.__path__ = [str(PACK)]
-sys.modules["pack"] = package
-host = importlib.import_module("pack.nodes.host")
-locking = importlib.import_module("pack.nodes.host.locking")
-words = importlib.import_module("pack.nodes.host.words")
-edits = importlib.import_module("pack.nodes.host.edits")
-attention = importlib.import_module("pack.nodes.host.attention")
-Concept = importlib.import_module("pack.perfusion_core.concept").Concept
-PerfusionError = importlib.import_module("pack.perfusion_core").PerfusionError
+host, locking, edits, attention = (
+    inside.part(name) for name in ("nodes.host", "nodes.host.locking", "nodes.host.edits", "nodes.host.attention")
+)
+Concept, PerfusionError = inside.part("perfusion_core.concept").Concept, inside.part("perfusion_core").PerfusionError
 
 Projected = dict[tuple[str, str], list[tuple[Tensor, Tensor]]]
 

@@ -15,10 +15,10 @@ ROUNDING = 5e-6
 
 @pytest.fixture(scope="module")
 def measured(setup: Setup, base_dir: Path) -> dict:
-    script, concept = Path(__file__).with_name("inside_host.py"), base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
+    concept = base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
     checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
-    command = [setup.python, script, setup.comfyui, ROOT, checkpoint, concept]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=base_dir)
+    command = [setup.python, "-m", "tests.inside_host", setup.comfyui, checkpoint, concept]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
