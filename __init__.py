@@ -4,6 +4,9 @@ from comfy_api.latest import ComfyExtension, io
 
 from .nodes import apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train
 
+WEB_DIRECTORY = "web"
+"""Where the page finds each node's help, docs/NODE_ID.md."""
+
 MODULES = (apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train)
 
 

@@ -123,7 +123,7 @@ def words_in(text: str, run: host.Run) -> list[str]:
     missing = [word for word in asked if word not in spelled]
     if missing:
         raise PerfusionError(f"No prompt of this picture has the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}.")
-    return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
+    return [spelled[word] for word in asked] or [word for word in there if word not in (host.START, host.END)][:MOST]
 
 
 def labelled(word: str, share: float, run: host.Run) -> str:
@@ -147,10 +147,19 @@ class PerfusionKeepLayout(io.ComfyNode):
             "seed, sampler and steps. Steps in the span take twice the time.",
             search_aliases=["perfusion", "prompt to prompt", "p2p", "layout", "attention injection"],
             inputs=[
-                io.Model.Input("model", tooltip="The model for the next picture, from Apply Concept; not a watched one."),
+                io.Model.Input(
+                    "model", tooltip="The model for the next picture, from Apply Concept. A watched one is no longer watched."
+                ),
                 AttentionType.Input("attention", tooltip="From Watch Attention on the first picture's model."),
                 io.Latent.Input("samples", tooltip="The first picture's samples, as its sampler gave them."),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Of the way from noise to picture."),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where on the way from noise, 0, to picture, 1, the layout begins to be kept.",
+                ),
                 io.Float.Input(
                     "end",
                     default=0.8,

@@ -38,13 +38,16 @@ class PerfusionExport(io.ComfyNode):
             display_name="Export Concept (Perfusion)",
             category=CATEGORY,
             description="Writes concepts as a LoRA and an embedding, for use without Perfusion. A LoRA has no gate, so it comes "
-            "near to the concept only; how near is told. Several concepts share a LoRA, and each has an embedding.",
+            "near to the concept but does not reach it; the report says how near. Several concepts share a LoRA, and each has "
+            "an embedding.",
             search_aliases=["perfusion", "export", "convert", "lora", "textual inversion", "embedding", "rome"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model that the LoRA is for, as it goes into Apply Concept."),
                 io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
-                ConceptType.Input("concept", tooltip="A concept, or several combined; bias and strength scale the LoRA."),
+                ConceptType.Input(
+                    "concept", tooltip="A concept, or several combined; bias, temperature and strength scale the LoRA."
+                ),
                 io.String.Input(
                     "filename_prefix",
                     default="concept",
@@ -107,8 +110,11 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
             f"Prompts call an embedding by its file's name, of letters, digits and - _ . / alone; {prefix!r} holds others."
         )
     if not stack:
-        raise PerfusionError("At strength 0 there is nothing to export; raise it with Perfusion Concept Settings.")
+        raise PerfusionError("At strength 0 there is nothing to export; raise it with Concept Settings.")
     known = {concept.trigger.casefold() for concept in getattr(clip, "stack", ())}
+    bare = [one.trigger for one in stack if not one.values]
+    if bare and what != EMBEDDING:
+        raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
     for one in stack:
         host.check_fit(one, model)
         if one.trigger.casefold() in known:

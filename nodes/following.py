@@ -26,7 +26,7 @@ class Following:
         self.plain = self._foreseen(model, self._encoded(clip, superclass))
 
     def _encoded(self, clip: CLIP, word: str) -> list[list]:
-        return host.conditionings(clip, [text.format(word) for text in self.prompts])
+        return host.conditionings(clip, [text.replace("{}", word) for text in self.prompts])
 
     def _foreseen(self, model: ModelPatcher, prompts: list[list]) -> Tensor:
         return host.foreseen(model, prompts, self.size, SEEDS, self.seed)

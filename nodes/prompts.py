@@ -18,8 +18,8 @@ class PerfusionTextEncode(io.ComfyNode):
             display_name="Text Encode, Keys Locked (Perfusion)",
             category=CATEGORY,
             description="Encodes a prompt with global key-locking: where words look in the picture is decided by the prompt with "
-            "each trigger word replaced by its plain word. Closer to the prompt than CLIP Text Encode, which locks the concept's "
-            "own keys alone. Both work in one graph.",
+            "each trigger word replaced by its plain word. CLIP Text Encode locks the concept's own keys alone. Both work in one "
+            "graph.",
             search_aliases=["perfusion", "global key-locking", "clip text encode", "prompt"],
             inputs=[
                 io.Clip.Input("clip", tooltip="From Apply Concept, which tells it the trigger words."),

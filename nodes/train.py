@@ -20,7 +20,7 @@ from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import SUPERCLASS_LENGTH, Concept, Stack, check_trigger
 from ..perfusion_core.covariance import Covariance, probe
 from ..perfusion_core.edit import MODES
-from ..perfusion_core.files import read, write
+from ..perfusion_core.files import read, require, write
 from ..perfusion_core.following import Judgement
 from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, held_out_loss, start, teach
 from . import host, pictures
@@ -32,14 +32,19 @@ log = logging.getLogger("perfusion")
 
 CHECKPOINT_EVERY = 25
 MAX_CHECKPOINT = 256 * 2**20
+CHECKPOINT = {"format": "perfusion-training", "version": "1"}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST, BEST = "last", "best"
 DEFAULTS = Settings()
 
 
-def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
+def check(
+    family: str, clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings
+) -> None:
     """Raise PerfusionError for what cannot be trained, before any work."""
     settings.check()
+    if family == "sdxl":
+        raise PerfusionError("Train Concept cannot teach SDXL models yet; use a checkpoint of SD1 or SD2.")
     if not superclass.strip():
         raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
     if len(superclass) > SUPERCLASS_LENGTH:
@@ -75,14 +80,24 @@ def both_sides(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor) -> 
 
 
 def fingerprint(
-    model: ModelPatcher, clip: CLIP, settings: Settings, superclass: str, images: Tensor, masks: Tensor, covariance: Covariance
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    settings: Settings,
+    superclass: str,
+    keep: str,
+    images: Tensor,
+    masks: Tensor,
+    covariance: Covariance,
 ) -> str:
-    """A digest of all that a training depends on: a checkpoint serves the same training alone."""
-    digest = hashlib.sha256(f"{settings} {superclass} {host.identity_of(clip)} {sorted(model.patches)}".encode())
+    """A digest of all that a training depends on: a checkpoint serves the same training alone.
+
+    How many pictures are computed at once changes nothing but the memory: who ran out of it goes on with fewer.
+    """
+    told = replace(settings, micro=1), superclass, keep, host.identity_of(clip), host.identity_of_weights(model, vae)
+    digest = hashlib.sha256(str(told).encode())
     # An embedding of the same name may hold other vectors by now.
     initial = host.embed(clip, settings.initial_word or superclass)
-    for layer in host.layers_of(model):
-        digest.update(model.model.diffusion_model.get_submodule(layer).to_v.weight[::7].float().cpu().numpy().tobytes())
     for tensor in (images, masks, covariance.matrix, *initial.values()):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
@@ -93,7 +108,8 @@ def resume(path: Path, fresh: Lesson) -> Lesson:
     if not path.exists():
         return fresh
     try:
-        named, _ = read(path, MAX_CHECKPOINT)
+        named, told = read(path, MAX_CHECKPOINT)
+        require(all(told.get(name) == value for name, value in CHECKPOINT.items()), path, "it is of another version")
         lesson = Lesson.from_tensors({k: v.to(fresh.target_input.device) for k, v in named.items()})
     except PerfusionError as error:
         log.warning("%s Training starts anew.", error)
@@ -201,7 +217,9 @@ class PerfusionTrain(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input(
-                    "images", tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder."
+                    "images",
+                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. Of each, the "
+                    "largest square around the thing is taken.",
                 ),
                 io.String.Input(
                     "superclass", default="teddy", tooltip="The plain word for what the pictures show: teddy, cat, mug."
@@ -275,8 +293,8 @@ class PerfusionTrain(io.ComfyNode):
                     advanced=True,
                     tooltip="The form of the edit; use the same in Apply Concept. static acts in every prompt, trigger word or "
                     "not, as an exported LoRA does. none: no layer is edited and the word alone is learned (Textual Inversion); "
-                    "output_rate, lock, bias and temperature then have no effect, and word_rate is usually higher (0.0005 to 0.005 "
-                    "with SD1.5).",
+                    "output_rate, lock, train_bias and train_temperature then have no effect, and word_rate is usually higher "
+                    "(0.0005 to 0.005 with SD1.5).",
                 ),
                 io.Float.Input(
                     "flip",
@@ -317,7 +335,8 @@ class PerfusionTrain(io.ComfyNode):
                     max=100.0,
                     step=0.5,
                     advanced=True,
-                    tooltip="Above 0 (5 is usual) what shapes a picture counts over its finest grain; 0: the model's own loss.",
+                    tooltip="Above 0 (5 is usual) what shapes a picture counts more than its finest grain; 0: the model's own "
+                    "loss.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -350,7 +369,8 @@ class PerfusionTrain(io.ComfyNode):
                     default=DEFAULTS.target_gradient,
                     optional=True,
                     advanced=True,
-                    tooltip="The word learns knowing that the place where the edit acts moves with it.",
+                    tooltip="The word learns with the place where the edit acts, which moves with it; else that place counts as "
+                    "fixed within a step.",
                 ),
                 io.Combo.Input(
                     "keep",
@@ -358,9 +378,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=LAST,
                     optional=True,
                     advanced=True,
-                    tooltip=f"last: the concept as training ends with it. best: the best of every {CHECKPOINT_EVERY} steps, told "
-                    "by the model itself: the one most like the pictures of those with which it still follows prompts. Takes about "
-                    "a quarter more time.",
+                    tooltip=f"last: the concept that training ends with. best: the best one, looked at every {CHECKPOINT_EVERY} "
+                    "steps and told by the model itself: the one most like the pictures of those with which it still follows "
+                    "prompts. Takes about a quarter more time.",
                 ),
             ],
             outputs=[
@@ -388,14 +408,15 @@ class PerfusionTrain(io.ComfyNode):
         superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
         settings = settings_of(chosen)
         family = host.family_of(model)
-        check(clip, superclass, trigger, size, covariance, settings)
+        check(family, clip, superclass, trigger, size, covariance, settings)
         ready, marks = pictures.prepare(images, masks, size)
         covariance = covariance or measure(clip, None)
         inverse = covariance.inverse()
 
         latents, weights = both_sides(model, vae, ready, marks)
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
-        digest = fingerprint(model, clip, settings, superclass, ready, marks, covariance)
+        keep = chosen.get("keep", LAST)
+        digest = fingerprint(model, clip, vae, settings, superclass, keep, ready, marks, covariance)
         path = home() / WORKROOM / f"training-{digest}.safetensors"
 
         def so_far(lesson: Lesson) -> Concept:
@@ -407,7 +428,7 @@ class PerfusionTrain(io.ComfyNode):
         def following() -> Following:
             return Following(model, clip, superclass, size, settings.seed)
 
-        best = Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if chosen.get("keep") == BEST else None
+        best = Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if keep == BEST else None
         folder = steps_folder(trigger, digest)
         often = Often(so_far, chosen["preview_every"], show, chosen.get("save_every", 0), folder, best)
 
@@ -438,7 +459,7 @@ def run(
     bar = ProgressBar(settings.steps)
 
     def keep(lesson: Lesson) -> None:
-        write(path, lesson.tensors(), {"format": "perfusion-training", "version": "1"})
+        write(path, lesson.tensors(), CHECKPOINT)
 
     def judged(lesson: Lesson) -> Concept:
         concept = often.so_far(lesson)
@@ -457,7 +478,7 @@ def run(
         if saving or showing or checking or last:
             concept = judged(lesson)
             if saving:
-                concept.save(often.steps_folder / f"{lesson.step:05}.safetensors", torch.float16)
+                concept.save(often.steps_folder / f"{lesson.step:05}.safetensors", torch.float32)
             if showing and not last:
                 preview = ("JPEG", pictures.to_pil(often.show(concept)), 512)
         bar.update_absolute(lesson.step, settings.steps, preview)

@@ -2,7 +2,8 @@
 
 The method in torch alone, without any host. `edit` holds the mathematics of the edited projections, `covariance` the metric
 that they measure in, `concept` what is learned and its file, `training` the loop that learns it, `prompts` the words, `maps`
-attention maps, `foreign` the files of other implementations, `export` stock files of a concept.
+attention maps, `foreign` the files of other implementations, `export` stock files of a concept, `following` how far prompts are
+followed, `files` reading and writing.
 """
 
 

@@ -247,7 +247,8 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
     require(bool(words), path, "it lacks a learned word")
     for name in sorted(words):
         shape = tuple(tensors[name].shape)
-        require(len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= 8192, path, f"{name} has the shape {shape}")
+        good = len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= 8192
+        require(good, path, f"{name} has the shape {shape} where (1 to {MAX_VECTORS}, at most 8192) was expected")
     require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words differ in their number of vectors")
     width, total = tensors["target_input"].numel(), sum(layers.values())
     expected = {name: total if name.startswith("target_outputs") else width for name in set(tensors) - words}
@@ -256,7 +257,7 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
         good = shape == (size,) or (shape == (POSITIONS, size) and name.startswith("target_outputs"))
         require(good, path, f"{name} has the shape {shape} where ({size},) was expected")
     for name, tensor in tensors.items():
-        require(tensor.dtype in DTYPES, path, f"{name} holds {tensor.dtype}")
+        require(tensor.dtype in DTYPES, path, f"{name} holds {tensor.dtype} where float16, bfloat16 or float32 was expected")
     product = float(tensors["probe"].float() @ tensors["target_input"].float())
     require(0 < product < float("inf"), path, "its probe does not fit its target input")
 
@@ -312,7 +313,7 @@ def combine(*stacks: Stack) -> Stack:
         if one.trigger.casefold() == other.trigger.casefold():
             raise PerfusionError(
                 f"Two concepts have the trigger word {one.trigger}: a {one.superclass} and a {other.superclass}; "
-                "give one of them another trigger word with Perfusion Concept Settings."
+                "give one of them another trigger word with Concept Settings."
             )
         if one.family != other.family:
             raise PerfusionError(

@@ -78,7 +78,7 @@ def error(edit: Edit, encodings: Tensor, named: Tensor, projected: Projected) ->
     static, gated = (replace(edit, mode=mode).coefficients(encodings, named) for mode in (STATIC, EXACT))
     if not gated.any():
         raise PerfusionError(
-            "The concept's gate never opens, so there is nothing to export; give it a lower bias with Perfusion Concept Settings."
+            "The concept's gate never opens, so there is nothing to export; give it a lower bias with Concept Settings."
         )
     found = []
     for layer in edit.values:

@@ -1,7 +1,7 @@
 """How far a model still follows a prompt with a concept in it, told by the model itself (beyond the paper).
 
-From noise alone a model predicts what the prompt makes of the picture to come: its layout and colours. A concept may change what
-is predicted for every prompt alike, for it looks other than its superclass; but what sets one prompt's prediction off against
+From little but noise a model predicts what the prompt makes of the picture to come: its layout and colours. A concept may change
+what is predicted for every prompt alike, for it looks other than its superclass; but what sets one prompt's prediction off against
 other prompts' should be the same with either word. Where gates open at other words it goes elsewhere. So, over noises z and
 prompts p, with x̄ the mean over prompts,
 

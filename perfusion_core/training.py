@@ -176,7 +176,9 @@ def start(base: Base, superclass: str, settings: Settings) -> Lesson:
 
 
 def edit_in_training(lesson: Lesson, inverse: Tensor, settings: Settings, encoding: Tensor | None = None) -> Edit | None:
-    """The edit of the concept as it stands, if it has any: training sees the same gated forward as inference does.
+    """The edit of the concept as it stands, if it has any: training sees the gated forward of inference.
+
+    Here gates alone decide, and not where a word can have reached: at bias and temperature of training few open elsewhere.
 
     Given the concept's mean encoding [d], i* has its gradient, though its own value.
     """

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import comfyui, environment
+from scripts import browser, comfyui, environment
 from scripts.steps import SetupError, digest, is_done, mark_done, say, step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +47,8 @@ def prepare(dev: bool = False) -> Setup:
         requirements.append(ROOT / "scripts" / "requirements-dev.txt")
     if requirements:
         environment.ensure(VENV, requirements, CACHE / "pip-install.log")
+    if dev:
+        browser.ensure(environment.interpreter(VENV), CACHE / "browser-install.log")
     if setup.comfyui == CACHE / "ComfyUI":
         comfyui.fetch(setup.comfyui, environment.interpreter(VENV), CACHE / "pip-download.log")
     make_base(setup.base)

@@ -1,4 +1,4 @@
-"""Run workflows and draw the pictures in docs/ from them: `python -m scripts.make_docs [NAME ...]` in the set-up's environment."""
+"""Run workflows and draw the documentation's pictures: `python -m scripts.make_docs [NAME ...]` in the set-up's environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.make_workflows import TEDDY
 from scripts.server import Server
 from scripts.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt
 
-DOCS = bootstrap.ROOT / "docs"
+PICTURES = bootstrap.ROOT / "web" / "docs" / "pictures"
 SIDE, MARGIN, LABEL = 192, 8, 24
 
 
@@ -52,7 +52,7 @@ def main() -> int:
         press = Press(server)
         for draw in (each for each in DRAWN if not names or each.__name__ in names):
             steps.say(f"  {draw.__name__}.png")
-            draw(press).save(DOCS / f"{draw.__name__}.png", optimize=True)
+            draw(press).save(PICTURES / f"{draw.__name__}.png", optimize=True)
     return 0
 
 
@@ -60,6 +60,11 @@ def compare_settings(press: Press) -> Image.Image:
     """The node's own grid."""
     changes = {("PerfusionLoadConcept", "concept_name"): TEDDY, ("Prompt", "text"): "a photo of a <demo-teddy> on the grass"}
     return Image.open(press.run("compare_settings", "The grid", changes=changes)[0])
+
+
+def find_the_bias(press: Press) -> Image.Image:
+    """The node's own chart."""
+    return Image.open(press.run("find_the_bias", "PerfusionAutoBias", kind="temp")[0])
 
 
 def import_a_concept(press: Press) -> Image.Image:
@@ -167,6 +172,7 @@ def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
 
 DRAWN: list[Callable[[Press], Image.Image]] = [
     compare_settings,
+    find_the_bias,
     import_a_concept,
     export_a_concept,
     teach_a_word_alone,

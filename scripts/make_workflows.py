@@ -106,6 +106,59 @@ prompts are encoded once. At most 100 pictures. With an SD1.5 checkpoint, take a
     )
 
 
+def find_the_bias(sheet: Drawing) -> None:
+    """The bias of a concept found by the model itself, and a picture with it."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=TEDDY)
+    text = sheet.add("PrimitiveStringMultiline", 0, 340, 140, "Prompt", value="a photo of a <demo-teddy> on the beach")
+    links = {"model": base[0], "clip": base[1], "concept": loaded[0], "prompt": text[0]}
+    found = sheet.add("PerfusionAutoBias", 390, 320, **links, size=64)
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=found[0])
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, clip=applied[1], text=text[0])
+    draw(sheet, base, applied[0], applied[1], positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## Let the model find the bias
+
+*Find Bias* asks the model what it foresees for this prompt with the concept's word and with the plain word, and takes the lowest
+**bias**, where the concept shows most, at which the prompt still does to the picture what it does with the plain word. The chart
+shows how far the prompt is followed at each bias.
+
+**followed** is how far it must be: lower it for more of the concept. It costs about as much as drawing a few pictures. With an
+SD1.5 checkpoint, take **size** 512 and an empty latent of 512 × 512 pixels.""",
+        0,
+        340,
+        300,
+    )
+
+
+def measure_a_text_encoder(sheet: Drawing) -> None:
+    """As train_a_concept, with a covariance that is measured over captions of one's own."""
+    base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
+    images, masks = pictures(sheet)
+    measured = sheet.add("PerfusionCovariance", 640, 340, 240, clip=base[1], captions="")
+    sheet.add("PreviewAny", 640, 340, 160, "What was measured", source=measured[1])
+    links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0], "masks": masks[0]}
+    train = sheet.add("PerfusionTrain", 1020, 380, covariance=measured[0], **links, **TRAINING)
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="teddy")
+    sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
+    sheet.note(
+        "How to",
+        """## Captions of your own
+
+A concept's gate tells how alike words are by how the text encoder spreads its encodings over captions. *Train Concept* measures
+that by itself, over captions that come with the pack. Where you teach things of a special field, or prompt in a special way, type
+**captions** of your own here, one a line, or name a text file in the input folder in **captions_file**: hundreds, and varied,
+for words are told apart only where the captions have shown how.
+
+The result is kept, for each text encoder and set of captions; what was taught with it carries all that it needs.""",
+        0,
+        560,
+        260,
+        960,
+    )
+
+
 def import_a_concept(sheet: Drawing) -> None:
     """Another implementation's file in, ours out, and a picture."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
@@ -203,7 +256,7 @@ def lock_keys_globally(sheet: Drawing) -> None:
 
 Keys decide where words look in the picture, values what they bring. *CLIP Text Encode* locks the concept's own keys to its plain
 word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the picture is laid
-out just as the plain prompt's would be. Take a lower **bias** with it (0.4 to 0.6 with SD1.5), since less of the concept shows.
+out just as the plain prompt's would be. If less of the concept shows than you like, lower its **bias**.
 
 Both nodes may stand in one graph; without a trigger word they give the same.""",
         0,
@@ -237,9 +290,9 @@ def see_attention(sheet: Drawing) -> None:
 *Watch Attention* goes between the model and any sampler; pictures stay the same to the bit. *Show Attention* needs what the sampler
 gave, so that it knows which picture is meant.
 
-A label such as `<demo-teddy> 0.5 % gate 0.93` says that this share of all attention went to the word, and that the concept's gate
-opens to 0.93 at it. Little attention is usual: most of it goes to the tokens after the words. The masks can be used as any
-others.""",
+A label such as `<demo-teddy> 12.2 % gate 0.98` says that this share of all attention went to the word, and that the concept's
+gate opens to 0.98 at it. A few per cent are usual: most attention goes to the start and to the tokens after the words. The masks
+can be used as any others.""",
         0,
         560,
         230,
@@ -469,12 +522,14 @@ DRAWN: list[Callable[[Drawing], None]] = [
     train_a_concept,
     use_concepts,
     compare_settings,
+    find_the_bias,
     import_a_concept,
     export_a_concept,
     teach_a_word_alone,
     lock_keys_globally,
     see_attention,
     train_without_painting,
+    measure_a_text_encoder,
     inspect_gates,
     two_places,
     keep_layout,

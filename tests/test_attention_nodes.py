@@ -222,6 +222,14 @@ def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:
         graph.nodes[graph.nodes[sample[0]]["inputs"]["latent_image"][0]]["inputs"]["width"] = width
         graph.add("PreviewAny", source=sample)
         refused(server, graph, sentence)
+    # With a CLIP that no concept was applied to, a prompt does not know its words.
+    graph = Bench()
+    model, attention = graph.watched(graph.model)
+    first = graph.sample(model, graph.text(graph.words, PROMPT), graph.negative())
+    span = {"start": 0.0, "end": 1.0}
+    kept = [graph.add("PerfusionKeepLayout", model=graph.model, attention=attention, samples=first, **span), 0]
+    graph.add("PreviewAny", source=graph.sample(kept, graph.text(graph.clip, PROMPT), graph.negative()))
+    refused(server, graph, "prompts that know their words")
 
 
 # ---- gates -------------------------------------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ from perfusion_core.concept import (
     with_outputs,
 )
 from perfusion_core.edit import EXACT, MODES
+from perfusion_core.export import corrections
 from perfusion_core.training import Settings
+from scripts.bootstrap import ROOT
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -896,3 +898,25 @@ def test_words_alone_have_no_part_in_the_edit(mode: str) -> None:
     for clash in (replace(alone, trigger="<a>"), replace(alone, family="sdxl")):
         with pytest.raises(PerfusionError):
             combine((first, clash))
+
+
+def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes() -> None:
+    """Its lines, run on the demo's concept, against the core."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8"), re.S)
+    given: dict = {}
+    exec(code, given)
+    path = ROOT / "demo" / "concepts" / "demo-teddy.safetensors"
+    concept, (tensors, metadata) = Concept.load(path), given["load"](path)
+    layer, first, random = list(concept.layers)[2], 5, torch.Generator().manual_seed(1)
+    weights = {which: torch.randn(concept.layers[layer], 768, generator=random) / 28 for which in ("k", "v")}
+    encodings = concept.target_input + 0.7 * concept.target_input.std() * torch.randn(12, 768, generator=random)
+    encodings[:first] = torch.randn(first, 768, generator=random)
+    edit = edit_of((concept,), EXACT)
+    projected = {layer: tuple(edit.vectors.float() @ weight.T for weight in weights.values())}
+    named = (torch.arange(12) >= first).float()[None, :, None]
+    by = edit.coefficients(encodings[None], named)
+    for which, correction in zip(weights, corrections(edit, by, layer, projected), strict=True):
+        plain = encodings @ weights[which].T
+        told = given["edited"](encodings, first, weights[which], which, layer, tensors, metadata)
+        assert (told - plain).abs().max() > 0.01
+        torch.testing.assert_close(told, plain + correction[0], rtol=1e-4, atol=1e-4)

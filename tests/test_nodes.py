@@ -223,6 +223,19 @@ def test_the_best_concept_is_kept(server: Server) -> None:
     assert not [path for path in (folder / ".work").iterdir() if path.name.startswith(("best-", "training-"))]
 
 
+def stopped(server: Server, nodes: dict) -> set[Path]:
+    """Stop a training as soon as it has written a checkpoint, if it had none; the new ones that it left."""
+    work = server.base / "models" / "perfusion" / ".work"
+    before, end = set(work.glob("training-*")), time.monotonic() + 120
+    prompt = server.queue(nodes)
+    while set(work.glob("training-*")) == before and time.monotonic() < end:
+        time.sleep(0.05)
+    server.interrupt(prompt)
+    with pytest.raises(GraphError, match="interrupted"):
+        server.wait(prompt, 120)
+    return set(work.glob("training-*")) - before
+
+
 def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> None:
     first, other = torch.randn(2, 2, 768, generator=torch.Generator().manual_seed(3)) * 0.02
     embedding(server, "initial", clip_l=first.contiguous())
@@ -239,20 +252,12 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
 
     work, known = server.base / "models" / "perfusion" / ".work", concepts(server)
 
-    def stopped() -> set[Path]:
-        before, end = set(work.glob("training-*")), time.monotonic() + 120
-        prompt = server.queue(graph_of("resumed"))
-        while set(work.glob("training-*")) == before and time.monotonic() < end:
-            time.sleep(0.05)
-        server.interrupt(prompt)
-        with pytest.raises(GraphError, match="interrupted"):
-            server.wait(prompt, 120)
-        return set(work.glob("training-*")) - before
-
-    assert len(stopped()) == 1 and "Training stopped at step" in server.log() and concepts(server) == known
+    assert (
+        len(stopped(server, graph_of("resumed"))) == 1 and "Training stopped at step" in server.log() and concepts(server) == known
+    )
     # Of the same name, but not the same: that is another training.
     embedding(server, "initial", clip_l=other.contiguous())
-    (another,) = stopped()
+    (another,) = stopped(server, graph_of("resumed"))
     another.unlink()
     embedding(server, "initial", clip_l=first.contiguous())
     assert "Training goes on from step" not in server.log()
@@ -264,6 +269,31 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
         load_file(server.base / "models" / "perfusion" / f"{name}_00001.safetensors") for name in ("resumed", "undisturbed")
     )
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+def test_a_stopped_training_goes_on_with_less_memory_and_not_with_another_lora(server: Server) -> None:
+    """The checkpoint is found again though the LoRA lies in the loaded weights by then."""
+    lora = server.base / "models" / "loras" / "beneath.safetensors"
+    lora.parent.mkdir(exist_ok=True)
+    layer = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn2_to_v"
+    random = torch.Generator().manual_seed(4)
+    parts = {"lora_up.weight": torch.randn(320, 1, generator=random), "lora_down.weight": torch.randn(1, 768, generator=random)}
+    save_file({f"{layer}.{name}": 0.1 * tensor for name, tensor in parts.items()}, lora)
+
+    def graph_of(strength: float, **widgets: object) -> dict:
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=lora.name, strength_model=strength), 0]
+        images, masks = graph.pictures(2)
+        graph.save([graph.train(model, clip, vae, images, masks, steps=40, batch=2, seed=6, **widgets), 0], "beneath")
+        return graph.nodes
+
+    (first,) = stopped(server, graph_of(1.0))
+    (second,) = stopped(server, graph_of(0.5))
+    told = server.log().count("Training goes on from step")
+    server.run(graph_of(1.0, at_once=1))
+    assert server.log().count("Training goes on from step") == told + 1 and not first.exists() and second.exists()
+    second.unlink()
 
 
 def test_a_word_starts_as_another_word_or_an_embedding(server: Server, trained: tuple) -> None:
@@ -809,6 +839,18 @@ def test_an_export_refuses_what_cannot_be_used(
     )
     refused(server, graph, *words)
     assert (files(server, "loras"), files(server, "embeddings")) == known
+
+
+def test_a_word_alone_has_no_lora(server: Server, alone: str) -> None:
+    for what in ("both", "LoRA", "embedding"):
+        graph = Graph()
+        model, clip, _ = graph.checkpoint()
+        graph.add("PerfusionExport", model=model, clip=clip, concept=graph.load(alone), filename_prefix="bare", what=what)
+        if what == "embedding":
+            server.run(graph.nodes)
+        else:
+            refused(server, graph, "<alone>", "no LoRA can hold")
+    assert "bare_00001.safetensors" in files(server, "embeddings") and "bare_00001.safetensors" not in files(server, "loras")
 
 
 def test_an_export_refuses_models_that_the_concept_is_not_for(server: Server, strong: str) -> None:

@@ -2,14 +2,25 @@
 
 `models`: what a MODEL and a CLIP are. `words`: trigger words in prompts and encodings; `locking`: global key-locking there.
 `edits`: a MODEL with concepts; `attention`, `watching`, `layout`: what is seen of its attention and changed in it.
-`encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents.
+`encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents. `looking`: where a word
+is in a picture. `probing`: what LoRAs and edits do to a model's projections.
 """
 
 from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
 from .encode import POSITIONS, UNPADDED, conditionings, contents, embed, encoding_width, encodings, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
-from .models import check_interrupt, encoders_of, family_of, identity_of, layers_of, lora_names, projections, width_of
+from .models import (
+    check_interrupt,
+    encoders_of,
+    family_of,
+    identity_of,
+    identity_of_weights,
+    layers_of,
+    lora_names,
+    projections,
+    width_of,
+)
 from .probing import Findings, probed
 from .sampling import Preview, draw, foreseen, latents_of, sample, samplers
 from .student import Student, best_precision, learning
@@ -42,6 +53,7 @@ __all__ = [
     "family_of",
     "foreseen",
     "identity_of",
+    "identity_of_weights",
     "latents_of",
     "layers_of",
     "learning",

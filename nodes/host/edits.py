@@ -358,9 +358,15 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
         )
     if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
-            f"{concept.trigger} was taught to a {family} model of another shape, with {len(concept.values)} cross-attention "
-            f"layers; this one has {len(layers)}."
+            f"{concept.trigger} was taught to a {family} model of another shape, "
+            f"{shape_of(concept.layers, len(concept.target_input))}; this one has {shape_of(layers, width_of(model))}."
         )
+
+
+def shape_of(layers: Mapping[str, int], width: int) -> str:
+    """What a message tells of a model's shape."""
+    widths = ", ".join(str(each) for each in sorted(set(layers.values()))) or "any width"
+    return f"{len(layers)} cross-attention layers of {widths} that read encodings of {width}"
 
 
 def carried(model: ModelPatcher) -> Applied | None:

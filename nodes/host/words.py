@@ -255,9 +255,9 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
     for concept in stack:
         for name, tokenizer in encoders.items():
             if name not in concept.word or concept.word[name].shape[1] != tokenizer.embedding_size:
-                raise PerfusionError(
-                    f"{concept.trigger} was taught to text encoders {', '.join(concept.word)}; this CLIP has {', '.join(encoders)}."
-                )
+                taught = ", ".join(f"{name} (width {vectors.shape[1]})" for name, vectors in concept.word.items())
+                found = ", ".join(f"{name} (width {each.embedding_size})" for name, each in encoders.items())
+                raise PerfusionError(f"{concept.trigger} was taught to the text encoders {taught}; this CLIP has {found}.")
     cloned = clip.clone()
     cloned.__class__ = ClipWithWords
     # Vectors are known by their memory: two words must not share it, though they be one concept under two triggers.

@@ -1,0 +1,117 @@
+"""The pack as people meet it: ComfyUI's page in a real browser, worked by mouse and keyboard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import Browser, sync_playwright
+
+from perfusion_core.concept import Concept
+from scripts import bootstrap, browser, foreign_file
+from scripts.server import Server
+from tests.page import Page
+
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync"]
+TEMPLATES = sorted(path.stem for path in (bootstrap.ROOT / "workflows").glob("*.json"))
+SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
+"""Node -> widgets that a person would make smaller to have a first look."""
+
+
+@pytest.fixture(scope="module")
+def fresh(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
+    """A server that nobody has used, with the concept that the training workflow would save and a file from elsewhere."""
+    base = bootstrap.CACHE / "page-base"
+    shutil.rmtree(base, ignore_errors=True)
+    bootstrap.make_base(base)
+    bootstrap.share_checkpoint(setup, base)
+    folder = base / "models" / "perfusion"
+    own = replace(Concept.load(folder / "demo-teddy.safetensors"), trigger="<my-teddy>")
+    own.save(folder / foreign_file.CONCEPT, torch.float32)
+    foreign_file.write(base, folder / foreign_file.CONCEPT, foreign_file.FOREIGN)
+    # What other tests have measured of the text encoder takes a minute.
+    for measured in (base_dir / "models" / "perfusion" / ".work").glob("covariance-*"):
+        (folder / ".work").mkdir(exist_ok=True)
+        shutil.copyfile(measured, folder / ".work" / measured.name)
+    with Server(setup, base=base) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    # In a container root has no sandbox; anyone else has.
+    flags = FLAGS + (["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else [])
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=browser.found(Path(sys.executable)), args=flags)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def opened(chromium: Browser, fresh: Server) -> Iterator[Page]:
+    page = Page(chromium, fresh)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened: Page) -> Page:
+    """The page, on which nothing has gone wrong yet."""
+    opened.errors.clear()
+    return opened
+
+
+def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> None:
+    page.empty()
+    base = page.add("Load Checkpoint", 0, 0)
+    loaded = page.add("Load Concept (Perfusion)", 0, 250)
+    applied = page.add("Apply Concept (Perfusion)", 400, 0)
+    latent = page.add("Empty Latent Image", 400, 280)
+    positive = page.add("CLIP Text Encode (Prompt)", 800, 0)
+    negative = page.add("CLIP Text Encode (Prompt)", 800, 280)
+    sampler = page.add("KSampler", 1280, 80)
+    decoded = page.add("VAE Decode", 800, 560)
+    saved = page.add("Save Image", 400, 560)
+    for link in (
+        (base, "MODEL", applied, "model"), (base, "CLIP", applied, "clip"), (loaded, "concept", applied, "concept"),
+        (applied, "model", sampler, "model"), (applied, "clip", positive, "clip"), (applied, "clip", negative, "clip"),
+        (positive, "CONDITIONING", sampler, "positive"), (negative, "CONDITIONING", sampler, "negative"),
+        (latent, "LATENT", sampler, "latent_image"), (sampler, "LATENT", decoded, "samples"), (base, "VAE", decoded, "vae"),
+        (decoded, "IMAGE", saved, "images"),
+    ):  # fmt: skip
+        page.connect(*link)
+    page.choose(loaded, "concept_name", "demo-teddy")
+    page.write(positive, "text", "a photo of a <demo-teddy> on the grass")
+    for node, widget, value in ((latent, "width", 64), (latent, "height", 64), (sampler, "steps", 4)):
+        page.number(node, widget, value)
+    (picture,) = fresh.outputs(page.run(), saved)
+    assert picture.stat().st_size > 1000 and "no prompt names it" not in fresh.log()
+    shown = "([id]) => app.graph.getNodeById(id).imgs?.length === 1"
+    page.wait(lambda: page.ask(shown, saved), "the picture on its node")
+    assert page.errors == []
+
+
+def test_the_help_of_a_node_is_this_packs_own(page: Page) -> None:
+    page.empty()
+    node = page.add("Compare Settings (Perfusion)", 0, 0)
+    page.help(node)
+    page.wait(lambda: page.tab.get_by_text("type the numbers of the best cell").count() > 0, "the help")
+    picture = page.tab.locator("img[alt^='A grid of pictures']")
+    page.wait(lambda: picture.evaluate("each => each.complete && each.naturalWidth > 0"), "the picture in it")
+    # The page asks for a translation first and takes this where there is none.
+    assert [error for error in page.errors if "PerfusionSweep/en.md" not in error] == []
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_opens_and_runs(page: Page, name: str) -> None:
+    page.template(bootstrap.PACK, name)
+    page.shorten(SHORT)
+    assert page.run()["outputs"]
+    assert page.errors == []

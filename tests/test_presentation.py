@@ -1,0 +1,83 @@
+"""What people see of the nodes before they run them: tooltips, help, translations, workflows, thumbnails."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scripts.bootstrap import ROOT
+
+LANGUAGES = ("de", "fr", "zh")
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
+
+
+@pytest.fixture(scope="module")
+def nodes(object_info: dict) -> dict[str, dict]:
+    return {name: info for name, info in object_info.items() if name.startswith("Perfusion")}
+
+
+def inputs(info: dict) -> dict[str, list]:
+    """A node's inputs that the page shows."""
+    return {name: given for kind in ("required", "optional") for name, given in info["input"].get(kind, {}).items()}
+
+
+def test_every_node_input_and_output_says_what_it_is(nodes: dict) -> None:
+    assert len(nodes) == 17
+    for name, info in nodes.items():
+        assert info["description"] and info["display_name"].endswith(" (Perfusion)") and info["category"] == "perfusion", name
+        for given, (_, options, *_) in inputs(info).items():
+            assert options.get("tooltip"), f"{name}.{given}"
+        tooltips = info["output_tooltips"] or []
+        assert len(tooltips) == len(info["output"]) and all(tooltips), name
+
+
+def test_every_node_has_help_on_all_its_inputs_and_outputs(nodes: dict) -> None:
+    """The page shows it in place of what it would have made of the tooltips."""
+    assert {path.stem for path in (ROOT / "web" / "docs").glob("*.md")} == set(nodes)
+    for name, info in nodes.items():
+        text = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert text.startswith(f"# {info['display_name'].removesuffix(' (Perfusion)')}\n"), name
+        rows = re.findall(r"^\| `([\w]+)` \| .{3,} \|$", text, re.M)
+        assert rows == [*inputs(info), *info["output_name"]], name
+        for said, path in PICTURE.findall(text):
+            assert said and (ROOT / "web" / "docs" / path).is_file(), f"{name}: {path}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_of_the_nodes_is_translated(nodes: dict, language: str) -> None:
+    told = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert set(told) == set(nodes)
+    for name, info in nodes.items():
+        own = told[name]
+        assert own["display_name"].endswith("(Perfusion)") and own["description"] != info["description"], name
+        assert list(own["inputs"]) == list(inputs(info)), name
+        assert list(own["outputs"]) == [str(i) for i in range(len(info["output"]))], name
+        for part, given in [*own["inputs"].items(), *own["outputs"].items()]:
+            assert given["name"] and given["tooltip"], f"{name}.{part}"
+        for given, (_, options, *_) in inputs(info).items():
+            assert own["inputs"][given]["tooltip"] != options["tooltip"], f"{name}.{given}"
+
+
+def test_every_node_is_used_by_a_workflow(nodes: dict) -> None:
+    used = {node["type"] for path in WORKFLOWS for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
+    assert set(nodes) <= used
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_has_a_thumbnail_and_a_note(path: Path) -> None:
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.format == "JPEG" and thumbnail.size == (320, 320)
+    notes = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == "MarkdownNote"]
+    assert any(len(node["widgets_values"][0]) > 200 for node in notes)
+
+
+def test_the_documents_show_pictures_and_pages_that_exist() -> None:
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
+        assert all((path.parent / link).exists() for link in links), (path.name, links)
