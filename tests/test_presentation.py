@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from scripts.bootstrap import ROOT
+from scripts.server import Server
 
 LANGUAGES = ("de", "fr", "zh")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
@@ -49,9 +50,9 @@ def test_every_node_has_help_on_all_its_inputs_and_outputs(nodes: dict) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_text_of_the_nodes_is_translated(nodes: dict, language: str) -> None:
+def test_every_text_of_the_nodes_is_translated(server: Server, nodes: dict, language: str) -> None:
     told = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert set(told) == set(nodes)
+    assert set(told) == set(nodes) and server.get("/i18n")[language]["nodeDefs"] == told
     for name, info in nodes.items():
         own = told[name]
         assert own["display_name"].endswith("(Perfusion)") and own["description"] != info["description"], name
