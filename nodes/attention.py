@@ -123,7 +123,7 @@ def words_in(text: str, run: host.Run) -> list[str]:
     missing = [word for word in asked if word not in spelled]
     if missing:
         raise PerfusionError(f"No prompt of this picture has the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}.")
-    return [spelled[word] for word in asked] or [word for word in there if word not in (host.START, host.END)][:MOST]
+    return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
 
 
 def labelled(word: str, share: float, run: host.Run) -> str:
