@@ -353,7 +353,8 @@ def whole() -> Bench:
 def quick(out: Path) -> Bench:
     """The demo's concept and two methods, as they were tuned but for half the steps."""
     tuned = whole()
-    recipes = {name: (replace(tuned.best(name), widgets=tuned.best(name).widgets | {"steps": 150}),) for name in QUICK}
+    best = {name: tuned.best(name) for name in QUICK}
+    recipes = {name: (replace(recipe, widgets=recipe.widgets | {"steps": 150}),) for name, recipe in best.items()}
     return Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
 
 

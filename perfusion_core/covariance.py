@@ -105,11 +105,7 @@ class Covariance:
         tensors, metadata = read(path, MAX_BYTES)
         require(metadata.get("format") == FORMAT, path, "it is not a Perfusion covariance")
         version = metadata.get("version", "")[:20]
-        require(
-            version == str(VERSION),
-            path,
-            f"its format version is {version!r} and this pack reads {VERSION}; measure it anew or update the pack",
-        )
+        require(version == str(VERSION), path, f"its format version is {version!r}, not {VERSION}")
         matrix = tensors.get("covariance")
         square = matrix is not None and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
         require(len(tensors) == 1 and square and matrix.dtype == torch.float32, path, "it should hold one square float32 matrix")

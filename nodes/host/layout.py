@@ -35,10 +35,9 @@ class Layout:
         """
         other = self.prompt().words
         columns = torch.full((len(words),), -1)
-        if not any(other) or not any(words):
-            return columns[None, :, None]
-        for block in difflib.SequenceMatcher(None, other, words, autojunk=False).get_matching_blocks():
-            columns[block.b : block.b + block.size] = torch.arange(block.a, block.a + block.size)
+        if any(other) and any(words):
+            for block in difflib.SequenceMatcher(None, other, words, autojunk=False).get_matching_blocks():
+                columns[block.b : block.b + block.size] = torch.arange(block.a, block.a + block.size)
         return columns[None, :, None]
 
     def injection(self, options: Mapping[str, Any], x: Tensor, columns: Tensor, call: Call) -> Injection | None:
