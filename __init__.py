@@ -2,16 +2,20 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes import apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train
+from .nodes import apply, attention, bias, concepts, covariance, exports, host, imports, inspect, objects, prompts, sweep, train
 
 WEB_DIRECTORY = "web"
-"""Where the page finds each node's help, docs/NODE_ID.md."""
+"""What the page loads, and where it finds each node's help, docs/NODE_ID.md."""
 
 MODULES = (apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train)
 
 
 class PerfusionExtension(ComfyExtension):
     """Registers the nodes."""
+
+    async def on_load(self) -> None:
+        """Lets the page fetch concept files."""
+        host.serve("/perfusion/file", concepts.content_of)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
-from ..perfusion_core.concept import Concept, Stack, combine
+from ..perfusion_core.concept import MAX_TEXT, Concept, Stack, combine
 from .kinds import CATEGORY, FOLDER, ConceptType, concept_files, home, new_name
 
 NONE = "(no concept saved yet)"
@@ -29,6 +29,20 @@ def describe(concept: Concept) -> str:
     details = "".join(f"\n{name}: {text}" for name, text in concept.details.items())
     alone = "" if concept.values else "\na word alone: it edits no layer"
     return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
+
+
+def given(concept: Concept) -> io.NodeOutput:
+    """The outputs of a node that brings a concept, and what is shown of it."""
+    return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
+
+
+def concept_outputs() -> list[io.Output]:
+    """Outputs of a node that brings a concept."""
+    return [
+        ConceptType.Output(display_name="concept", tooltip="For Apply Concept, or to be set and combined first."),
+        io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
+        io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
+    ]
 
 
 class PerfusionLoadConcept(io.ComfyNode):
@@ -50,11 +64,7 @@ class PerfusionLoadConcept(io.ComfyNode):
                     tooltip="A file in models/perfusion. Press R to refresh the list.",
                 )
             ],
-            outputs=[
-                ConceptType.Output(display_name="concept", tooltip="For Apply Concept, or to be set and combined first."),
-                io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
-                io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
-            ],
+            outputs=concept_outputs(),
         )
 
     @classmethod
@@ -75,8 +85,68 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
         """Load it."""
-        concept = Concept.load(path_of(concept_name))
-        return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
+        return given(Concept.load(path_of(concept_name)))
+
+
+class PerfusionConceptInWorkflow(io.ComfyNode):
+    """Text in the workflow -> concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionConceptInWorkflow",
+            display_name="Concept in Workflow (Perfusion)",
+            category=CATEGORY,
+            description="Holds a concept inside the workflow itself: who gets the workflow, or a picture made with it, needs no "
+            "file. Choose one of your concepts in the node; its size is shown. Share only what you may share: everybody who gets "
+            "the picture has the concept.",
+            search_aliases=["perfusion", "embed concept", "inline concept", "share concept"],
+            inputs=[
+                io.String.Input(
+                    "data",
+                    default="",
+                    socketless=True,
+                    extra_dict={"hidden": True},
+                    tooltip="The concept file's bytes in base64. The node fills it in when a concept is chosen; programs may too.",
+                )
+            ],
+            outputs=concept_outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, data: str) -> bool | str:
+        """Refuse what is no concept before the graph runs."""
+        try:
+            concept_of(data)
+        except PerfusionError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, data: str) -> io.NodeOutput:
+        """Give it."""
+        return given(concept_of(data))
+
+
+def concept_of(data: str) -> Concept:
+    """The concept that a workflow holds; raises PerfusionError where it holds none."""
+    if not data:
+        raise PerfusionError("Concept in Workflow holds no concept yet; choose one in the node.")
+    return Concept.from_text(data, "The concept in this workflow")
+
+
+def content_of(name: str) -> bytes:
+    """The bytes of the named concept file, for a workflow to hold; raises PerfusionError where it cannot be used."""
+    path = path_of(name)
+    Concept.load(path)
+    content = path.read_bytes()
+    if 4 * -(-len(content) // 3) > MAX_TEXT:
+        raise PerfusionError(
+            f"{name} has {len(content) // 1024} KB, more than the {MAX_TEXT * 3 // 4 // 1024} that a workflow may hold; share the "
+            "file instead."
+        )
+    return content
 
 
 class PerfusionSaveConcept(io.ComfyNode):
@@ -227,4 +297,10 @@ class PerfusionCombineConcepts(io.ComfyNode):
         return io.NodeOutput(combine(*(stack for stack in concepts.values() if stack)))
 
 
-NODES = [PerfusionLoadConcept, PerfusionSaveConcept, PerfusionConceptSettings, PerfusionCombineConcepts]
+NODES = [
+    PerfusionLoadConcept,
+    PerfusionConceptInWorkflow,
+    PerfusionSaveConcept,
+    PerfusionConceptSettings,
+    PerfusionCombineConcepts,
+]

@@ -75,17 +75,18 @@ def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
     return (small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).square()
 
 
-def loss_plot(losses: list[float], width: int = 640, height: int = 360) -> Tensor:
-    """A plot of the loss over the steps, its running mean in front, [1, height, width, 3]."""
+def loss_image(losses: list[float], width: int, height: int, steps: int = 0) -> Image.Image:
+    """The loss over the steps, its running mean in front; the axis goes to `steps`, or to the last one."""
     image = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(image)
     values = np.asarray(losses)
     window = max(1, len(values) // 20)
     mean = np.convolve(np.pad(values, (window - 1, 0), mode="edge"), np.ones(window) / window, mode="valid")
     top = float(np.quantile(values, 0.99)) * 1.1 or 1.0
+    long = max(len(values), steps, 2) - 1
 
     def points(line: np.ndarray) -> list[tuple[float, float]]:
-        x = np.linspace(40, width - 12, len(line)) if len(line) > 1 else np.array([40.0])
+        x = 40 + (width - 52) * np.arange(len(line)) / long
         return list(zip(x.tolist(), (height - 28 - (height - 40) * np.clip(line / top, 0, 1)).tolist(), strict=True))
 
     pen.line([(40, 12), (40, height - 28), (width - 12, height - 28)], fill="gray")
@@ -94,8 +95,13 @@ def loss_plot(losses: list[float], width: int = 640, height: int = 360) -> Tenso
         pen.line(points(mean), fill=(30, 90, 180), width=2)
     pen.text((4, 8), f"{top:.2g}", fill="gray")
     pen.text((26, height - 34), "0", fill="gray")
-    pen.text((width - 120, height - 20), f"step {len(values)}, {mean[-1]:.3g}", fill="gray")
-    return torch.from_numpy(np.asarray(image).copy()).float()[None] / 255
+    pen.text((width - 132, height - 20), f"step {len(values)}, loss {mean[-1]:.3g}", fill="gray")
+    return image
+
+
+def loss_plot(losses: list[float], width: int = 640, height: int = 360) -> Tensor:
+    """`loss_image` as a picture [1, height, width, 3]."""
+    return torch.from_numpy(np.asarray(loss_image(losses, width, height)).copy()).float()[None] / 255
 
 
 def to_pil(picture: Tensor) -> Image.Image:

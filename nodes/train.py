@@ -1,38 +1,25 @@
 """Teach a concept."""
 
-import hashlib
-import logging
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import fields, replace
 
 import torch
-from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
-from comfy.utils import ProgressBar
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import SUPERCLASS_LENGTH, Concept, Stack, check_trigger
-from ..perfusion_core.covariance import Covariance, probe
+from ..perfusion_core.covariance import Covariance
 from ..perfusion_core.edit import MODES
-from ..perfusion_core.files import read, require, write
-from ..perfusion_core.following import Judgement
-from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings, held_out_loss, start, teach
+from ..perfusion_core.training import LOCAL, NONE, TRAINED, Lesson, Settings
 from . import host, pictures
+from .course import CHECKPOINT_EVERY, Best, Course, concept_of, fingerprint, portrait, steps_folder
 from .covariance import check_covariance, measure
 from .following import Following
 from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input
 
-log = logging.getLogger("perfusion")
-
-CHECKPOINT_EVERY = 25
-MAX_CHECKPOINT = 256 * 2**20
-CHECKPOINT = {"format": "perfusion-training", "version": "1"}
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST, BEST = "last", "best"
 DEFAULTS = Settings()
@@ -79,125 +66,6 @@ def both_sides(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor) -> 
     return latents, torch.stack([pictures.latent_masks(each, *latents.shape[-2:]) for each in (masks, masks.flip(2))], dim=1)
 
 
-def fingerprint(
-    model: ModelPatcher,
-    clip: CLIP,
-    vae: VAE,
-    settings: Settings,
-    superclass: str,
-    keep: str,
-    images: Tensor,
-    masks: Tensor,
-    covariance: Covariance,
-) -> str:
-    """A digest of all that a training depends on: a checkpoint serves the same training alone.
-
-    How many pictures are computed at once changes nothing but the memory: who ran out of it goes on with fewer.
-    """
-    told = replace(settings, micro=1), superclass, keep, host.identity_of(clip), host.identity_of_weights(model, vae)
-    digest = hashlib.sha256(str(told).encode())
-    # An embedding of the same name may hold other vectors by now.
-    initial = host.embed(clip, settings.initial_word or superclass)
-    for tensor in (images, masks, covariance.matrix, *initial.values()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def resume(path: Path, fresh: Lesson) -> Lesson:
-    """The lesson of a checkpoint, or the fresh one where there is none that fits."""
-    if not path.exists():
-        return fresh
-    try:
-        named, told = read(path, MAX_CHECKPOINT)
-        require(all(told.get(name) == value for name, value in CHECKPOINT.items()), path, "it is of another version")
-        lesson = Lesson.from_tensors({k: v.to(fresh.target_input.device) for k, v in named.items()})
-    except PerfusionError as error:
-        log.warning("%s Training starts anew.", error)
-        return fresh
-    shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (lesson, fresh)]
-    if shapes[0] != shapes[1]:
-        return fresh
-    log.info("Training goes on from step %d.", lesson.step)
-    return lesson
-
-
-def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, family: str, settings: Settings) -> Concept:
-    """What has been learned so far as a concept, on the CPU."""
-
-    def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v.detach().cpu().clone() for k, v in tensors.items()}
-
-    target_input = lesson.target_input.cpu().clone()
-    told = {k: v for k, v in asdict(settings).items() if k not in ("micro", "ema")}
-    return Concept(
-        trigger=trigger,
-        superclass=superclass,
-        family=family,
-        word=own(lesson.word),
-        target_input=target_input,
-        probe=probe(inverse, target_input),
-        superclass_encoding=lesson.superclass_encoding.cpu().clone(),
-        values=own(lesson.values),
-        keys=own(lesson.keys),
-        # The paper's ratio of inference to training: 0.6 to 0.75, and 0.15 to 0.1.
-        bias=round(0.8 * settings.bias, 6),
-        temperature=round(1.5 * settings.temperature, 6),
-        training=told | {"steps": lesson.step},
-    )
-
-
-def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
-    """A picture [size, size, 3] of a concept by itself."""
-    taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
-    return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed)[0]
-
-
-def steps_folder(trigger: str, digest: str) -> Path:
-    """Where concepts are saved that a training makes on its way: the same training comes to the same folder again."""
-    name = re.sub(r"[^\w-]+", "-", trigger).strip("-") or "concept"
-    return home() / "steps" / f"{name}-{digest[:8]}"
-
-
-class Best:
-    """The best concept of a training so far, told by `following.Judgement`; kept in a file, as the training itself is."""
-
-    def __init__(self, path: Path, following: Callable[[], Following], mode: str) -> None:
-        """`following` is asked for when it is first needed."""
-        self.path, self.mode = path, mode
-        self.following = cache(following)
-
-    def judge(self, concept: Concept, loss: float) -> Concept:
-        """The concept with what is thought of it, which is kept if there was no better one."""
-        (score,) = self.following().scores(concept, [concept.bias], self.mode)
-        judged = replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
-        if not self.path.exists() or judgement_of(judged).beats(judgement_of(self.concept())):
-            judged.save(self.path, torch.float32)
-        return judged
-
-    def concept(self) -> Concept:
-        """The best one."""
-        return Concept.load(self.path)
-
-
-def judgement_of(concept: Concept) -> Judgement:
-    """What was thought of a concept while it was taught."""
-    return Judgement(float(concept.training["held_out_loss"]), float(concept.training["followed"]))
-
-
-@dataclass(frozen=True)
-class Often:
-    """What a training does on its way: steps between pictures that are shown and concepts that are saved, 0 for none; and
-    what keeps the best of every CHECKPOINT_EVERY steps.
-    """
-
-    so_far: Callable[[Lesson], Concept]
-    preview_every: int
-    show: Callable[[Concept], Tensor]
-    save_every: int
-    steps_folder: Path
-    best: Best | None
-
-
 class PerfusionTrain(io.ComfyNode):
     """Pictures -> concept."""
 
@@ -209,7 +77,7 @@ class PerfusionTrain(io.ComfyNode):
             display_name="Train Concept (Perfusion)",
             category=CATEGORY,
             description="Teaches the model a concept from a few pictures: a word, and what the word means to each layer. The model "
-            "itself is not changed. A stopped training goes on when the same graph is queued again.",
+            "itself is not changed. A stopped training saves the concept so far, and goes on when the same graph is queued again.",
             search_aliases=["perfusion", "personalize", "teach", "dreambooth", "textual inversion", "train lora"],
             is_input_list=True,
             inputs=[
@@ -322,11 +190,11 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "preview_every",
-                    default=100,
+                    default=50,
                     min=0,
                     max=100000,
                     advanced=True,
-                    tooltip="Steps between pictures of the concept so far; 0 for none.",
+                    tooltip="Steps between pictures of the concept so far, the first after step 1; 0 for none.",
                 ),
                 io.Float.Input(
                     "min_snr",
@@ -387,6 +255,9 @@ class PerfusionTrain(io.ComfyNode):
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
                 io.Image.Output(display_name="loss_plot", tooltip="The loss over the steps."),
                 io.Image.Output(display_name="preview", tooltip="The concept by itself."),
+                io.Image.Output(
+                    display_name="sheet", tooltip="The pictures of the concept that were shown on the way, side by side."
+                ),
             ],
         )
 
@@ -428,75 +299,28 @@ class PerfusionTrain(io.ComfyNode):
         def following() -> Following:
             return Following(model, clip, superclass, size, settings.seed)
 
-        best = Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if keep == BEST else None
-        folder = steps_folder(trigger, digest)
-        often = Often(so_far, chosen["preview_every"], show, chosen.get("save_every", 0), folder, best)
-
+        course = Course(
+            superclass=superclass,
+            settings=settings,
+            path=path,
+            so_far=so_far,
+            show=show,
+            preview_every=chosen["preview_every"],
+            save_every=chosen.get("save_every", 0),
+            folder=steps_folder(trigger, digest),
+            best=Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if keep == BEST else None,
+        )
         with host.learning():
             student = host.Student(model, clip, precision, settings.min_snr)
-            lesson = run(student, superclass, settings, latents, weights, inverse, path, often)
+            lesson, progress = course.run(student, latents, weights, inverse)
             del student  # it would keep the weights on their device while the picture is drawn
-        taught = best.concept() if best else so_far(lesson)
+        taught = course.best.concept() if course.best else so_far(lesson)
         picture = show(taught)
         concept: Stack = (replace(taught, preview=pictures.preview_bytes(picture)),)
         path.unlink(missing_ok=True)
-        if best:
-            best.path.unlink()
-        return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None])
-
-
-def run(
-    student: host.Student,
-    superclass: str,
-    settings: Settings,
-    latents: Tensor,
-    weights: Tensor,
-    inverse: Tensor,
-    path: Path,
-    often: Often,
-) -> Lesson:
-    """Teach, with progress and checkpoints, within `host.learning`; from the checkpoint at `path` where there is one."""
-    bar = ProgressBar(settings.steps)
-
-    def keep(lesson: Lesson) -> None:
-        write(path, lesson.tensors(), CHECKPOINT)
-
-    def judged(lesson: Lesson) -> Concept:
-        concept = often.so_far(lesson)
-        if often.best and (lesson.step % CHECKPOINT_EVERY == 0 or lesson.step == settings.steps):
-            return often.best.judge(concept, held_out_loss(student, lesson, latents, weights, inverse, settings))
-        return concept
-
-    def after_step(lesson: Lesson) -> None:
-        last, preview = lesson.step == settings.steps, None
-        saving, showing, checking = (
-            every > 0 and lesson.step % every == 0 for every in (often.save_every, often.preview_every, CHECKPOINT_EVERY)
-        )
-        if checking:
-            keep(lesson)
-        # Most steps need no concept, and to make one copies all of it from the device.
-        if saving or showing or checking or last:
-            concept = judged(lesson)
-            if saving:
-                concept.save(often.steps_folder / f"{lesson.step:05}.safetensors", torch.float32)
-            if showing and not last:
-                preview = ("JPEG", pictures.to_pil(often.show(concept)), 512)
-        bar.update_absolute(lesson.step, settings.steps, preview)
-
-    # Copies: tensors of the node's inference mode can take no part in a backward pass.
-    latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
-    inverse = inverse.clone()
-    lesson = resume(path, start(student, superclass, settings))
-    bar.update_absolute(lesson.step, settings.steps)
-    try:
-        if lesson.step:
-            judged(lesson)  # it may have been stopped before that
-        return teach(student, lesson, latents, weights, inverse, settings, after_step)
-    except InterruptProcessingException:
-        # The host raises it from within any of its layers; the lesson then stands as after its last whole step.
-        keep(lesson)
-        log.info("Training stopped at step %d of %d; queue the same graph again to go on.", lesson.step, settings.steps)
-        raise
+        if course.best:
+            course.best.path.unlink()
+        return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None], progress.sheet(picture))
 
 
 NODES = [PerfusionTrain]

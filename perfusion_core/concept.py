@@ -20,12 +20,14 @@ from torch import Tensor
 
 from . import PerfusionError
 from .edit import Edit
-from .files import read, require, write
+from .files import parse, read, require, write
 
 FORMAT = "perfusion"
 VERSION = 1
 MAX_BYTES = 16 * 2**20
 MAX_PREVIEW = 12 * 1024
+MAX_TEXT = 2**20
+"""Characters of a concept that is held as text, in a workflow."""
 TRIGGER = re.compile(r"<[\w-]{1,64}>")
 SUPERCLASS_LENGTH = 200
 POSITIONS = 77
@@ -150,7 +152,25 @@ class Concept:
         Raises:
             PerfusionError: the file is not a whole, finite, consistent concept of a version that this code knows.
         """
-        tensors, metadata = read(path, MAX_BYTES)
+        return cls._of(*read(path, MAX_BYTES), path)
+
+    @classmethod
+    def from_text(cls, text: str, name: str) -> "Concept":
+        """What a file holds, from its bytes in base64; `name` stands for it in errors.
+
+        Raises:
+            PerfusionError: the text is too long, no base64, or not of a file that `load` would take.
+        """
+        path = Path(name)
+        require(len(text) <= MAX_TEXT, path, f"it is a text of {len(text)} characters, more than the {MAX_TEXT} that it may have")
+        try:
+            content = base64.b64decode(text, validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from error
+        return cls._of(*parse(content, path), path)
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> "Concept":
         require(metadata.get("format") == FORMAT, path, "it is not a Perfusion concept")
         version = metadata.get("version", "")[:20]
         require(version == str(VERSION), path, f"its format version is {version!r} and this pack reads {VERSION}; update the pack")

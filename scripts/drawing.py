@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from scripts.workflow import WIDGETS
 
@@ -26,8 +26,9 @@ class Node:
 class Drawing:
     """A workflow under construction: nodes stand in columns, each below the one before."""
 
-    def __init__(self, name: str, object_info: dict) -> None:
-        self.name, self.info = name, object_info
+    def __init__(self, name: str, object_info: dict, change: Callable[[str, dict], dict] | None = None) -> None:
+        """`change` is asked for other values of widgets: it gets each node's type and the values that were given."""
+        self.name, self.info, self.change = name, object_info, change
         self.nodes: list[dict] = []
         self.links: list[list] = []
         self.bottoms: dict[int, int] = {}
@@ -49,9 +50,11 @@ class Drawing:
         """
         info = self.info[class_type]
         given = {name.replace("__", "."): value for name, value in inputs.items()}
+        if self.change:
+            given |= self.change(class_type, {k: v for k, v in given.items() if not isinstance(v, tuple)})
         key = len(self.nodes) + 1
         sockets, widgets = [], []
-        for name, kind, options, optional in _specs(info, given):
+        for name, kind, options, optional in specs(info, given):
             value = given.get(name)
             if kind in WIDGETS and not options.get("forceInput"):
                 if isinstance(value, tuple):
@@ -60,7 +63,7 @@ class Drawing:
                 widgets += _values(kind, options, value)
             else:
                 sockets.append({"name": name, "type": kind, "link": None} | ({"shape": 7} if optional else {}))
-        unknown = set(given) - {socket["name"] for socket in sockets} - {name for name, *_ in _specs(info, given)}
+        unknown = set(given) - {socket["name"] for socket in sockets} - {name for name, *_ in specs(info, given)}
         if unknown:
             raise ValueError(f"{class_type} has no input {', '.join(sorted(unknown))}")
         outputs = [{"name": n, "type": t, "links": []} for n, t in zip(info["output_name"], info["output"], strict=True)]
@@ -110,7 +113,7 @@ class Drawing:
         output["links"].append(key)
 
 
-def _specs(info: dict, given: dict) -> Iterator[tuple[str, str, dict, bool]]:
+def specs(info: dict, given: dict) -> Iterator[tuple[str, str, dict, bool]]:
     """A node's inputs: name, type, options, and whether it may be left open. Grown ones come as many as are given, and one."""
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from scripts import bootstrap
 from scripts.make_docs import LABEL, MARGIN, PICTURES, SIDE
+from scripts.make_workflows import SD15_PREFIX
 
 Box = tuple[int, int, int, int]
 
@@ -31,6 +32,7 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "measure_a_text_encoder": ("train_without_painting", cells((2, 0), (3, 0), (0, 0), (1, 0))),
     "see_attention": ("see_attention", [(90, 34, 282, 226)]),
     "teach_a_word_alone": ("teach_a_word_alone", SQUARE),
+    "share_a_workflow": ("contact_sheet", [(794, 213, 1050, 469)]),
     "train_a_concept": ("train_without_painting", cells((0, 0), (1, 0), (2, 0), (3, 0))),
     "train_without_painting": ("train_without_painting", SQUARE),
     "two_places": ("two_places", SQUARE),
@@ -44,7 +46,8 @@ def main() -> None:
     for workflow, (name, boxes) in CUT.items():
         with Image.open(PICTURES / f"{name}.png") as picture:
             found = [picture.convert("RGB").crop(box) for box in boxes]
-        tiled(found).save(bootstrap.ROOT / "workflows" / f"{workflow}.jpg", quality=85, optimize=True)
+        for prefix in ("", SD15_PREFIX):
+            tiled(found).save(bootstrap.ROOT / "workflows" / f"{prefix}{workflow}.jpg", quality=85, optimize=True)
 
 
 def tiled(pictures: list[Image.Image]) -> Image.Image:

@@ -5,6 +5,7 @@ A function here draws each of them; the order of widgets comes from a running se
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 
@@ -19,6 +20,20 @@ TRAINING |= {"train_temperature": 0.1, "superclass": "teddy", "trigger": "<my-te
 ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<teddy-word>"}
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
+SD15_PREFIX = "sd15_"
+SD15 = {
+    "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
+    "LoadImage": {"image": "example.png"},
+    "PerfusionConceptInWorkflow": {"data": ""},
+    "PerfusionTrain": {"size": 512, "steps": 400, "output_rate": 0.03, "min_snr": 0.0},
+    "PerfusionFindObject": {"size": 512},
+    "PerfusionAutoBias": {"size": 512},
+    "PerfusionConceptSettings": {"bias": 0.6},
+    "PerfusionSweep": {"biases": "0.45, 0.6, 0.75", "values": "0.1, 0.15, 0.2", "steps": 25, "cfg": 7.0},
+    "KSampler": {"steps": 25, "cfg": 7.0},
+}
+"""What an SD1.5 checkpoint wants in place of the demo base's numbers: node -> its widgets."""
+SD15_ALONE = {"steps": 1000, "word_rate": 1e-3}
 SAMPLER = {"seed": 1, "steps": 20, "cfg": 2.5, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
 
 
@@ -27,12 +42,40 @@ def main() -> int:
     with Server(bootstrap.locate()) as server:
         info = server.object_info()
     for draw in DRAWN:
-        drawing = Drawing(draw.__name__, info)
-        draw(drawing)
-        path = WORKFLOWS / f"{draw.__name__}.json"
-        path.write_text(json.dumps(drawing.workflow(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        steps.say(f"  {path.name}")
+        for prefix, change in (("", None), (SD15_PREFIX, for_sd15)):
+            drawing = Drawing(prefix + draw.__name__, info, change)
+            draw(drawing)
+            if change:
+                drawing.note("For SD1.5", SD15_NOTE, 0, 420, 200, -250)
+            path = WORKFLOWS / f"{drawing.name}.json"
+            path.write_text(json.dumps(drawing.workflow(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            steps.say(f"  {path.name}")
     return 0
+
+
+SD15_NOTE = """The numbers here are for a checkpoint of **SD1.5**: choose yours in *Load Checkpoint*.
+
+In *Load Image* choose pictures of your own. In *Load Concept* choose a concept of your own and write its trigger word into the
+prompts; `sd15_train_a_concept` makes one."""
+
+
+def for_sd15(class_type: str, given: dict) -> dict:
+    """What stands in a node's widgets where the workflow is for an SD1.5 checkpoint and concepts of one's own."""
+    wanted = {}
+    for name, value in given.items():
+        if name in ("width", "height", "x") and isinstance(value, int):
+            wanted[name] = 8 * value  # 512 pixels in place of 64
+        elif isinstance(value, str):
+            for made in ("teddy", "teapot"):
+                value = value.replace(f"<demo-{made}>", f"<my-{made}>").replace(f"demo-{made}.", f"{made}_00001.")
+            wanted[name] = value
+    alone = SD15_ALONE if given.get("edit_mode") == "none" else {}
+    return wanted | {k: v for k, v in (SD15.get(class_type, {}) | alone).items() if k in given}
+
+
+def advice(sheet: Drawing, text: str) -> str:
+    """What a note says of other bases; the workflows for SD1.5 have their numbers already."""
+    return "" if sheet.change else text
 
 
 def train_a_concept(sheet: Drawing) -> None:
@@ -47,8 +90,13 @@ stay out of the concept; or disconnect **masks**. The demo's pictures bring thei
 2. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
 3. Queue. The concept is saved to `models/perfusion` and stands in *Load Concept* after a refresh (R).
 
-The numbers here are for the small demo base, which draws 64 pixels. With an SD1.5 checkpoint take **size** 512, **steps** 400,
-**output_rate** 0.03 and **min_snr** 0. A stopped training goes on when the same graph is queued again.""",
+A stopped training keeps the concept so far under `steps`, and goes on when the same graph is queued again."""
+        + advice(
+            sheet,
+            """
+
+The numbers here are for the small demo base, which draws 64 pixels. With an SD1.5 checkpoint take `sd15_train_a_concept`.""",
+        ),
         0,
         560,
         260,
@@ -69,11 +117,40 @@ Write its trigger word where you would write the plain word: `a photo of a <my-t
 `(<my-teddy>:1.2)` work too.
 
 **bias** decides between likeness and prompt: lower it for more of the concept, raise it for more of the prompt. Several
-concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another. With an SD1.5 checkpoint, take an empty
+concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another."""
+        + advice(
+            sheet,
+            """ With an SD1.5 checkpoint, take an empty
 latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
+        ),
         0,
         560,
         220,
+    )
+
+
+def share_a_workflow(sheet: Drawing) -> None:
+    """As use_concepts, with a concept that lies inside the workflow."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(TEDDY))
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=held[0], **SETTINGS)
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
+    text = "a photo of a <demo-teddy> on the grass"
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text=text)
+    draw(sheet, base, applied[0], applied[1], positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## A workflow that brings its concept
+
+*Concept in Workflow* holds a concept inside the workflow itself. Choose one of yours under **hold**; the node says how large it is,
+and a click on its trigger word copies it. Save the workflow, or drag a picture made with it onto another ComfyUI: it draws the
+same there, with no concept file.
+
+Whoever has the picture has the concept: share only what you may share. *Save Concept* puts an author and a licence into the file,
+and the node shows them.""",
+        0,
+        560,
+        260,
     )
 
 
@@ -98,8 +175,12 @@ Each row has one of the **biases**, each column one of the temperatures in **val
 the cell that you like best and type its numbers into *Concept Settings*.
 
 Set **across** to strength and **values** to `0, 0.5, 1` to see the model without the edit beside it. Only sampling is repeated:
-prompts are encoded once. At most 100 pictures. With an SD1.5 checkpoint, take an empty latent of 512 × 512 pixels, **biases** of
+prompts are encoded once. At most 100 pictures."""
+        + advice(
+            sheet,
+            """ With an SD1.5 checkpoint, take an empty latent of 512 × 512 pixels, **biases** of
 `0.45, 0.6, 0.75` and **values** of `0.1, 0.15, 0.2`.""",
+        ),
         0,
         560,
         260,
@@ -124,8 +205,12 @@ def find_the_bias(sheet: Drawing) -> None:
 **bias**, where the concept shows most, at which the prompt still does to the picture what it does with the plain word. The chart
 shows how far the prompt is followed at each bias.
 
-**followed** is how far it must be: lower it for more of the concept. It costs about as much as drawing a few pictures. With an
+**followed** is how far it must be: lower it for more of the concept. It costs about as much as drawing a few pictures."""
+        + advice(
+            sheet,
+            """ With an
 SD1.5 checkpoint, take **size** 512 and an empty latent of 512 × 512 pixels.""",
+        ),
         0,
         340,
         300,
@@ -182,8 +267,12 @@ Concept*. Known are the files of **perfusion-pytorch** and of **ChenDarYen's Key
 Without such a file, `python -m scripts.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's concept as
 `teddy.pt` in the form of perfusion-pytorch.
 
-Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same. The values
+Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same."""
+        + advice(
+            sheet,
+            """ The values
 here are for the small demo base.""",
+        ),
         0,
         340,
         600,
@@ -231,9 +320,14 @@ loaded, combined and applied as any concept is; bias and temperature have no say
 **initial_word** is what the word starts as: empty for the superclass, another plain word, or `embedding:NAME` of
 `models/embeddings`, to go on from an embedding that you have. More words or more vectors to begin with make a longer word.
 
+Good rates lie between 0.0005 and 0.005 with SD1.5."""
+        + advice(
+            sheet,
+            """
+
 The numbers here are for the small demo base, which knows eight words and leaves a word alone little room: it comes to some of the
-colours and loses the teddy. With an SD1.5 checkpoint begin with **size** 512,
-**word_rate** 0.0005 to 0.005, **steps** 1000 or more and **min_snr** 0.""",
+colours and loses the teddy. With an SD1.5 checkpoint take `sd15_teach_a_word_alone`.""",
+        ),
         0,
         560,
         280,
@@ -315,7 +409,8 @@ def train_without_painting(sheet: Drawing) -> None:
 *Find Object* reads from the checkpoint's own attention where its **word** is in each picture, and shows the masks. If one of
 them is wrong, try another **seed** or paint that one. No other model is needed.
 
-With an SD1.5 checkpoint take **size** 512 here and in *Train Concept*, and the settings that `train_a_concept` names.""",
+Look at the masks before you train for long."""
+        + advice(sheet, """ With an SD1.5 checkpoint take `sd15_train_without_painting`."""),
         0,
         560,
         200,
@@ -427,11 +522,17 @@ shows: it finds the noise that this picture could have been drawn from. From tha
 picture's place. *The picture again* shows how much was kept on the way; with more steps it is more. A low **cfg** keeps more too.
 
 The shorter way is *VAE Encode* and a usual *KSampler* with **denoise** at 0.6: then *Watch Attention* and *Keep Layout* go there as
-in `keep_layout`. With an SD1.5 checkpoint scale the picture to 512 × 512.""",
+in `keep_layout`."""
+        + advice(sheet, """ With an SD1.5 checkpoint scale the picture to 512 × 512."""),
         0,
         560,
         290,
     )
+
+
+def in_base64(name: str) -> str:
+    """One of the demo's concepts as Concept in Workflow holds it."""
+    return base64.b64encode((bootstrap.ROOT / "demo" / "concepts" / name).read_bytes()).decode()
 
 
 # ---- parts that several workflows share --------------------------------------------------------------------------------------
@@ -458,7 +559,7 @@ def training(sheet: Drawing, prefix: str, **changed: object) -> None:
     )
     sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix=prefix)
     sheet.add("PreviewImage", 1460, 360, 260, "Loss", images=train[1])
-    sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
+    sheet.add("PreviewImage", 1460, 560, 260, "The concept, step by step", images=train[3])
 
 
 def concept(sheet: Drawing, name: str = "teddy_00001.safetensors") -> tuple[Node, tuple, tuple]:
@@ -521,6 +622,7 @@ def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple,
 DRAWN: list[Callable[[Drawing], None]] = [
     train_a_concept,
     use_concepts,
+    share_a_workflow,
     compare_settings,
     find_the_bias,
     import_a_concept,

@@ -64,7 +64,9 @@ def main() -> dict:
     """All that is measured."""
     model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     concept = Concept.load(CONCEPT)
-    return locked(model, clip, concept) | recorded(model, clip, concept) | regional(model, clip, concept)
+    parts = (locked, recorded, regional)
+    found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
+    return found | shortened(clip) | short_of_memory(model, clip)
 
 
 def encode(clip: object, text: str) -> list:
@@ -102,6 +104,64 @@ def locked(model: object, clip: object, concept: object) -> dict:
     except PerfusionError as error:
         found["a prompt that breaks at another word"] = str(error)
     return found
+
+
+def shortened(clip: object) -> dict:
+    """Encodings of captions that were cut after the longest, against whole sections'; and how many tokens were taken."""
+    texts = ["a teddy", "a photo of a red teddy in the snow, beside a small house", ""]
+    host.prepare_clip(clip)
+    with torch.inference_mode():
+        found = {which: host.contents(clip, texts, torch.float32, which) for which in host.POSITIONS}
+    whole = found["all"].reshape(len(texts), 77, -1)
+    counts = [len(encode_words(clip, text)) for text in texts]
+    wanted = torch.cat([section[: count + 2] for section, count in zip(whole, counts, strict=True)])
+    inner = torch.cat([section[1 : count + 1] for section, count in zip(whole, counts, strict=True)])
+    return {
+        "shortened captions": max(worst(found["unpadded"], wanted), worst(found["content"], inner)),
+        "their tokens": [len(found[which]) for which in host.POSITIONS],
+        "wanted tokens": [sum(counts) + 2 * len(texts), sum(counts), 77 * len(texts)],
+    }
+
+
+def encode_words(clip: object, text: str) -> list:
+    """The tokens of a text without start, end and padding."""
+    ((section,),) = clip.tokenizer.tokenize_with_weights(text).values()
+    return [token for token, _ in section[1:] if token != 49407]
+
+
+def short_of_memory(model: object, clip: object) -> dict:
+    """A training on a device that has no room for more than two pictures at once, and one that was told so."""
+
+    class Small(host.Student):
+        """Has memory for `room` pictures."""
+
+        def objective(self, latents: Tensor, *given: object) -> tuple[Tensor, Tensor]:
+            counts.append(len(latents))
+            if len(latents) > room:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().objective(latents, *given)
+
+    def taught(micro: int) -> object:
+        settings = training.Settings(steps=3, batch=4, micro=micro)
+        lesson = training.start(student, "teddy", settings)
+        runs = course.Course("teddy", settings, Path(), None, None, 0, 0, Path(), None)
+        runs._teach(student, lesson, (latents, torch.ones(2, 2, 1, 8, 8), torch.eye(768).double()), lambda lesson: None)
+        return lesson
+
+    course, training = inside.part("nodes.course"), inside.part("perfusion_core.training")
+    counts, room = [], 2
+    with host.learning():
+        latents = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        student = Small(model, clip, torch.float32)
+        found, wanted = taught(4), taught(2)
+        tried, room = counts[:7], 0
+        try:
+            taught(1)
+            refused = ""
+        except PerfusionError as error:
+            refused = str(error)
+    same = all(torch.equal(one, other) for one, other in zip(found.learned(), wanted.learned(), strict=True))
+    return {"half at once": same and found.losses == wanted.losses, "pictures tried": tried, "no room": refused}
 
 
 def recorded(model: object, clip: object, concept: object) -> dict:

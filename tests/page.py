@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ElementHandle
+from playwright.sync_api import Browser, ElementHandle, Locator
 from playwright.sync_api import Page as Tab
 
 from scripts.server import Server
@@ -32,8 +34,10 @@ class Page:
     """The page of a server, and what a person does on it. Nodes go by their ids."""
 
     def __init__(self, browser: Browser, server: Server) -> None:
-        self.server, self.errors = server, []
-        self.tab: Tab = browser.new_context(viewport={"width": 1800, "height": 1100}).new_page()
+        self.server, self.errors, self.done = server, [], set()
+        self.tab: Tab = browser.new_context(
+            viewport={"width": 1800, "height": 1100}, permissions=["clipboard-read", "clipboard-write"]
+        ).new_page()
         self.tab.goto(server.address)
         self.tab.wait_for_function(READY, timeout=120_000)
         self.tab.wait_for_load_state("networkidle")
@@ -78,6 +82,20 @@ class Page:
     def nodes(self) -> list[int]:
         """The ids of all."""
         return self.tab.evaluate("() => app.graph._nodes.map(node => node.id)")
+
+    def of_type(self, name: str) -> list[int]:
+        """The ids of all nodes of a type."""
+        return self.ask("([type]) => app.graph._nodes.filter(node => node.type === type).map(node => node.id)", name)
+
+    def value(self, node: int, widget: str) -> Any:
+        """What a widget holds."""
+        return self.ask("([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).value", node, widget)
+
+    def card(self, node: int) -> Locator:
+        """What a node shows of its concept."""
+        script = "([id]) => { app.graph.getNodeById(id).widgets.find(each => each.name === 'card').element.id = `card-${id}`; }"
+        self.ask(script, node)
+        return self.tab.locator(f"#card-{node}")
 
     def add(self, name: str, x: float, y: float) -> int:
         """Search a node by its name, put it down and drag it to a point of the canvas; its id."""
@@ -155,10 +173,22 @@ class Page:
         self.command("Comfy.BrowseTemplates")
         dialog = self.tab.get_by_role("dialog").last
         dialog.get_by_text(pack, exact=True).click()
+        # The list grows as one scrolls; searching is quicker.
+        dialog.get_by_placeholder("Search").fill(name)
         dialog.get_by_text(name, exact=True).first.click()
         dialog.wait_for(state="hidden")
         title = "() => app.extensionManager.workflow.activeWorkflow.filename"
         self.wait(lambda: name in self.tab.evaluate(title), f"the workflow {name}")
+
+    def drop(self, picture: Path) -> None:
+        """Drag a picture from a folder onto the canvas."""
+        script = """async ([content, name]) => {
+            const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0)), dropped = new DataTransfer();
+            dropped.items.add(new File([bytes], name, { type: 'image/png' }));
+            for (const kind of ['dragenter', 'dragover', 'drop'])
+                app.canvas.canvas.dispatchEvent(new DragEvent(kind, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+        }"""
+        self.ask(script, base64.b64encode(picture.read_bytes()).decode(), picture.name)
 
     def shorten(self, widgets: Mapping[str, Mapping[str, float]]) -> None:
         """Set widgets of all nodes of a type, without the mouse."""
@@ -168,18 +198,26 @@ class Page:
 
     # ---- runs ----------------------------------------------------------------------------------------------------------------
 
-    def run(self, timeout: float = 300) -> dict:
-        """Press Run and wait for the end; the history of what was run."""
-        before = set(self.server.get("/history"))
+    def start(self) -> None:
+        """Press Run."""
+        self.done = set(self.server.get("/history"))
         self.tab.get_by_role("button", name="Run", exact=True).first.click()
+
+    def finish(self, timeout: float = 300) -> dict:
+        """Wait for the end of what was started; its history."""
         found: list[dict] = []
 
         def finished() -> bool:
-            found[:] = [entry for key, entry in self.server.get("/history").items() if key not in before]
+            found[:] = [entry for key, entry in self.server.get("/history").items() if key not in self.done]
             return bool(found)
 
         self.wait(finished, "the end of the run", timeout)
         return found[0]
+
+    def run(self, timeout: float = 300) -> dict:
+        """Press Run and wait for the end; the history of what was run."""
+        self.start()
+        return self.finish(timeout)
 
     def wait(self, ready: Callable[[], bool], what: str, timeout: float = 20) -> None:
         """Until something is so."""

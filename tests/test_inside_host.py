@@ -52,3 +52,12 @@ def test_in_a_region_attention_is_the_concepts_and_outside_the_bases_without_its
 
 def test_a_region_of_everywhere_and_a_prompt_without_the_word_change_nothing(measured: dict) -> None:
     assert measured["a region of everywhere"] == 0 and measured["a prompt without the word"] == 0
+
+
+def test_captions_are_encoded_alike_without_their_padding(measured: dict) -> None:
+    assert measured["shortened captions"] < ROUNDING and measured["their tokens"] == measured["wanted tokens"]
+
+
+def test_a_training_that_runs_out_of_memory_goes_on_with_fewer_pictures_at_once(measured: dict) -> None:
+    assert measured["half at once"] and measured["pictures tried"] == [4, 2, 2, 2, 2, 2, 2]
+    assert "choose a smaller size" in measured["no room"]

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from perfusion_core.concept import Concept
 from scripts import bootstrap, browser, foreign_file
+from scripts.make_workflows import SD15_PREFIX
 from scripts.server import Server
 from tests.page import Page
 
 FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync"]
-TEMPLATES = sorted(path.stem for path in (bootstrap.ROOT / "workflows").glob("*.json"))
+WORKFLOWS = sorted(path.stem for path in (bootstrap.ROOT / "workflows").glob("*.json"))
+TEMPLATES = [name for name in WORKFLOWS if not name.startswith(SD15_PREFIX)]
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Node -> widgets that a person would make smaller to have a first look."""
 
@@ -96,6 +101,77 @@ def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> No
     shown = "([id]) => app.graph.getNodeById(id).imgs?.length === 1"
     page.wait(lambda: page.ask(shown, saved), "the picture on its node")
     assert page.errors == []
+
+
+def test_a_concept_is_shown_before_it_is_loaded_and_its_trigger_word_copied(page: Page, fresh: Server) -> None:
+    page.empty()
+    folder = fresh.base / "models" / "perfusion"
+    signed = replace(Concept.load(folder / "demo-teapot.safetensors"), details={"author": "Ann <b>B</b>", "license": "CC0"})
+    signed.save(folder / "signed.safetensors")
+    page.command("Comfy.RefreshNodeDefinitions")
+    node = page.add("Load Concept (Perfusion)", 0, 0)
+    page.choose(node, "concept_name", "signed")
+    card = page.card(node)
+    page.wait(lambda: "by Ann <b>B</b>" in card.inner_text(), "the author")
+    assert "a teapot, for sd1" in card.inner_text() and "licence CC0" in card.inner_text()
+    assert card.locator("img").evaluate("each => each.complete && each.naturalWidth") == 64
+    card.get_by_role("button", name="<demo-teapot>").click()
+    assert page.tab.evaluate("() => navigator.clipboard.readText()") == "<demo-teapot>"
+    assert page.errors == []
+
+
+def test_a_picture_brings_its_concept_to_a_server_that_has_none(
+    page: Page, fresh: Server, chromium: Browser, setup: bootstrap.Setup
+) -> None:
+    """Bit for bit, with what the node was given in the page."""
+    page.template(bootstrap.PACK, "share_a_workflow")
+    page.shorten(SHORT)
+    (node,) = page.of_type("PerfusionConceptInWorkflow")
+    page.choose(node, "hold", "demo-teapot")
+    page.wait(lambda: "a teapot" in page.card(node).inner_text(), "the concept that was chosen")
+    assert "KB in the workflow" in page.card(node).inner_text()
+    (prompt,) = (each for each in page.of_type("CLIPTextEncode") if page.value(each, "text"))
+    page.write(prompt, "text", "a photo of a <demo-teapot> on the beach")
+    (saved,) = page.of_type("SaveImage")
+    (picture,) = fresh.outputs(page.run(), saved)
+    assert page.errors == []
+    base = bootstrap.CACHE / "stranger-base"
+    shutil.rmtree(base, ignore_errors=True)
+    bootstrap.make_base(base)
+    shutil.rmtree(base / "models" / "perfusion")
+    bootstrap.share_checkpoint(setup, base)
+    with Server(setup, base=base) as stranger:
+        there = Page(chromium, stranger)
+        there.drop(picture)
+        there.wait(lambda: there.of_type("SaveImage") == [saved], "the workflow of the picture")
+        (again,) = stranger.outputs(there.run(), saved)
+        there.close()
+        assert there.errors == [] and not (base / "models" / "perfusion").exists()
+    with Image.open(picture) as one, Image.open(again) as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_a_training_can_be_watched_and_stopped_with_what_it_has(page: Page, fresh: Server) -> None:
+    page.template(bootstrap.PACK, "train_a_concept")
+    (node,) = page.of_type("PerfusionTrain")
+    page.start()
+    began = time.monotonic()
+    size = "([id]) => { const [picture] = app.graph.getNodeById(id).imgs ?? []; return picture?.naturalWidth; }"
+    page.wait(lambda: page.ask(size, node) == 576, "the concept and its loss, side by side", 60)
+    waited = time.monotonic() - began
+    page.command("Comfy.Interrupt")
+    page.finish()
+    found = sorted((fresh.base / "models" / "perfusion" / "steps").glob("my-teddy-*/*.safetensors"))
+    assert len(found) == 1 and Concept.load(found[0]).preview
+    assert waited < 60
+    assert page.errors == []
+
+
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name.startswith(SD15_PREFIX)])
+def test_a_template_for_sd15_opens(page: Page, name: str) -> None:
+    page.template(bootstrap.PACK, name)
+    wanted = json.loads((bootstrap.ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    assert len(page.nodes()) == len(wanted["nodes"]) and page.errors == []
 
 
 def test_the_help_of_a_node_is_this_packs_own(page: Page) -> None:

@@ -3,7 +3,8 @@
 `models`: what a MODEL and a CLIP are. `words`: trigger words in prompts and encodings; `locking`: global key-locking there.
 `edits`: a MODEL with concepts; `attention`, `watching`, `layout`: what is seen of its attention and changed in it.
 `encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents. `looking`: where a word
-is in a picture. `probing`: what LoRAs and edits do to a model's projections.
+is in a picture. `probing`: what LoRAs and edits do to a model's projections. `routes`: what the page
+can ask.
 """
 
 from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
@@ -11,17 +12,21 @@ from .encode import POSITIONS, UNPADDED, conditionings, contents, embed, encodin
 from .locking import encode_locked
 from .looking import look
 from .models import (
+    Interrupted,
     check_interrupt,
     encoders_of,
     family_of,
+    free_unused,
     identity_of,
     identity_of_weights,
     layers_of,
     lora_names,
+    memory_ran_out,
     projections,
     width_of,
 )
 from .probing import Findings, probed
+from .routes import serve
 from .sampling import Preview, draw, foreseen, latents_of, sample, samplers
 from .student import Student, best_precision, learning
 from .watching import Prompt, Recorder, Run
@@ -33,6 +38,7 @@ __all__ = [
     "START",
     "UNPADDED",
     "Findings",
+    "Interrupted",
     "Preview",
     "Prompt",
     "Recorder",
@@ -52,6 +58,7 @@ __all__ = [
     "encodings",
     "family_of",
     "foreseen",
+    "free_unused",
     "identity_of",
     "identity_of_weights",
     "latents_of",
@@ -59,6 +66,7 @@ __all__ = [
     "learning",
     "look",
     "lora_names",
+    "memory_ran_out",
     "model_watched",
     "model_with_edit",
     "model_with_layout",
@@ -68,6 +76,7 @@ __all__ = [
     "projections",
     "sample",
     "samplers",
+    "serve",
     "width_of",
     "word_encoding",
 ]

@@ -3,11 +3,12 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDTokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
 from ...perfusion_core.concept import MAX_VECTORS
@@ -124,19 +125,40 @@ def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
             yield token
 
 
+class Method(nn.Module):
+    """A module's method as a forward, since `torch.func.functional_call` calls no other."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        """The module, and the name of its method."""
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the method gives."""
+        return getattr(self.module, self.method)(*args, **kwargs)
+
+
 def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
-    """Encodings [tokens, d] of captions, at these of POSITIONS."""
+    """Encodings [tokens, d] of captions, at these of POSITIONS.
+
+    The encoders are causal: unless padding is asked for, sections end with their longest caption, which takes a fraction of the
+    time.
+    """
     tokens = sections_of(clip, texts)
-    device = clip.patcher.load_device
-    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        out = clip.cond_stage_model.encode_token_weights(tokens)[0]
+    end = next(iter(encoders_of(clip).values())).end_token
+    ends = [[token for token, _ in section].index(end) for section in next(iter(tokens.values()))]
+    length = max(ends) + 1 if positions != ALL else None
+    tokens = {name: [section[:length] for section in sections] for name, sections in tokens.items()}
+    encoder = Method(clip.cond_stage_model, "encode_token_weights")
+    # The host adds the vectors of all positions to a section.
+    shorter = {name: weight[:length] for name, weight in encoder.named_parameters() if name.endswith("position_embedding.weight")}
+    with torch.autocast(clip.patcher.load_device.type, precision, enabled=precision != torch.float32):
+        out = torch.func.functional_call(encoder, shorter, (tokens,))[0]
     encodings = out.reshape(len(texts), -1, out.shape[-1])
-    rows = [[token for token, _ in section] for section in next(iter(tokens.values()))]
     if positions == ALL:
         return encodings.flatten(0, 1)
-    ends = next(iter(encoders_of(clip).values())).end_token
     first, after = (1, 0) if positions == CONTENT else (0, 1)
-    return torch.cat([encoding[first : row.index(ends) + after] for encoding, row in zip(encodings, rows, strict=True)])
+    return torch.cat([encoding[first : at + after] for encoding, at in zip(encodings, ends, strict=True)])
 
 
 def word_encoding(clip: CLIP, word: str) -> Tensor:

@@ -1,6 +1,7 @@
 """What a MODEL and a CLIP of the host are, to Perfusion."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import comfy.lora
@@ -151,6 +152,20 @@ def lora_names(model: ModelPatcher) -> dict[str, str]:
         for name, weight in known.items()
         if name.startswith("lora_unet_") and isinstance(weight, str)
     }
+
+
+Interrupted = comfy.model_management.InterruptProcessingException
+"""What the host raises where the user has asked to stop."""
+
+
+def memory_ran_out(error: RuntimeError) -> bool:
+    """Whether an error says that the device, or the machine, has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|can't allocate memory", str(error)))
+
+
+def free_unused() -> None:
+    """Give memory back that torch holds for later."""
+    comfy.model_management.soft_empty_cache()
 
 
 def check_interrupt() -> None:

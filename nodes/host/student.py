@@ -3,7 +3,6 @@
 import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import comfy.clip_model
 import comfy.model_management
@@ -14,16 +13,17 @@ from torch import Tensor, nn
 
 from ...perfusion_core.edit import Edit
 from .edits import Projections
-from .encode import embed, prepare_clip, sections_of
+from .encode import Method, embed, prepare_clip, sections_of
 from .models import layers_of, load, project, undivided
 from .words import places_of, tokenizer_with_words
 
 
 def best_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it natively, else float32."""
+    """bfloat16 where the device computes in it faster, else float32."""
     if device.type == "cpu":
-        native = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
+        # Without tiles processors take bfloat16 too, but no faster.
+        tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
+        return torch.bfloat16 if tiles is not None and tiles() else torch.float32
     return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
 
 
@@ -37,17 +37,6 @@ def alias(module: nn.Module) -> dict[str, Tensor]:
         normal = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
         shared[name] = normal.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
     return shared
-
-
-class _Method(nn.Module):
-    """A module's method as a forward, since `functional_call` calls no other."""
-
-    def __init__(self, module: nn.Module, method: str) -> None:
-        super().__init__()
-        self.module, self.method = module, method
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.module, self.method)(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -87,7 +76,7 @@ class Student:
         self.unet = self.model.model.diffusion_model
         self.layers = layers_of(self.model)
         self.unet_weights = alias(self.unet)
-        self.encoder = _Method(clip.cond_stage_model, "encode_token_weights")
+        self.encoder = Method(clip.cond_stage_model, "encode_token_weights")
         self.encoder_weights = alias(self.encoder)
 
     def _autocast(self) -> torch.autocast:

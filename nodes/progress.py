@@ -1,0 +1,70 @@
+"""What a training shows of itself while it runs: pictures of the concept so far, the loss, and the time that is left."""
+
+import time
+
+import torch
+from comfy.utils import ProgressBar
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from . import pictures
+from .grid import labelled_grid
+
+SIDE, LINE = 288, 26
+"""Pixels: a side of each half of what is shown, and the height of its heading."""
+REDRAWN = 2.0
+"""Seconds after which the loss is drawn anew."""
+ON_SHEET = 12
+"""Pictures on the sheet of a training at most."""
+
+
+def told(seconds: float) -> str:
+    """A time for people: 40 s, 3 min, 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Progress:
+    """The progress of one run of a training, from a step that it was left at to its last; shown on the node."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        """`step` steps are done already."""
+        self.first, self.steps, self.began, self.drawn = step, steps, time.monotonic(), 0.0
+        self.portraits: list[tuple[int, Tensor]] = []
+        self.bar = ProgressBar(steps)
+        self.bar.update_absolute(step, steps)
+
+    def portrait(self, step: int, picture: Tensor) -> None:
+        """Take a picture [h, w, 3] in 0…1 of the concept after a step; it is shown with the next update."""
+        self.portraits.append((step, picture.cpu()))
+        self.drawn = 0.0
+
+    def update(self, losses: list[float]) -> None:
+        """Tell of a step that is done; `losses` has one for each."""
+        now, preview = time.monotonic(), None
+        if now - self.drawn >= REDRAWN or len(losses) == self.steps:
+            preview, self.drawn = ("JPEG", self._drawn(losses), None), now
+        self.bar.update_absolute(len(losses), self.steps, preview)
+
+    def _drawn(self, losses: list[float]) -> Image.Image:
+        step = len(losses)
+        left = (time.monotonic() - self.began) / max(1, step - self.first) * (self.steps - step)
+        halves = [pictures.loss_image(losses, SIDE, SIDE, self.steps)]
+        if self.portraits:
+            halves.insert(0, pictures.to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        whole = Image.new("RGB", (SIDE * len(halves), SIDE + LINE), "white")
+        for i, half in enumerate(halves):
+            whole.paste(half, (i * SIDE, LINE))
+        heading = f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else "")
+        ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(16))
+        return whole
+
+    def sheet(self, last: Tensor) -> Tensor:
+        """All pictures of the concept side by side, [1, H, W, 3]; `last` is that of what the training gave."""
+        shown = [*self.portraits, (self.steps, last.cpu())]
+        if len(shown) > ON_SHEET:
+            shown = [shown[round(i * (len(shown) - 1) / (ON_SHEET - 1))] for i in range(ON_SHEET)]
+        columns = [*(f"step {step}" for step, _ in shown[:-1]), "the concept"]
+        return labelled_grid(torch.stack([picture for _, picture in shown]), [""], columns)

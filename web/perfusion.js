@@ -1,0 +1,203 @@
+// What a concept is, shown on the nodes that load it or hold it; and how a workflow comes to hold one.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+const LOAD = "PerfusionLoadConcept";
+const HOLD = "PerfusionConceptInWorkflow";
+const CARD_HEIGHT = 108;
+const SHOWN = { author: "by", license: "licence", date: "made", description: "" };
+const CHOOSE = "choose a concept…";
+
+// ---- reading a concept file's metadata ----------------------------------------------------------------------------------------
+
+function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (each) => each.charCodeAt(0));
+}
+
+function base64Of(bytes) {
+  let text = "";
+  for (const byte of bytes) text += String.fromCharCode(byte);
+  return btoa(text);
+}
+
+// A safetensors file begins with the length of its header, 8 bytes, and the header in JSON.
+function metadataOf(bytes) {
+  const length = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
+  return JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))).__metadata__ ?? {};
+}
+
+function previewOf(metadata) {
+  try {
+    const [picture] = JSON.parse(metadata.ssmd_cover_images ?? "[]");
+    return /^[A-Za-z0-9+/=]+$/.test(picture ?? "") ? `data:image/jpeg;base64,${picture}` : "";
+  } catch {
+    return "";
+  }
+}
+
+// ---- the card ----------------------------------------------------------------------------------------------------------------
+
+function element(tag, style, text = "") {
+  const made = document.createElement(tag);
+  Object.assign(made.style, style);
+  made.textContent = text; // never HTML: the text comes from a stranger's file
+  return made;
+}
+
+async function copy(text) {
+  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
+  // On a plain http page of another machine the browser has no clipboard for scripts.
+  const box = document.body.appendChild(element("textarea", { position: "fixed", opacity: 0 }));
+  box.value = text;
+  box.select();
+  document.execCommand("copy");
+  box.remove();
+}
+
+function triggerButton(trigger) {
+  const button = element("button", { cursor: "pointer", font: "inherit", fontWeight: "bold", padding: "1px 6px" }, trigger);
+  button.title = "Copy the trigger word";
+  button.dataset.perfusion = "trigger";
+  button.addEventListener("click", async () => {
+    await copy(trigger);
+    button.textContent = "copied";
+    setTimeout(() => (button.textContent = trigger), 900);
+  });
+  return button;
+}
+
+function fill(card, metadata, size) {
+  card.replaceChildren();
+  const preview = previewOf(metadata);
+  if (preview) {
+    const picture = element("img", { height: "100%", aspectRatio: "1", objectFit: "cover", borderRadius: "4px" });
+    picture.src = preview;
+    picture.alt = `A preview of ${metadata["modelspec.trigger_phrase"]}`;
+    card.append(picture);
+  }
+  const lines = element("div", { minWidth: 0, overflow: "auto", lineHeight: "1.35", overflowWrap: "anywhere" });
+  lines.append(triggerButton(metadata["modelspec.trigger_phrase"] ?? "?"));
+  const about = [`a ${metadata.superclass ?? "?"}, for ${metadata["modelspec.base_model"] ?? "?"}`];
+  if (size) about.push(`${Math.ceil(size / 1024)} KB in the workflow`);
+  for (const [key, word] of Object.entries(SHOWN)) {
+    const value = metadata[`modelspec.${key}`];
+    if (value) about.push(`${word} ${value}`.trim());
+  }
+  for (const line of about) lines.append(element("div", {}, line));
+  card.append(lines);
+}
+
+function say(card, text) {
+  card.replaceChildren(element("div", { opacity: 0.7 }, text));
+}
+
+function addCard(node) {
+  const style = { display: "flex", gap: "8px", height: "100%", fontSize: "12px", color: "var(--input-text, #ddd)" };
+  const card = element("div", { ...style, overflow: "hidden", padding: "2px" });
+  card.dataset.perfusion = "card";
+  const heights = { getMinHeight: () => CARD_HEIGHT, getMaxHeight: () => CARD_HEIGHT };
+  const widget = node.addDOMWidget("card", "perfusion", card, { serialize: false, hideOnZoom: false, ...heights });
+  widget.serialize = false;
+  return card;
+}
+
+function whenChanged(widget, act) {
+  const before = widget.callback;
+  widget.callback = function (...given) {
+    const result = before?.apply(this, given);
+    act(widget.value);
+    return result;
+  };
+}
+
+function afterConfigure(node, act) {
+  const before = node.onConfigure;
+  node.onConfigure = function (...given) {
+    before?.apply(this, given);
+    act();
+  };
+}
+
+function named(node, name) {
+  return node.widgets.find((each) => each.name === name);
+}
+
+// ---- Load Concept ------------------------------------------------------------------------------------------------------------
+
+function setUpLoading(node) {
+  const card = addCard(node);
+  const chosen = named(node, "concept_name");
+  const show = async () => {
+    const name = chosen.value;
+    let answer;
+    try {
+      answer = await api.fetchApi(`/view_metadata/perfusion?filename=${encodeURIComponent(name)}`);
+    } catch {
+      answer = { ok: false };
+    }
+    if (name !== chosen.value) return; // another one was chosen meanwhile
+    if (answer.ok) fill(card, await answer.json(), 0);
+    else say(card, "No such concept in models/perfusion.");
+  };
+  whenChanged(chosen, show);
+  afterConfigure(node, show);
+  show();
+  node.setSize(node.computeSize());
+}
+
+// ---- Concept in Workflow -----------------------------------------------------------------------------------------------------
+
+async function listed() {
+  const answer = await api.fetchApi("/models/perfusion");
+  const names = answer.ok ? await answer.json() : [];
+  return names.filter((name) => !/^\.work[\\/]/.test(name));
+}
+
+async function held(name) {
+  const answer = await api.fetchApi(`/perfusion/file?name=${encodeURIComponent(name)}`);
+  if (!answer.ok) throw new Error((await answer.json()).error);
+  return base64Of(new Uint8Array(await answer.arrayBuffer()));
+}
+
+function setUpHolding(node) {
+  const data = named(node, "data");
+  const card = addCard(node);
+  const show = () => {
+    if (!data.value) return say(card, "Holds no concept yet. Choose one above: it will lie inside this workflow and its pictures.");
+    try {
+      fill(card, metadataOf(bytesOf(data.value)), data.value.length);
+    } catch {
+      say(card, "What this node holds is not a concept.");
+    }
+  };
+  const names = [];
+  const choose = node.addWidget("combo", "hold", CHOOSE, () => {}, { values: () => [CHOOSE, ...names], serialize: false });
+  choose.serialize = false;
+  choose.tooltip = "A file in models/perfusion, which is copied into this node.";
+  const refresh = async () => names.splice(0, names.length, ...(await listed()));
+  whenChanged(choose, async (name) => {
+    if (name === CHOOSE) return;
+    try {
+      data.value = await held(name);
+      show();
+    } catch (error) {
+      say(card, error.message);
+    }
+    choose.value = CHOOSE; // what is held may differ from the file of that name one day
+    node.graph?.afterChange?.();
+    node.setDirtyCanvas(true, true);
+  });
+  node.refreshComboInNode = refresh;
+  afterConfigure(node, show);
+  refresh();
+  show();
+  node.setSize(node.computeSize());
+}
+
+app.registerExtension({
+  name: "perfusion",
+  nodeCreated(node) {
+    if (node.comfyClass === LOAD) setUpLoading(node);
+    if (node.comfyClass === HOLD) setUpHolding(node);
+  },
+});
