@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
-from ..perfusion_core.concept import MAX_TEXT, Concept, Stack, combine
-from .kinds import CATEGORY, FOLDER, ConceptType, concept_files, home, new_name
+from ..perfusion_core.concept import MAX_TEXT, Concept, Stack, check_trigger, combine
+from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, home, new_name, verdict
 
 NONE = "(no concept saved yet)"
 
@@ -70,11 +70,7 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, concept_name: str) -> bool | str:
         """Refuse a file that cannot be used before the graph runs."""
-        try:
-            Concept.load(path_of(concept_name))
-        except PerfusionError as error:
-            return str(error)
-        return True
+        return verdict(lambda: Concept.load(path_of(concept_name)))
 
     @classmethod
     def fingerprint_inputs(cls, concept_name: str) -> str:
@@ -117,11 +113,7 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, data: str) -> bool | str:
         """Refuse what is no concept before the graph runs."""
-        try:
-            concept_of(data)
-        except PerfusionError as error:
-            return str(error)
-        return True
+        return verdict(lambda: concept_of(data))
 
     @classmethod
     def execute(cls, data: str) -> io.NodeOutput:
@@ -189,6 +181,11 @@ class PerfusionSaveConcept(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """Refuse a name that no file can have."""
+        return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
+
+    @classmethod
     def execute(
         cls, concept: Stack, filename_prefix: str, overwrite: bool, precision: str, author: str = "", license: str = ""
     ) -> io.NodeOutput:
@@ -254,6 +251,11 @@ class PerfusionConceptSettings(io.ComfyNode):
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with these settings.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, trigger: str | None) -> bool | str:
+        """Refuse what is no trigger word."""
+        return verdict(lambda: not (trigger and trigger.strip()) or check_trigger(trigger.strip()))
 
     @classmethod
     def execute(

@@ -17,7 +17,7 @@ from ..perfusion_core.concept import Stack, edit_of
 from ..perfusion_core.edit import STATIC
 from ..perfusion_core.files import write_all
 from . import host
-from .kinds import CATEGORY, ConceptType, check_prefix, new_name
+from .kinds import CATEGORY, ConceptType, check_prefix, new_name, verdict
 
 log = logging.getLogger("perfusion")
 
@@ -66,6 +66,11 @@ class PerfusionExport(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """Refuse a name that no file can have."""
+        return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
 
     @classmethod
     def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, filename_prefix: str, what: str) -> io.NodeOutput:

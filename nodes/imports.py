@@ -15,7 +15,7 @@ from ..perfusion_core.covariance import Covariance
 from . import host
 from .concepts import describe
 from .covariance import check_covariance
-from .kinds import CATEGORY, FOLDER, FOREIGN, ConceptType, CovarianceType, foreign_files
+from .kinds import CATEGORY, FOLDER, FOREIGN, ConceptType, CovarianceType, foreign_files, verdict
 
 NONE = "(no file of another implementation)"
 
@@ -60,7 +60,9 @@ def metric(found: foreign.Foreign, clip: CLIP, covariance: Covariance | None) ->
     if found.inverse is not None:
         return found.inverse.double()
     if covariance is None:
-        raise PerfusionError("This file holds no C⁻¹, without which a concept has no place; connect Measure Text Encoder.")
+        raise PerfusionError(
+            "This file holds no inverse covariance (C_inv), without which a concept has no place; connect Measure Text Encoder."
+        )
     check_covariance(clip, covariance)
     return covariance.inverse()
 
@@ -118,13 +120,9 @@ class PerfusionImport(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file_name: str) -> bool | str:
-        """Refuse a file that cannot be used before the graph runs."""
-        try:
-            foreign.load(path_of(file_name))
-        except PerfusionError as error:
-            return str(error)
-        return True
+    def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
+        """Refuse a file that cannot be used, and what is no trigger word, before the graph runs."""
+        return verdict(lambda: (foreign.load(path_of(file_name)), trigger is None or check_trigger(trigger.strip())))
 
     @classmethod
     def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:

@@ -1,6 +1,6 @@
 """What flows between the pack's nodes, and where its files are."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import folder_paths
@@ -31,6 +31,18 @@ def size_input() -> io.Int.Input:
         step=8,
         tooltip="Pixels a side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
     )
+
+
+def verdict(check: Callable[[], object]) -> bool | str:
+    """What a node's `validate_inputs` says, before anything runs: True, or the sentence that `check` raises.
+
+    Inputs that are linked come as None there: they are known when the node runs, and checked again then.
+    """
+    try:
+        check()
+    except PerfusionError as error:
+        return str(error)
+    return True
 
 
 folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))

@@ -11,7 +11,13 @@ from torch.nn.functional import interpolate
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.maps import refined, soft_mask
 from . import host
-from .kinds import CATEGORY
+from .kinds import CATEGORY, verdict
+
+
+def check_word(word: str) -> None:
+    """Raise PerfusionError where there is none."""
+    if not word.strip():
+        raise PerfusionError("Find Object needs the plain word for what the pictures show, such as teddy.")
 
 
 class PerfusionFindObject(io.ComfyNode):
@@ -59,10 +65,14 @@ class PerfusionFindObject(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, word: list) -> bool | str:
+        """Refuse an empty word."""
+        return verdict(lambda: word[0] is None or check_word(word[0]))
+
+    @classmethod
     def execute(cls, model: list, clip: list, vae: list, images: list, word: list, size: list, seed: list) -> io.NodeOutput:
         """Find it."""
-        if not word[0].strip():
-            raise PerfusionError("Find Object needs the plain word for what the pictures show, such as teddy.")
+        check_word(word[0])
         bar = ProgressBar(sum(len(batch) for batch in images))
         masks = []
         for batch in images:

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..perfusion_core import PerfusionError
 from . import host
 from .grid import labelled_grid
-from .kinds import CATEGORY
+from .kinds import CATEGORY, verdict
 
 MOST = 100
 """Pictures in a comparison."""
@@ -24,6 +24,8 @@ CHOICES = {
     "strength": ("strengths", "between 0 and 1", lambda x: 0 <= x <= 1),
 }
 """Setting -> its plural, what it may be in words, and whether a number is that."""
+ACROSS = ("temperature", "strength")
+"""What the columns may be over."""
 
 
 def numbers(text: str, setting: str) -> list[float]:
@@ -73,7 +75,7 @@ class PerfusionSweep(io.ComfyNode):
                 io.String.Input("biases", default="0.3, 0.45, 0.6", tooltip="One row for each: numbers with commas between them."),
                 io.Combo.Input(
                     "across",
-                    options=["temperature", "strength"],
+                    options=list(ACROSS),
                     default="temperature",
                     tooltip="What the columns differ in. All other settings stay as the concept has them.",
                 ),
@@ -117,6 +119,20 @@ class PerfusionSweep(io.ComfyNode):
                 io.Image.Output(display_name="images", tooltip="The pictures by themselves, row after row."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, biases: str | None, across: str | None, values: str | None) -> bool | str:
+        """Refuse texts that are no lists of such numbers."""
+
+        def check() -> None:
+            if across not in (None, *ACROSS):
+                raise PerfusionError(f"The columns of a comparison are over {' or '.join(ACROSS)}, not over {across!r}.")
+            if biases is not None:
+                numbers(biases, "bias")
+            if None not in (across, values):
+                numbers(values, across)
+
+        return verdict(check)
 
     @classmethod
     def execute(

@@ -18,11 +18,22 @@ from . import host, pictures
 from .course import CHECKPOINT_EVERY, Best, Course, concept_of, fingerprint, portrait, steps_folder
 from .covariance import check_covariance, measure
 from .following import Following
-from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input
+from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input, verdict
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST, BEST = "last", "best"
 DEFAULTS = Settings()
+
+
+def check_words(superclass: str, trigger: str) -> None:
+    """Raise PerfusionError for words that no concept can have."""
+    if not superclass.strip():
+        raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
+    if len(superclass) > SUPERCLASS_LENGTH:
+        raise PerfusionError(f"The superclass should be a word or two; {len(superclass)} characters came.")
+    if "{" in superclass + trigger or "}" in superclass + trigger:
+        raise PerfusionError("The superclass and the trigger word cannot hold braces; take them out.")
+    check_trigger(trigger)
 
 
 def check(
@@ -32,13 +43,7 @@ def check(
     settings.check()
     if family == "sdxl":
         raise PerfusionError("Train Concept cannot teach SDXL models yet; use a checkpoint of SD1 or SD2.")
-    if not superclass.strip():
-        raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
-    if len(superclass) > SUPERCLASS_LENGTH:
-        raise PerfusionError(f"The superclass should be a word or two; {len(superclass)} characters came.")
-    if "{" in superclass + trigger or "}" in superclass + trigger:
-        raise PerfusionError("The superclass and the trigger word cannot hold braces; take them out.")
-    check_trigger(trigger)
+    check_words(superclass, trigger)
     taken = [concept for concept in getattr(clip, "stack", ()) if concept.trigger.casefold() == trigger.casefold()]
     if taken:
         raise PerfusionError(
@@ -260,6 +265,11 @@ class PerfusionTrain(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, superclass: list, trigger: list) -> bool | str:
+        """Refuse words that cannot be, before the graph runs."""
+        return verdict(lambda: None in (*superclass, *trigger) or check_words(superclass[0].strip(), trigger[0].strip()))
 
     @classmethod
     def execute(

@@ -21,6 +21,8 @@ SUBGRAPHS = bootstrap.ROOT / "subgraphs"
 CATEGORY = "Perfusion"
 INPUTS, OUTPUTS = -10, -20
 """Ids that the host gives to the two ends of a subgraph."""
+PREVIEW = "$$canvas-image-preview"
+"""What the host calls the picture that a node shows of itself."""
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 WIDE = 320
 
@@ -51,6 +53,7 @@ def teach(sheet: Blueprint) -> None:
     numbers = SD15["PerfusionTrain"]
     widgets = {name: sheet.enter(name, numbers.get(name)) for name in ("superclass", "trigger", "steps", "size")}
     train = sheet.add("PerfusionTrain", 0, wide=380, **numbers | links | widgets)
+    sheet.show(train)
     sheet.add("PerfusionSaveConcept", 430, concept=train[0], filename_prefix=sheet.enter("filename_prefix"))
     for i, name in enumerate(sheet.info["PerfusionTrain"]["output_name"]):
         sheet.leave(name, train[i])
@@ -94,6 +97,7 @@ class Blueprint(Drawing):
         super().__init__(name, object_info)
         self.inputs: list[Slot] = []
         self.outputs: list[Slot] = []
+        self.shown: list[int] = []
         self.description = ""
         self.aliases: list[str] = []
 
@@ -108,6 +112,10 @@ class Blueprint(Drawing):
         self.links.append([key, *source, OUTPUTS, len(self.outputs), output["type"]])
         output["links"].append(key)
         self.outputs.append(Slot(name, type=output["type"], link=key))
+
+    def show(self, node: Node) -> None:
+        """Have the frame show the picture that a node shows while it runs; the page does so with Nodes 2.0 alone."""
+        self.shown.append(node.key)
 
     def add(self, class_type: str, left: int, /, **inputs: object) -> Node:
         """As `Drawing.add`; inputs may also come from the frame."""
@@ -137,6 +145,7 @@ class Blueprint(Drawing):
             {"name": slot.name, "type": slot.type, "link": None} | ({"widget": {"name": slot.name}} if slot.widget else {})
             for slot in self.inputs
         ]
+        previews = [{"name": PREVIEW, "sourceNodeId": str(key), "sourcePreviewName": PREVIEW} for key in self.shown]
         return {
             "id": len(self.nodes) + 1,
             "type": self._id(""),
@@ -148,7 +157,7 @@ class Blueprint(Drawing):
             "inputs": inputs,
             "outputs": [{"name": slot.name, "type": slot.type, "links": []} for slot in self.outputs],
             "title": self.name,
-            "properties": {},
+            "properties": {"previewExposures": previews},
         }
 
     def _inside(self) -> dict:

@@ -97,7 +97,7 @@ def missing_metadata(root: Path) -> list[str]:
         "project.requires-python": project.get("requires-python"),
         "project.license": isinstance(licence, dict) and (root / licence.get("file", "missing")).is_file(),
         "project.classifiers, systems": any(SYSTEMS.match(kind) for kind in kinds),
-        "project.classifiers, accelerators": environments and environments <= ACCELERATORS,
+        "project.classifiers, accelerators": environments <= ACCELERATORS,
         **{f"project.urls.{key}": urls.get(key, "").startswith("https://") for key in ("Repository", "Documentation", "Issues")},
         "tool.comfy.PublisherId": comfy.get("PublisherId"),
         "tool.comfy.DisplayName": comfy.get("DisplayName"),
@@ -206,8 +206,9 @@ MISREAD = (
 )
 BEYOND_CP1252 = "formulas in sources have characters that cp1252 has not; Python reads sources as UTF-8, on Windows too."
 AUTOCAST = (
-    "{0} uses of torch.autocast, where it wants comfy.ops: training runs modules that the host has built already, and edits switch "
-    "autocast off to stay in float32. Its other complaints are of files that the host does not load."
+    "{0} uses of torch.autocast, where it wants comfy.ops: the host has built its modules already when training and measuring run "
+    "them in another precision, and edits switch autocast off to stay in float32. Its other complaints are of files that the host "
+    "does not load."
 )
 LOADED = re.compile(r"(__init__\.py|(nodes|perfusion_core)/)")
 """What the host imports of the pack."""
@@ -264,19 +265,20 @@ def tools() -> Path:
 
 def stage(setup: bootstrap.Setup) -> Path:
     """A fresh base directory with a copy of what would be published, and the demo's files; the copy's folder."""
+    base, pack, rooms = WORK / "base", WORK / "base" / "custom_nodes" / PACK, Path("models", "perfusion", ".work")
+    # Measuring a text encoder takes minutes, and what was measured names its encoder: it serves again.
+    measured = {path.name: path.read_bytes() for old in (setup.base, base) for path in (old / rooms).glob("covariance-*")}
     shutil.rmtree(WORK, ignore_errors=True)
-    base, pack = WORK / "base", WORK / "base" / "custom_nodes" / PACK
     for path in published(ROOT):
         (pack / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, pack / path)
-    for folder in ("models/checkpoints", "models/perfusion", "input", "output"):
+    for folder in ("models/checkpoints", rooms, "input", "output"):
         (base / folder).mkdir(parents=True)
     for source, target in (("pictures", "input"), ("concepts", "models/perfusion")):
         shutil.copytree(ROOT / "demo" / source, base / target, dirs_exist_ok=True)
     bootstrap.share_checkpoint(setup, base)
-    for measured in (setup.base / "models" / "perfusion" / ".work").glob("covariance-*"):  # minutes, where there is none
-        (base / "models" / "perfusion" / ".work").mkdir(exist_ok=True)
-        shutil.copyfile(measured, base / "models" / "perfusion" / ".work" / measured.name)
+    for name, content in measured.items():
+        (base / rooms / name).write_bytes(content)
     return pack
 
 

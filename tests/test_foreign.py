@@ -489,11 +489,11 @@ WRONG = [
     (("C_inv",), [1, 2], "C_inv has the shape"),
     (("C_inv",), lambda t: t.int(), "C_inv holds torch.int32"),
     (("C_inv",), poisoned(float("nan")), "NaN"),
-    (("C_inv",), lambda t: -t, "no length by C⁻¹"),
+    (("C_inv",), lambda t: -t, "no length by its inverse covariance"),
     (("C_inv",), lambda t: t.to_sparse(), "C_inv has the shape"),
     (("C_inv",), lambda t: t.to("meta"), "C_inv has the shape"),
     (("C_inv",), torch.ones(1).expand(10**5, 10**5), "C_inv has the shape"),
-    (("target_input",), torch.zeros(D), "no length by C⁻¹"),
+    (("target_input",), torch.zeros(D), "no length by its inverse covariance"),
     (("target_input",), torch.ones(1, D), "target input has the shape"),
     (("target_input",), poisoned(float("inf")), "NaN"),
     (("target_input",), poisoned(1e305), "beyond float32"),
@@ -542,7 +542,7 @@ PEER_WRONG = [
     (("key_value_params", 0, 1), torch.ones(2, 16), "target output of"),
     (("key_value_params", 0, 1), lambda t: t.long(), "holds torch.int64"),
     (("key_value_params", 5, 1), poisoned(float("inf")), "NaN"),
-    (("C_inv",), torch.zeros(D, D), "no length by C⁻¹"),
+    (("C_inv",), torch.zeros(D, D), "no length by its inverse covariance"),
 ]
 
 

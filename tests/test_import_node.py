@@ -196,7 +196,7 @@ def test_a_file_without_a_metric_takes_one_that_is_connected(server: Server, pee
     saved = torch.load(peer, weights_only=True)
     del saved["C_inv"]
     torch.save(saved, folder(server) / "bare.pt")
-    refused(server, "bare.pt", "no C⁻¹", "Measure Text Encoder")
+    refused(server, "bare.pt", "no inverse covariance", "Measure Text Encoder")
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     measured = graph.add("PerfusionCovariance", clip=clip, captions="", captions_file="")

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from demo import make_pictures, world
 from perfusion_core.concept import Concept
 from scripts import foreign_file
+from scripts.make_workflows import SD15_PREFIX, for_sd15
 from scripts.server import Server
 from scripts.workflow import BYPASS, NEVER, find_node, set_widget, to_prompt
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
+OLD = Path(__file__).parent / "data" / "workflows"
+"""As they were saved with earlier versions: they must load for ever."""
 
 
 def read(name: str) -> dict:
@@ -228,3 +231,42 @@ def test_the_other_layout_workflow_puts_the_concept_in_a_pictures_place(server: 
 def test_a_workflow_names_what_the_server_has(path: Path, object_info: dict) -> None:
     for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         assert node["type"] == "MarkdownNote" or node["type"] in object_info
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in WORKFLOWS.glob(f"{SD15_PREFIX}*.json")))
+def test_a_workflow_for_sd15_is_the_other_but_for_its_numbers(name: str, object_info: dict) -> None:
+    own, other = (to_prompt(read(each), object_info) for each in (name, name.removeprefix(SD15_PREFIX)))
+    assert {key: node["class_type"] for key, node in own.items()} == {key: node["class_type"] for key, node in other.items()}
+    for key, node in own.items():
+        before = other[key]["inputs"]
+        assert node["inputs"] == before | for_sd15(node["class_type"], {k: v for k, v in before.items() if not isinstance(v, list)})
+    texts = json.dumps(own)
+    assert "demo-te" not in texts and '": 64' not in texts and "v1-5-pruned" in texts
+
+
+@pytest.mark.parametrize("path", sorted(OLD.glob("*/*.json")), ids=lambda path: path.stem)
+def test_a_workflow_saved_with_an_older_version_still_fits(path: Path, object_info: dict) -> None:
+    """Widgets are saved by position: none may have been put between others, taken away, or given another meaning."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, object_info)
+    for node in workflow["nodes"]:
+        info = object_info.get(node["type"])
+        assert node["type"] == "MarkdownNote" or info is not None, node["type"]
+        if not node["type"].startswith("Perfusion"):
+            continue
+        assert [output["name"] for output in node["outputs"]] == info["output_name"][: len(node["outputs"])]
+        specs = {name: spec for group in ("required", "optional") for name, spec in info["input"].get(group, {}).items()}
+        for name, value in prompt[str(node["id"])]["inputs"].items():
+            if isinstance(value, list) or name not in specs:
+                continue
+            kind, options = specs[name][0], specs[name][1]
+            if kind in ("INT", "FLOAT"):
+                assert isinstance(value, int | float) and options["min"] <= value <= options["max"], (node["type"], name)
+            elif kind == "COMBO" and name not in ("concept_name", "file_name"):
+                assert value in options["options"], (node["type"], name)
+
+
+def test_an_older_workflow_runs(server: Server, object_info: dict, taught: tuple[dict, Path]) -> None:
+    workflow = json.loads((OLD / "0.1.0" / "use_concepts.json").read_text(encoding="utf-8"))
+    set_widget(workflow, "KSampler", "steps", 2, object_info)
+    assert len(server.outputs(server.run(to_prompt(workflow, object_info)))) == 1

@@ -44,10 +44,11 @@ function element(tag, style, text = "") {
   return made;
 }
 
-async function copy(text) {
+async function copy(text, beside) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
   // On a plain http page of another machine the browser has no clipboard for scripts.
-  const box = document.body.appendChild(element("textarea", { position: "fixed", opacity: 0 }));
+  const box = element("textarea", { position: "fixed", opacity: 0 });
+  beside.after(box);
   box.value = text;
   box.select();
   document.execCommand("copy");
@@ -59,7 +60,7 @@ function triggerButton(trigger) {
   button.title = "Copy the trigger word";
   button.dataset.perfusion = "trigger";
   button.addEventListener("click", async () => {
-    await copy(trigger);
+    await copy(trigger, button);
     button.textContent = "copied";
     setTimeout(() => (button.textContent = trigger), 900);
   });
