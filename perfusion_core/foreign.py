@@ -110,8 +110,8 @@ class Foreign:
         length = float(self.target_input.double() @ inverse @ self.target_input.double())
         if not 0 < length < float("inf"):
             raise PerfusionError(
-                "The file cannot be used: its target input has no length by its inverse covariance; one of them is wrong, or it was "
-                "saved untrained."
+                "The file cannot be used: its target input has no length by its inverse covariance; one of them is wrong, or it "
+                "was saved untrained."
             )
         return Concept(
             trigger=trigger,

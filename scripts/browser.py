@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts.steps import SetupError, step
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@contextlib.contextmanager
+def launched() -> Iterator[Browser]:
+    """A browser without a window that asks nobody on the net; for the interpreter in which playwright is."""
+    # In a container root has no sandbox; anyone else has.
+    flags = FLAGS + (["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else [])
+    from playwright.sync_api import sync_playwright  # the set-up's own interpreter looks for browsers without it
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found(Path(sys.executable)), args=flags)
+        yield browser
+        browser.close()
 
 
 def ensure(python: Path, log: Path) -> None:

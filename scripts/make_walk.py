@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import io
 import shutil
-import sys
-from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from scripts import bootstrap, browser, steps
 from scripts.page import Page
@@ -29,13 +26,11 @@ def main() -> int:
     shutil.rmtree(base, ignore_errors=True)
     bootstrap.make_base(base)
     bootstrap.share_checkpoint(setup, base)
-    with Server(setup, base=base) as server, sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser.found(Path(sys.executable)), args=browser.FLAGS)
+    with Server(setup, base=base) as server, browser.launched() as chromium:
         page = Page(chromium, server)
         find(page)
         teach(page)
         use(page)
-        chromium.close()
     return 0
 
 

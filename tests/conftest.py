@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
-from scripts import bootstrap, steps
+from scripts import bootstrap, browser, steps
 from scripts.server import Server
 
 
@@ -45,3 +46,10 @@ def server(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
 def object_info(server: Server) -> dict[str, dict]:
     """What the server says of its nodes."""
     return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A browser without a window."""
+    with browser.launched() as found:
+        yield found

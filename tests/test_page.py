@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,16 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from perfusion_core.concept import Concept
-from scripts import bootstrap, browser, foreign_file
+from scripts import bootstrap, foreign_file
 from scripts.make_workflows import SD15_PREFIX
+from scripts.page import Page
 from scripts.server import Server
-from tests.page import Page
 
-FLAGS = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
-FLAGS += ["--disable-sync"]
 WORKFLOWS = sorted(path.stem for path in (bootstrap.ROOT / "workflows").glob("*.json"))
 TEMPLATES = [name for name in WORKFLOWS if not name.startswith(SD15_PREFIX)]
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
@@ -47,16 +43,6 @@ def fresh(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
         shutil.copyfile(measured, folder / ".work" / measured.name)
     with Server(setup, base=base) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    # In a container root has no sandbox; anyone else has.
-    flags = FLAGS + (["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else [])
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser.found(Path(sys.executable)), args=flags)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from scripts import bootstrap, make_subgraphs, make_workflows
+from scripts.page import Page
 from scripts.server import Server
 from scripts.workflow import set_widget, to_prompt
-from tests.page import Page
-from tests.test_page import chromium  # noqa: F401 (a fixture)
 
 TEACH, PLACES = "Teach a concept", "Two concepts, two places"
 INPUTS = {
@@ -38,13 +37,15 @@ LOOK = """([id]) => {
 }"""
 LINKS_OUT_OF_PLACE = """([id]) => app.graph.getNodeById(id).subgraph.nodes.flatMap(node => node.inputs.filter((each, slot) =>
     each.link !== null && node.graph.getLink(each.link).target_slot !== slot).map(each => `${node.type}.${each.name}`))"""
-DRAWN = "([id]) => app.graph.getNodeById(id).widgets.every(each => each.last_y > 0)"
+SET = """([id, wanted]) => app.graph.getNodeById(id).widgets.forEach(each => {
+    each.value = wanted[each.name] ?? each.value;
+})"""
 VIEW = "() => { app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [450, 150]; app.canvas.setDirty(true, true); }"
 STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def opened(chromium: Browser, server: Server) -> Iterator[Page]:  # noqa: F811
+def opened(chromium: Browser, server: Server) -> Iterator[Page]:
     page = Page(chromium, server)
     yield page
     page.close()
@@ -97,10 +98,7 @@ def test_two_concepts_come_to_their_places(page: Page, server: Server, object_in
     page.ask(VIEW)
     both = page.add(PLACES, 390, 0)
     connect(page, both)
-    for which in ("first", "second"):
-        # The page may make a frame's widgets anew, and they have no place until they are drawn.
-        page.wait(lambda: page.ask(DRAWN, both), "the widgets")
-        page.number(both, f"{which}_bias", make_workflows.SETTINGS["bias"])
+    page.ask(SET, both, {f"{which}_bias": make_workflows.SETTINGS["bias"] for which in ("first", "second")})
     (drawn,) = server.outputs(page.run())
     assert pixels(drawn).shape == (64, 64, 3) and np.array_equal(pixels(drawn), pixels(expected))
     assert page.errors == []

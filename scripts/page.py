@@ -164,15 +164,24 @@ class Page:
 
     def help(self, node: int) -> None:
         """Open a node's help, with the button that stands over it once it is chosen."""
-        left, top = self.ask("([id]) => [...app.graph.getNodeById(id).pos]", node)
-        self.tab.mouse.click(*self.at(left + 60, top - 15))
+        self.select(node)
         self.tab.get_by_test_id("info-button").click()
 
-    def template(self, pack: str, name: str) -> None:
-        """Open a workflow of a pack from the template browser."""
+    def select(self, node: int) -> None:
+        """Choose a node by a click on its title."""
+        left, top = self.ask("([id]) => [...app.graph.getNodeById(id).pos]", node)
+        self.tab.mouse.click(*self.at(left + 60, top - 15))
+
+    def browse(self, pack: str) -> Locator:
+        """Look at a pack's workflows in the template browser."""
         self.command("Comfy.BrowseTemplates")
         dialog = self.tab.get_by_role("dialog").last
         dialog.get_by_text(pack, exact=True).click()
+        return dialog
+
+    def template(self, pack: str, name: str) -> None:
+        """Open a workflow of a pack from the template browser."""
+        dialog = self.browse(pack)
         # The list grows as one scrolls; searching is quicker.
         dialog.get_by_placeholder("Search").fill(name)
         dialog.get_by_text(name, exact=True).first.click()
