@@ -210,7 +210,7 @@ class Page:
     def start(self) -> None:
         """Press Run."""
         self.done = set(self.server.get("/history"))
-        self.tab.get_by_role("button", name="Run", exact=True).first.click()
+        self.tab.get_by_test_id("queue-button").first.click()
 
     def finish(self, timeout: float = 300) -> dict:
         """Wait for the end of what was started; its history."""

@@ -125,19 +125,23 @@ function named(node, name) {
 
 // ---- Load Concept ------------------------------------------------------------------------------------------------------------
 
+async function metadataIn(name) {
+  try {
+    const answer = await api.fetchApi(`/view_metadata/perfusion?filename=${encodeURIComponent(name)}`);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null; // the server does not answer; it will say so where it matters
+  }
+}
+
 function setUpLoading(node) {
   const card = addCard(node);
   const chosen = named(node, "concept_name");
   const show = async () => {
     const name = chosen.value;
-    let answer;
-    try {
-      answer = await api.fetchApi(`/view_metadata/perfusion?filename=${encodeURIComponent(name)}`);
-    } catch {
-      answer = { ok: false };
-    }
+    const metadata = chosen.options.values.includes(name) ? await metadataIn(name) : null;
     if (name !== chosen.value) return; // another one was chosen meanwhile
-    if (answer.ok) fill(card, await answer.json(), 0);
+    if (metadata) fill(card, metadata, 0);
     else say(card, "No such concept in models/perfusion.");
   };
   whenChanged(chosen, show);
