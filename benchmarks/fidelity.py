@@ -95,6 +95,10 @@ class Bench:
             f"Each method had {len(self.candidates[OURS])} candidates, each taught on {len(TUNED_ON)} development concepts; the "
             "one with the best harmonic mean of both scores, at the best value of its dial, was taken.",
             "",
+            "Every step of every method evaluates the model on 8 pictures. ComfyUI's Train LoRA, given a batch of 8, predicts each "
+            "picture from the mean over all 8 captions, which are 64 evaluations; here it gets one picture at a time and adds up 8 "
+            "gradients, so that each picture has its own caption.",
+            "",
             "| method | differs in | best value | text | design | harmonic mean | taken |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *lines,

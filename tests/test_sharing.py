@@ -1,0 +1,108 @@
+"""Concepts on their way between people: inside workflows, and from models/perfusion to the page that puts them there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from perfusion_core import PerfusionError
+from perfusion_core.concept import MAX_TEXT, POSITIONS, Concept
+from scripts.bootstrap import ROOT
+from scripts.graphs import Graph, latents
+from scripts.server import GraphError, Server
+
+TEDDY = "demo-teddy.safetensors"
+CONTENT = (ROOT / "demo" / "concepts" / TEDDY).read_bytes()
+TEXT = base64.b64encode(CONTENT).decode()
+
+
+def test_a_concept_as_text_is_that_of_its_file() -> None:
+    held, loaded = Concept.from_text(TEXT, "it"), Concept.load(ROOT / "demo" / "concepts" / TEDDY)
+    assert (held.trigger, held.superclass, held.training, held.preview) == (
+        loaded.trigger,
+        loaded.superclass,
+        loaded.training,
+        loaded.preview,
+    )
+    assert all(torch.equal(held.values[layer], loaded.values[layer]) for layer in loaded.values)
+    assert torch.equal(held.word["clip_l"], loaded.word["clip_l"]) and torch.equal(held.probe, loaded.probe)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not a whole safetensors file"),
+        ("not base64 at all", "not a file's content in base64"),
+        (TEXT[:-1], "not a file's content in base64"),
+        (TEXT[:4000], "not a whole safetensors file"),
+        (TEXT + "\n", "not a file's content in base64"),
+        (base64.b64encode(b"\x80\x04\x95junk of a pickle").decode(), "not a whole safetensors file"),
+        (base64.b64encode(struct.pack("<Q", 2**60) + CONTENT[8:]).decode(), "not a whole safetensors file"),
+        ("A" * (MAX_TEXT + 4), f"more than the {MAX_TEXT}"),
+    ],
+)
+def test_a_text_that_is_no_concept_is_refused(text: str, said: str) -> None:
+    with pytest.raises(PerfusionError, match=r"^The concept cannot be used: ") as refused:
+        Concept.from_text(text, "The concept")
+    assert said in str(refused.value) and len(str(refused.value)) < 300
+
+
+def drawn(server: Server, **bring: str) -> torch.Tensor:
+    """A latent with a concept from a node that brings it."""
+    ((class_type, value),) = bring.items()
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    widget = {"PerfusionLoadConcept": "concept_name", "PerfusionConceptInWorkflow": "data"}[class_type]
+    model, clip = graph.apply(model, clip, [graph.add(class_type, **{widget: value}), 0])
+    (latent,) = latents(server, graph, graph.sample(model, graph.text(clip, "a <demo-teddy>"), graph.text(clip, "")))
+    return latent
+
+
+def test_a_workflow_that_holds_a_concept_draws_what_its_file_draws(server: Server) -> None:
+    held, loaded = drawn(server, PerfusionConceptInWorkflow=TEXT), drawn(server, PerfusionLoadConcept=TEDDY)
+    assert torch.equal(held, loaded)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [("", "holds no concept yet"), (TEXT[:400], "The concept in this workflow cannot be used")]
+)
+def test_a_workflow_that_holds_none_is_refused_before_it_runs(server: Server, data: str, said: str) -> None:
+    with pytest.raises(GraphError, match=said) as refused:
+        drawn(server, PerfusionConceptInWorkflow=data)
+    assert "Custom validation failed" in str(refused.value)
+
+
+def asked(server: Server, name: str) -> tuple[int, str]:
+    """The status and the sentence with which the page's request for a file is refused."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.get(f"/perfusion/file?name={urllib.parse.quote(name)}")
+    return refused.value.code, json.loads(refused.value.read())["error"]
+
+
+def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
+    folder: Path = server.base / "models" / "perfusion"
+    address = f"{server.address}/perfusion/file?name={TEDDY}"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address) as answer:
+        assert answer.read() == CONTENT and answer.headers.get_content_type() == "application/octet-stream"
+    secret = server.base / "secret.safetensors"
+    secret.write_bytes(CONTENT)
+    (folder / "other.safetensors").write_bytes(b"something else")
+    for name in ("../../secret.safetensors", str(secret), "..", "", "missing.safetensors", "\x00"):
+        status, sentence = asked(server, name)
+        assert status == 400 and sentence.startswith("There is no concept"), name
+    status, sentence = asked(server, "other.safetensors")
+    assert status == 400 and "not a whole safetensors file" in sentence
+    concept = Concept.load(folder / TEDDY)
+    large = {layer: output.repeat(POSITIONS, 1) for layer, output in concept.values.items()}
+    replace(concept, values=large, keys=large).save(folder / "large.safetensors", torch.float32)
+    status, sentence = asked(server, "large.safetensors")
+    assert status == 400 and "more than the 768 that a workflow may hold" in sentence
