@@ -14,6 +14,8 @@ SIDE, LINE = 288, 26
 """Pixels: a side of each half of what is shown, and the height of its heading."""
 REDRAWN = 2.0
 """Seconds after which the loss is drawn anew."""
+IN_A_ROW, TILE = 5, 128
+"""Pictures that are shown before training at most, and a side of each in pixels."""
 ON_SHEET = 12
 """Pictures on the sheet of a training at most."""
 
@@ -24,6 +26,24 @@ def told(seconds: float) -> str:
     if minutes < 1:
         return f"{max(1, round(seconds))} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def headed(parts: list[Image.Image], heading: str) -> Image.Image:
+    """Pictures of one size side by side, under a line of text."""
+    wide, high = parts[0].size
+    whole = Image.new("RGB", (wide * len(parts), high + LINE), "white")
+    for i, part in enumerate(parts):
+        whole.paste(part, (i * wide, LINE))
+    ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(16))
+    return whole
+
+
+def show_lesson(images: Tensor, masks: Tensor) -> None:
+    """Show on the node what is about to be learned: pictures [B, h, w, 3], dark where their masks [B, h, w] are."""
+    seen = images * (0.25 + 0.75 * masks[..., None])
+    parts = [pictures.to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in seen[:IN_A_ROW]]
+    more = f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else ""
+    ProgressBar(1).update_absolute(0, 1, ("JPEG", headed(parts, f"What is learned{more}; preparing"), None))
 
 
 class Progress:
@@ -54,12 +74,7 @@ class Progress:
         halves = [pictures.loss_image(losses, SIDE, SIDE, self.steps)]
         if self.portraits:
             halves.insert(0, pictures.to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-        whole = Image.new("RGB", (SIDE * len(halves), SIDE + LINE), "white")
-        for i, half in enumerate(halves):
-            whole.paste(half, (i * SIDE, LINE))
-        heading = f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else "")
-        ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(16))
-        return whole
+        return headed(halves, f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else ""))
 
     def sheet(self, last: Tensor) -> Tensor:
         """All pictures of the concept side by side, [1, H, W, 3]; `last` is that of what the training gave."""

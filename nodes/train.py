@@ -19,6 +19,7 @@ from .course import CHECKPOINT_EVERY, Best, Course, concept_of, fingerprint, por
 from .covariance import check_covariance, measure
 from .following import Following
 from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input, verdict
+from .progress import show_lesson
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST, BEST = "last", "best"
@@ -291,6 +292,7 @@ class PerfusionTrain(io.ComfyNode):
         family = host.family_of(model)
         check(family, clip, superclass, trigger, size, covariance, settings)
         ready, marks = pictures.prepare(images, masks, size)
+        show_lesson(ready, marks)
         covariance = covariance or measure(clip, None)
         inverse = covariance.inverse()
 

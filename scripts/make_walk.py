@@ -52,8 +52,10 @@ def teach(page: Page) -> None:
     shot(page, "walk_mask")
     page.close_dialogs()
     page.start()
-    step = "([id]) => Math.round(app.graph.getNodeById(id).progress * 300)"
-    page.wait(lambda: (page.ask(step, train) or 0) >= SEEN, f"step {SEEN}", 900)
+    # Preparations have a progress of their own, and show the pictures alone.
+    step = """([id]) => { const node = app.graph.getNodeById(id);
+        return node.imgs?.[0]?.naturalWidth === 576 ? Math.round(node.progress * 300) : 0; }"""
+    page.wait(lambda: page.ask(step, train) >= SEEN, f"step {SEEN}", 900)
     page.tab.wait_for_timeout(2500)
     shot(page, "walk_training")
     page.finish(1800)

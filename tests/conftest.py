@@ -48,8 +48,10 @@ def object_info(server: Server) -> dict[str, dict]:
     return server.object_info()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser without a window."""
+    """A browser without a window. Not for the whole session: playwright keeps an event loop running, and one of the tests' own
+    would find it.
+    """
     with browser.launched() as found:
         yield found
