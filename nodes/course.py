@@ -101,7 +101,8 @@ def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, f
 def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
     """A picture [size, size, 3] of a concept by itself."""
     taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
-    return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed)[0]
+    # Little guidance: much of it overdraws what a concept has not learned well yet.
+    return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed, cfg=3.0)[0]
 
 
 def steps_folder(trigger: str, digest: str) -> Path:

@@ -146,6 +146,7 @@ function setUpLoading(node) {
   };
   whenChanged(chosen, show);
   afterConfigure(node, show);
+  node.refreshComboInNode = () => setTimeout(show); // once the list has the new names
   show();
   node.setSize(node.computeSize());
 }
