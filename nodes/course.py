@@ -99,10 +99,10 @@ def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, f
 
 
 def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
-    """A picture [size, size, 3] of a concept by itself."""
+    """A picture [size, size, 3] of a concept, in a place that shows whether prompts are still followed."""
     taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
     # Little guidance: much of it overdraws what a concept has not learned well yet.
-    return host.draw(*taught, vae, f"a photo of a {concept.trigger}", size, seed, cfg=3.0)[0]
+    return host.draw(*taught, vae, f"a photo of a {concept.trigger} on the grass", size, seed, cfg=3.0)[0]
 
 
 def steps_folder(trigger: str, digest: str) -> Path:

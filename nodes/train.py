@@ -260,7 +260,7 @@ class PerfusionTrain(io.ComfyNode):
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
                 io.Image.Output(display_name="loss_plot", tooltip="The loss over the steps."),
-                io.Image.Output(display_name="preview", tooltip="The concept by itself."),
+                io.Image.Output(display_name="preview", tooltip="The concept on the grass."),
                 io.Image.Output(
                     display_name="sheet", tooltip="The pictures of the concept that were shown on the way, side by side."
                 ),
