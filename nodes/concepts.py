@@ -10,8 +10,9 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
-from ..perfusion_core.concept import MAX_TEXT, Concept, Stack, check_trigger, combine
-from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, home, new_name, verdict
+from ..perfusion_core.concept import MAX_BYTES, MAX_TEXT, Concept, Stack, check_trigger, combine
+from ..perfusion_core.files import read_bytes
+from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict
 
 NONE = "(no concept saved yet)"
 
@@ -34,15 +35,6 @@ def describe(concept: Concept) -> str:
 def given(concept: Concept) -> io.NodeOutput:
     """The outputs of a node that brings a concept, and what is shown of it."""
     return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
-
-
-def concept_outputs() -> list[io.Output]:
-    """Outputs of a node that brings a concept."""
-    return [
-        ConceptType.Output(display_name="concept", tooltip="For Apply Concept, or to be set and combined first."),
-        io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
-        io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
-    ]
 
 
 class PerfusionLoadConcept(io.ComfyNode):
@@ -130,9 +122,8 @@ def concept_of(data: str) -> Concept:
 
 def content_of(name: str) -> bytes:
     """The bytes of the named concept file, for a workflow to hold; raises PerfusionError where it cannot be used."""
-    path = path_of(name)
-    Concept.load(path)
-    content = path.read_bytes()
+    content = read_bytes(path_of(name), MAX_BYTES)
+    Concept.from_bytes(content, name)
     if 4 * -(-len(content) // 3) > MAX_TEXT:
         raise PerfusionError(
             f"{name} has {len(content) // 1024} KB, more than the {MAX_TEXT * 3 // 4 // 1024} that a workflow may hold; share the "

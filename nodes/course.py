@@ -240,5 +240,5 @@ class Course:
         told = f"Training stopped at step {lesson.step} of {self.settings.steps}; queue the same graph again to go on."
         if lesson.step:
             saved = self._save(self.so_far(lesson), lesson.step, progress)
-            told += f" The concept so far is {saved.parent.parent.name}/{saved.parent.name}/{saved.name} in Load Concept."
+            told += f" The concept so far is {saved.relative_to(home()).as_posix()} in Load Concept."
         log.info(told)

@@ -15,7 +15,7 @@ from ..perfusion_core.covariance import Covariance
 from . import host
 from .concepts import describe
 from .covariance import check_covariance
-from .kinds import CATEGORY, FOLDER, FOREIGN, ConceptType, CovarianceType, foreign_files, verdict
+from .kinds import CATEGORY, FOLDER, FOREIGN, CovarianceType, concept_outputs, foreign_files, verdict
 
 NONE = "(no file of another implementation)"
 
@@ -112,11 +112,7 @@ class PerfusionImport(io.ComfyNode):
                     tooltip="From Measure Text Encoder; used only where the file has no C_inv of its own.",
                 ),
             ],
-            outputs=[
-                ConceptType.Output(display_name="concept", tooltip="For Save Concept, Concept Settings or Apply Concept."),
-                io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
-                io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
-            ],
+            outputs=concept_outputs("For Save Concept, Concept Settings or Apply Concept."),
         )
 
     @classmethod

@@ -21,6 +21,15 @@ AttentionType = io.Custom("PERFUSION_ATTENTION")
 """A `host.Recorder`: what was seen while a watched model sampled."""
 
 
+def concept_outputs(meant_for: str = "For Apply Concept, or to be set and combined first.") -> list[io.Output]:
+    """Outputs of a node that brings one concept; the first one's tooltip says what it is for."""
+    return [
+        ConceptType.Output(display_name="concept", tooltip=meant_for),
+        io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
+        io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
+    ]
+
+
 def size_input() -> io.Int.Input:
     """The input `size` of nodes that draw squares of the model's own size."""
     return io.Int.Input(

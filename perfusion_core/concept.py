@@ -155,19 +155,26 @@ class Concept:
         return cls._of(*read(path, MAX_BYTES), path)
 
     @classmethod
+    def from_bytes(cls, content: bytes, name: str) -> "Concept":
+        """What a file with this content holds; `name` stands for it in errors. Raises PerfusionError as `load` does."""
+        path = Path(name)
+        return cls._of(*parse(content, path), path)
+
+    @classmethod
     def from_text(cls, text: str, name: str) -> "Concept":
         """What a file holds, from its bytes in base64; `name` stands for it in errors.
 
         Raises:
             PerfusionError: the text is too long, no base64, or not of a file that `load` would take.
         """
-        path = Path(name)
-        require(len(text) <= MAX_TEXT, path, f"it is a text of {len(text)} characters, more than the {MAX_TEXT} that it may have")
+        require(
+            len(text) <= MAX_TEXT, Path(name), f"it is a text of {len(text)} characters, more than the {MAX_TEXT} that it may have"
+        )
         try:
             content = base64.b64decode(text, validate=True)
         except (ValueError, binascii.Error) as error:
             raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from error
-        return cls._of(*parse(content, path), path)
+        return cls.from_bytes(content, name)
 
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> "Concept":

@@ -32,14 +32,18 @@ def read(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]
     Raises:
         PerfusionError: the file is missing, too large, broken, or holds NaN or infinity.
     """
+    return parse(read_bytes(path, max_bytes), path)
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file of at most `max_bytes`; raises PerfusionError where there is none, or more."""
     try:
         require(path.is_file(), path, "there is no such file")
         size = path.stat().st_size
         require(size <= max_bytes, path, f"it has {size} bytes, more than the {max_bytes} that such a file may have")
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise PerfusionError(f"{path.name} cannot be read: {error.strerror or error}.") from error
-    return parse(content, path)
 
 
 def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

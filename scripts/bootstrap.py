@@ -65,11 +65,25 @@ def locate() -> Setup:
     return setup
 
 
+def fresh_base(setup: Setup, name: str) -> Path:
+    """A base directory in the cache that nobody has used, with the pack and all of the demo."""
+    base = CACHE / name
+    shutil.rmtree(base, ignore_errors=True)
+    make_base(base)
+    share_checkpoint(setup, base)
+    return base
+
+
 def make_base(base: Path) -> None:
     """Make a base directory for a server, with this pack linked into its custom nodes, and the demo's pictures and concepts."""
+    lay_out(base)
+    _link(base / "custom_nodes" / PACK, ROOT)
+
+
+def lay_out(base: Path) -> None:
+    """Make a base directory's folders, with the demo's pictures and concepts in them."""
     for folder in ("custom_nodes", "models/checkpoints", "models/perfusion", "input", "output"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    _link(base / "custom_nodes" / PACK, ROOT)
     for source, target in (("pictures", "input"), ("concepts", "models/perfusion")):
         for file in sorted((ROOT / "demo" / source).iterdir()):
             shutil.copyfile(file, base / target / file.name)

@@ -6,11 +6,11 @@ It walks as the page says, in a real browser on a fresh server, and so finds out
 from __future__ import annotations
 
 import io
-import shutil
 
 from PIL import Image
 
 from scripts import bootstrap, browser, steps
+from scripts.make_workflows import TRAINING
 from scripts.page import Page
 from scripts.server import Server
 
@@ -22,11 +22,8 @@ SEEN = 120
 
 def main() -> int:
     """Walk."""
-    setup, base = bootstrap.locate(), bootstrap.CACHE / "walk-base"
-    shutil.rmtree(base, ignore_errors=True)
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base)
-    with Server(setup, base=base) as server, browser.launched() as chromium:
+    setup = bootstrap.locate()
+    with Server(setup, base=bootstrap.fresh_base(setup, "walk-base")) as server, browser.launched() as chromium:
         page = Page(chromium, server)
         find(page)
         teach(page)
@@ -53,9 +50,9 @@ def teach(page: Page) -> None:
     page.close_dialogs()
     page.start()
     # Preparations have a progress of their own, and show the pictures alone.
-    step = """([id]) => { const node = app.graph.getNodeById(id);
-        return node.imgs?.[0]?.naturalWidth === 576 ? Math.round(node.progress * 300) : 0; }"""
-    page.wait(lambda: page.ask(step, train) >= SEEN, f"step {SEEN}", 900)
+    step = """([id, steps]) => { const node = app.graph.getNodeById(id);
+        return node.imgs?.[0]?.naturalWidth === 576 ? Math.round(node.progress * steps) : 0; }"""
+    page.wait(lambda: page.ask(step, train, TRAINING["steps"]) >= SEEN, f"step {SEEN}", 900)
     page.tab.wait_for_timeout(2500)
     shot(page, "walk_training")
     page.finish(1800)

@@ -20,6 +20,8 @@ TRAINING |= {"train_temperature": 0.1, "superclass": "teddy", "trigger": "<my-te
 ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<teddy-word>"}
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
+SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
+"""Node -> widgets that one would make smaller to have a first look."""
 SD15_PREFIX = "sd15_"
 SD15 = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},

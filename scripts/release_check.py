@@ -20,6 +20,7 @@ from typing import Any
 
 from scripts import bootstrap, environment, foreign_file, steps
 from scripts.bootstrap import CACHE, CHECKPOINT, PACK, ROOT, VENV
+from scripts.make_workflows import SHORT
 from scripts.server import Server
 from scripts.workflow import set_widget
 
@@ -183,12 +184,6 @@ class Finding:
         return f"{self.status:<9} {self.name}" + (f": {' '.join(self.told.split())}" if self.told else "")
 
 
-SHORT: dict[str, dict[str, int]] = {
-    "PerfusionTrain": {"steps": 3, "batch": 2},
-    "PerfusionSweep": {"steps": 2},
-    "KSampler": {"steps": 4},
-}
-"""Widgets of nodes, set so that the workflows run in seconds."""
 TEACHER = "train_a_concept.json"
 """Runs first: other workflows use the concept that it saves."""
 NOT_RUN = {
@@ -272,11 +267,9 @@ def stage(setup: bootstrap.Setup) -> Path:
     for path in published(ROOT):
         (pack / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, pack / path)
-    for folder in ("models/checkpoints", rooms, "input", "output"):
-        (base / folder).mkdir(parents=True)
-    for source, target in (("pictures", "input"), ("concepts", "models/perfusion")):
-        shutil.copytree(ROOT / "demo" / source, base / target, dirs_exist_ok=True)
+    bootstrap.lay_out(base)
     bootstrap.share_checkpoint(setup, base)
+    (base / rooms).mkdir()
     for name, content in measured.items():
         (base / rooms / name).write_bytes(content)
     return pack

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from scripts import bootstrap, browser, steps
+from scripts.page import Page
 from scripts.server import Server
 
 
@@ -55,3 +56,24 @@ def chromium() -> Iterator[Browser]:
     """
     with browser.launched() as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def visited(server: Server) -> Server:
+    """The server whose page is opened; a module may have one of its own."""
+    return server
+
+
+@pytest.fixture(scope="module")
+def opened(chromium: Browser, visited: Server) -> Iterator[Page]:
+    """Its page."""
+    page = Page(chromium, visited)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page(opened: Page) -> Page:
+    """The page, on which nothing has gone wrong yet."""
+    opened.errors.clear()
+    return opened

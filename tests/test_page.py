@@ -15,23 +15,18 @@ from playwright.sync_api import Browser
 
 from perfusion_core.concept import Concept
 from scripts import bootstrap, foreign_file
-from scripts.make_workflows import SD15_PREFIX
+from scripts.make_workflows import SD15_PREFIX, SHORT
 from scripts.page import Page
 from scripts.server import Server
 
 WORKFLOWS = sorted(path.stem for path in (bootstrap.ROOT / "workflows").glob("*.json"))
 TEMPLATES = [name for name in WORKFLOWS if not name.startswith(SD15_PREFIX)]
-SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
-"""Node -> widgets that a person would make smaller to have a first look."""
 
 
 @pytest.fixture(scope="module")
 def fresh(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
     """A server that nobody has used, with the concept that the training workflow would save and a file from elsewhere."""
-    base = bootstrap.CACHE / "page-base"
-    shutil.rmtree(base, ignore_errors=True)
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base)
+    base = bootstrap.fresh_base(setup, "page-base")
     shutil.copyfile(setup.comfyui / "input" / "example.png", base / "input" / "example.png")  # as ComfyUI comes
     folder = base / "models" / "perfusion"
     own = replace(Concept.load(folder / "demo-teddy.safetensors"), trigger="<my-teddy>")
@@ -46,17 +41,8 @@ def fresh(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def opened(chromium: Browser, fresh: Server) -> Iterator[Page]:
-    page = Page(chromium, fresh)
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def page(opened: Page) -> Page:
-    """The page, on which nothing has gone wrong yet."""
-    opened.errors.clear()
-    return opened
+def visited(fresh: Server) -> Server:
+    return fresh
 
 
 def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> None:
@@ -121,11 +107,8 @@ def test_a_picture_brings_its_concept_to_a_server_that_has_none(
     (saved,) = page.of_type("SaveImage")
     (picture,) = fresh.outputs(page.run(), saved)
     assert page.errors == []
-    base = bootstrap.CACHE / "stranger-base"
-    shutil.rmtree(base, ignore_errors=True)
-    bootstrap.make_base(base)
+    base = bootstrap.fresh_base(setup, "stranger-base")
     shutil.rmtree(base / "models" / "perfusion")
-    bootstrap.share_checkpoint(setup, base)
     with Server(setup, base=base) as stranger:
         there = Page(chromium, stranger)
         there.drop(picture)

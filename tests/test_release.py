@@ -33,7 +33,10 @@ TOLD = {
 }
 CHANGES = "# Changes\n\n## 1.2.3 (2030-01-02)\n"
 HOME = "/".join(["", "home", "somebody", "perfusion"])  # not in one piece: this file is published too
-in_git = pytest.mark.skipif(not ((ROOT / ".git").exists() and shutil.which("git")), reason="what is published is asked of git")
+in_git = pytest.mark.skipif(
+    not ((ROOT / ".git").exists() and shutil.which("git")),
+    reason="not a git checkout, and git alone tells which files are published",
+)
 
 
 @pytest.fixture

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
 
 from scripts import bootstrap, make_subgraphs, make_workflows
 from scripts.page import Page
@@ -42,20 +40,6 @@ SET = """([id, wanted]) => app.graph.getNodeById(id).widgets.forEach(each => {
 })"""
 VIEW = "() => { app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [450, 150]; app.canvas.setDirty(true, true); }"
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def opened(chromium: Browser, server: Server) -> Iterator[Page]:
-    page = Page(chromium, server)
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def page(opened: Page) -> Page:
-    """The page, on which nothing has gone wrong yet."""
-    opened.errors.clear()
-    return opened
 
 
 def test_the_files_are_what_the_script_writes(object_info: dict) -> None:
@@ -122,9 +106,8 @@ def without_the_middle(workflow: dict) -> dict:
 
 def connect(page: Page, both: int) -> None:
     """Draw the links between the blueprint's node and the rest of the workflow."""
-    ids = "([type]) => app.graph._nodes.filter(node => node.type === type).map(node => node.id)"
-    (base,), (sampler,) = page.ask(ids, "CheckpointLoaderSimple"), page.ask(ids, "KSampler")
-    texts, concepts, masks = (page.ask(ids, kind) for kind in ("CLIPTextEncode", "PerfusionLoadConcept", "MaskComposite"))
+    (base,), (sampler,) = page.of_type("CheckpointLoaderSimple"), page.of_type("KSampler")
+    texts, concepts, masks = (page.of_type(kind) for kind in ("CLIPTextEncode", "PerfusionLoadConcept", "MaskComposite"))
     page.connect(base, "MODEL", both, "model")
     page.connect(base, "CLIP", both, "clip")
     for which, concept, mask in zip(("first", "second"), concepts, masks, strict=True):

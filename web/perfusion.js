@@ -58,7 +58,6 @@ async function copy(text, beside) {
 function triggerButton(trigger) {
   const button = element("button", { cursor: "pointer", font: "inherit", fontWeight: "bold", padding: "1px 6px" }, trigger);
   button.title = "Copy the trigger word";
-  button.dataset.perfusion = "trigger";
   button.addEventListener("click", async () => {
     await copy(trigger, button);
     button.textContent = "copied";
@@ -95,7 +94,6 @@ function say(card, text) {
 function addCard(node) {
   const style = { display: "flex", gap: "8px", height: "100%", fontSize: "12px", color: "var(--input-text, #ddd)" };
   const card = element("div", { ...style, overflow: "hidden", padding: "2px" });
-  card.dataset.perfusion = "card";
   const heights = { getMinHeight: () => CARD_HEIGHT, getMaxHeight: () => CARD_HEIGHT };
   const widget = node.addDOMWidget("card", "perfusion", card, { serialize: false, hideOnZoom: false, ...heights });
   widget.serialize = false;
@@ -169,7 +167,7 @@ function setUpHolding(node) {
   const data = named(node, "data");
   const card = addCard(node);
   const show = () => {
-    if (!data.value) return say(card, "Holds no concept yet. Choose one above: it will lie inside this workflow and its pictures.");
+    if (!data.value) return say(card, "Holds no concept yet. Choose one below: it will lie inside this workflow and its pictures.");
     try {
       fill(card, metadataOf(bytesOf(data.value)), data.value.length);
     } catch {
