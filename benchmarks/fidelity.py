@@ -97,7 +97,8 @@ class Bench:
             "",
             "Every step of every method evaluates the model on 8 pictures. ComfyUI's Train LoRA, given a batch of 8, predicts each "
             "picture from the mean over all 8 captions, which are 64 evaluations; here it gets one picture at a time and adds up 8 "
-            "gradients, so that each picture has its own caption.",
+            "gradients, so that each picture has its own caption. All compute in bfloat16 where the machine is fast in it, else in "
+            "float32.",
             "",
             "| method | differs in | best value | text | design | harmonic mean | taken |",
             "| --- | --- | --- | --- | --- | --- | --- |",

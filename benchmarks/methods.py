@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
 from benchmarks.concepts import Concept
 from perfusion_core.prompts import TEMPLATES
 from scripts.graphs import Graph, Link
@@ -121,6 +123,14 @@ def scaled(graph: Graph, images: Link, side: int) -> Link:
     return [graph.add("ImageScale", image=images, **given), 0]
 
 
+def dtype_here() -> str:
+    """What this machine trains LoRAs in: bf16 where that is fast, as Train Concept's `auto` does; elsewhere it takes tenfold.
+
+    A recipe's key says bf16 for either: numbers of two machines differ in their last digits in any case.
+    """
+    return "bf16" if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
 def teach_lora(
     graph: Graph, recipe: Recipe, base: tuple[Link, Link, Link], images: Link, word: str, count: int, seed: int, file: str
 ) -> None:
@@ -134,7 +144,7 @@ def teach_lora(
         # One after another, in one CONDITIONING: the trainer gives each picture its own.
         positive = [graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=graph.text(clip, caption)), 0]
     given = {"model": model, "latents": latents, "positive": positive, "seed": seed}
-    taught = graph.add("TrainLoraNode", **given, **recipe.all_widgets())
+    taught = graph.add("TrainLoraNode", **given, **recipe.all_widgets() | {"training_dtype": dtype_here()})
     graph.add("SaveLoRA", lora=[taught, 0], prefix=f"loras/{file}")
 
 

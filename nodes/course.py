@@ -22,6 +22,7 @@ from ..perfusion_core.training import Lesson, Settings, held_out_loss, start, te
 from . import host, pictures
 from .following import Following
 from .kinds import home
+from .memory import AUTO, fit
 from .progress import Progress
 
 log = logging.getLogger("perfusion")
@@ -98,11 +99,10 @@ def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, f
     )
 
 
-def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, concept: Concept, size: int, seed: int, mode: str) -> Tensor:
-    """A picture [size, size, 3] of a concept, in a place that shows whether prompts are still followed."""
-    taught = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
+def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
+    """A picture [size, size, 3] of what a word stands for, in a place that shows whether prompts are still followed."""
     # Little guidance: much of it overdraws what a concept has not learned well yet.
-    return host.draw(*taught, vae, f"a photo of a {concept.trigger} on the grass", size, seed, cfg=3.0)[0]
+    return host.draw(model, clip, vae, f"a photo of a {word} on the grass", size, seed, cfg=3.0)[0]
 
 
 def steps_folder(trigger: str, digest: str) -> Path:
@@ -146,10 +146,12 @@ class Course:
         path: where its checkpoint is; another run with this path goes on from there.
         so_far: the concept of a lesson as it stands.
         show: a picture of a concept, [h, w, 3].
+        plain: such a picture of the superclass, which is the concept before its first step; None without pictures.
         preview_every, save_every: steps between pictures that are shown and concepts that are saved, 0 for none; a stopped
             training saves its concept in any case.
         folder: where concepts are saved.
         best: what keeps the best of every CHECKPOINT_EVERY steps, if that is wanted.
+        memory: what it may take, as for `memory.fit`.
     """
 
     superclass: str
@@ -157,10 +159,12 @@ class Course:
     path: Path
     so_far: Callable[[Lesson], Concept]
     show: Callable[[Concept], Tensor]
+    plain: Tensor | None
     preview_every: int
     save_every: int
     folder: Path
     best: Best | None
+    memory: str = AUTO
 
     def run(self, student: host.Student, latents: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Lesson, Progress]:
         """Teach to the end, within `host.learning`; what is learned, and what was shown of it. Arguments as for `teach`."""
@@ -168,7 +172,12 @@ class Course:
         latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
         given = latents, weights, inverse.clone()
         lesson = resume(self.path, start(student, self.superclass, self.settings))
+        micro, student.twice = fit(student, lesson, given, self.settings, self.memory)
         progress = Progress(lesson.step, self.settings.steps)
+        if self.plain is not None:
+            progress.portrait(0, self.plain)
+            if lesson.step:
+                progress.portrait(lesson.step, self.show(self.so_far(lesson)))
 
         def judged() -> Concept:
             concept = self.so_far(lesson)
@@ -179,7 +188,8 @@ class Course:
         try:
             if lesson.step:
                 judged()  # it may have been stopped before that
-            self._teach(student, lesson, given, lambda _: self._after_step(lesson, progress, judged))
+            settings = replace(self.settings, micro=micro)
+            self._teach(student, lesson, given, settings, lambda _: self._after_step(lesson, progress, judged))
         except host.Interrupted:
             # The host raises it from within any of its layers; the lesson then stands as after its last whole step.
             self._stopped(lesson, progress)
@@ -187,23 +197,32 @@ class Course:
         return lesson, progress
 
     def _teach(
-        self, student: host.Student, lesson: Lesson, given: tuple[Tensor, Tensor, Tensor], after_step: Callable[[Lesson], None]
+        self,
+        student: host.Student,
+        lesson: Lesson,
+        given: tuple[Tensor, Tensor, Tensor],
+        settings: Settings,
+        after_step: Callable[[Lesson], None],
     ) -> None:
-        """Teach; where memory runs out, go on from the same step with half as many pictures at once, which gives the same."""
-        settings = self.settings
+        """Teach; where memory runs out all the same, go on from that step and take less, which gives the same."""
         while lesson.step < settings.steps:
             try:
                 teach(student, lesson, *given, settings, after_step)
             except RuntimeError as error:
                 if not host.memory_ran_out(error):
                     raise
-                if settings.micro == 1:
+                if settings.micro == 1 and student.twice:
                     raise PerfusionError(
                         "There is not enough memory to train with one picture at once; choose a smaller size, or close what else "
                         "uses the device."
                     ) from error
-                settings = replace(settings, micro=settings.micro // 2)
-                log.warning("Memory ran out at step %d; going on with %d pictures at once.", lesson.step + 1, settings.micro)
+                if settings.micro > 1:
+                    settings = replace(settings, micro=settings.micro // 2)
+                    less = f"{settings.micro} pictures at once"
+                else:
+                    student.twice = True
+                    less = "parts of the model computed twice"
+                log.warning("Memory ran out at step %d; going on with %s.", lesson.step + 1, less)
             # Not within the handler: there the error still holds what was computed when memory ran out.
             host.free_unused()
 
@@ -212,7 +231,7 @@ class Course:
         saving, showing, checking = (
             every > 0 and step % every == 0 for every in (self.save_every, self.preview_every, CHECKPOINT_EVERY)
         )
-        showing = (showing or (self.preview_every > 0 and len(progress.portraits) == 0)) and not last
+        showing = showing and not last  # that picture is drawn of what the training gives
         if checking:
             self._keep(lesson)
         # Most steps need no concept, and to make one copies all of it from the device.
@@ -229,8 +248,9 @@ class Course:
 
     def _save(self, concept: Concept, step: int, progress: Progress) -> Path:
         """Save what there is after a step, with the picture that was shown last."""
-        if progress.portraits:
-            concept = replace(concept, preview=pictures.preview_bytes(progress.portraits[-1][1]))
+        shown = [picture for at, picture in progress.portraits if at]
+        if shown:
+            concept = replace(concept, preview=pictures.preview_bytes(shown[-1]))
         path = self.folder / f"{step:05}.safetensors"
         concept.save(path, torch.float32)
         return path

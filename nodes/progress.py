@@ -34,16 +34,22 @@ def headed(parts: list[Image.Image], heading: str) -> Image.Image:
     whole = Image.new("RGB", (wide * len(parts), high + LINE), "white")
     for i, part in enumerate(parts):
         whole.paste(part, (i * wide, LINE))
-    ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(16))
+    size = next((size for size in range(16, 8, -1) if ImageFont.load_default(size).getlength(heading) <= whole.width - 12), 8)
+    ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(size))
     return whole
 
 
-def show_lesson(images: Tensor, masks: Tensor) -> None:
-    """Show on the node what is about to be learned: pictures [B, h, w, 3], dark where their masks [B, h, w] are."""
+def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> None:
+    """Show on the node what is about to be learned: pictures [B, h, w, 3], dark where their masks [B, h, w] are.
+
+    Beside them `plain` [h, w, 3], if it is there yet: what the model draws for the superclass.
+    """
     seen = images * (0.25 + 0.75 * masks[..., None])
-    parts = [pictures.to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in seen[:IN_A_ROW]]
-    more = f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else ""
-    ProgressBar(1).update_absolute(0, 1, ("JPEG", headed(parts, f"What is learned{more}; preparing"), None))
+    row = [*seen[:IN_A_ROW], *([] if plain is None else [plain])]
+    parts = [pictures.to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in row]
+    heading = "What is learned" + (f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else "")
+    heading += "; preparing" if plain is None else ", and the plain word; preparing"
+    ProgressBar(1).update_absolute(0, 1, ("JPEG", headed(parts, heading), None))
 
 
 class Progress:

@@ -19,6 +19,7 @@ from .course import CHECKPOINT_EVERY, Best, Course, concept_of, fingerprint, por
 from .covariance import check_covariance, measure
 from .following import Following
 from .kinds import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input, verdict
+from .memory import AUTO, CARDS
 from .progress import show_lesson
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -200,7 +201,7 @@ class PerfusionTrain(io.ComfyNode):
                     min=0,
                     max=100000,
                     advanced=True,
-                    tooltip="Steps between pictures of the concept so far, the first after step 1; 0 for none.",
+                    tooltip="Steps between pictures of the concept so far; the first is of the superclass. 0 for none.",
                 ),
                 io.Float.Input(
                     "min_snr",
@@ -256,6 +257,16 @@ class PerfusionTrain(io.ComfyNode):
                     "steps and told by the model itself: the one most like the pictures of those with which it still follows "
                     "prompts. Takes about a quarter more time.",
                 ),
+                io.Combo.Input(
+                    "memory",
+                    options=[AUTO, *CARDS],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="auto: of at_once, as many pictures are computed at once as there is free memory for, and where it is "
+                    "very short parts of the model are computed twice, which takes a third longer. Or as a graphics card of this "
+                    "size needs it. The concept is the same.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
@@ -293,6 +304,12 @@ class PerfusionTrain(io.ComfyNode):
         check(family, clip, superclass, trigger, size, covariance, settings)
         ready, marks = pictures.prepare(images, masks, size)
         show_lesson(ready, marks)
+
+        plain = None
+        if chosen["preview_every"]:
+            # Before the text encoder is measured, which takes long where it never was.
+            plain = portrait(model, clip, vae, superclass, size, settings.seed)
+            show_lesson(ready, marks, plain)
         covariance = covariance or measure(clip, None)
         inverse = covariance.inverse()
 
@@ -306,7 +323,8 @@ class PerfusionTrain(io.ComfyNode):
             return concept_of(lesson, inverse, trigger, superclass, family, settings)
 
         def show(concept: Concept) -> Tensor:
-            return portrait(model, clip, vae, concept, size, settings.seed, settings.mode)
+            taught = host.model_with_edit(model, (concept,), settings.mode), host.clip_with_words(clip, (concept,))
+            return portrait(*taught, vae, trigger, size, settings.seed)
 
         def following() -> Following:
             return Following(model, clip, superclass, size, settings.seed)
@@ -317,10 +335,12 @@ class PerfusionTrain(io.ComfyNode):
             path=path,
             so_far=so_far,
             show=show,
+            plain=plain,
             preview_every=chosen["preview_every"],
             save_every=chosen.get("save_every", 0),
             folder=steps_folder(trigger, digest),
             best=Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if keep == BEST else None,
+            memory=chosen.get("memory", AUTO),
         )
         with host.learning():
             student = host.Student(model, clip, precision, settings.min_snr)

@@ -271,6 +271,22 @@ def gradients(
     return sums, seen().detach(), total
 
 
+def rehearse(base: Base, lesson: Lesson, latents: Tensor, inverse: Tensor, settings: Settings) -> Tensor:
+    """The model's prediction for one picture, with its graph, as a step makes it: to see what a step takes.
+
+    Arguments as for `teach`.
+    """
+    draw = Draw.of(replace(settings, batch=1), lesson.step, latents[:, 0])
+    encodings = base.encode(TEMPLATES[:1], lesson.word)[0].requires_grad_()
+    learned = [tensor.requires_grad_() for tensor in lesson.learned()]
+    try:
+        edit, device = edit_in_training(lesson, inverse, settings), lesson.target_input.device
+        return base.objective(latents[:1, 0], draw.noise.to(device), draw.time.to(device), encodings, edit)[0]
+    finally:
+        for tensor in learned:
+            tensor.requires_grad_(False)
+
+
 def held_out_loss(base: Base, lesson: Lesson, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings) -> float:
     """The loss over all pictures, unmirrored, with noises and times that no step draws; the same ones whenever it is asked.
 

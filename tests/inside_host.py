@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def main() -> dict:
     concept = Concept.load(CONCEPT)
     parts = (locked, recorded, regional)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
-    return found | shortened(clip) | short_of_memory(model, clip)
+    return found | shortened(clip) | short_of_memory(model, clip) | portions()
 
 
 def encode(clip: object, text: str) -> list:
@@ -130,7 +131,9 @@ def encode_words(clip: object, text: str) -> list:
 
 
 def short_of_memory(model: object, clip: object) -> dict:
-    """A training on a device that has no room for more than two pictures at once, and one that was told so."""
+    """A training on a device that has no room for more than two pictures at once, and one that was told so; and gradients of
+    blocks that are computed twice.
+    """
 
     class Small(host.Student):
         """Has memory for `room` pictures."""
@@ -143,15 +146,30 @@ def short_of_memory(model: object, clip: object) -> dict:
 
     def taught(micro: int) -> object:
         settings = training.Settings(steps=3, batch=4, micro=micro)
-        lesson = training.start(student, "teddy", settings)
-        runs = course.Course("teddy", settings, Path(), None, None, 0, 0, Path(), None)
-        runs._teach(student, lesson, (latents, torch.ones(2, 2, 1, 8, 8), torch.eye(768).double()), lambda lesson: None)
+        lesson, student.twice = training.start(student, "teddy", settings), False
+        runs = course.Course("teddy", settings, Path(), None, None, None, 0, 0, Path(), None)
+        runs._teach(student, lesson, given, settings, lambda lesson: None)
         return lesson
+
+    def kept(forward: Callable[[], Tensor], weights: dict[str, Tensor]) -> int:
+        """Bytes of the tensors that a forward pass keeps, which are all held at one time here."""
+        held: dict[int, Tensor] = {}
+        own = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+
+        def hold(tensor: Tensor) -> Tensor:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            graph = forward()
+        assert graph.requires_grad
+        return sum(tensor.untyped_storage().nbytes() for address, tensor in held.items() if address not in own)
 
     course, training = inside.part("nodes.course"), inside.part("perfusion_core.training")
     counts, room = [], 2
     with host.learning():
         latents = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        given = latents, torch.ones(2, 2, 1, 8, 8), torch.eye(768).double()
         student = Small(model, clip, torch.float32)
         found, wanted = taught(4), taught(2)
         tried, room = counts[:7], 0
@@ -160,8 +178,46 @@ def short_of_memory(model: object, clip: object) -> dict:
             refused = ""
         except PerfusionError as error:
             refused = str(error)
+        gave_all, room = student.twice, 4
+        settings = training.Settings(batch=2, mode="paper")
+        lesson, draw = training.start(student, "teddy", settings), training.Draw.of(settings, 0, latents[:, 0])
+        gradients = []
+        for student.twice in (False, True):
+            sums, _, loss = training.gradients(student, lesson, draw, *given, settings)
+            gradients.append([*sums, torch.tensor(loss)])
+        student.twice = False
+
+        def step() -> Tensor:
+            return training.rehearse(student, lesson, latents, given[2], settings)
+
+        def encode() -> Tensor:
+            return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in lesson.word.items()})[0]
+
+        need = student.need(lesson.word, step)
+        words = student.need(lesson.word, lambda: None).outside.fixed
+        need.outside.fixed -= words
+        held, held_of_words = kept(step, student.unet_weights), kept(encode, student.encoder_weights)
     same = all(torch.equal(one, other) for one, other in zip(found.learned(), wanted.learned(), strict=True))
-    return {"half at once": same and found.losses == wanted.losses, "pictures tried": tried, "no room": refused}
+    return {
+        "half at once": same and found.losses == wanted.losses,
+        "pictures tried": tried,
+        "no room": refused if gave_all else "",
+        "blocks twice": max(worst(one, other) for one, other in zip(*gradients, strict=True)),
+        "no gradient is zero": all(bool(each.any()) for each in gradients[0]),
+        "memory counted": need.bytes(1, twice=False) / held,
+        "memory of blocks twice": need.bytes(1, twice=True) / held,
+        "memory of four": need.bytes(4, twice=False) / held,
+        "memory of words": words / held_of_words,
+    }
+
+
+def portions() -> dict:
+    """What is computed at once with so much memory, of 8 pictures and of 1."""
+    memory, of = inside.part("nodes.memory"), inside.part("nodes.host.memory")
+    need = of.Need(of.Kept(100, 10), [of.Kept(0, 50), of.Kept(0, 20)], 5)
+    chosen = [memory.portion(need, free, 8) for free in (2000, 900, 500, 300, 100)]
+    alone = memory.portion(need, 300, 1)
+    return {"portions": [[each.micro, each.twice, each.bytes] for each in (*chosen, alone)]}
 
 
 def recorded(model: object, clip: object, concept: object) -> dict:

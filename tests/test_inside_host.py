@@ -61,3 +61,20 @@ def test_captions_are_encoded_alike_without_their_padding(measured: dict) -> Non
 def test_a_training_that_runs_out_of_memory_goes_on_with_fewer_pictures_at_once(measured: dict) -> None:
     assert measured["half at once"] and measured["pictures tried"] == [4, 2, 2, 2, 2, 2, 2]
     assert "choose a smaller size" in measured["no room"]
+
+
+def test_blocks_that_are_computed_twice_give_the_same_gradients(measured: dict) -> None:
+    assert measured["blocks twice"] < ROUNDING and measured["no gradient is zero"]
+
+
+def test_memory_is_foreseen(measured: dict) -> None:
+    """By a pass that keeps nothing, against one that keeps all."""
+    assert 0.95 < measured["memory counted"] < 1.05 and 3.9 < measured["memory of four"] / measured["memory counted"] <= 4
+    assert measured["memory of blocks twice"] < 0.5 and 0.95 < measured["memory of words"] < 1.05
+
+
+def test_as_much_is_computed_at_once_as_fits(measured: dict) -> None:
+    """Beside 100 bytes a picture keeps 80, or 65 with blocks computed twice; a tenth of room, and on the way back twice 50."""
+    assert measured["portions"] == [
+        [8, False, 1614], [4, False, 862], [2, False, 486], [1, True, 282], [1, True, 282], [1, False, 298],
+    ]  # fmt: skip

@@ -124,6 +124,7 @@ def test_a_picture_brings_its_concept_to_a_server_that_has_none(
 def test_a_training_can_be_watched_and_stopped_with_what_it_has(page: Page, fresh: Server) -> None:
     page.template(bootstrap.PACK, "train_a_concept")
     (node,) = page.of_type("PerfusionTrain")
+    page.shorten({"PerfusionTrain": {"preview_every": 1}})
     page.start()
     size = "([id]) => { const [picture] = app.graph.getNodeById(id).imgs ?? []; return picture?.naturalWidth; }"
     page.wait(lambda: page.ask(size, node) == 576, "the concept and its loss, side by side", 180)

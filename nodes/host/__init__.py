@@ -2,15 +2,16 @@
 
 `models`: what a MODEL and a CLIP are. `words`: trigger words in prompts and encodings; `locking`: global key-locking there.
 `edits`: a MODEL with concepts; `attention`, `watching`, `layout`: what is seen of its attention and changed in it.
-`encode`: texts in bulk. `student`: a checkpoint that can be taught. `sampling`: pictures and latents. `looking`: where a word
-is in a picture. `probing`: what LoRAs and edits do to a model's projections. `routes`: what the page
-can ask.
+`encode`: texts in bulk. `student`: a checkpoint that can be taught; `memory`: what that takes. `sampling`: pictures and latents.
+`looking`: where a word is in a picture. `probing`: what LoRAs and edits do to a model's projections. `routes`: what the page can
+ask.
 """
 
 from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
 from .encode import POSITIONS, UNPADDED, conditionings, contents, embed, encoding_width, encodings, prepare_clip, word_encoding
 from .locking import encode_locked
 from .looking import look
+from .memory import Need, free_memory
 from .models import (
     Interrupted,
     check_interrupt,
@@ -39,6 +40,7 @@ __all__ = [
     "UNPADDED",
     "Findings",
     "Interrupted",
+    "Need",
     "Preview",
     "Prompt",
     "Recorder",
@@ -58,6 +60,7 @@ __all__ = [
     "encodings",
     "family_of",
     "foreseen",
+    "free_memory",
     "free_unused",
     "identity_of",
     "identity_of_weights",

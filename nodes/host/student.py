@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...perfusion_core.edit import Edit
 from .edits import Projections
 from .encode import Method, embed, prepare_clip, sections_of
+from .memory import Need, computed_twice, counting
 from .models import layers_of, load, project, undivided
 from .words import places_of, tokenizer_with_words
 
@@ -58,9 +59,13 @@ def out_of_place(module: nn.Module) -> Iterator[None]:
 
 
 class Student:
-    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside inference mode, with `learning`."""
+    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside inference mode, with `learning`.
+
+    `twice` may be set: parts of the model are then computed twice, which takes a third longer and a fraction of the memory.
+    """
 
     WORD = "<perfusion-student>"
+    twice = False
 
     def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
         """Load both; their weights are shared, never copied or changed.
@@ -109,7 +114,15 @@ class Student:
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
         projections = Projections([edit] if edit is not None else [], encodings)
-        with projections.within(self.unet, self.layers), self._autocast():
+
+        def edited() -> contextlib.AbstractContextManager:
+            return projections.within(self.unet, self.layers)
+
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(edited())
+            opened.enter_context(self._autocast())
+            if self.twice:
+                opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
             options = {"context": encodings, "transformer_options": {}}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
@@ -120,6 +133,23 @@ class Student:
             scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
             prediction, target = scale * prediction, scale * target
         return prediction, target
+
+    def bytes(self) -> int:
+        """Memory that the model and its text encoder lie in."""
+        return sum(tensor.nbytes for tensor in (*self.unet_weights.values(), *self.encoder_weights.values()))
+
+    def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> Need:
+        """What `step`, which calls `objective` for one picture, would keep for its backward pass; none can follow.
+
+        And what two prompts of this word would keep in the text encoder.
+        """
+        learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
+        with counting(self.encoder, self.encoder_weights) as said:
+            self.encode(["a {}", "the {}"], learned)
+        with counting(self.unet, self.unet_weights) as need:
+            step()
+        need.outside.fixed += said.outside.of(1)
+        return need
 
 
 @contextlib.contextmanager
