@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from perfusion_core.concept import Concept
+from perfusion_core.prompts import captions
 from scripts import bootstrap
 from scripts.graphs import Graph
 from scripts.server import Server
@@ -29,7 +30,8 @@ def test_extra_model_paths_are_read_and_written(setup: bootstrap.Setup, tmp_path
         graph.add(
             "PerfusionSaveConcept", concept=graph.load(name), filename_prefix=f"saved-{i}", overwrite=True, precision="float32"
         )
-    graph.add("PerfusionCovariance", clip=graph.checkpoint()[1], captions="a teddy\na cat", positions="unpadded")
+    measured = graph.add("PerfusionCovariance", clip=graph.checkpoint()[1], captions="\n".join(captions(200)), positions="unpadded")
+    graph.add("PreviewAny", source=[measured, 1])
     with Server(setup, base=base, arguments=["--extra-model-paths-config", str(config)]) as server:
         server.run(graph.nodes)
     assert files_in(own) == before
