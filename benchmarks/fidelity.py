@@ -191,13 +191,12 @@ class Bench:
 
     def unnamed_page(self) -> list[str]:
         """What each method does to the plain word."""
-        found = {name: Curve.of(self.store, trials) for name, trials in self.unnamed().items()}
-        curves = {name: curve for name, curve in found.items() if curve is not None}
+        curves = together(self.store, self.unnamed())
         if len(curves) < 2:
             return []
         return [
             "The same prompts with the plain word in the concept's place, while the concept is applied: text should be as with "
-            "nothing taught, and the concept's design should not show.",
+            f"nothing taught, and the concept's design should not show. Measured on {count_of(curves)} concepts.",
             "",
             "| method | dial | text | design |",
             "| --- | --- | --- | --- |",
@@ -208,16 +207,18 @@ class Bench:
 
     def variants(self, ablation: Ablation) -> dict[str, list[Trial]]:
         """The trials of each variant of an ablation."""
-        found = {}
+        found, count = {}, len(self.concepts)
         for name, change in ablation.variants.items():
             recipe, use = change.of(self.best(OURS), METHODS[OURS].use)
             method = replace(METHODS[OURS], use=use, values=change.values or METHODS[OURS].values)
-            found[name] = self.trials(method, recipe, self.concepts[:: ablation.every])
+            found[name] = self.trials(method, recipe, [*self.concepts[::2], *self.concepts[1::2]][: count // ablation.every])
         return found
 
     def ablation_trials(self) -> list[Trial]:
-        """All of them, ablation by ablation."""
-        return [trial for ablation in ABLATIONS.values() for trials in self.variants(ablation).values() for trial in trials]
+        """All of them on half of the concepts, then the rest: put down early, it has measured all variants on the same ones."""
+        found = [trials for ablation in ABLATIONS.values() for trials in self.variants(ablation).values()]
+        half = len(self.concepts[::2])
+        return [trial for trials in found for trial in trials[:half]] + [trial for trials in found for trial in trials[half:]]
 
     def ablation_page(self) -> list[str]:
         """What each part of the method is worth."""
@@ -234,8 +235,7 @@ class Bench:
 
     def ablation_lines(self, name: str, ablation: Ablation) -> list[str]:
         """One ablation, if it was measured."""
-        found = {each: Curve.of(self.store, trials) for each, trials in self.variants(ablation).items()}
-        curves = {each: curve for each, curve in found.items() if curve is not None}
+        curves = together(self.store, self.variants(ablation))
         if len(curves) < 2:
             return []
         first, levels, lines = next(iter(curves.values())), list(self.levels().values()), []
@@ -248,7 +248,7 @@ class Bench:
         return [
             f"### {name}",
             "",
-            f"{ablation.expected} Measured on {first.design.shape[1]} concepts.",
+            f"{ablation.expected} Measured on {count_of(curves)} concepts.",
             "",
             "| variant | best value | text | design | harmonic mean | lead |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -259,6 +259,20 @@ class Bench:
     def lengths(self) -> Lengths:
         """Ours along its training."""
         return Lengths(self.best(OURS), METHODS[OURS].use, METHODS[OURS].values, TUNED_ON)
+
+
+def together(store: Store, groups: Mapping[str, list[Trial]]) -> dict[str, Curve]:
+    """Curves of groups of trials, of the same concepts each: over those concepts that all begun groups were measured on."""
+    begun = {name: trials for name, trials in groups.items() if not all(store.missing(trial) for trial in trials)}
+    each = list(zip(*begun.values(), strict=True))
+    both = [i for i, trials in enumerate(each) if not any(store.missing(trial) for trial in trials)]
+    curves = {name: Curve.of(store, [trials[i] for i in both]) for name, trials in begun.items()} if both else {}
+    return {name: curve for name, curve in curves.items() if curve is not None}
+
+
+def count_of(curves: Mapping[str, Curve]) -> int:
+    """How many concepts curves are over."""
+    return next(iter(curves.values())).design.shape[1]
 
 
 NOTHING = Method(Use(""), (0.0,), ())

@@ -99,6 +99,20 @@ def test_every_method_had_as_many_candidates_and_every_variant_is_another_traini
         assert len(keys) == len(changed)
 
 
+def test_variants_are_compared_on_the_concepts_that_all_of_them_were_measured_on(tmp_path: Path) -> None:
+    def trials(method: str) -> list[Trial]:
+        return [Trial(concept, METHODS[method].candidates[0], Use("bias"), (0.4,), emoji.prompts(concept)) for concept in TEST[:3]]
+
+    groups = {name: trials(name) for name in ("Perfusion", "LoRA", "full fine-tune")}
+    store = Store(tmp_path / "scores.json")
+    assert fidelity.together(store, groups) == {}
+    for i, name in ((0, "Perfusion"), (1, "Perfusion"), (2, "Perfusion"), (1, "LoRA"), (2, "LoRA")):
+        store.put(groups[name][i], {0.4: Scores(np.full((5, 4), i / 10), np.ones((5, 4)))})
+    found = fidelity.together(store, groups)
+    assert list(found) == ["Perfusion", "LoRA"] and fidelity.count_of(found) == 2
+    assert all(curve.design[0, :, 0, 0].tolist() == [0.1, 0.2] for curve in found.values())
+
+
 def test_prompts_ask_for_backgrounds_that_were_not_taught_on() -> None:
     for concept in TEST:
         asked = emoji.prompts(concept)
