@@ -207,11 +207,11 @@ class Bench:
 
     def variants(self, ablation: Ablation) -> dict[str, list[Trial]]:
         """The trials of each variant of an ablation."""
-        found, count = {}, len(self.concepts)
+        found, order = {}, [*self.concepts[::2], *self.concepts[1::2]]
         for name, change in ablation.variants.items():
             recipe, use = change.of(self.best(OURS), METHODS[OURS].use)
             method = replace(METHODS[OURS], use=use, values=change.values or METHODS[OURS].values)
-            found[name] = self.trials(method, recipe, [*self.concepts[::2], *self.concepts[1::2]][: count // ablation.every])
+            found[name] = self.trials(method, recipe, order[: len(order) // ablation.every])
         return found
 
     def ablation_trials(self) -> list[Trial]:
@@ -266,8 +266,7 @@ def together(store: Store, groups: Mapping[str, list[Trial]]) -> dict[str, Curve
     begun = {name: trials for name, trials in groups.items() if not all(store.missing(trial) for trial in trials)}
     each = list(zip(*begun.values(), strict=True))
     both = [i for i, trials in enumerate(each) if not any(store.missing(trial) for trial in trials)]
-    curves = {name: Curve.of(store, [trials[i] for i in both]) for name, trials in begun.items()} if both else {}
-    return {name: curve for name, curve in curves.items() if curve is not None}
+    return {name: Curve.of(store, [trials[i] for i in both]) for name, trials in begun.items()} if both else {}
 
 
 def count_of(curves: Mapping[str, Curve]) -> int:

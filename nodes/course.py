@@ -22,7 +22,7 @@ from ..perfusion_core.training import Lesson, Settings, held_out_loss, start, te
 from . import host, pictures
 from .following import Following
 from .kinds import home
-from .memory import AUTO, fit
+from .memory import fit
 from .progress import Progress
 
 log = logging.getLogger("perfusion")
@@ -164,7 +164,7 @@ class Course:
     save_every: int
     folder: Path
     best: Best | None
-    memory: str = AUTO
+    memory: str
 
     def run(self, student: host.Student, latents: Tensor, weights: Tensor, inverse: Tensor) -> tuple[Lesson, Progress]:
         """Teach to the end, within `host.learning`; what is learned, and what was shown of it. Arguments as for `teach`."""
@@ -173,6 +173,7 @@ class Course:
         given = latents, weights, inverse.clone()
         lesson = resume(self.path, start(student, self.superclass, self.settings))
         micro, student.twice = fit(student, lesson, given, self.settings, self.memory)
+        settings = replace(self.settings, micro=micro)
         progress = Progress(lesson.step, self.settings.steps)
         if self.plain is not None:
             progress.portrait(0, self.plain)
@@ -182,13 +183,12 @@ class Course:
         def judged() -> Concept:
             concept = self.so_far(lesson)
             if self.best and (lesson.step % CHECKPOINT_EVERY == 0 or lesson.step == self.settings.steps):
-                return self.best.judge(concept, held_out_loss(student, lesson, *given, self.settings))
+                return self.best.judge(concept, held_out_loss(student, lesson, *given, settings))
             return concept
 
         try:
             if lesson.step:
                 judged()  # it may have been stopped before that
-            settings = replace(self.settings, micro=micro)
             self._teach(student, lesson, given, settings, lambda _: self._after_step(lesson, progress, judged))
         except host.Interrupted:
             # The host raises it from within any of its layers; the lesson then stands as after its last whole step.

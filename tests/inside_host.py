@@ -147,7 +147,7 @@ def short_of_memory(model: object, clip: object) -> dict:
     def taught(micro: int) -> object:
         settings = training.Settings(steps=3, batch=4, micro=micro)
         lesson, student.twice = training.start(student, "teddy", settings), False
-        runs = course.Course("teddy", settings, Path(), None, None, None, 0, 0, Path(), None)
+        runs = course.Course("teddy", settings, Path(), None, None, None, 0, 0, Path(), None, "auto")
         runs._teach(student, lesson, given, settings, lambda lesson: None)
         return lesson
 

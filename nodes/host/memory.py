@@ -90,7 +90,7 @@ def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Need]:
         inside.pop()
 
     try:
-        for block in blocks_of(unet):
+        for block in blocks_of(unet).values():
             handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
         with torch.autograd.graph.saved_tensors_hooks(count, refuse):
             yield need
@@ -99,9 +99,9 @@ def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Need]:
             handle.remove()
 
 
-def blocks_of(unet: nn.Module) -> list[nn.Module]:
-    """Its blocks."""
-    return [module for module in unet.modules() if isinstance(module, BLOCKS)]
+def blocks_of(unet: nn.Module) -> dict[str, nn.Module]:
+    """Its blocks by name."""
+    return {name: module for name, module in unet.named_modules() if isinstance(module, BLOCKS)}
 
 
 class _Alone(nn.Module):
@@ -127,7 +127,7 @@ def computed_twice(
         weights: its weights by name; the second time the blocks are given them by themselves.
         again: makes the context of the second time.
     """
-    named = [(name, module) for name, module in unet.named_modules() if isinstance(module, BLOCKS)]
+    blocks = blocks_of(unet)
 
     def wrapped(name: str, block: nn.Module) -> Callable[..., Tensor]:
         own = {f"block.{k.removeprefix(name + '.')}": v for k, v in weights.items() if k.startswith(name + ".")}
@@ -149,11 +149,11 @@ def computed_twice(
         return forward
 
     try:
-        for name, block in named:
+        for name, block in blocks.items():
             block.forward = wrapped(name, block)
         yield
     finally:
-        for _, block in named:
+        for block in blocks.values():
             block.__dict__.pop("forward", None)
 
 

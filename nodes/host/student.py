@@ -136,7 +136,7 @@ class Student:
 
     def bytes(self) -> int:
         """Memory that the model and its text encoder lie in."""
-        return sum(tensor.nbytes for tensor in (*self.unet_weights.values(), *self.encoder_weights.values()))
+        return self.model.model_size() + self.clip.patcher.model_size()
 
     def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> Need:
         """What `step`, which calls `objective` for one picture, would keep for its backward pass; none can follow.
