@@ -38,9 +38,13 @@ class Page:
         self.tab: Tab = browser.new_context(
             viewport={"width": 1800, "height": 1100}, permissions=["clipboard-read", "clipboard-write"]
         ).new_page()
+        newcomer = not server.get("/settings").get("Comfy.TutorialCompleted")
         self.tab.goto(server.address)
         self.tab.wait_for_function(READY, timeout=120_000)
         self.tab.wait_for_load_state("networkidle")
+        if newcomer:  # the host shows its templates to them, be it late
+            self.tab.locator("[role=dialog]").first.wait_for()
+            self.close_dialogs()
         # What the host itself says while it starts is not ours to answer for.
         self.tab.on("console", lambda said: self.errors.append(f"{said.text} {said.location}") if said.type == "error" else None)
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -67,11 +71,15 @@ class Page:
 
     def close_dialogs(self) -> None:
         """Close what the host has opened over the canvas."""
-        for _ in range(5):
-            if not self.tab.locator("[role=dialog]").count():
-                return
+
+        def closed() -> bool:
+            if self.tab.locator("[role=dialog]").count() == 0:
+                return True
             self.tab.keyboard.press("Escape")
             self.tab.wait_for_timeout(300)
+            return False
+
+        self.wait(closed, "the host's dialogs to close")
 
     # ---- nodes ---------------------------------------------------------------------------------------------------------------
 

@@ -113,7 +113,6 @@ def test_a_picture_brings_its_concept_to_a_server_that_has_none(
         there = Page(chromium, stranger)
         there.drop(picture)
         there.wait(lambda: there.of_type("SaveImage") == [saved], "the workflow of the picture")
-        there.close_dialogs()  # the host welcomes newcomers
         (again,) = stranger.outputs(there.run(), saved)
         there.close()
         assert there.errors == [] and not (base / "models" / "perfusion").exists()
