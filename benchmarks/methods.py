@@ -128,7 +128,8 @@ def dtype_here() -> str:
 
     A recipe's key says bf16 for either: numbers of two machines differ in their last digits in any case.
     """
-    return "bf16" if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() else "fp32"
+    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if fast else "fp32"
 
 
 def teach_lora(

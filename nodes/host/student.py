@@ -22,9 +22,9 @@ from .words import places_of, tokenizer_with_words
 def best_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes in it faster, else float32."""
     if device.type == "cpu":
-        # Without tiles processors take bfloat16 too, but no faster.
-        tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)
-        return torch.bfloat16 if tiles is not None and tiles() else torch.float32
+        # Without instructions for it processors take bfloat16 too, but no faster.
+        asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
+        return torch.bfloat16 if any(each() for each in asked) else torch.float32
     return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
 
 
