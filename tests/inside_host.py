@@ -17,13 +17,14 @@ from scripts import inside
 COMFYUI, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
 inside.enter_with_pack(COMFYUI)
 
+import comfy.hooks  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-host, locking, edits, attention = (
-    inside.part(name) for name in ("nodes.host", "nodes.host.locking", "nodes.host.edits", "nodes.host.attention")
+host, locking, edits, attention, projected = (
+    inside.part(f"nodes.host{name}") for name in ("", ".locking", ".edits", ".attention", ".projections")
 )
 Concept, PerfusionError = inside.part("perfusion_core.concept").Concept, inside.part("perfusion_core").PerfusionError
 
@@ -65,7 +66,7 @@ def main() -> dict:
     """All that is measured."""
     model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     concept = Concept.load(CONCEPT)
-    parts = (locked, recorded, regional)
+    parts = (locked, recorded, regional, kept)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
     return found | shortened(clip) | short_of_memory(model, clip) | portions()
 
@@ -229,10 +230,10 @@ def recorded(model: object, clip: object, concept: object) -> dict:
     seen: list[tuple[Tensor, Tensor, int]] = []
     usual = attention.Attention.project
 
-    def spied(self: object, layer: str, keys: bool, plain: Tensor, edited: list[Tensor]) -> None:
+    def spied(self: object, layer: str, keys: bool, edited: list[Tensor]) -> None:
         if keys:
             seen.append((self.query.clone(), edited[0].clone(), self.heads))
-        usual(self, layer, keys, plain, edited)
+        usual(self, layer, keys, edited)
 
     attention.Attention.project = spied
     try:
@@ -314,6 +315,62 @@ def regional(model: object, clip: object, concept: object) -> dict:
         "a prompt without the word": worst(*base),
         "barred words": seen[next(iter(seen))][0][3].any(1).sum(1).tolist(),
     }
+
+
+def kept(model: object, clip: object, concept: object) -> dict:
+    """Keys and values that a run keeps from step to step: against runs that keep nothing; and how often layers are asked."""
+    knowing = host.clip_with_words(clip, (concept,))
+    text = f"a photo of a {concept.trigger} on the grass"
+    named, long, empty = (encode(knowing, each) for each in (text, text + ", in the snow" * 30, ""))
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
+    applied = host.model_with_edit(model, (concept,), "exact")
+    placed = host.model_with_edit(model, (replace(concept, region=left),), "exact")
+    runs = {
+        "a concept": (applied, named, empty),
+        "a region": (placed, named, empty),
+        "locked keys": (applied, locking.encode_locked(knowing, text), empty),
+        "a long prompt and a plain one": (applied, named + encode(knowing, "a photo of a teddy"), long),
+        "weights that change": (applied, scheduled(host.layers_of(model), named), empty),
+    }
+    usual, made = edits.with_applied, projected.Projections._made
+    found, counts = {}, {}
+    for name, run in runs.items():
+        calls: list[str] = []
+
+        def counted(self: object, *args: object, calls: list = calls) -> list:
+            calls.append(args[1])
+            return made(self, *args)
+
+        projected.Projections._made = counted
+        once = sample(*run, steps=5)
+        counts[name] = len(calls) / len(host.layers_of(model)) / 2
+        edits.with_applied = lambda extra_args, _: extra_args
+        again = sample(*run, steps=5)
+        edits.with_applied = usual
+        found[name] = torch.equal(once, again)
+    projected.Projections._made = made
+    unhooked = sample(applied, named, empty, steps=5)
+    return {
+        "kept": found,
+        "times made": counts,
+        "what hooks change": worst(sample(*runs["weights that change"], steps=5), unhooked),
+    }
+
+
+def scheduled(layers: dict, conditioning: list) -> list:
+    """A conditioning under a LoRA of the values whose strength changes in the middle."""
+    lora = {}
+    for i, (layer, rows) in enumerate(layers.items()):
+        generator = torch.Generator().manual_seed(i)
+        lora[f"diffusion_model.{layer}.to_v.lora_up.weight"] = torch.randn(rows, 1, generator=generator)
+        lora[f"diffusion_model.{layer}.to_v.lora_down.weight"] = torch.randn(1, 768, generator=generator) / 50
+    hooks = comfy.hooks.create_hook_lora(lora, 1, 0)
+    course = comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((1.0, 0.0), (0.3, 0.5)):
+        course.add(comfy.hooks.HookKeyframe(strength, start))
+    hooks.set_keyframes_on_hooks(course)
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
 
 
 with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What no graph can show, measured inside the real host by inside_host.py: keys, recorded maps, regions."""
+"""What no graph can show, measured inside the real host by inside_host.py: keys, recorded maps, regions, what a run keeps."""
 
 from __future__ import annotations
 
@@ -78,3 +78,11 @@ def test_as_much_is_computed_at_once_as_fits(measured: dict) -> None:
     assert measured["portions"] == [
         [8, False, 1614], [4, False, 862], [2, False, 486], [1, True, 282], [1, True, 282], [1, False, 298],
     ]  # fmt: skip
+
+
+def test_keys_and_values_are_made_once_in_a_run_and_nothing_else_comes_of_it(measured: dict) -> None:
+    """Unless weights change between steps: then they are made anew at each."""
+    assert all(measured["kept"].values()) and measured["what hooks change"] > 0.01
+    assert measured["times made"] == {
+        "a concept": 1, "a region": 1, "locked keys": 1, "a long prompt and a plain one": 1, "weights that change": 5,
+    }  # fmt: skip

@@ -85,8 +85,8 @@ class Attention:
             for handle in handles:
                 handle.remove()
 
-    def project(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
-        """Told of a layer's keys or values as they are without an edit, and with each set of edits."""
+    def project(self, layer: str, keys: bool, edited: Sequence[Tensor]) -> None:
+        """Told of a layer's keys or values with each set of edits."""
         if not keys:
             self.values = edited
             return

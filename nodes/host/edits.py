@@ -2,9 +2,9 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
 from ...perfusion_core.concept import Concept, Stack, combine, edit_of, with_outputs
-from ...perfusion_core.edit import EXACT, Coefficients, Edit
+from ...perfusion_core.edit import EXACT, Edit
 from .attention import Attention, Injection, Regions, Watch
 from .layout import Layout
 from .models import family_of, layers_of, width_of
+from .projections import Comparer, Kept, Projections
 from .watching import POSITIVE, Prompt, Recorder, Run
 from .words import KEYS, PLACE, REACH, marked, notes_of, words_of
 
@@ -33,16 +34,11 @@ BESIDE = "named stands locks locked regions where columns".split()
 `where` [B, 2, h, w]: row and column of each latent pixel, for maps that are recorded.
 `columns` [B, N, 1]: the token of another picture's prompt whose map a token takes, or -1.
 """
+GIVEN = "context named locked locks stands regions".split()
+"""What keys and values depend on."""
 OVERRIDE = "optimized_attention_override"
 
 log = logging.getLogger("perfusion")
-
-
-class Observer(Protocol):
-    """Is told of the projections that a UNet call makes."""
-
-    def project(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
-        """Told of a layer's keys or values as they are without an edit, and with each set of edits."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,11 @@ class Applied:
     mode: str = EXACT
     recorder: Recorder | None = None
     layout: Layout | None = None
-    probe: Observer | None = None
+    probe: Comparer | None = None
     layers: tuple[str, ...] = ()
     made: dict[torch.device, list[Edit]] = field(default_factory=dict)
+    kept: dict[torch.device, Kept] | None = None
+    """While a sampler runs, what is kept from one step to the next, unless the weights may change between them."""
 
     def edits(self, device: torch.device) -> list[Edit]:
         """The edit outside all regions, then that of each concept's region in the stack's order, on a device.
@@ -70,85 +68,21 @@ class Applied:
             self.made[device] = [whole if len(actives) == 1 else replace(whole, strength=whole.strength * a) for a in actives]
         return self.made.get(device, [])
 
+    def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
+        """Those of a UNet call."""
+        context, named, locked, locks, stands, regions = given = [inputs.get(name) for name in GIVEN]
+        edits = self.edits(context.device)
 
-class Projections:
-    """The edited keys and values of one UNet call.
+        def make() -> Projections:
+            made = Projections(edits, context, named, locked, locks)
+            if regions is None or not (made.change or bool(stands.any())):
+                made.only_first()
+            return made
 
-    The edit adds to whatever the host's own Linear gives, so weight patches, offloading and quantised weights keep working, and
-    attention patches that call to_k and to_v themselves meet it as well.
-    """
-
-    def __init__(
-        self,
-        edits: Sequence[Edit],
-        encoding: Tensor,
-        named: Tensor | None = None,
-        locked: Tensor | None = None,
-        locks: Tensor | None = None,
-    ) -> None:
-        """The coefficients of an encoding [B, N, d] are computed here, once for all layers."""
-        self.edits, self.encoding, self.named, self.locked = edits, encoding, named, locked
-        self.observer: Observer | None = None
-        self.by = [edit.coefficients(encoding, named) for edit in edits]
-        self.key_encoding = encoding if locks is None else torch.where(locked > 0, locks.to(encoding), encoding)
-
-    def change(self) -> bool:
-        """Whether any layer's output changes."""
-        return any(by.any() for by in self.by) or self.key_encoding is not self.encoding
-
-    def only_first(self) -> None:
-        """Drop the edits of all regions."""
-        self.edits, self.by = self.edits[:1], self.by[:1]
-
-    def _coefficients(self, edit: Edit, known: Coefficients, x: Tensor) -> Coefficients:
-        if x is self.encoding or x is self.key_encoding:
-            return known
-        # An attention patch has put other tokens here: those that it appended were reached by no trigger word.
-        if self.named is None or x.shape[0] != self.named.shape[0]:
-            return edit.coefficients(x)
-        missing = max(x.shape[1] - self.named.shape[1], 0)
-        return edit.coefficients(x, nn.functional.pad(self.named, (0, 0, 0, missing))[:, : x.shape[1]])
-
-    def _read(self, module: nn.Module, args: tuple) -> tuple | None:
-        """Under global key-locking, keys read the superclass prompt."""
-        return (self.key_encoding, *args[1:]) if args[0] is self.encoding else None
-
-    def _hook(self, layer: str, keys: bool) -> Callable:
-        def add(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            x = args[0]
-
-            def project(vectors: Tensor) -> Tensor:
-                return module.forward(vectors.to(x.device, x.dtype))
-
-            results = [] if self.edits else [output]
-            for edit, known in zip(self.edits, self.by, strict=True):
-                by = self._coefficients(edit, known, x)
-                if keys and x is self.key_encoding and self.locked is not None:
-                    # These keys are the superclass prompt's own: nothing is edited in them.
-                    by = Coefficients(by.remove * (1 - self.locked), by.add * (1 - self.locked))
-                corrected = (edit.key_correction if keys else edit.value_correction)(layer, by, project)
-                results.append(output + corrected.to(output.dtype))
-            if self.observer is not None:
-                self.observer.project(layer, keys, output, results)
-            return results[0]
-
-        return add
-
-    @contextlib.contextmanager
-    def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
-        """While it is open, the UNet's cross-attention projections of these layers give the edited keys and values."""
-        handles = []
-        try:
-            for layer in layers:
-                attention = unet.get_submodule(layer)
-                if self.key_encoding is not self.encoding:
-                    handles.append(attention.to_k.register_forward_pre_hook(self._read))
-                handles.append(attention.to_k.register_forward_hook(self._hook(layer, True)))
-                handles.append(attention.to_v.register_forward_hook(self._hook(layer, False)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        if self.kept is None:
+            return make()
+        kept = self.kept.setdefault(context.device, Kept())
+        return kept.projections(tuple(options["uuids"]), dict(zip(GIVEN, given, strict=True)), make)
 
 
 # ---- a call of the UNet --------------------------------------------------------------------------------------------------------
@@ -200,23 +134,16 @@ def call_unet(
 ) -> Tensor:
     """Run the UNet with the concepts of its options."""
     applied: Applied = options[KEY]
-    x, context, named, stands, locked, locks, masks = (
-        inputs.get(name) for name in ("x", "context", "named", "stands", "locked", "locks", "regions")
-    )
-    edits = applied.edits(context.device)
-    projections = Projections(edits, context, named, locked, locks)
+    x, projections = inputs["x"], applied.projections(options, inputs)
     attention = regions = None
-    if masks is not None and (projections.change() or bool(stands.any())):
-        regions = regions_of(masks, stands)
-    else:
-        projections.only_first()
+    if len(projections.edits) > 1:
+        regions = regions_of(inputs["regions"], inputs["stands"])
     if watch is not None or regions is not None or injection is not None:
-        attention = projections.observer = Attention(tuple(x.shape[-2:]), watch, regions, injection)
-    if applied.probe is not None:
-        projections.observer = applied.probe
-    given = (x, inputs["timesteps"], context, inputs.get("y"), control)
+        attention = Attention(tuple(x.shape[-2:]), watch, regions, injection)
+    projections.observer, projections.comparer = attention, applied.probe
+    given = (x, inputs["timesteps"], projections.encoding, inputs.get("y"), control)
     # Where nothing changes, nothing is wrapped at all: such a prompt is the base model's to the last bit.
-    if projections.observer is None and not projections.change():
+    if attention is None and applied.probe is None and not projections.change:
         return executor(*given, options, **kwargs)
     unet = executor.class_obj
     with contextlib.ExitStack() as opened:
@@ -284,12 +211,20 @@ def prepare_conds(
                 trigger,
                 trigger,
             )
+    if not any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ()):
+        extra_args = with_applied(extra_args, replace(applied, kept={}))
     if applied.recorder is None:
         return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
     with applied.recorder.recording(size, prompts) as done:
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         done(guider.inner_model.process_latent_out(samples.float()))
     return samples
+
+
+def with_applied(extra_args: dict, applied: Applied) -> dict:
+    """A sampling run's arguments with this in place of what its MODEL carries."""
+    options = extra_args["model_options"]
+    return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
 
 
 def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:

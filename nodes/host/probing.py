@@ -22,7 +22,7 @@ PLACEMENT = frozenset(
 
 @dataclass
 class Probe:
-    """Is told of every projection that is made, as `Attention` is.
+    """Is told of every projection that is made.
 
     Attributes:
         keys: layer -> share of its keys that the edit changes, ‖edited - plain‖ / ‖plain‖.
@@ -32,8 +32,8 @@ class Probe:
     keys: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
-    def project(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
-        """See `Attention.project`; of several sets of edits the one that changes most counts."""
+    def compare(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
+        """See `Comparer.compare`; of several sets of edits the one that changes most counts."""
         base = plain.float().norm().clamp(min=1e-12)
         share = max(float((each.float() - plain.float()).norm() / base) for each in edited)
         (self.keys if keys else self.values)[layer] = share

@@ -12,10 +12,10 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...perfusion_core.edit import Edit
-from .edits import Projections
 from .encode import Method, embed, prepare_clip, sections_of
 from .memory import Need, computed_twice, counting
 from .models import layers_of, load, project, undivided
+from .projections import Projections
 from .words import places_of, tokenizer_with_words
 
 
