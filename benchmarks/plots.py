@@ -60,6 +60,20 @@ def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequen
     finish(axes, path)
 
 
+def costs(found: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """A ratio along each of several axes, side by side."""
+    figure, axes = plt.subplots(1, len(found), figsize=(3 * len(found), 3), sharey=True)
+    for (name, points), each in zip(found.items(), axes, strict=True):
+        each.plot(*zip(*points, strict=True), marker="o")
+        each.axhline(1, color="grey", linewidth=0.7)
+        each.set(xlabel=name, xscale="log", xticks=[value for value, _ in points], xticklabels=[value for value, _ in points])
+        each.minorticks_off()
+    axes[0].set_ylabel("a step, over the plain model's")
+    figure.tight_layout()
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
 def finish(axes: Axes, path: Path) -> None:
     """Grid, legend, and write."""
     axes.grid(alpha=0.3)
