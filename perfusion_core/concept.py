@@ -3,7 +3,8 @@
 A file is one safetensors file of a few tensors: `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, where keys were trained, `target_outputs_k` [Σ m], the layers one after
 another in the order of the metadata's `layers`. Target outputs that differ by token position are [77, Σ m] instead. A word alone
-has no target outputs, and its `layers` is an empty text. All metadata values are text, as the format wants.
+has no target outputs, and its `layers` is an empty text. Tensors of eight bits have their `scales` beside them (see `eight_bits`).
+All metadata values are text, as the format wants.
 """
 
 import base64
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from . import PerfusionError
 from .edit import Edit
+from .eight_bits import SCALES, restored, rounded
+from .files import DTYPES as FLOATS
 from .files import parse, read, require, write
 
 FORMAT = "perfusion"
@@ -35,6 +38,7 @@ POSITIONS = 77
 MAX_VECTORS = 32
 """A learned word has so many embedding vectors at most."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+READABLE = (*FLOATS, torch.int8)
 
 
 def check_trigger(trigger: str) -> str:
@@ -107,7 +111,11 @@ class Concept:
         return replace(self, **settings)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Write the file, whole or not at all, its tensors in `dtype`; raises PerfusionError where the disk will not take it."""
+        """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or int8.
+
+        Raises:
+            PerfusionError: the disk will not take it, or `dtype` cannot hold a number.
+        """
         tensors = {f"word.{name}": vectors for name, vectors in self.word.items()}
         # A factor of the probe does not matter, and half precision has no room for small numbers.
         probe = self.probe / self.probe.abs().max() if dtype == torch.float16 else self.probe
@@ -116,13 +124,14 @@ class Concept:
             tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
         if self.keys:
             tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values], dim=-1)
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        floating = torch.float32 if dtype == torch.int8 else dtype
+        tensors = {name: tensor.to(floating) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise PerfusionError(
                     f"{path.name} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
                 )
-        write(path, tensors, self._metadata())
+        write(path, rounded(tensors, list(self.layers.values())) if dtype == torch.int8 else tensors, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         """The file's metadata: ModelSpec 1.0.1's keys and those that the host's model browser reads, then our own."""
@@ -152,13 +161,13 @@ class Concept:
         Raises:
             PerfusionError: the file is not a whole, finite, consistent concept of a version that this code knows.
         """
-        return cls._of(*read(path, MAX_BYTES), path)
+        return cls._of(*read(path, MAX_BYTES, READABLE), path)
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str) -> "Concept":
         """What a file with this content holds; `name` stands for it in errors. Raises PerfusionError as `load` does."""
         path = Path(name)
-        return cls._of(*parse(content, path), path)
+        return cls._of(*parse(content, path, READABLE), path)
 
     @classmethod
     def from_text(cls, text: str, name: str) -> "Concept":
@@ -189,6 +198,8 @@ class Concept:
         require(bool(re.fullmatch(r"[\w.-]{1,40}", family)), path, "its base family is missing")
         require("layers" in metadata, path, "its list of layers is missing")
         layers = unpack_layers(metadata["layers"], path)
+        if SCALES in tensors:
+            tensors = restored(tensors, list(layers.values()), path)
         check_tensors(tensors, layers, path)
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {

@@ -26,13 +26,13 @@ def require(condition: bool, path: Path, wrong: str) -> None:
         raise PerfusionError(f"{path.name} cannot be used: {wrong}.")
 
 
-def read(path: Path, max_bytes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file of at most `max_bytes`; every tensor is finite.
+def read(path: Path, max_bytes: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, of these types, and metadata of a safetensors file of at most `max_bytes`; every tensor is finite.
 
     Raises:
-        PerfusionError: the file is missing, too large, broken, or holds NaN or infinity.
+        PerfusionError: the file is missing, too large, broken, or holds NaN, infinity or other types.
     """
-    return parse(read_bytes(path, max_bytes), path)
+    return parse(read_bytes(path, max_bytes), path, dtypes)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
@@ -46,11 +46,11 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         raise PerfusionError(f"{path.name} cannot be read: {error.strerror or error}.") from error
 
 
-def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file's bytes; `path` names it in errors.
+def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, of these types, and metadata of a safetensors file's bytes; `path` names it in errors.
 
     Raises:
-        PerfusionError: the bytes are broken, or hold NaN or infinity.
+        PerfusionError: the bytes are broken, or hold NaN, infinity or other types.
     """
     broken = "it is not a whole safetensors file; it may be cut off or of another kind"
     require(len(content) >= 8, path, broken)
@@ -64,7 +64,7 @@ def parse(content: bytes, path: Path) -> tuple[dict[str, Tensor], dict[str, str]
     require(isinstance(metadata, dict), path, broken)
     for name, tensor in tensors.items():
         shown = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
-        require(tensor.dtype in DTYPES, path, f"{shown} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
+        require(tensor.dtype in dtypes, path, f"{shown} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
         require(tensor.ndim <= MAX_DIMENSIONS, path, f"{shown} has {tensor.ndim} dimensions")
         require(bool(tensor.isfinite().all()), path, f"{shown} holds NaN or infinity")
     return tensors, metadata

@@ -186,6 +186,72 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype, path: Path) -> None:
     same(once, Concept.load(path))
 
 
+@pytest.mark.parametrize("keys", [False, True])
+def test_eight_bits_are_half_of_half_precision(keys: bool, path: Path) -> None:
+    """Each number is off by half a step at most, each layer's steps being a 127th of its largest number; and then by no more."""
+    made = concept_of(SD1_LAYERS, 768, keys=keys, preview=jpeg(), bias=1 / 3)
+    concept = replace(made, values={name: (i + 1) * value for i, (name, value) in enumerate(made.values.items())})
+    concept.save(path)
+    half = path.stat().st_size
+    concept.save(path, torch.int8)
+    numbers = 12480 * (1 + keys) + 4 * 768
+    assert half - path.stat().st_size > numbers - 300
+    once = Concept.load(path)
+    pairs = [(once.target_input, concept.target_input), (once.word["clip_l"], concept.word["clip_l"]), (once.probe, concept.probe)]
+    pairs += [(once.values[layer], concept.values[layer]) for layer in SD1_LAYERS]
+    pairs += [(once.keys[layer], concept.keys[layer]) for layer in concept.keys]
+    for found, wanted in pairs:
+        assert 0 < (found - wanted).abs().max() <= wanted.abs().max() / 127 / 2 * 1.0001
+    once.save(path, torch.int8)
+    again = Concept.load(path)
+    for layer in SD1_LAYERS:
+        assert torch.allclose(again.values[layer], once.values[layer], rtol=1e-6)
+    assert again.bias == 1 / 3 and again.preview == concept.preview
+
+
+def test_eight_bits_hold_words_alone_zeros_positions_and_other_encoders(path: Path) -> None:
+    for concept in (
+        concept_of({}, 8, values={}),
+        concept_of(TINY_LAYERS, superclass_encoding=torch.zeros(8)),
+        replace(concept_of(TINY_LAYERS), values={layer: torch.randn(77, m) for layer, m in TINY_LAYERS.items()}),
+        concept_of(SDXL_LAYERS, 2048, {"clip_l": 768, "clip_g": 1280}, family="sdxl"),
+    ):
+        concept.save(path, torch.int8)
+        found = Concept.load(path)
+        assert found.layers == concept.layers and set(found.word) == set(concept.word)
+        for layer, wanted in concept.values.items():
+            assert (found.values[layer] - wanted).abs().max() <= wanted.abs().max() / 127 / 2 * 1.0001
+        assert (found.superclass_encoding - concept.superclass_encoding).abs().max() < 0.02
+
+
+EIGHT_BITS: dict[str, Callable[[dict[str, Tensor]], object]] = {
+    "a scale too many": lambda tensors: tensors.update(scales=torch.ones(8)),
+    "a scale too few": lambda tensors: tensors.update(scales=tensors["scales"][:-1].clone()),
+    "scales of another type": lambda tensors: tensors.update(scales=tensors["scales"].half()),
+    "scales of eight bits": lambda tensors: tensors.update(scales=tensors["scales"].to(torch.int8)),
+    "a tensor of another type": lambda tensors: tensors.update(probe=tensors["probe"].float()),
+    "a number alone": lambda tensors: tensors.update(probe=tensors["probe"][0].clone()),
+    "outputs cut off": lambda tensors: tensors.update(target_outputs_v=tensors["target_outputs_v"][:-1].clone()),
+}
+
+
+@pytest.mark.parametrize("name", EIGHT_BITS)
+def test_refuses_eight_bits_whose_scales_do_not_fit(name: str, tiny: Concept, path: Path) -> None:
+    tiny.save(path, torch.int8)
+    tensors, metadata = files.read(path, 2**20, (torch.float32, torch.float16, torch.int8))
+    EIGHT_BITS[name](tensors)
+    files.write(path, tensors, metadata)
+    assert "its scales do not fit its tensors" in sentence(path)
+
+
+def test_refuses_eight_bits_without_scales(tiny: Concept, path: Path) -> None:
+    tiny.save(path, torch.int8)
+    tensors, metadata = files.read(path, 2**20, (torch.float32, torch.int8))
+    del tensors["scales"]
+    files.write(path, tensors, metadata)
+    assert "holds torch.int8 where" in sentence(path)
+
+
 def test_a_tiny_probe_survives_half_precision(path: Path) -> None:
     concept = concept_of(SD1_LAYERS, 768)
     small = replace(concept, probe=concept.probe * 1e-6)
