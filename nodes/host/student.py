@@ -1,11 +1,12 @@
-"""A loaded checkpoint as the core's `Base`: it can be taught, and its weights are neither copied nor changed."""
+"""A loaded checkpoint as the core's `Base`: it can be taught, and its weights are not changed."""
 
 import contextlib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import comfy.clip_model
 import comfy.model_management
+import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from ...perfusion_core.edit import Edit
 from .encode import Method, embed, prepare_clip, sections_of
 from .memory import Need, computed_twice, counting
-from .models import layers_of, load, project, undivided
-from .projections import Projections
+from .models import clip_model, encoders_of, kind_of, layers_of, load, project, undivided
+from .projections import Projections, in_place_of
 from .words import places_of, tokenizer_with_words
 
 
@@ -40,22 +41,47 @@ def alias(module: nn.Module) -> dict[str, Tensor]:
     return shared
 
 
+def linears(module: nn.Module) -> dict[str, nn.Linear]:
+    """By name, the Linears whose weights the host brings to the input's precision anew at each call, as they are in memory."""
+    return {
+        name: each
+        for name, each in module.named_modules()
+        if isinstance(each, comfy.ops.manual_cast.Linear) and not each.weight_function and not each.bias_function
+    }
+
+
 @contextlib.contextmanager
-def out_of_place(module: nn.Module) -> Iterator[None]:
-    """While it is open, the host's CLIP layers add to a new tensor: in place, no backward passes through them."""
+def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]:
+    """While it is open, the host's CLIP layers add to a new tensor: in place, no backward passes through them.
+
+    And its Linears take their weights as they are given them.
+    """
 
     def forward(self: nn.Module, x: Tensor, mask: Tensor | None = None, optimized_attention: Callable | None = None) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
         return x + self.mlp(self.layer_norm2(x))
 
-    layers = [layer for layer in module.modules() if isinstance(layer, comfy.clip_model.CLIPLayer)]
-    try:
-        for layer in layers:
-            layer.forward = types.MethodType(forward, layer)
+    with contextlib.ExitStack() as opened:
+        for each in module.modules():
+            if isinstance(each, comfy.clip_model.CLIPLayer):
+                opened.enter_context(in_place_of(each, types.MethodType(forward, each)))
+        for each in linears:
+            opened.enter_context(in_place_of(each, types.MethodType(nn.Linear.forward, each)))
         yield
+
+
+@contextlib.contextmanager
+def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
+    """While it is open, the pooled outputs [P, width] of a CLIP's encoder of this name are put into the list; none of no name."""
+    heard: list[Tensor] = []
+    if not name:
+        yield heard
+        return
+    handle = clip_model(clip, name).register_forward_hook(lambda module, args, output: heard.append(output[1]))
+    try:
+        yield heard
     finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
+        handle.remove()
 
 
 class Student:
@@ -68,7 +94,7 @@ class Student:
     twice = False
 
     def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
-        """Load both; their weights are shared, never copied or changed.
+        """Load both; their weights are shared, never changed, and none but the text encoder's copied.
 
         With `min_snr` γ above 0 the error at a time of signal-to-noise ratio s counts as min(s, γ) times the error of the
         latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
@@ -80,9 +106,16 @@ class Student:
         prepare_clip(clip)
         self.unet = self.model.model.diffusion_model
         self.layers = layers_of(self.model)
+        self.pooled = kind_of(self.model).pooled
         self.unet_weights = alias(self.unet)
         self.encoder = Method(clip.cond_stage_model, "encode_token_weights")
+        self.linears = linears(self.encoder)
         self.encoder_weights = alias(self.encoder)
+        # Brought to the precision of training once, and not at each step; a backward pass would keep them so in any case.
+        for name in self.linears:
+            for weight in (f"{name}.weight", f"{name}.bias"):
+                if weight in self.encoder_weights:
+                    self.encoder_weights[weight] = self.encoder_weights[weight].to(precision)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
@@ -92,14 +125,16 @@ class Student:
         return {name: vectors.to(self.device) for name, vectors in embed(self.clip, text).items()}
 
     def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """See `Base.encode`."""
+        """See `Base.encode`. Where the UNet reads a pooled output too, that stands in one row more, behind the tokens."""
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
         stands = places_of(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
-        with self._autocast(), out_of_place(self.encoder):
+        with self._autocast(), teachable(self.encoder, self.linears.values()), pooled(self.clip, self.pooled) as heard:
             out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
-        return out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1]), places
+        encodings = out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1])
+        rows = [nn.functional.pad(each.to(encodings), (0, out.shape[-1] - each.shape[-1]))[:, None] for each in heard]
+        return torch.cat([encodings, *rows], dim=1), places
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
@@ -113,6 +148,7 @@ class Student:
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
+        encodings, beside = self._parted(encodings, latents)
         projections = Projections([edit] if edit is not None else [], encodings)
 
         def edited() -> contextlib.AbstractContextManager:
@@ -124,7 +160,7 @@ class Student:
             if self.twice:
                 opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
-            options = {"context": encodings, "transformer_options": {}}
+            options = {"context": encodings, "transformer_options": {}, **beside}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
         nothing = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
         slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
@@ -133,6 +169,15 @@ class Student:
             scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
             prediction, target = scale * prediction, scale * target
         return prediction, target
+
+    def _parted(self, encodings: Tensor, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What cross-attention reads of `encode`'s, and what else the UNet is given: a pooled output and the pictures' size."""
+        if not self.pooled:
+            return encodings, {}
+        width = encoders_of(self.clip)[self.pooled].embedding_size
+        height, wide = (side * self.model.model.latent_format.spacial_downscale_ratio for side in latents.shape[-2:])
+        given = {"pooled_output": encodings[:, -1, :width], "height": height, "width": wide, "device": self.device}
+        return encodings[:, :-1], {"y": self.model.model.encode_adm(**given).to(self.device)}
 
     def bytes(self) -> int:
         """Memory that the model and its text encoder lie in."""
