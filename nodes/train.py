@@ -38,13 +38,9 @@ def check_words(superclass: str, trigger: str) -> None:
     check_trigger(trigger)
 
 
-def check(
-    family: str, clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings
-) -> None:
+def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
     """Raise PerfusionError for what cannot be trained, before any work."""
     settings.check()
-    if family == "sdxl":
-        raise PerfusionError("Train Concept cannot teach SDXL models yet; use a checkpoint of SD1 or SD2.")
     check_words(superclass, trigger)
     taken = [concept for concept in getattr(clip, "stack", ()) if concept.trigger.casefold() == trigger.casefold()]
     if taken:
@@ -301,7 +297,7 @@ class PerfusionTrain(io.ComfyNode):
         superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
         settings = settings_of(chosen)
         family = host.family_of(model)
-        check(family, clip, superclass, trigger, size, covariance, settings)
+        check(clip, superclass, trigger, size, covariance, settings)
         ready, marks = pictures.prepare(images, masks, size)
         show_lesson(ready, marks)
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import comfy.lora
 import comfy.model_management
@@ -14,8 +15,17 @@ from torch import Tensor, nn
 
 from ...perfusion_core import PerfusionError
 
-FAMILIES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Width of the encoding that cross-attention reads -> base family."""
+
+@dataclass(frozen=True)
+class Family:
+    """A base family: its name, and the text encoder, if any, whose pooled output its UNet reads beside the encoding."""
+
+    name: str
+    pooled: str = ""
+
+
+FAMILIES = {768: Family("sd1"), 1024: Family("sd2"), 2048: Family("sdxl", "clip_g")}
+"""Width of the encoding that cross-attention reads -> base family. What a family is, is said here and nowhere else."""
 
 
 def layers_of(model: ModelPatcher) -> dict[str, int]:
@@ -41,12 +51,17 @@ def width_of(model: ModelPatcher) -> int:
     return width if isinstance(width, int) else 0
 
 
-def family_of(model: ModelPatcher) -> str:
+def kind_of(model: ModelPatcher) -> Family:
     """Base family of a MODEL; raises PerfusionError where it is none that Perfusion knows."""
     family = FAMILIES.get(width_of(model))
     if family is None:
         raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this is another kind.")
     return family
+
+
+def family_of(model: ModelPatcher) -> str:
+    """Its name; raises PerfusionError likewise."""
+    return kind_of(model).name
 
 
 def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...perfusion_core.edit import Edit
 from .encode import Method, embed, prepare_clip, sections_of
 from .memory import Need, computed_twice, counting
-from .models import layers_of, load, project, undivided
+from .models import clip_model, encoders_of, kind_of, layers_of, load, project, undivided
 from .projections import Projections, in_place_of
 from .words import places_of, tokenizer_with_words
 
@@ -70,6 +70,20 @@ def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]
         yield
 
 
+@contextlib.contextmanager
+def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
+    """While it is open, the pooled outputs [P, width] of a CLIP's encoder of this name are put into the list; none of no name."""
+    heard: list[Tensor] = []
+    if not name:
+        yield heard
+        return
+    handle = clip_model(clip, name).register_forward_hook(lambda module, args, output: heard.append(output[1]))
+    try:
+        yield heard
+    finally:
+        handle.remove()
+
+
 class Student:
     """The core's `Base` over a MODEL and a CLIP of the host. Use it outside inference mode, with `learning`.
 
@@ -92,6 +106,7 @@ class Student:
         prepare_clip(clip)
         self.unet = self.model.model.diffusion_model
         self.layers = layers_of(self.model)
+        self.pooled = kind_of(self.model).pooled
         self.unet_weights = alias(self.unet)
         self.encoder = Method(clip.cond_stage_model, "encode_token_weights")
         self.linears = linears(self.encoder)
@@ -110,14 +125,16 @@ class Student:
         return {name: vectors.to(self.device) for name, vectors in embed(self.clip, text).items()}
 
     def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """See `Base.encode`."""
+        """See `Base.encode`. Where the UNet reads a pooled output too, that stands in one row more, behind the tokens."""
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
         stands = places_of(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
-        with self._autocast(), teachable(self.encoder, self.linears.values()):
+        with self._autocast(), teachable(self.encoder, self.linears.values()), pooled(self.clip, self.pooled) as heard:
             out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
-        return out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1]), places
+        encodings = out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1])
+        rows = [nn.functional.pad(each.to(encodings), (0, out.shape[-1] - each.shape[-1]))[:, None] for each in heard]
+        return torch.cat([encodings, *rows], dim=1), places
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
@@ -131,6 +148,7 @@ class Student:
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
+        encodings, beside = self._parted(encodings, latents)
         projections = Projections([edit] if edit is not None else [], encodings)
 
         def edited() -> contextlib.AbstractContextManager:
@@ -142,7 +160,7 @@ class Student:
             if self.twice:
                 opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
-            options = {"context": encodings, "transformer_options": {}}
+            options = {"context": encodings, "transformer_options": {}, **beside}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
         nothing = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
         slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
@@ -151,6 +169,15 @@ class Student:
             scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
             prediction, target = scale * prediction, scale * target
         return prediction, target
+
+    def _parted(self, encodings: Tensor, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What cross-attention reads of `encode`'s, and what else the UNet is given: a pooled output and the pictures' size."""
+        if not self.pooled:
+            return encodings, {}
+        width = encoders_of(self.clip)[self.pooled].embedding_size
+        height, wide = (side * self.model.model.latent_format.spacial_downscale_ratio for side in latents.shape[-2:])
+        given = {"pooled_output": encodings[:, -1, :width], "height": height, "width": wide, "device": self.device}
+        return encodings[:, :-1], {"y": self.model.model.encode_adm(**given).to(self.device)}
 
     def bytes(self) -> int:
         """Memory that the model and its text encoder lie in."""

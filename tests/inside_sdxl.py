@@ -1,0 +1,120 @@
+"""Teaches SDXL's layout inside the real host: run by test_sdxl.py in the host's own interpreter.
+
+`python -m tests.inside_sdxl COMFYUI FOLDER` prints one JSON object of what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from scripts import inside
+
+COMFYUI, FOLDER = map(Path, sys.argv[1:])
+inside.enter_with_pack(COMFYUI)
+
+import comfy.sample  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tests import tiny_sdxl  # noqa: E402
+
+host, training, train = (inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train"))
+Concept = inside.part("perfusion_core.concept").Concept
+SETTINGS = training.Settings(steps=12, batch=4, micro=4, word_rate=1e-3, output_rate=0.1, seed=1)
+
+
+def worst(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference, as a share of the largest value."""
+    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
+
+
+def encode(clip: object, text: str) -> list:
+    """As the host's own node encodes."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def main() -> dict:
+    """All that is measured."""
+    with torch.inference_mode(False):
+        model, clip = tiny_sdxl.make()
+    inverse = inside.part("nodes.covariance").Estimate(2048)
+    inverse.add(torch.randn(6000, 2048, generator=torch.Generator().manual_seed(0)))
+    metric = inverse.finish("").inverse()
+    student = host.Student(model, clip, torch.float32)
+    latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
+    with host.learning():
+        lesson = training.start(student, "teddy", SETTINGS)
+        found = gradients(student, lesson, latents, masks, metric)
+        before = training.held_out_loss(student, lesson, latents, masks, metric, SETTINGS)
+        training.teach(student, lesson, latents, masks, metric, SETTINGS)
+        after = training.held_out_loss(student, lesson, latents, masks, metric, SETTINGS)
+    with torch.inference_mode():
+        found |= {"loss": [before, after]} | as_the_host(student, lesson)
+        concept = train.concept_of(lesson, metric, "<it>", "teddy", "sdxl", SETTINGS)
+        concept.save(FOLDER / "it.safetensors", torch.float32)
+        return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
+
+
+def gradients(student: object, lesson: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
+    """Derivatives along a random direction of each encoder's word and of one output: told, and by finite differences."""
+    given = (training.Draw.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
+    sums, _, _ = training.gradients(student, lesson, *given)
+    shares = {}
+    for name, tensor, gradient in zip([*lesson.word, *lesson.values], lesson.learned(), sums, strict=True):
+        direction = gradient / gradient.norm()
+        kept, losses = tensor.clone(), []
+        size = 0.02 * float(tensor.norm())
+        for sign in (1, -1):
+            tensor.copy_(kept + sign * size * direction)
+            losses.append(training.gradients(student, lesson, *given)[2])
+        tensor.copy_(kept)
+        shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
+    words = [shares.pop(name) for name in lesson.word]
+    return {"derivatives by words": words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
+
+
+def as_the_host(student: object, lesson: object) -> dict:
+    """Encodings and predictions of the one who is taught, against the host's own."""
+    knowing = host.clip_with_words(student.clip, (named(lesson),))
+    ((cond, more),) = encode(knowing, training.TEMPLATES[0].format("<it>"))
+    encodings, _ = student.encode(training.TEMPLATES[:1], lesson.word)
+    sampling = student.model.model.model_sampling
+    latents, noise, time = (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.5]))
+    prediction, _ = student.objective(latents, noise, time, encodings, None)
+    sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
+    x = sampling.noise_scaling(sigma, noise, latents)
+    given = {"pooled_output": more["pooled_output"], "cross_attn": cond, "width": 64, "height": 64, "noise": noise, "device": "cpu"}
+    conds = {name: each.cond for name, each in student.model.model.extra_conds(**given).items()}
+    wanted = student.model.model.apply_model(x, sigma, **{k: v.as_subclass(Tensor) for k, v in conds.items()})
+    return {
+        "encoding": worst(encodings[:, :-1], cond.as_subclass(Tensor)),
+        "pooled": worst(encodings[:, -1, :1280], more["pooled_output"]),
+        "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),
+    }
+
+
+def named(lesson: object) -> object:
+    """A concept of a lesson's word, which edits nothing."""
+    empty = torch.ones(2048)
+    return Concept("<it>", "teddy", "sdxl", {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
+
+
+def used(model: object, clip: object, concept: object) -> dict:
+    """What the concept does to prompts."""
+    knowing, applied = host.clip_with_words(clip, (concept,)), host.model_with_edit(model, (concept,), "exact")
+    latents = torch.zeros(1, 4, 8, 8)
+
+    def drawn(one: object, text: str) -> Tensor:
+        given = (3, 3.0, "euler", "normal", encode(knowing, text), encode(knowing, ""), latents)
+        return comfy.sample.sample(one, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
+
+    return {
+        "words": {name: list(each.shape) for name, each in concept.word.items()},
+        "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
+        "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
+    }
+
+
+print(json.dumps(main()))
