@@ -40,7 +40,7 @@ class Base(Protocol):
     def encode(self, templates: Sequence[str], word: Word) -> tuple[Tensor, Tensor]:
         """Encodings [P, N, d] of prompts with the word in place of `{}`, and the place of its last vector in each, int [P].
 
-        Differentiable by the word.
+        Differentiable by the word. Rows behind the tokens may hold what else `objective` wants of the text encoders.
         """
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
