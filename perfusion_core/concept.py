@@ -23,7 +23,7 @@ from . import PerfusionError
 from .edit import Edit
 from .eight_bits import SCALES, restored, rounded
 from .files import DTYPES as FLOATS
-from .files import parse, read, require, write
+from .files import parse, read, require, shown, write
 
 FORMAT = "perfusion"
 VERSION = 1
@@ -129,7 +129,7 @@ class Concept:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise PerfusionError(
-                    f"{path.name} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
+                    f"{shown(path)} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
                 )
         write(path, rounded(tensors, list(self.layers.values())) if dtype == torch.int8 else tensors, self._metadata())
 

@@ -17,13 +17,20 @@ from . import PerfusionError
 
 MAX_HEADER = 2**20
 MAX_DIMENSIONS = 8
+LONGEST_NAME = 100
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shown(path: Path) -> str:
+    """A file's name as a message can hold it: in one line, without what would steer a screen, and not too long."""
+    name = path.name if path.name.isprintable() else path.name.encode("unicode_escape").decode()
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def require(condition: bool, path: Path, wrong: str) -> None:
     """Raise PerfusionError about a file unless the condition holds."""
     if not condition:
-        raise PerfusionError(f"{path.name} cannot be used: {wrong}.")
+        raise PerfusionError(f"{shown(path)} cannot be used: {wrong}.")
 
 
 def read(path: Path, max_bytes: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -43,7 +50,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         require(size <= max_bytes, path, f"it has {size} bytes, more than the {max_bytes} that such a file may have")
         return path.read_bytes()
     except OSError as error:
-        raise PerfusionError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+        raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
 
 
 def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -60,13 +67,13 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise PerfusionError(f"{path.name} cannot be used: {broken}.") from error
+        raise PerfusionError(f"{shown(path)} cannot be used: {broken}.") from error
     require(isinstance(metadata, dict), path, broken)
     for name, tensor in tensors.items():
-        shown = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
-        require(tensor.dtype in dtypes, path, f"{shown} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
-        require(tensor.ndim <= MAX_DIMENSIONS, path, f"{shown} has {tensor.ndim} dimensions")
-        require(bool(tensor.isfinite().all()), path, f"{shown} holds NaN or infinity")
+        told = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
+        require(tensor.dtype in dtypes, path, f"{told} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
+        require(tensor.ndim <= MAX_DIMENSIONS, path, f"{told} has {tensor.ndim} dimensions")
+        require(bool(tensor.isfinite().all()), path, f"{told} holds NaN or infinity")
     return tensors, metadata
 
 
@@ -111,7 +118,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(scratch, path)
     except OSError as error:
         raise PerfusionError(
-            f"{path.name} was not saved: {error.strerror or error}; free some space or choose a folder "
+            f"{shown(path)} was not saved: {error.strerror or error}; free some space or choose a folder "
             "that can be written, then save again."
         ) from error
     finally:

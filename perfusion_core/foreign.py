@@ -35,10 +35,11 @@ from torch import Tensor, nn
 from . import PerfusionError
 from .concept import POSITIONS, SUPERCLASS_LENGTH, Concept
 from .covariance import probe
-from .files import DTYPES, require
+from .files import DTYPES, require, shown
 
 MAX_BYTES = 64 * 2**20
 MAX_VECTORS = 32
+CODE = "it holds more than plain tensors and texts, which could run code, so it was not opened"
 BIAS, TEMPERATURE = 0.7, 0.15
 """Both implementations' own for inference, where nothing else is asked for; no file tells of others."""
 
@@ -56,6 +57,14 @@ class StandIn:
     def __init__(self, *_: Any) -> None:
         """Take whatever the class would have taken."""
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Take an item."""
+
+    def take(self, *_: Any) -> None:
+        """Take items."""
+
+    append = extend = add = take
+
 
 STAND_INS = [
     type(name, (StandIn,), {"__module__": module})
@@ -72,6 +81,15 @@ STAND_INS = [
     for name in names.split()
 ]
 """For what ChenDarYen's checkpoints hold beside tensors."""
+
+CALLED = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
+    "builtins.set",
+    "collections.OrderedDict",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+}
+"""What a file may call when it is unpickled. torch lets more in that runs no code but takes as much memory as the file likes."""
 
 _STANDING_IN = threading.Lock()
 """What torch lets in while a file is opened holds for all threads: one file at a time."""
@@ -143,23 +161,46 @@ def load(path: Path) -> dict[str, Any]:
         require(size <= MAX_BYTES, path, f"it has {size} bytes, more than the {MAX_BYTES} that a concept may have")
         content = path.read_bytes()
     except OSError as error:
-        raise PerfusionError(f"{path.name} cannot be read: {error.strerror or error}.") from error
-    broken = f"{path.name} cannot be used: it is not a whole file of torch.save; it may be cut off or of another kind."
+        raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
+    broken = f"{shown(path)} cannot be used: it is not a whole file of torch.save; it may be cut off or of another kind."
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception as error:  # a broken archive can raise anything
+            require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
+            pickles = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith(".pkl")]
+        wanted = {name for each in pickles for name in called(each)}
+    except PerfusionError:
+        raise
+    except Exception as error:  # a broken archive or pickle can raise anything
         raise PerfusionError(broken) from error
-    require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
+    require(wanted <= CALLED, path, CODE)
     try:
         with _STANDING_IN, torch.serialization.safe_globals(STAND_INS):
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wrong = "it holds more than numbers and texts, which could run code, so it was not opened"
-        raise PerfusionError(f"{path.name} cannot be used: {wrong}.") from error
+        raise PerfusionError(f"{shown(path)} cannot be used: {CODE}.") from error
     except Exception as error:  # and so can a broken pickle
         raise PerfusionError(broken) from error
     kind_of(found, path)
+    return found
+
+
+def called(content: bytes) -> set[str]:
+    """What a pickle would call, by full names; here all of it does nothing. Raises what broken pickles raise."""
+    found: set[str] = set()
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            def new(cls: type, *_: Any) -> Any:
+                found.add(f"{module}.{name}".replace("__builtin__.", "builtins."))  # so older pickles call it
+                return object.__new__(cls)
+
+            return type("Inert", (StandIn,), {"__new__": new})
+
+        def persistent_load(self, pid: Any) -> None:
+            return None
+
+    Reader(io.BytesIO(content)).load()
     return found
 
 
@@ -268,7 +309,7 @@ def layer_order(layers: Mapping[str, int], widths: Sequence[tuple[int, ...]], pa
     for order in (list(layers), [layer for layer in layers if layer not in middle] + middle):
         if list(widths) == [(layers[layer],) for layer in order for _ in range(2)]:
             return order
-    raise PerfusionError(f"{path.name} cannot be used: its projections have other widths than this model's; {OTHER_BASE}.")
+    raise PerfusionError(f"{shown(path)} cannot be used: its projections have other widths than this model's; {OTHER_BASE}.")
 
 
 def _chendaryen(
