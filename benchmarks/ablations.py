@@ -31,16 +31,20 @@ class Ablation:
     variants: dict[str, Change]
     every: int = 1
     """Every how many of the concepts it is measured on."""
+    behind: tuple[str, ...] = ()
+    """Variants that the paper's Fig. 9 has behind the first."""
 
 
 ABLATIONS: dict[str, Ablation] = {
     "Key-locking": Ablation(
         "The paper (Fig. 9): locked keys are in front, trained ones overfit.",
         {"locked": Change(), "trained": Change({"lock": "trained"})},
+        behind=("trained",),
     ),
     "One picture": Ablation(
         "The paper (Fig. 9): one picture alone overfits slightly.",
         {"all": Change(), "one": Change(recipe={"pictures": 1})},
+        behind=("one",),
     ),
     "Mask": Ablation(
         "The paper (Fig. 9): with a mask the text is kept better.",
@@ -49,14 +53,17 @@ ABLATIONS: dict[str, Ablation] = {
             "none": Change(recipe={"masks": NO_MASK}),
             "found by Find Object": Change(recipe={"masks": FOUND}),
         },
+        behind=("none",),
     ),
     "Bias in training": Ablation(
         "The paper (Fig. 9): a higher bias in training is in front.",
-        {f"{bias:g}": Change({"train_bias": bias}) for bias in (0.3, 0.5, 0.75)},
+        {f"{bias:g}": Change({"train_bias": bias}) for bias in (0.75, 0.5, 0.3)},
+        behind=("0.5", "0.3"),
     ),
     "Temperature at inference": Ablation(
         "The paper (Fig. 9): a higher one than in training (0.1 there) is in front, 0.15 tends to be best.",
         {f"{t:g}": Change(use={"settings": {"temperature": t}}) for t in (0.15, 0.05, 0.1, 0.3)},
+        behind=("0.1", "0.05"),
     ),
     "Strength for a dial": Ablation(
         "Concept Settings has two dials: how early the gate opens, and the share of the edit.",

@@ -230,9 +230,33 @@ class Bench:
         return [
             "Perfusion as tuned, and with one thing changed. *Lead*: how much more design it has than the first of its group at "
             f"the same text score, mean over {', '.join(f'{level:.0%}' for level in LEVELS)} of the plain word's, as far as both "
-            "come; with its 95 % interval.",
+            "come, or – where they come to none; with its 95 % interval.",
             "",
+            *self.orderings(),
             *told,
+        ]
+
+    def orderings(self) -> list[str]:
+        """The paper's orderings beside ours."""
+        lines = []
+        for name, ablation in ABLATIONS.items():
+            curves = together(self.store, self.variants(ablation))
+            first = next(iter(ablation.variants))
+            for each in ablation.behind if first in curves else ():
+                if each in curves:
+                    told, verdict = compared(curves[each], curves[first], list(self.levels().values()))
+                    lines.append(f"| {name} | {each} behind {first} | {told} | {verdict} | {count_of(curves)} |")
+        if not lines:
+            return []
+        return [
+            "### The orderings of the paper's Fig. 9",
+            "",
+            "Seen: the interval of the lead lies on the paper's side of 0; not decided: it holds 0.",
+            "",
+            "| part | the paper has | lead | here | concepts |",
+            "| --- | --- | --- | --- | --- |",
+            *lines,
+            "",
         ]
 
     def ablation_lines(self, name: str, ablation: Ablation) -> list[str]:
@@ -242,10 +266,7 @@ class Bench:
             return []
         first, levels, lines = next(iter(curves.values())), list(self.levels().values()), []
         for each, curve in curves.items():
-            ahead = ""
-            if curve is not first:
-                whole, (low, high) = mean_lead(curve, first, levels)
-                ahead = f"{whole:+.2f} ({low:+.2f}…{high:+.2f})"
+            ahead = "" if curve is first else compared(curve, first, levels)[0]
             lines.append(f"| {each} | {curve.at_best()} | {ahead} |")
         return [
             f"### {name}",
@@ -269,6 +290,18 @@ def together(store: Store, groups: Mapping[str, list[Trial]]) -> dict[str, Curve
     each = list(zip(*begun.values(), strict=True))
     both = [i for i, trials in enumerate(each) if not any(store.missing(trial) for trial in trials)]
     return {name: Curve.of(store, [trials[i] for i in both]) for name, trials in begun.items()} if both else {}
+
+
+def compared(curve: Curve, first: Curve, levels: list[float]) -> tuple[str, str]:
+    """A curve's lead over another one, as text; and whether it is behind it."""
+    whole, (low, high) = mean_lead(curve, first, levels)
+    if whole != whole:
+        return "–", "they come to no text score together"
+    told = f"{whole:+.2f} ({low:+.2f}…{high:+.2f})"
+    if low <= 0 <= high:
+        direction = "paper's" if whole < 0 else "other"
+        return told, f"not decided, in the {direction} direction"
+    return told, "seen" if high < 0 else "the opposite"
 
 
 def count_of(curves: Mapping[str, Curve]) -> int:
