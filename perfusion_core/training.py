@@ -147,7 +147,7 @@ class Lesson:
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}
 
-        if not {"target_input", "superclass_encoding", "losses"} <= set(named):
+        if not {"target_input", "superclass_encoding", "losses"} <= set(named) or named["losses"].ndim != 1:
             raise PerfusionError("This training checkpoint is not whole; delete it and train anew.")
         moments = list(group("moment.").values())
         losses = named["losses"].tolist()
