@@ -224,7 +224,8 @@ class Bench:
 
     def ablation_page(self) -> list[str]:
         """What each part of the method is worth."""
-        told = [line for name, ablation in ABLATIONS.items() for line in self.ablation_lines(name, ablation)]
+        measured = {name: together(self.store, self.variants(ablation)) for name, ablation in ABLATIONS.items()}
+        told = [line for name, curves in measured.items() for line in self.ablation_lines(name, curves)]
         if not told:
             return []
         return [
@@ -232,15 +233,15 @@ class Bench:
             f"the same text score, mean over {', '.join(f'{level:.0%}' for level in LEVELS)} of the plain word's, as far as both "
             "come, or – where they come to none; with its 95 % interval.",
             "",
-            *self.orderings(),
+            *self.orderings(measured),
             *told,
         ]
 
-    def orderings(self) -> list[str]:
+    def orderings(self, measured: Mapping[str, Mapping[str, Curve]]) -> list[str]:
         """The paper's orderings beside ours."""
         lines = []
-        for name, ablation in ABLATIONS.items():
-            curves = together(self.store, self.variants(ablation))
+        for name, curves in measured.items():
+            ablation = ABLATIONS[name]
             first = next(iter(ablation.variants))
             for each in ablation.behind if first in curves else ():
                 if each in curves:
@@ -259,9 +260,8 @@ class Bench:
             "",
         ]
 
-    def ablation_lines(self, name: str, ablation: Ablation) -> list[str]:
+    def ablation_lines(self, name: str, curves: Mapping[str, Curve]) -> list[str]:
         """One ablation, if it was measured."""
-        curves = together(self.store, self.variants(ablation))
         if len(curves) < 2:
             return []
         first, levels, lines = next(iter(curves.values())), list(self.levels().values()), []
@@ -271,7 +271,7 @@ class Bench:
         return [
             f"### {name}",
             "",
-            f"{ablation.expected} Measured on {count_of(curves)} concepts.",
+            f"{ABLATIONS[name].expected} Measured on {count_of(curves)} concepts.",
             "",
             "| variant | best value | text | design | harmonic mean | lead |",
             "| --- | --- | --- | --- | --- | --- |",

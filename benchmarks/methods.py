@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.concepts import Concept
 from perfusion_core.prompts import TEMPLATES
+from perfusion_core.training import processor_has_bfloat16
 from scripts.graphs import Graph, Link
 
 PERFUSION, LORA = "perfusion", "lora"
@@ -128,8 +129,7 @@ def dtype_here() -> str:
 
     A recipe's key says bf16 for either: numbers of two machines differ in their last digits in any case.
     """
-    fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if fast else "fp32"
+    return "bf16" if torch.cuda.is_available() or processor_has_bfloat16() else "fp32"
 
 
 def teach_lora(

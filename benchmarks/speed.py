@@ -90,10 +90,6 @@ class Bench:
         read = importlib.import_module("comfy.sd").load_checkpoint_guess_config
         return read(str(path), output_vae=False, model_options={"dtype": self.precision})[:2]
 
-    def encode(self, clip: Any, text: str) -> list:
-        """As CLIP Text Encode does."""
-        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
     @torch.inference_mode()
     def steps(self, model: Any, positive: list, negative: list, size: int, count: int = 1, steps: int = 3) -> list[float]:
         """Seconds of each step of a sampling run with guidance; the first has all that is done before it."""
@@ -160,7 +156,7 @@ class Bench:
         bypass = importlib.import_module("comfy.sd").load_bypass_lora_for_models
         with tempfile.TemporaryDirectory() as folder:
             lora = importlib.import_module("comfy.utils").load_torch_file(str(self.lora(model, Path(folder))))
-        empty, prompt = self.encode(clip, ""), self.encode(clip, "a photo of a teddy on the grass")
+        empty, prompt = self.host.conditionings(clip, ("", "a photo of a teddy on the grass"))
         runs = {"unpatched": (model, prompt, empty), "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
         for count in COUNTS:
             runs[str(count)] = self.with_concepts(count, empty)
@@ -189,7 +185,7 @@ class Bench:
         model, clip = self.loaded
         stack = seeded.concepts(self.host, model, clip, count)
         knowing = self.host.clip_with_words(clip, stack)
-        named = self.encode(knowing, "a photo of " + ", ".join(each.trigger for each in stack) + more)
+        (named,) = self.host.conditionings(knowing, ("a photo of " + ", ".join(each.trigger for each in stack) + more,))
         return self.host.model_with_edit(model, stack, "exact"), named, empty
 
     @torch.inference_mode()
@@ -217,7 +213,7 @@ class Bench:
             def run(way: Callable[[], tuple[Any, Any]]) -> float:
                 start = time.perf_counter()
                 patched, knowing = way()
-                both = self.encode(knowing, text), self.encode(knowing, "")
+                both = self.host.conditionings(knowing, (text, ""))
                 middle = time.perf_counter()
                 first, *later = self.steps(patched, *both, 64, steps=6)
                 return middle - start + first - median(later)
@@ -288,14 +284,16 @@ class Bench:
 
     def scale(self) -> Rows:
         """The cost of a step over that of the plain model, along four axes."""
-        empty = self.encode(self.loaded[1], "")
+        model, clip = self.loaded
+        (empty,) = self.host.conditionings(clip, ("",))
         found: dict[str, list[tuple[int, float]]] = {}
         for axis, values in AXES.items():
             for value in values:
                 case = {"concepts": 1, "prompt": 77, "size": self.size // 2, "batch": 1} | {axis: value}
                 more = ", red" * (38 * (case["prompt"] // 77 - 1))
+                (prompt,) = self.host.conditionings(clip, ("a photo of a teddy" + more,))
                 runs = {
-                    "plain": (self.loaded[0], self.encode(self.loaded[1], "a photo of a teddy" + more), empty),
+                    "plain": (model, prompt, empty),
                     "ours": self.with_concepts(case["concepts"], empty, more),
                 }
                 ways = {

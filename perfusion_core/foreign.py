@@ -166,13 +166,11 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-            require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
-            pickles = [archive.read(entry) for entry in archive.infolist() if entry.filename.endswith(".pkl")]
-        wanted = {name for each in pickles for name in called(each)}
-    except PerfusionError:
-        raise
+            pickles = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl") and unpacked <= MAX_BYTES]
+            wanted = {name for entry in pickles for name in called(archive.read(entry))}
     except Exception as error:  # a broken archive or pickle can raise anything
         raise PerfusionError(broken) from error
+    require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
     require(wanted <= CALLED, path, CODE)
     try:
         with _STANDING_IN, torch.serialization.safe_globals(STAND_INS):

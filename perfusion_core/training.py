@@ -60,6 +60,11 @@ class Base(Protocol):
         """
 
 
+def processor_has_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16; others take it too, but no faster."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("amx_tile", "avx512_bf16"))
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time.

@@ -23,6 +23,8 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from tests.differences import worst  # noqa: E402
+
 host, locking, edits, attention, projected = (
     inside.part(f"nodes.host{name}") for name in ("", ".locking", ".edits", ".attention", ".projections")
 )
@@ -55,11 +57,6 @@ def projections(model: object, *run: object, **how: object) -> Projected:
         for handle in handles:
             handle.remove()
     return seen
-
-
-def worst(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference, as a share of the largest value."""
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
 
 
 def main() -> dict:

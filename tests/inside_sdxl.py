@@ -19,27 +19,18 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from tests import tiny_sdxl  # noqa: E402
+from tests.differences import worst  # noqa: E402
 
 host, training, train = (inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train"))
 Concept = inside.part("perfusion_core.concept").Concept
 SETTINGS = training.Settings(steps=12, batch=4, micro=4, word_rate=1e-3, output_rate=0.1, seed=1)
 
 
-def worst(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference, as a share of the largest value."""
-    return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())
-
-
-def encode(clip: object, text: str) -> list:
-    """As the host's own node encodes."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-
 def main() -> dict:
     """All that is measured."""
     with torch.inference_mode(False):
         model, clip = tiny_sdxl.make()
-    inverse = inside.part("nodes.covariance").Estimate(2048)
+    inverse = inside.part("perfusion_core.covariance").Estimate(2048)
     inverse.add(torch.randn(6000, 2048, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
     student = host.Student(model, clip, torch.float32)
@@ -78,7 +69,7 @@ def gradients(student: object, lesson: object, latents: Tensor, masks: Tensor, i
 def as_the_host(student: object, lesson: object) -> dict:
     """Encodings and predictions of the one who is taught, against the host's own."""
     knowing = host.clip_with_words(student.clip, (named(lesson),))
-    ((cond, more),) = encode(knowing, training.TEMPLATES[0].format("<it>"))
+    (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encodings, _ = student.encode(training.TEMPLATES[:1], lesson.word)
     sampling = student.model.model.model_sampling
     latents, noise, time = (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.5]))
@@ -107,7 +98,7 @@ def used(model: object, clip: object, concept: object) -> dict:
     latents = torch.zeros(1, 4, 8, 8)
 
     def drawn(one: object, text: str) -> Tensor:
-        given = (3, 3.0, "euler", "normal", encode(knowing, text), encode(knowing, ""), latents)
+        given = (3, 3.0, "euler", "normal", *host.conditionings(knowing, (text, "")), latents)
         return comfy.sample.sample(one, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
 
     return {

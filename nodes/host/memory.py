@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from .projections import in_place_of
+
 BLOCKS = (ResBlock, BasicTransformerBlock)
 """The parts of a UNet that are computed twice where memory is short: what lies in them is most of it."""
 
@@ -148,13 +150,10 @@ def computed_twice(
 
         return forward
 
-    try:
+    with contextlib.ExitStack() as opened:
         for name, block in blocks.items():
-            block.forward = wrapped(name, block)
+            opened.enter_context(in_place_of(block, wrapped(name, block)))
         yield
-    finally:
-        for block in blocks.values():
-            block.__dict__.pop("forward", None)
 
 
 def free_memory(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ...perfusion_core.edit import Edit
+from ...perfusion_core.training import processor_has_bfloat16
 from .encode import Method, embed, prepare_clip, sections_of
 from .memory import Need, computed_twice, counting
 from .models import clip_model, encoders_of, kind_of, layers_of, load, project, undivided
@@ -22,11 +23,8 @@ from .words import places_of, tokenizer_with_words
 
 def best_precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes in it faster, else float32."""
-    if device.type == "cpu":
-        # Without instructions for it processors take bfloat16 too, but no faster.
-        asked = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
-        return torch.bfloat16 if any(each() for each in asked) else torch.float32
-    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float32
+    fast = processor_has_bfloat16() if device.type == "cpu" else comfy.model_management.should_use_bf16(device)
+    return torch.bfloat16 if fast else torch.float32
 
 
 def alias(module: nn.Module) -> dict[str, Tensor]:
