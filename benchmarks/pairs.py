@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import concepts, sheet
 from benchmarks.concepts import TEST
-from benchmarks.lab import SAMPLING, draw, half, percent
+from benchmarks.lab import SAMPLING, Lab, draw, half, percent
 from benchmarks.methods import Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
@@ -52,14 +52,17 @@ class Pair:
 
 def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
     """Measure what is missing of all pairs, and draw their sheet; False if there was no time for it."""
-    for pair in (Pair(left, right, recipe, way) for left, right in PAIRS for way in WAYS):
-        if pair.key() in shop.store.kept:
-            continue
+
+    def measured(lab: Lab, pair: Pair) -> bool:
         if not shop.in_time():
             return False
-        shop.store.keep({pair.key(): judged(shop, pair, pictures(shop, pair, PLACES))})
+        shop.store.keep({pair.key(): judged(lab, pair, pictures(shop, pair, PLACES, lab))})
         print(pair.key(), flush=True)
-    return shown(shop, recipe, out)
+        return True
+
+    every = [Pair(left, right, recipe, way) for left, right in PAIRS for way in WAYS]
+    missing = [pair for pair in every if pair.key() not in shop.store.kept]
+    return shop.side_by_side(measured, missing) and shown(shop, recipe, out)
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
@@ -75,13 +78,13 @@ def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
     return sheet.draw(shop, "pairs-sheet", [recipe.key(left, 0) for left, _ in PAIRS], rows, list(WAYS), out / FILE)
 
 
-def pictures(shop: Workshop, pair: Pair, places: Sequence[str]) -> list[Tensor]:
+def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None = None) -> list[Tensor]:
     """Pictures [seeds, 64, 64, 3] of a pair in each of these places."""
-    graph, way = Graph(), WAYS[pair.way]
+    lab, graph, way = lab or shop.lab, Graph(), WAYS[pair.way]
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     names = [concept[1] for concept in (pair.left, pair.right)]
     if way:
-        files = [shop.taught(Trial(concept, pair.recipe, Use("bias"), (), ())) for concept in (pair.left, pair.right)]
+        files = [shop.taught(Trial(concept, pair.recipe, Use("bias"), (), ()), lab) for concept in (pair.left, pair.right)]
         names = [f"<{file.stem}>" for file in files]
         loaded = [graph.load(file.name, **region(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
@@ -90,7 +93,7 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str]) -> list[Tensor]:
     prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in places]
     seeds = [9000 + 100 * PLACES.index(place) for place in places]
     links = [draw(graph, model, prompt, negative, vae, seed, SEEDS)[1] for prompt, seed in zip(prompts, seeds, strict=True)]
-    return shop.lab.pictures(graph, *links)
+    return lab.pictures(graph, *links)
 
 
 def region(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
@@ -101,10 +104,10 @@ def region(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[s
     return {"bias": concept.bias, "temperature": concept.temperature, "region": half(graph, x)}
 
 
-def judged(shop: Workshop, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
+def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
     """Whether word, design and background are recognised: [places, seeds] each, of both sides."""
     found: dict[str, list] = {"words": [], "designs": [], "places": []}
-    judges = shop.lab.judges
+    judges = lab.judges
     for place, images in zip(PLACES, drawn, strict=True):
         sides = [(pair.left, LEFT), (pair.right, RIGHT)]
         words = [[said == word for said in judges.words(images, box).best()] for (_, word), box in sides]

@@ -76,7 +76,7 @@ class Bench:
     def __post_init__(self) -> None:
         """Enter the host: once in a process."""
         self.setup = bootstrap.locate()
-        inside.enter_with_pack(self.setup.comfyui)
+        inside.enter_with_pack(self.setup.comfyui, cpu=not torch.cuda.is_available())
         self.host = inside.part("nodes.host")
         self.sample = importlib.import_module("comfy.sample")
         self.management = importlib.import_module("comfy.model_management")

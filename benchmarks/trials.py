@@ -9,12 +9,12 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +25,7 @@ from benchmarks.methods import FOLLOWED, LORA, Recipe, Use, teach, use
 from perfusion_core.files import write_bytes
 from scripts.graphs import Graph, Link
 
+T = TypeVar("T")
 SEEDS = 4
 SAMPLES, SAMPLE = 32, 2**18
 """Places all over a checkpoint, and bytes of each, that tell it from others."""
@@ -155,19 +156,23 @@ class Workshop:
 
     def run(self, trials: Iterable[Trial]) -> bool:
         """Do what is missing of these trials; False if there was no time for all of it."""
+        return self.side_by_side(self.measure, [trial for trial in trials if self.store.missing(trial)])
+
+    def side_by_side(self, done: Callable[[Lab, T], bool], jobs: Iterable[T]) -> bool:
+        """Do jobs, each with a free lab; whether all were done."""
         free: SimpleQueue[Lab] = SimpleQueue()
         for lab in self.labs:
             free.put(lab)
 
-        def done(trial: Trial) -> bool:
+        def one(job: T) -> bool:
             lab = free.get()
             try:
-                return self.measure(lab, trial)
+                return done(lab, job)
             finally:
                 free.put(lab)
 
         with ThreadPoolExecutor(len(self.labs)) as pool:
-            return all(list(pool.map(done, [trial for trial in trials if self.store.missing(trial)])))
+            return all(list(pool.map(one, jobs)))
 
     def measure(self, lab: Lab, trial: Trial) -> bool:
         """Do what is missing of a trial; False if there was no time for it."""

@@ -14,16 +14,19 @@ from scripts.bootstrap import ROOT
 PACK = "pack"
 
 
-def enter(comfyui: Path) -> None:
-    """Make `comfy` importable from a ComfyUI folder, to compute on the processor; call it before the first import of `comfy`."""
+def enter(comfyui: Path, cpu: bool = True) -> None:
+    """Make `comfy` importable from a ComfyUI folder, to compute on the processor; call it before the first import of `comfy`.
+
+    `cpu` False lets it take a graphics card.
+    """
     sys.path.insert(0, str(comfyui))
-    sys.argv = ["main.py", "--cpu"]
+    sys.argv = ["main.py", *(["--cpu"] if cpu else [])]
     importlib.import_module("comfy.options").enable_args_parsing()
 
 
-def enter_with_pack(comfyui: Path) -> None:
+def enter_with_pack(comfyui: Path, cpu: bool = True) -> None:
     """The same; then `part` gives modules of the pack, which is imported under a name of its own as the host imports it."""
-    enter(comfyui)
+    enter(comfyui, cpu)
     logging.disable(logging.INFO)
     package = types.ModuleType(PACK)
     package.__path__ = [str(ROOT)]
