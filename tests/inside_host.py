@@ -18,6 +18,7 @@ COMFYUI, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
 inside.enter_with_pack(COMFYUI)
 
 import comfy.hooks  # noqa: E402
+import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
@@ -65,7 +66,7 @@ def main() -> dict:
     concept = Concept.load(CONCEPT)
     parts = (locked, recorded, regional, kept)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
-    return found | shortened(clip) | short_of_memory(model, clip) | portions()
+    return found | shortened(clip) | short_of_memory(model, clip) | moved() | portions()
 
 
 def encode(clip: object, text: str) -> list:
@@ -207,6 +208,31 @@ def short_of_memory(model: object, clip: object) -> dict:
         "memory of four": need.bytes(4, twice=False) / held,
         "memory of words": words / held_of_words,
     }
+
+
+def moved() -> dict:
+    """A checkpoint as a node loads it, whose weights move to another device while it is made a student of: it can be taught, and
+    stays what other nodes can use.
+    """
+    load = comfy.model_management.load_models_gpu
+
+    def moving(patchers: list, **how: object) -> None:
+        load(patchers, **how)
+        for parameter in (parameter for patcher in patchers for parameter in patcher.model.parameters()):
+            parameter.data = parameter.data.clone()  # as `nn.Module.to` does it
+
+    with torch.inference_mode():
+        model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
+    comfy.model_management.load_models_gpu = moving
+    try:
+        with host.learning():
+            student = host.Student(model, clip, torch.float32)
+            word = {name: vectors.requires_grad_() for name, vectors in student.embed("teddy").items()}
+            student.encode(["a {}"], word)[0].sum().backward()
+    finally:
+        comfy.model_management.load_models_gpu = load
+    whole = [parameter.is_inference() for parameter in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
+    return {"taught after a move": all(bool(each.grad.any()) for each in word.values()), "whole after a move": all(whole)}
 
 
 def portions() -> dict:

@@ -73,6 +73,11 @@ def test_memory_is_foreseen(measured: dict) -> None:
     assert measured["memory of blocks twice"] < 0.5 and 0.95 < measured["memory of words"] < 1.05
 
 
+def test_a_base_can_be_taught_whose_weights_move_to_another_device_for_it(measured: dict) -> None:
+    """And other nodes can use it afterwards: no tensor of it is one of inference mode by half."""
+    assert measured["taught after a move"] and measured["whole after a move"]
+
+
 def test_as_much_is_computed_at_once_as_fits(measured: dict) -> None:
     """Beside 100 bytes a picture keeps 80, or 65 with blocks computed twice; a tenth of room, and on the way back twice 50."""
     assert measured["portions"] == [

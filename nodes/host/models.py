@@ -128,13 +128,40 @@ def tensors_in(patch: object) -> Iterator[Tensor]:
 
 
 def load(*patchers: ModelPatcher) -> None:
-    """Have models on their device, whole."""
-    comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
+    """Have models on their device, whole.
+
+    In inference mode, as when the host runs a node: weights that move to a device outside of it become inference tensors by half,
+    of which not even a row can be taken.
+    """
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
 
 
 def undivided(model: ModelPatcher) -> ModelPatcher:
-    """A MODEL that can be loaded whole: with all its weights, LoRAs in them, where its module's parameters are."""
-    return model.get_non_dynamic_delegate() if model.is_dynamic() else model
+    """A MODEL that can be loaded whole: with all its weights, LoRAs in them, where its module's parameters are.
+
+    Raises:
+        PerfusionError: the host moves it in parts, and cannot read it again.
+    """
+    if not model.is_dynamic():
+        return model
+    if model.cached_patcher_init is None and model.non_dynamic_delegate_model is None:
+        raise PerfusionError(
+            "This model was loaded by a node that leaves ComfyUI no way to read it again as a whole, which is needed here; load it "
+            "with Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+        )
+    with torch.inference_mode():
+        return model.get_non_dynamic_delegate()
+
+
+def undivided_clip(clip: CLIP) -> CLIP:
+    """The same of a CLIP."""
+    if not clip.patcher.is_dynamic():
+        return clip
+    whole = clip.clone()
+    whole.patcher = undivided(clip.patcher)
+    whole.cond_stage_model = whole.patcher.model
+    return whole
 
 
 def project(weights: Mapping[str, Tensor], layers: Iterable[str], vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from ...perfusion_core.edit import Edit
 from ...perfusion_core.training import processor_has_bfloat16
 from .encode import Method, embed, prepare_clip, sections_of
 from .memory import Need, computed_twice, counting
-from .models import clip_model, encoders_of, kind_of, layers_of, load, project, undivided
+from .models import clip_model, encoders_of, kind_of, layers_of, load, project, undivided, undivided_clip
 from .projections import Projections, in_place_of
 from .words import places_of, tokenizer_with_words
 
@@ -98,7 +98,8 @@ class Student:
         latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
         """
         self.model = undivided(model)
-        self.clip, self.precision, self.min_snr = clip, precision, min_snr
+        self.clip = clip = undivided_clip(clip)
+        self.precision, self.min_snr = precision, min_snr
         self.device = self.model.load_device
         load(self.model, clip.patcher)
         prepare_clip(clip)
