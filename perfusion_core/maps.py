@@ -81,7 +81,7 @@ def refined(looked: Tensor, affinity: Tensor, rounds: int = 4) -> Tensor:
 
 def threshold(values: Tensor, bins: int = 64) -> float:
     """The value in 0…1 that parts values in 0…1 best in two: with the largest variance between the parts (Otsu 1979)."""
-    counts = torch.histc(values.float(), bins, 0, 1).double()
+    counts = torch.histc(values.float().cpu(), bins, 0, 1).double()
     centres = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
     below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
     above = below[-1] - below

@@ -66,7 +66,7 @@ def main() -> dict:
     concept = Concept.load(CONCEPT)
     parts = (locked, recorded, regional, kept)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
-    return found | shortened(clip) | short_of_memory(model, clip) | moved() | portions()
+    return found | shortened(clip) | short_of_memory(model, clip) | moved() | halved() | portions()
 
 
 def encode(clip: object, text: str) -> list:
@@ -233,6 +233,23 @@ def moved() -> dict:
         comfy.model_management.load_models_gpu = load
     whole = [parameter.is_inference() for parameter in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
     return {"taught after a move": all(bool(each.grad.any()) for each in word.values()), "whole after a move": all(whole)}
+
+
+def halved() -> dict:
+    """A UNet of half precision as a graphics card has it, whose layers compute in it, taught in float32."""
+    found, given = [], torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    for dtype in (torch.float32, torch.float16):
+        model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), model_options={"dtype": dtype})[:3]
+        layers = [each for each in model.model.diffusion_model.modules() if hasattr(each, "comfy_cast_weights")]
+        for layer in layers:
+            layer.comfy_cast_weights = False
+        with host.learning():
+            student = host.Student(model, clip, torch.float32)
+            encodings = student.encode(["a {}"], student.embed("teddy"))[0].detach().requires_grad_()
+            student.objective(*given[:2], torch.tensor([0.5]), encodings, None)[0].sum().backward()
+        found.append(encodings.grad)
+        computes_as_before = not any(layer.comfy_cast_weights for layer in layers)
+    return {"half weights in float32": worst(*found), "computes as before": computes_as_before}
 
 
 def portions() -> dict:

@@ -78,6 +78,11 @@ def test_a_base_can_be_taught_whose_weights_move_to_another_device_for_it(measur
     assert measured["taught after a move"] and measured["whole after a move"]
 
 
+def test_a_base_of_half_precision_can_be_taught_in_float32(measured: dict) -> None:
+    """Where the layers compute in the weights' own precision, as on a graphics card. This base's weights fit into halves."""
+    assert measured["half weights in float32"] == 0 and measured["computes as before"]
+
+
 def test_as_much_is_computed_at_once_as_fits(measured: dict) -> None:
     """Beside 100 bytes a picture keeps 80, or 65 with blocks computed twice; a tenth of room, and on the way back twice 50."""
     assert measured["portions"] == [

@@ -61,11 +61,11 @@ class Applied:
         In a region there is its own concept beside those that have none.
         """
         if self.stack and device not in self.made:
-            whole = edit_of(self.stack, self.mode).to(device)
-            everywhere = torch.tensor([float(concept.region is None) for concept in self.stack], device=device)
-            places = [i for i, concept in enumerate(self.stack) if concept.region is not None]
-            actives = [everywhere, *(everywhere + nn.functional.one_hot(torch.tensor(i), len(self.stack)) for i in places)]
-            self.made[device] = [whole if len(actives) == 1 else replace(whole, strength=whole.strength * a) for a in actives]
+            whole, regional = edit_of(self.stack, self.mode), [concept.region is not None for concept in self.stack]
+            places = [i for i, inside in enumerate(regional) if inside]
+            actives = [torch.tensor([not inside or i == own for i, inside in enumerate(regional)]) for own in (-1, *places)]
+            edits = [whole] if not places else [replace(whole, strength=whole.strength * active) for active in actives]
+            self.made[device] = [edit.to(device) for edit in edits]
         return self.made.get(device, [])
 
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:

@@ -69,6 +69,22 @@ def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]
 
 
 @contextlib.contextmanager
+def widening(module: nn.Module) -> Iterator[None]:
+    """While it is open, the host's layers bring their weights to the precision of what they are given.
+
+    A graphics card computes in the weights' own precision otherwise, and refuses what has another.
+    """
+    layers = [each for each in module.modules() if getattr(each, "comfy_cast_weights", None) is False]
+    for each in layers:
+        each.comfy_cast_weights = True
+    try:
+        yield
+    finally:
+        for each in layers:
+            each.comfy_cast_weights = False
+
+
+@contextlib.contextmanager
 def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
     """While it is open, the pooled outputs [P, width] of a CLIP's encoder of this name are put into the list; none of no name."""
     heard: list[Tensor] = []
@@ -155,7 +171,7 @@ class Student:
 
         with contextlib.ExitStack() as opened:
             opened.enter_context(edited())
-            opened.enter_context(self._autocast())
+            opened.enter_context(self._autocast() if self.precision != torch.float32 else widening(self.unet))
             if self.twice:
                 opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
