@@ -1,0 +1,77 @@
+"""An accelerator without one: a device beside the processor that computes on it, but whose tensors do not mix with the processor's.
+
+On a graphics card weights are elsewhere, they move, and the host computes in half precision. None of that shows on a processor
+alone. The host takes this device for an Ascend card; nothing of the host is changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+from scripts.environment import clean_environment
+
+SOURCE = Path(__file__).with_name("accelerator.cpp")
+NAME = "npu"
+MEMORY = 8 * 1024**3
+PLACES = (
+    "import json, sysconfig, torch; from torch.utils.cpp_extension import include_paths, library_paths; "
+    "print(json.dumps([torch.__version__, include_paths() + [sysconfig.get_paths()['include']], library_paths()]))"
+)
+
+
+def build(python: Path, folder: Path) -> Path:
+    """Compile the device for an interpreter's torch, unless that was done before; needs g++ and Python's headers."""
+    told = subprocess.run([str(python), "-c", PLACES], env=clean_environment(), capture_output=True, text=True, check=True)
+    version, headers, libraries = json.loads(told.stdout)
+    wanted = hashlib.sha256(SOURCE.read_bytes() + version.encode()).hexdigest()[:12]
+    library = folder / f"accelerator-{wanted}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = library.with_suffix(".part")
+        command = [
+            "g++",
+            "-std=c++20",
+            "-fPIC",
+            "-shared",
+            "-w",
+            "-DTORCH_EXTENSION_NAME=accelerator",
+            str(SOURCE),
+            "-o",
+            str(part),
+        ]
+        command += [f"-I{each}" for each in headers] + [f"-L{each}" for each in libraries]
+        command += [f"-Wl,-rpath,{each}" for each in libraries] + ["-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        os.replace(part, library)
+    return library
+
+
+def register(library: Path) -> None:
+    """Make the device known to torch, and to the host, which must not have been imported yet."""
+    import torch
+
+    torch.utils.rename_privateuse1_backend(NAME)
+    spec = importlib.util.spec_from_file_location("accelerator", library)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    module = types.ModuleType(f"torch.{NAME}")
+    told = {
+        "is_available": True, "device_count": 1, "current_device": 0, "mem_get_info": (MEMORY, MEMORY),
+        "memory_stats": {"active_bytes.all.current": 0, "reserved_bytes.all.current": 0}, "get_device_name": "no card",
+        "get_amp_supported_dtype": [torch.float16, torch.bfloat16], "is_initialized": True, "_is_in_bad_fork": False,
+        "empty_cache": None, "synchronize": None, "set_device": None, "manual_seed_all": None, "init": None, "_lazy_init": None,
+    }  # fmt: skip
+    for name, answer in told.items():
+        setattr(module, name, lambda *_, answer=answer: answer)
+    torch._register_device_module(NAME, module)
+    torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
+    torch.version.cuda = None  # or the host takes any build for CUDA for a card of Nvidia's
+    sys.modules["torch_npu"] = types.ModuleType("torch_npu")

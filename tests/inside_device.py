@@ -1,0 +1,111 @@
+"""The pack on a device that is not the processor: run by test_device.py in the host's own interpreter.
+
+`python -m tests.inside_device COMFYUI CHECKPOINT CONCEPT LIBRARY` prints one JSON object of what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts import inside
+from tests import accelerator
+
+COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:])
+accelerator.register(LIBRARY)
+inside.enter_with_pack(COMFYUI, cpu=False)
+
+import comfy.model_management  # noqa: E402
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from tests.differences import worst  # noqa: E402
+
+host = inside.part("nodes.host")
+Concept = inside.part("perfusion_core.concept").Concept
+TEXT = "a photo of a {} on the grass"
+
+
+def sample(model: Any, clip: Any, text: str, steps: int = 1) -> Tensor:
+    """Latents of 64 pixels."""
+    latents = torch.zeros(1, 4, 8, 8)
+    noise, conds = comfy.sample.prepare_noise(latents, 1), host.conditionings(clip, (text, "blurry"))
+    return comfy.sample.sample(model, noise, steps, 3.0, "euler", "normal", *conds, latents, disable_pbar=True, seed=1)
+
+
+def main() -> dict:
+    """All that is measured."""
+    with torch.inference_mode():
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
+        concept = Concept.load(CONCEPT)
+        where = {"device": model.load_device.type, "weights": str(model.model.get_dtype())}
+        found = used(model, clip, concept) | watched(model, clip, concept)
+    return where | found | taught(model, clip, vae)
+
+
+def used(model: Any, clip: Any, concept: Any) -> dict:
+    """Concepts in all modes, regions and locks."""
+    plain, found = sample(model, clip, TEXT.format("teddy")), {}
+    drawn = {}
+    for mode in ("exact", "approximate", "paper", "static"):
+        edited, knowing = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
+        drawn[mode] = sample(edited, knowing, TEXT.format(concept.trigger))
+        if mode == "exact":
+            found["plain prompt"] = worst(sample(edited, knowing, TEXT.format("teddy")), plain)
+    found["modes differ"] = min(worst(drawn[mode], plain) for mode in drawn)
+    for name, region in (("everywhere", torch.ones(8, 8)), ("left", torch.eye(8).cumsum(1).flip(1))):
+        stack = (replace(concept, region=region), replace(concept, trigger="<other>", region=1 - region + 1e-3))
+        both, words = host.model_with_edit(model, stack[: 1 + (name == "left")], "exact"), host.clip_with_words(clip, stack)
+        found[f"region {name}"] = worst(sample(both, words, TEXT.format(concept.trigger)), drawn["exact"])
+    locked = host.encode_locked(knowing, TEXT.format(concept.trigger))
+    return found | {"locked": all(bool(each[0].isfinite().all()) for each in locked)}
+
+
+def watched(model: Any, clip: Any, concept: Any) -> dict:
+    """Recorded attention, a kept layout and the gates' report."""
+    edited, knowing = host.model_with_edit(model, (concept,), "exact"), host.clip_with_words(clip, (concept,))
+    recorder = host.Recorder()
+    samples = sample(host.model_watched(edited, recorder), knowing, TEXT.format(concept.trigger), steps=2)
+    run = recorder.run_of(samples)
+    kept = sample(host.model_with_layout(edited, run, 0.0, 1.0), knowing, TEXT.format(concept.trigger), steps=2)
+    (positive,) = host.conditionings(knowing, (TEXT.format(concept.trigger),))
+    return {
+        "map": float(run.map_of(concept.trigger).max()),
+        "a layout of its own": worst(kept, samples),
+        "gates": bool(host.probed(edited, positive).prompts),
+    }
+
+
+def taught(model: Any, clip: Any, vae: Any) -> dict:
+    """A found object, a found bias' question, and trainings in half and in whole precision; and what they leave behind."""
+    training, objects = inside.part("perfusion_core.training"), inside.part("nodes.objects")
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        mask = objects.mask_of(model, clip, vae, picture, "teddy", 64, 0)
+        latents = host.latents_of(vae, model, picture[None])
+    losses, settings = {}, training.Settings(steps=1, batch=1)
+    weights = torch.ones(1, 2, 1, 8, 8)
+    for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
+        with host.learning():
+            student = host.Student(model, clip, precision)
+            lesson = training.start(student, "teddy", settings)
+            given = torch.stack([latents, latents], 1).to(student.device), weights.to(student.device), torch.eye(768).double()
+            training.teach(student, lesson, *given, settings)
+        losses[name] = lesson.losses[0]
+        width = host.projections(model, torch.ones(1, 768))
+    whole = [each.is_inference() for each in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
+    return {
+        "mask": [float(mask.min()), float(mask.max()), mask.device.type],
+        "losses": losses,
+        "projected": len(width) == len(host.layers_of(model)),
+        "whole": all(whole),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

@@ -1,0 +1,55 @@
+"""The pack on a device that is not the processor, where weights move and are halves: measured by inside_device.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts.bootstrap import CACHE, CHECKPOINT, ROOT, Setup
+from tests import accelerator
+
+HALF = 0.03
+"""What half precision may change of a picture's latents, as a share of the largest."""
+
+
+@pytest.fixture(scope="module")
+def measured(setup: Setup, base_dir: Path) -> dict:
+    concept = base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
+    checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
+    library = accelerator.build(setup.python, CACHE / "accelerator")
+    command = [setup.python, "-m", "tests.inside_device", setup.comfyui, checkpoint, concept, library]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_the_host_computes_there_in_half_precision(measured: dict) -> None:
+    assert (measured["device"], measured["weights"]) == (accelerator.NAME, "torch.float16")
+
+
+def test_concepts_are_drawn_and_plain_prompts_are_untouched(measured: dict) -> None:
+    assert measured["plain prompt"] == 0 and measured["modes differ"] > 0.1
+
+
+def test_regions_and_locked_prompts_work(measured: dict) -> None:
+    assert measured["region everywhere"] < HALF < measured["region left"] and measured["locked"]
+
+
+def test_attention_is_recorded_and_a_layout_kept(measured: dict) -> None:
+    assert measured["map"] > 0 and measured["a layout of its own"] < HALF and measured["gates"]
+
+
+def test_an_object_is_found(measured: dict) -> None:
+    assert measured["mask"] == [0, 1, "cpu"]
+
+
+def test_a_concept_is_taught_in_either_precision(measured: dict) -> None:
+    half, whole = (measured["losses"][name] for name in ("half", "whole"))
+    assert abs(half / whole - 1) < 0.02 and measured["projected"]
+
+
+def test_the_base_stays_one_that_other_nodes_can_use(measured: dict) -> None:
+    assert measured["whole"]
