@@ -18,6 +18,7 @@ from benchmarks.methods import Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
 from perfusion_core.concept import Concept
+from perfusion_core.edit import EXACT, MODES
 from scripts.graphs import Graph
 
 PLACES = ("on the beach", "in the snow", "on a purple background", "on a blue background")
@@ -28,8 +29,11 @@ WAYS = {
     "exact, with regions": "regions",
     "paper (orthogonal)": "paper",
     "approximate": "approximate",
+    "exact, bias 0.8": "later",
+    "exact, bias 0.8, with regions": "later regions",
 }
-"""Name -> edit mode, or "regions" for the exact one with a half of the picture for each."""
+"""Name -> edit mode, or for the exact one: "regions" for a half of the picture for each, "later" for a gate that opens later."""
+LATER = 0.8
 
 
 FILE = "fidelity-pairs.png"
@@ -86,9 +90,9 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None 
     if way:
         files = [shop.taught(Trial(concept, pair.recipe, Use("bias"), (), ()), lab) for concept in (pair.left, pair.right)]
         names = [f"<{file.stem}>" for file in files]
-        loaded = [graph.load(file.name, **region(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
+        loaded = [graph.load(file.name, **settings(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
-        model, clip = graph.apply(model, clip, [stack, 0], "exact" if way == "regions" else way)
+        model, clip = graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT)
     negative = graph.text(clip, "")
     prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in places]
     seeds = [9000 + 100 * PLACES.index(place) for place in places]
@@ -96,12 +100,13 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None 
     return lab.pictures(graph, *links)
 
 
-def region(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
-    """Settings that give a concept a half of the picture, and the bias and temperature that it comes with; none in other ways."""
-    if way != "regions":
+def settings(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
+    """What a concept is given in this way beside what it comes with: a half of the picture, another bias, or nothing."""
+    if way in MODES:
         return {}
     concept = Concept.load(shop.lab.server.base / "models" / "perfusion" / file)
-    return {"bias": concept.bias, "temperature": concept.temperature, "region": half(graph, x)}
+    given = {"bias": LATER if "later" in way else concept.bias, "temperature": concept.temperature}
+    return given | ({"region": half(graph, x)} if "regions" in way else {})
 
 
 def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
@@ -139,7 +144,7 @@ def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
         return []
     return [
         f"{len(PAIRS)} pairs of test concepts that were taught apart, {len(PLACES)} backgrounds, {SEEDS} seeds, with the bias and "
-        "temperature that concepts come with. A concept is recognised in its half: the first left, the second right.",
+        "temperature that concepts come with, unless a bias is named. A concept is recognised in its half: the first left, the second right.",
         "",
         "| combined | both designs | designs | both words | background |",
         "| --- | --- | --- | --- | --- |",
