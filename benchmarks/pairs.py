@@ -79,7 +79,7 @@ def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
             found[f"{left[1]}, {right[1]}"] = [torch.cat(list(each[: sheet.SHOWN]), dim=1) for each in drawn]
         return found
 
-    return sheet.draw(shop, "pairs-sheet", [recipe.key(left, 0) for left, _ in PAIRS], rows, list(WAYS), out / FILE)
+    return sheet.draw(shop, "pairs-sheet", [*(recipe.key(left, 0) for left, _ in PAIRS), *WAYS], rows, list(WAYS), out / FILE)
 
 
 def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None = None) -> list[Tensor]:
@@ -144,7 +144,8 @@ def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
         return []
     return [
         f"{len(PAIRS)} pairs of test concepts that were taught apart, {len(PLACES)} backgrounds, {SEEDS} seeds, with the bias and "
-        "temperature that concepts come with, unless a bias is named. A concept is recognised in its half: the first left, the second right.",
+        "temperature that concepts come with, unless a bias is named. A concept is recognised in its half: the first left, the "
+        "second right.",
         "",
         "| combined | both designs | designs | both words | background |",
         "| --- | --- | --- | --- | --- |",
