@@ -18,7 +18,11 @@ COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:])
 accelerator.register(LIBRARY)
 inside.enter_with_pack(COMFYUI, cpu=False)
 
-import comfy.model_management  # noqa: E402
+import comfy_aimdo.control  # noqa: E402
+
+comfy_aimdo.control.init("cuda")  # what moves weights in parts; the host does so before all else
+
+import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
@@ -40,12 +44,18 @@ def sample(model: Any, clip: Any, text: str, steps: int = 1) -> Tensor:
 
 def main() -> dict:
     """All that is measured."""
+    model, clip, vae = loaded()
     with torch.inference_mode():
-        model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
         concept = Concept.load(CONCEPT)
         where = {"device": model.load_device.type, "weights": str(model.model.get_dtype())}
         found = used(model, clip, concept) | watched(model, clip, concept)
-    return where | found | taught(model, clip, vae)
+    return where | found | taught(model, clip, vae) | divided()
+
+
+def loaded() -> tuple[Any, Any, Any]:
+    """MODEL, CLIP and VAE, as a node loads them."""
+    with torch.inference_mode():
+        return comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
 
 
 def used(model: Any, clip: Any, concept: Any) -> dict:
@@ -104,6 +114,27 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
         "losses": losses,
         "projected": len(width) == len(host.layers_of(model)),
         "whole": all(whole),
+    }
+
+
+def divided() -> dict:
+    """What is taught of models that the host moves in parts, as it does on newer cards; they themselves are never moved here."""
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    model, clip, _ = loaded()
+    with host.learning():
+        student = host.Student(model, clip, torch.float32)
+        encodings, _ = student.encode(["a {}"], student.embed("teddy"))
+    model.cached_patcher_init = model.non_dynamic_delegate_model = None
+    try:
+        host.projections(model, torch.ones(1, 768))
+        refused = ""
+    except inside.part("perfusion_core").PerfusionError as error:
+        refused = str(error)
+    return {
+        "in parts": model.is_dynamic() and clip.patcher.is_dynamic(),
+        "whole for teaching": not student.model.is_dynamic() and not student.clip.patcher.is_dynamic(),
+        "encodings": list(encodings.shape),
+        "cannot be read again": refused,
     }
 
 

@@ -53,3 +53,13 @@ def test_a_concept_is_taught_in_either_precision(measured: dict) -> None:
 
 def test_the_base_stays_one_that_other_nodes_can_use(measured: dict) -> None:
     assert measured["whole"]
+
+
+def test_what_the_host_moves_in_parts_is_taught_as_a_whole(measured: dict) -> None:
+    assert measured["in parts"] and measured["whole for teaching"] and measured["encodings"] == [1, 77, 768]
+
+
+def test_a_model_that_cannot_be_read_again_is_refused(measured: dict) -> None:
+    assert measured["cannot be read again"].startswith(
+        "This model was loaded by a node that leaves ComfyUI no way to read it again"
+    )
