@@ -143,7 +143,32 @@ class Bench:
             "| --- | --- | --- | --- | --- |",
             *rows(curves),
         ]
-        return lines + (["", *self.leads(curves)] if OURS in curves and WORD_ALONE in curves else [])
+        lines += ["", *self.leads(curves)] if OURS in curves and WORD_ALONE in curves else []
+        return lines + self.beside(curves)
+
+    def beside(self, curves: Mapping[str, Curve]) -> list[str]:
+        """What becomes of each method where the prompt asks for another thing too; none where no prompt does."""
+        beside = [bool(prompt.other) for prompt in self.prompts(self.concepts[0])]
+        if not any(beside):
+            return []
+        lines = []
+        for name, curve in curves.items():
+            i = curve.best()
+            parts = [
+                scores[i][:, [other == there for there in beside]].mean()
+                for other in (False, True)
+                for scores in (curve.text, curve.design)
+            ]
+            lines.append(f"| {name} | {curve.values[i]:g} | {' | '.join(f'{part:.2f}' for part in parts)} |")
+        return [
+            "",
+            "At the best value of each dial, in prompts for the concept alone and in those for another thing beside it, where "
+            "things are half as large:",
+            "",
+            "| method | dial | alone: text | design | beside another: text | design |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *lines,
+        ]
 
     def leads(self, curves: dict[str, Curve]) -> list[str]:
         """Our lead over each baseline at equal text."""
