@@ -94,7 +94,9 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None 
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
         model, clip = graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT)
     negative = graph.text(clip, "")
-    prompts = [graph.text(clip, f"a photo of a {names[0]} and a {names[1]} {place}") for place in places]
+    texts = [f"a photo of a {names[0]} and a {names[1]} {place}" for place in places]
+    locked = "locked" in way
+    prompts = [[graph.add("PerfusionTextEncode", clip=clip, text=t), 0] if locked else graph.text(clip, t) for t in texts]
     seeds = [9000 + 100 * PLACES.index(place) for place in places]
     links = [draw(graph, model, prompt, negative, vae, seed, SEEDS)[1] for prompt, seed in zip(prompts, seeds, strict=True)]
     return lab.pictures(graph, *links)
