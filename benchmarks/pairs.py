@@ -31,8 +31,12 @@ WAYS = {
     "approximate": "approximate",
     "exact, bias 0.8": "later",
     "exact, bias 0.8, with regions": "later regions",
+    "exact, keys locked globally": "locked",
+    "exact, keys locked globally, with regions": "locked regions",
 }
-"""Name -> edit mode, or for the exact one: "regions" for a half of the picture for each, "later" for a gate that opens later."""
+"""Name -> edit mode, or for the exact one: "regions" for a half of the picture for each, "later" for a gate that opens later,
+"locked" for Text Encode, Keys Locked.
+"""
 LATER = 0.8
 
 
