@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.concepts import Concept
-from benchmarks.methods import PLAIN, Recipe
+from benchmarks.methods import PLAIN, TWO_SIZES, Recipe
 from benchmarks.oracles import LEFT, RIGHT, WHOLE, Oracles
 from benchmarks.trials import Prompt, Scores, Trial
 from demo import make_pictures, world
@@ -48,8 +48,10 @@ class EmojiBed:
         """See `trials.Bed.pictures`."""
         designer, word = concept
         places = [TAUGHT_ON[i % len(TAUGHT_ON)] for i in range(recipe.pictures)]
-        make_pictures.write(self.emoji, designer, word, places, folder / designer, SIDE, first_seed=1000)
-        names = [f"{designer}/{word}-{i}.png" for i in range(recipe.pictures)]
+        small = range(1, recipe.pictures, 2) if recipe.masks == TWO_SIZES else ()
+        out = folder / designer / ("two-sizes" if small else "")
+        make_pictures.write(self.emoji, designer, word, places, out, SIDE, first_seed=1000, small=small)
+        names = [str((out / f"{word}-{i}.png").relative_to(folder)) for i in range(recipe.pictures)]
         if recipe.masks == PLAIN:
             for name in names:
                 unsquared(Image.open(folder / name)).save(folder / name.replace(".png", "-plain.png"))

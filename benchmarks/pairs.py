@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import concepts, sheet
 from benchmarks.concepts import TEST
 from benchmarks.lab import SAMPLING, Lab, draw, half, percent
-from benchmarks.methods import Recipe, Use
+from benchmarks.methods import TWO_SIZES, Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
 from perfusion_core.concept import Concept
@@ -38,6 +38,8 @@ WAYS = {
 "locked" for Text Encode, Keys Locked.
 """
 LATER = 0.8
+TWICE = ("exact (orthogonal)", "exact, with regions")
+"""Ways that concepts are combined in that were taught from pictures of two sizes, too."""
 
 
 FILE = "fidelity-pairs.png"
@@ -68,9 +70,14 @@ def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
         print(pair.key(), flush=True)
         return True
 
-    every = [Pair(left, right, recipe, way) for left, right in PAIRS for way in WAYS]
+    every = [Pair(left, right, each, way) for each, ways in taught(recipe) for left, right in PAIRS for way in ways]
     missing = [pair for pair in every if pair.key() not in shop.store.kept]
     return shop.side_by_side(measured, missing) and shown(shop, recipe, out)
+
+
+def taught(recipe: Recipe) -> list[tuple[Recipe, Sequence[str]]]:
+    """How concepts are taught, and the ways in which those are combined."""
+    return [(recipe, tuple(WAYS)), (replace(recipe, masks=TWO_SIZES), TWICE)]
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
@@ -132,8 +139,8 @@ def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
 def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
     """The table, of those ways that all pairs were measured with."""
     lines = []
-    for way in WAYS:
-        each = [kept.get(Pair(left, right, recipe, way).key()) for left, right in PAIRS]
+    for taught_by, way in [(each, way) for each, ways in taught(recipe) for way in ways]:
+        each = [kept.get(Pair(left, right, taught_by, way).key()) for left, right in PAIRS]
         if any(scores is None for scores in each):
             continue
         words, designs = (torch.tensor([scores[name] for scores in each if scores]).bool() for name in ("words", "designs"))
@@ -145,7 +152,8 @@ def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
             percent(words.all(-1).flatten().tolist()),
             percent(places.flatten().tolist()),
         ]
-        lines.append(f"| {way} | {' | '.join(columns)} |")
+        sizes = "" if taught_by == recipe else ", taught from pictures of two sizes"
+        lines.append(f"| {way}{sizes} | {' | '.join(columns)} |")
     if not lines:
         return []
     return [
