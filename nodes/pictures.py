@@ -13,11 +13,11 @@ from ..perfusion_core.concept import MAX_PREVIEW
 
 
 def flatten(batches: list[Tensor] | None) -> list[Tensor]:
-    """Every single picture of a list of batches [B, H, W, …]; masks may lack their batch dimension."""
+    """Every single picture of a list of batches [B, H, W, …], on the CPU; masks may lack their batch dimension."""
     pictures = []
     for batch in batches or ():
         if batch is not None:
-            pictures += list(batch if batch.ndim >= 3 else batch[None])
+            pictures += list((batch if batch.ndim >= 3 else batch[None]).cpu())
     return pictures
 
 

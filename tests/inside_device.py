@@ -93,18 +93,18 @@ def watched(model: Any, clip: Any, concept: Any) -> dict:
 
 def taught(model: Any, clip: Any, vae: Any) -> dict:
     """A found object, a found bias' question, and trainings in half and in whole precision; and what they leave behind."""
-    training, objects = inside.part("perfusion_core.training"), inside.part("nodes.objects")
-    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
+    training, objects, train = inside.part("perfusion_core.training"), inside.part("nodes.objects"), inside.part("nodes.train")
+    picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).to(model.load_device)  # as with --gpu-only
     with torch.inference_mode():
         mask = objects.mask_of(model, clip, vae, picture, "teddy", 64, 0)
-        latents = host.latents_of(vae, model, picture[None])
+        prepared = train.pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
+        latents, weights = train.both_sides(model, vae, *prepared)
     losses, settings = {}, training.Settings(steps=1, batch=1)
-    weights = torch.ones(1, 2, 1, 8, 8)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.learning():
             student = host.Student(model, clip, precision)
             lesson = training.start(student, "teddy", settings)
-            given = torch.stack([latents, latents], 1).to(student.device), weights.to(student.device), torch.eye(768).double()
+            given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
             training.teach(student, lesson, *given, settings)
         losses[name] = lesson.losses[0]
         width = host.projections(model, torch.ones(1, 768))
