@@ -1,7 +1,8 @@
-"""One real ComfyUI server for all tests, in a base directory of its own."""
+"""One real ComfyUI server for all tests of a process, in a base directory of its own."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ def setup() -> bootstrap.Setup:
 @pytest.fixture(scope="session")
 def base_dir(setup: bootstrap.Setup) -> Path:
     """The tests' own base directory, empty but for the demo's checkpoint and pictures: a demo run stays untouched."""
-    base = bootstrap.CACHE / "test-base"
+    base = bootstrap.CACHE / f"test-base{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     for folder in ("input", "output", "temp", "models", "user"):
         shutil.rmtree(base / folder, ignore_errors=True)
     bootstrap.make_base(base)
