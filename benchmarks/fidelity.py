@@ -188,9 +188,12 @@ class Bench:
                     told = f"{whole:+.2f} ({low:+.2f}…{high:+.2f}), " if whole == whole else "–, "
                     cells.append(f"{told}{100 * ahead:.0f} %")
                 lines.append(f"| {name} | {' | '.join(cells)} |")
-        if (self.out / "reach.md").exists():
-            lines += ["", "How near any change of cross-attention alone comes, and one of all else: [reach.md](reach.md)."]
-        return lines
+        beside = {
+            "base.md": "How well the base itself follows prompts",
+            "reach.md": "How near any change of cross-attention alone comes, and one of all else",
+        }
+        told = [f"{what}: [{name}]({name})." for name, what in beside.items() if (self.out / name).exists()]
+        return [*lines, "", " ".join(told)] if told else lines
 
     def shown(self) -> list[tuple[str, list[Trial], Curve]]:
         """What the contact sheet shows."""
