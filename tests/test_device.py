@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from scripts.bootstrap import CACHE, CHECKPOINT, ROOT, Setup
 from tests import accelerator
 
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the device has to be compiled, by g++")
 HALF = 0.03
 """What half precision may change of a picture's latents, as a share of the largest."""
 
