@@ -49,9 +49,9 @@ class EmojiBed:
         designer, word = concept
         places = [TAUGHT_ON[i % len(TAUGHT_ON)] for i in range(recipe.pictures)]
         small = range(1, recipe.pictures, 2) if recipe.masks == TWO_SIZES else ()
-        out = folder / designer / ("two-sizes" if small else "")
-        make_pictures.write(self.emoji, designer, word, places, out, SIDE, first_seed=1000, small=small)
-        names = [str((out / f"{word}-{i}.png").relative_to(folder)) for i in range(recipe.pictures)]
+        within = f"{designer}/two-sizes" if small else designer
+        make_pictures.write(self.emoji, designer, word, places, folder / within, SIDE, first_seed=1000, small=small)
+        names = [f"{within}/{word}-{i}.png" for i in range(recipe.pictures)]
         if recipe.masks == PLAIN:
             for name in names:
                 unsquared(Image.open(folder / name)).save(folder / name.replace(".png", "-plain.png"))

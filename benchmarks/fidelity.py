@@ -144,7 +144,16 @@ class Bench:
             *rows(curves),
         ]
         lines += ["", *self.leads(curves)] if OURS in curves and WORD_ALONE in curves else []
-        return lines + self.beside(curves)
+        return lines + self.beside(curves) + self.elsewhere()
+
+    def elsewhere(self) -> list[str]:
+        """Where what explains these numbers is measured."""
+        pages = {
+            "base.md": "How well the base itself follows prompts",
+            "reach.md": "How near any change of cross-attention alone comes, and one of all else",
+        }
+        told = [f"{what}: [{name}]({name})." for name, what in pages.items() if (self.out / name).exists()]
+        return ["", " ".join(told)] if told else []
 
     def beside(self, curves: Mapping[str, Curve]) -> list[str]:
         """What becomes of each method where the prompt asks for another thing too; none where no prompt does."""
@@ -188,12 +197,7 @@ class Bench:
                     told = f"{whole:+.2f} ({low:+.2f}…{high:+.2f}), " if whole == whole else "–, "
                     cells.append(f"{told}{100 * ahead:.0f} %")
                 lines.append(f"| {name} | {' | '.join(cells)} |")
-        beside = {
-            "base.md": "How well the base itself follows prompts",
-            "reach.md": "How near any change of cross-attention alone comes, and one of all else",
-        }
-        told = [f"{what}: [{name}]({name})." for name, what in beside.items() if (self.out / name).exists()]
-        return [*lines, "", " ".join(told)] if told else lines
+        return lines
 
     def shown(self) -> list[tuple[str, list[Trial], Curve]]:
         """What the contact sheet shows."""

@@ -6,16 +6,17 @@ alone. The host takes this device for an Ascend card; nothing of the host is cha
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 from scripts.environment import clean_environment
+from scripts.steps import digest
 
 SOURCE = Path(__file__).with_name("accelerator.cpp")
 NAME = "npu"
@@ -30,9 +31,11 @@ def build(python: Path, folder: Path) -> Path:
     """Compile the device for an interpreter's torch, unless that was done before; needs g++ and Python's headers."""
     told = subprocess.run([str(python), "-c", PLACES], env=clean_environment(), capture_output=True, text=True, check=True)
     version, headers, libraries = json.loads(told.stdout)
-    wanted = hashlib.sha256(SOURCE.read_bytes() + version.encode()).hexdigest()[:12]
-    library = folder / f"accelerator-{wanted}.so"
+    library = folder / f"accelerator-{version}-{digest(SOURCE)[:12]}.so"
     if not library.exists():
+        assert shutil.which("g++"), (
+            "expected g++, which compiles the device that tests run on; install it (Debian: apt install g++)"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         part = library.with_suffix(".part")
         command = [

@@ -92,7 +92,7 @@ def watched(model: Any, clip: Any, concept: Any) -> dict:
 
 
 def taught(model: Any, clip: Any, vae: Any) -> dict:
-    """A found object, a found bias' question, and trainings in half and in whole precision; and what they leave behind."""
+    """A found object, and trainings in half and in whole precision; and what they leave behind."""
     training, objects, train = inside.part("perfusion_core.training"), inside.part("nodes.objects"), inside.part("nodes.train")
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).to(model.load_device)  # as with --gpu-only
     with torch.inference_mode():
@@ -107,12 +107,12 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
             given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
             training.teach(student, lesson, *given, settings)
         losses[name] = lesson.losses[0]
-        width = host.projections(model, torch.ones(1, 768))
+    projected = host.projections(model, torch.ones(1, 768))
     whole = [each.is_inference() for each in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
     return {
         "mask": [float(mask.min()), float(mask.max()), mask.device.type],
         "losses": losses,
-        "projected": len(width) == len(host.layers_of(model)),
+        "projected": len(projected) == len(host.layers_of(model)),
         "whole": all(whole),
     }
 

@@ -238,18 +238,20 @@ def moved() -> dict:
 def halved() -> dict:
     """A UNet of half precision as a graphics card has it, whose layers compute in it, taught in float32."""
     found, given = [], torch.randn(3, 1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    for dtype in (torch.float32, torch.float16):
+    for dtype, twice in ((torch.float32, False), (torch.float16, False), (torch.float16, True)):
         model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), model_options={"dtype": dtype})[:3]
         layers = [each for each in model.model.diffusion_model.modules() if hasattr(each, "comfy_cast_weights")]
         for layer in layers:
             layer.comfy_cast_weights = False
         with host.learning():
             student = host.Student(model, clip, torch.float32)
+            student.twice = twice
             encodings = student.encode(["a {}"], student.embed("teddy"))[0].detach().requires_grad_()
             student.objective(*given[:2], torch.tensor([0.5]), encodings, None)[0].sum().backward()
         found.append(encodings.grad)
         computes_as_before = not any(layer.comfy_cast_weights for layer in layers)
-    return {"half weights in float32": worst(*found), "computes as before": computes_as_before}
+    whole, *halves = found
+    return {"half weights in float32": [worst(half, whole) for half in halves], "computes as before": computes_as_before}
 
 
 def portions() -> dict:

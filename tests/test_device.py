@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.bootstrap import CACHE, CHECKPOINT, ROOT, Setup
+from scripts.bootstrap import CACHE, CHECKPOINT, Setup
 from tests import accelerator
+from tests.measuring import measure
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the device has to be compiled, by g++")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
 HALF = 0.03
 """What half precision may change of a picture's latents, as a share of the largest."""
 
@@ -22,10 +21,7 @@ def measured(setup: Setup, base_dir: Path) -> dict:
     concept = base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
     checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
     library = accelerator.build(setup.python, CACHE / "accelerator")
-    command = [setup.python, "-m", "tests.inside_device", setup.comfyui, checkpoint, concept, library]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return measure(setup.python, "inside_device", setup.comfyui, checkpoint, concept, library)
 
 
 def test_the_host_computes_there_in_half_precision(measured: dict) -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
-
 import pytest
 
-from scripts.bootstrap import ROOT, Setup
+from scripts.bootstrap import Setup
+from tests.measuring import measure
 
 ROUNDING = 5e-6
 
 
 @pytest.fixture(scope="module")
 def measured(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    command: list[str | Path] = [setup.python, "-m", "tests.inside_sdxl", setup.comfyui, tmp_path_factory.mktemp("sdxl")]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return measure(setup.python, "inside_sdxl", setup.comfyui, tmp_path_factory.mktemp("sdxl"))
 
 
 def test_the_one_who_is_taught_reads_and_predicts_as_the_host(measured: dict) -> None:

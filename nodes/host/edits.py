@@ -61,11 +61,11 @@ class Applied:
         In a region there is its own concept beside those that have none.
         """
         if self.stack and device not in self.made:
-            whole, regional = edit_of(self.stack, self.mode), [concept.region is not None for concept in self.stack]
-            places = [i for i, inside in enumerate(regional) if inside]
-            actives = [torch.tensor([not inside or i == own for i, inside in enumerate(regional)]) for own in (-1, *places)]
-            edits = [whole] if not places else [replace(whole, strength=whole.strength * active) for active in actives]
-            self.made[device] = [edit.to(device) for edit in edits]
+            whole, regional = edit_of(self.stack, self.mode).to(device), [concept.region is not None for concept in self.stack]
+            owners = [-1, *(i for i, inside in enumerate(regional) if inside)]
+            actives = [[not inside or i == own for i, inside in enumerate(regional)] for own in owners]
+            strengths = whole.strength * torch.tensor(actives, device=device)
+            self.made[device] = [replace(whole, strength=strength) for strength in strengths]
         return self.made.get(device, [])
 
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:

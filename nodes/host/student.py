@@ -166,12 +166,15 @@ class Student:
         encodings, beside = self._parted(encodings, latents)
         projections = Projections([edit] if edit is not None else [], encodings)
 
-        def edited() -> contextlib.AbstractContextManager:
-            return projections.within(self.unet, self.layers)
+        @contextlib.contextmanager
+        def edited() -> Iterator[None]:
+            wide = widening(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
+            with projections.within(self.unet, self.layers), wide:
+                yield
 
         with contextlib.ExitStack() as opened:
             opened.enter_context(edited())
-            opened.enter_context(self._autocast() if self.precision != torch.float32 else widening(self.unet))
+            opened.enter_context(self._autocast())
             if self.twice:
                 opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
