@@ -35,6 +35,9 @@ class Ablation:
     """Variants that the paper's Fig. 9 has behind the first."""
 
 
+SMALL = Change({"small": 0.5})
+"""Pictures are shown at half their size, half of the time."""
+
 ABLATIONS: dict[str, Ablation] = {
     "Key-locking": Ablation(
         "The paper (Fig. 9): locked keys are in front, trained ones overfit.",
@@ -72,6 +75,10 @@ ABLATIONS: dict[str, Ablation] = {
     "Bias found by the model": Ablation(
         "Find Bias finds one for each concept and prompt; its own dial is how far the prompt is to be followed.",
         {"the same for all": Change(), "found": Change(use={"dial": FOLLOWED}, values=(0.75, 0.8, 0.85, 0.9, 0.93))},
+    ),
+    "Pictures shown small": Ablation(
+        "Train Concept can show pictures at half their size at times; prompts for another thing beside the concept have it so.",
+        {"never": Change(), "half of the time": SMALL},
     ),
     "Gradient through the target input": Ablation(
         "Without it each step takes the place of the edit for fixed, though it follows the word.",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks import concepts, sheet
+from benchmarks.ablations import SMALL
 from benchmarks.concepts import TEST
 from benchmarks.lab import SAMPLING, Lab, draw, half, percent
-from benchmarks.methods import TWO_SIZES, Recipe, Use
+from benchmarks.methods import Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
 from perfusion_core.concept import Concept
@@ -39,7 +40,7 @@ WAYS = {
 """
 LATER = 0.8
 TWICE = ("exact (orthogonal)", "exact, with regions")
-"""Ways that concepts are combined in that were taught from pictures of two sizes, too."""
+"""Ways that concepts are combined in that were shown small at times while they were taught, too."""
 
 
 FILE = "fidelity-pairs.png"
@@ -77,7 +78,7 @@ def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
 
 def taught(recipe: Recipe) -> list[tuple[Recipe, Sequence[str]]]:
     """How concepts are taught, and the ways in which those are combined."""
-    return [(recipe, tuple(WAYS)), (replace(recipe, masks=TWO_SIZES), TWICE)]
+    return [(recipe, tuple(WAYS)), (SMALL.of(recipe, Use())[0], TWICE)]
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
@@ -152,8 +153,8 @@ def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
             percent(words.all(-1).flatten().tolist()),
             percent(places.flatten().tolist()),
         ]
-        sizes = "" if taught_by == recipe else ", taught from pictures of two sizes"
-        lines.append(f"| {way}{sizes} | {' | '.join(columns)} |")
+        shown = "" if taught_by == recipe else ", shown small half of the time"
+        lines.append(f"| {way}{shown} | {' | '.join(columns)} |")
     if not lines:
         return []
     return [

@@ -66,6 +66,25 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
     return torch.stack([p for p, _ in made]), torch.stack([m for _, m in made])
 
 
+def small(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, size, size, 3] and masks [B, size, size] of the object in the left half and in the right one, in turn.
+
+    Its longer side is half of the frame's, if it was more. What is then bare goes on in the colours of the picture's edge, and
+    counts for nothing.
+    """
+    size, places = masks.shape[-1], []
+    for i, mask in enumerate(masks):
+        seen = mask > mask.max() / 2
+        # Where it starts and ends, from -1 to 1, across and down.
+        ends = torch.stack([seen.any(axis).nonzero()[[0, -1], 0] + torch.tensor([0, 1]) for axis in (0, 1)]) * 2 / size - 1
+        grown = max(1.0, float((ends[:, 1] - ends[:, 0]).max()))
+        shift = ends.mean(1) - grown * torch.tensor([i % 2 - 0.5, 0.0])
+        places.append(torch.cat([grown * torch.eye(2), shift[:, None]], dim=1))
+    grid = F.affine_grid(torch.stack(places), [len(masks), 1, size, size], align_corners=False)
+    frames = F.grid_sample(images.movedim(-1, 1), grid, padding_mode="border", align_corners=False)
+    return frames.movedim(1, -1), F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+
+
 def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
     """Weights [B, 1, height, width] for latents, each with a maximum of 1, of masks [B, H, W].
 

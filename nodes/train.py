@@ -63,10 +63,12 @@ def settings_of(chosen: Mapping[str, object]) -> Settings:
     return replace(settings, micro=min(settings.micro, settings.batch), initial_word=settings.initial_word.strip())
 
 
-def both_sides(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of prepared pictures and of their mirror images."""
-    latents = torch.stack([host.latents_of(vae, model, each) for each in (images, images.flip(2))], dim=1)
-    return latents, torch.stack([pictures.latent_masks(each, *latents.shape[-2:]) for each in (masks, masks.flip(2))], dim=1)
+def forms(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor, small: bool) -> tuple[Tensor, Tensor]:
+    """Latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, in the forms of `teach`."""
+    shown = [(images, masks), *([pictures.small(images, masks)] if small else [])]
+    shown = [each for image, mask in shown for each in ((image, mask), (image.flip(2), mask.flip(2)))]
+    latents = torch.stack([host.latents_of(vae, model, image) for image, _ in shown], dim=1)
+    return latents, torch.stack([pictures.latent_masks(mask, *latents.shape[-2:]) for _, mask in shown], dim=1)
 
 
 class PerfusionTrain(io.ComfyNode):
@@ -263,6 +265,17 @@ class PerfusionTrain(io.ComfyNode):
                     "very short parts of the model are computed twice, which takes a third longer. Or as a graphics card of this "
                     "size needs it. The concept is the same.",
                 ),
+                io.Float.Input(
+                    "small",
+                    default=DEFAULTS.small,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How often the thing is shown in one half of the frame, at most half as large: for a concept that will "
+                    "stand beside another one, or far away.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
@@ -309,7 +322,7 @@ class PerfusionTrain(io.ComfyNode):
         covariance = covariance or measure(clip, None)
         inverse = covariance.inverse()
 
-        latents, weights = both_sides(model, vae, ready, marks)
+        latents, weights = forms(model, vae, ready, marks, settings.small > 0)
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
         keep = chosen.get("keep", LAST)
         digest = fingerprint(model, clip, vae, settings, superclass, keep, ready, marks, covariance)

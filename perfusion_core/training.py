@@ -67,7 +67,8 @@ def processor_has_bfloat16() -> bool:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time.
+    """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time,
+    mirrored in a share of `flip` and small in a share of `small`.
 
     `min_snr` is for the `Base`, whose objective may weigh noise levels by it. `mode` is one of `edit.MODES` or `NONE`. The word
     starts as `initial_word`, any text that the `Base` can embed, or as the superclass where that is empty. With
@@ -84,6 +85,7 @@ class Settings:
     lock: str = LOCAL
     mode: str = EXACT
     flip: float = 0.5
+    small: float = 0.0
     ema: float = 0.99
     seed: int = 0
     min_snr: float = 0.0
@@ -101,6 +103,7 @@ class Settings:
             f"a lock of {LOCAL} or {TRAINED}": self.lock in (LOCAL, TRAINED),
             f"an edit mode of {', '.join((*MODES, NONE))}": self.mode in (*MODES, NONE),
             "a flip between 0 and 1": 0 <= self.flip <= 1,
+            "a small between 0 and 1": 0 <= self.small <= 1,
             "an average (ema) between 0 and 1": 0 <= self.ema <= 1,
             "a min_snr of 0 or more": 0 <= self.min_snr < math.inf,
         }
@@ -216,6 +219,11 @@ class Draw:
     templates: Tensor
     time: Tensor
     noise: Tensor
+    small: Tensor
+
+    def forms(self) -> Tensor:
+        """Which of its forms each picture is shown in, int [B]: as it is, mirrored, small, small and mirrored."""
+        return self.flipped + 2 * self.small.long()
 
     @classmethod
     def of(cls, settings: Settings, step: int, latents: Tensor) -> "Draw":
@@ -229,6 +237,8 @@ class Draw:
             templates=torch.randint(len(TEMPLATES), (min(count, 2),), generator=generator).repeat(count)[:count],
             time=(torch.arange(count) + torch.rand(count, generator=generator)) / count,
             noise=torch.randn(count, *latents.shape[1:], generator=generator),
+            # Last, so that the others are the same with any share of small pictures.
+            small=torch.rand(count, generator=generator) < settings.small,
         )
 
 
@@ -257,7 +267,7 @@ def gradients(
         fixed = None if settings.target_gradient else edit_in_training(lesson, inverse, settings)
         outputs = [*lesson.values.values(), *lesson.keys.values()]
         for part in torch.arange(settings.batch).split(settings.micro):
-            shown = draw.pictures[part], draw.flipped[part].long()
+            shown = draw.pictures[part], draw.forms()[part]
             noise, time = draw.noise[part].to(device), draw.time[part].to(device)
             # Each backward frees the graph that it went through, that of the target input too.
             edit = edit_in_training(lesson, inverse, settings, seen()) if settings.target_gradient else fixed
@@ -341,8 +351,8 @@ def teach(
     Args:
         base: the model.
         lesson: from `start`, or from a checkpoint; changed in place.
-        latents: [pictures, 2, c, h, w], each picture as it is and mirrored.
-        masks: [pictures, 2, 1, h, w], soft, each with a maximum of 1.
+        latents: [pictures, forms, c, h, w]: each picture as it is and mirrored, and then, if `small` is above 0, both small.
+        masks: [pictures, forms, 1, h, w], soft, each with a maximum of 1.
         inverse: C⁻¹, float64 [d, d], on the CPU.
         settings: how.
         after_step: told of every step; what it raises ends the training, and the lesson stands after that step.

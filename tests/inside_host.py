@@ -66,7 +66,7 @@ def main() -> dict:
     concept = Concept.load(CONCEPT)
     parts = (locked, recorded, regional, kept)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
-    return found | shortened(clip) | short_of_memory(model, clip) | moved() | halved() | portions()
+    return found | shortened(clip) | short_of_memory(model, clip) | moved() | halved() | portions() | made_small()
 
 
 def encode(clip: object, text: str) -> list:
@@ -261,6 +261,25 @@ def portions() -> dict:
     chosen = [memory.portion(need, free, 8) for free in (2000, 900, 500, 300, 100)]
     alone = memory.portion(need, 300, 1)
     return {"portions": [[each.micro, each.twice, each.bytes] for each in (*chosen, alone)]}
+
+
+def made_small() -> dict:
+    """Where the object is, and how large, in pictures that are shown small: of a grey square on white, off the middle."""
+    pictures = inside.part("nodes.pictures")
+    found = {}
+    for name, (top, left, side) in {"large": (10, 4, 48), "small": (30, 40, 16)}.items():
+        masks = torch.zeros(2, 64, 64)
+        masks[:, top : top + side, left : left + side] = 0.8
+        images = torch.where(masks > 0, 0.5, 1.0)[..., None].expand(-1, -1, -1, 3)
+        shown, marks = pictures.small(images, masks)
+        ends = [[each.any(axis).nonzero()[[0, -1], 0].tolist() for axis in (0, 1)] for each in marks > 0.4]
+        same = all(
+            bool(((picture == 0.5) == (mark == mark.max())[..., None]).all()) for picture, mark in zip(shown, marks, strict=True)
+        )
+        found[name] = {"ends": ends, "picture and mask together": same, "rest": float(shown[marks == 0].min())}
+    whole = pictures.small(torch.rand(1, 64, 64, 3), torch.ones(1, 64, 64))[1]
+    found["no mask"] = [float(whole[:, 16:48, :32].min()), float(whole.sum())]
+    return {"made small": found}
 
 
 def recorded(model: object, clip: object, concept: object) -> dict:

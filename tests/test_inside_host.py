@@ -88,6 +88,15 @@ def test_as_much_is_computed_at_once_as_fits(measured: dict) -> None:
     ]  # fmt: skip
 
 
+def test_pictures_are_shown_small_with_the_object_in_one_half(measured: dict) -> None:
+    """At the left, then at the right; what counts is what shows it, and bare parts go on in the edge's colour."""
+    large, small = measured["made small"]["large"], measured["made small"]["small"]
+    assert large["ends"] == [[[0, 31], [16, 47]], [[32, 63], [16, 47]]]
+    assert small["ends"] == [[[8, 23], [24, 39]], [[40, 55], [24, 39]]]
+    assert large["rest"] == small["rest"] == 1 and small["picture and mask together"]
+    assert measured["made small"]["no mask"] == [1, 32 * 32]
+
+
 def test_keys_and_values_are_made_once_in_a_run_and_nothing_else_comes_of_it(measured: dict) -> None:
     """Unless weights change between steps: then they are made anew at each."""
     assert all(measured["kept"].values()) and measured["what hooks change"] > 0.01

@@ -294,8 +294,8 @@ def mean_of(painter: Painter, templates: list[str], word: Tensor) -> Tensor:
 def error_by_hand(painter: Painter, kv: dict, draw: Draw, latents: Tensor, masks: Tensor, settings: Settings) -> Tensor:
     """The masked error of what a painter makes of every layer's keys and values, in float64."""
     total = torch.zeros((), dtype=torch.float64)
-    side = draw.flipped.long()
-    z, mask = latents[draw.pictures, side].double(), masks[draw.pictures, side].double()
+    form = draw.flipped.long() + 2 * draw.small.long()
+    z, mask = latents[draw.pictures, form].double(), masks[draw.pictures, form].double()
     noise, time = draw.noise.double(), draw.time.double()
     error = (painter.paint(painter.noised(z, noise, time), time, kv) - noise) ** 2
     for b in range(settings.batch):
@@ -454,6 +454,28 @@ def test_mirrored_pictures_come_with_their_mirrored_masks(inverse: Tensor, laten
     assert swapped[1] == plain[1] and all(torch.equal(one, other) for one, other in zip(swapped[0], plain[0], strict=True))
     mirrored = found_with(inverse, latents, masks, flip=1.0)
     assert mirrored[1] != plain[1]
+
+
+def test_small_pictures_take_the_place_of_whole_ones_and_of_nothing_else(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    four, marks = torch.cat([latents + 1, latents], 1), torch.cat([masks.flip(2), masks], 1)
+    small, plain = found_with(inverse, four, marks, small=1.0), found_with(inverse, latents, masks)
+    assert small[1] == plain[1] and all(torch.equal(one, other) for one, other in zip(small[0], plain[0], strict=True))
+    whole = found_with(inverse, four, marks)
+    assert whole[1] != plain[1]
+    settings = settings_of(lock=TRAINED, small=0.5)
+    draw = Draw.of(settings, 0, four[:, 0])
+    assert 0 < int(draw.small.sum()) < settings.batch and 0 < int(draw.flipped.sum()) < settings.batch
+    assert draw.forms().tolist() == [f + 2 * s for f, s in zip(draw.flipped.tolist(), draw.small.tolist(), strict=True)]
+    lesson = start(Painter(), "teddy bear", settings)
+    loss = gradients(Painter(), lesson, draw, four, marks, inverse, settings)[2]
+    painter = Painter(torch.float64)
+    for wide, narrow in zip(painter.parameters(), Painter().parameters(), strict=True):
+        wide.data.copy_(narrow.data)
+    learned = {"inverse": inverse, "word": lesson.word["clip"].double()}
+    learned |= {f"value.{layer}": each.double() for layer, each in lesson.values.items()}
+    learned |= {f"key.{layer}": each.double() for layer, each in lesson.keys.items()}
+    with torch.no_grad():
+        assert loss == pytest.approx(float(by_hand(painter, lesson, learned, draw, four, marks, settings)), rel=1e-5)
 
 
 # ---- the same again ------------------------------------------------------------------------------------------------------
@@ -632,6 +654,7 @@ def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: 
         ({"lock": "global"}, "a lock"),
         ({"mode": "both"}, "an edit mode"),
         ({"flip": 1.5}, "a flip"),
+        ({"small": -0.1}, "a small"),
         ({"ema": -0.1}, "an average"),
         ({"min_snr": -1.0}, "a min_snr"),
     ],
@@ -715,11 +738,13 @@ def test_a_step_s_choices_come_from_seed_and_step_alone() -> None:
     assert Draw.of(replace(settings, seed=2**63 - 1), 10**6, latents).noise.isfinite().all()
     noises = {float(Draw.of(replace(settings, seed=s), n, latents).noise[0, 0, 0, 0]) for s in range(20) for n in range(20)}
     assert len(noises) == 400
+    other = Draw.of(replace(settings, small=0.7), 7, latents)
+    assert other.small.any() and all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items() if name != "small")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 def test_the_statistics_of_the_choices(batch: int) -> None:
-    settings, latents = settings_of(batch=batch, flip=0.3), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
+    settings, latents = settings_of(batch=batch, flip=0.3, small=0.3), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
     draws = [Draw.of(settings, step, latents) for step in range(400)]
     for draw in draws:
         # One time in each of B equal parts.
@@ -729,7 +754,9 @@ def test_the_statistics_of_the_choices(batch: int) -> None:
     drawn = {name: torch.cat([vars(draw)[name] for draw in draws]) for name in vars(draws[0])}
     count = 400 * batch
     # Five standard deviations of what they should be.
-    assert abs(float(drawn["flipped"].float().mean()) - 0.3) < 5 * (0.21 / count) ** 0.5
+    for name in ("flipped", "small"):
+        assert abs(float(drawn[name].float().mean()) - 0.3) < 5 * (0.21 / count) ** 0.5
+    assert abs(float((drawn["flipped"] & drawn["small"]).float().mean()) - 0.09) < 5 * (0.09 * 0.91 / count) ** 0.5
     assert abs(float(drawn["time"].mean()) - 0.5) < 5 * (1 / 12 / count) ** 0.5
     assert abs(float((drawn["time"] * batch % 1).mean()) - 0.5) < 5 * (1 / 12 / count) ** 0.5
     assert abs(float(drawn["noise"].mean())) < 5 * (1 / drawn["noise"].numel()) ** 0.5
