@@ -310,18 +310,27 @@ class Bench:
         """Sizes of concept files."""
         kind = inside.part("perfusion_core.concept").Concept
         shapes = {
-            "SD1.5": ("≤ 32 KB", [320] * 5 + [640] * 5 + [1280] * 6, {"clip_l": 768}, 768),
+            "SD1.5": ("≤ 32 KB, ≤ 16 KB", [320] * 5 + [640] * 5 + [1280] * 6, {"clip_l": 768}, 768),
             "SDXL": ("≤ 64 KB", [640] * 10 + [1280] * 60, {"clip_l": 768, "clip_g": 1280}, 2048),
         }
         rows = []
-        for name, (goal, widths, words, width) in shapes.items():
+        for name, (goals, widths, words, width) in shapes.items():
             layers = {f"input_blocks.{i}.1.transformer_blocks.0.attn2": torch.randn(m) for i, m in enumerate(widths)}
             vectors = {encoder: torch.randn(1, size) for encoder, size in words.items()}
             concept = kind("<it>", "teddy", "sd1", vectors, *(torch.randn(width) for _ in range(3)), layers)
             with tempfile.TemporaryDirectory() as folder:
-                concept.save(Path(folder) / "it.safetensors")
-                rows.append(f"| {name} | {goal} | {(Path(folder) / 'it.safetensors').stat().st_size / 1024:.1f} KB |")
-        return ["A concept's file in half precision, without its picture.", "", "| | goal | size |", "| --- | --- | --- |", *rows]
+                file, sizes = Path(folder) / "it.safetensors", []
+                for dtype in (torch.float16, torch.int8):
+                    concept.save(file, dtype)
+                    sizes.append(f"{file.stat().st_size / 1024:.1f} KB")
+            rows.append(f"| {name} | {goals} | {' | '.join(sizes)} | {4 * sum(widths) / 1024:.0f} KB |")
+        return [
+            "A concept's file without its picture; beside it what the learned outputs alone take in float32.",
+            "",
+            "| | goals | half | 8 bit | outputs in float32 |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+        ]
 
 
 def repeated(way: Callable[[Tensor], Tensor], x: Tensor, now: Callable[[], float], times: int = 200) -> float:

@@ -11,17 +11,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from benchmarks.concepts import Concept
 from benchmarks.lab import SAMPLING, Lab, draw
 from benchmarks.methods import FOLLOWED, LORA, Recipe, Use, teach, use
+from perfusion_core.concept import Concept as File
 from perfusion_core.files import write_bytes
 from scripts.graphs import Graph, Link
 
@@ -61,7 +63,7 @@ class Trial:
 
     def key(self, value: float) -> str:
         """Of the scores at a value of the dial."""
-        how = [asdict(self.use), [prompt.text for prompt in self.prompts], SEEDS, SAMPLING]
+        how = [self.use.told(), [prompt.text for prompt in self.prompts], SEEDS, SAMPLING]
         at = f"/{self.at}" if self.at else ""
         return f"{self.name()}{at}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
 
@@ -228,10 +230,19 @@ class Workshop:
         """For each value, pictures [seeds, side, side, 3] of each prompt."""
         lab, graph, links = lab or self.lab, Graph(), []
         file = self.taught(trial, lab) if trial.recipe else None
+        if file and trial.use.eight_bits:
+            file = self.rounded(lab, file)
         for value in values:
             links += self.pictures(graph, trial, file, value)
         drawn = iter(lab.pictures(graph, *links))
         return [[next(drawn) for _ in trial.prompts] for _ in values]
+
+    def rounded(self, lab: Lab, file: Path) -> Path:
+        """The same concept in a file of eight bits; its name within its folder."""
+        folder, name = lab.server.base / "models" / "perfusion", Path("eight-bits") / file
+        (folder / name).parent.mkdir(exist_ok=True)
+        File.load(folder / file).save(folder / name, torch.int8)
+        return name
 
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
         """Nodes that draw each prompt: every method with the same noise."""
