@@ -9,7 +9,7 @@ from pathlib import Path
 from scripts.bootstrap import ROOT
 
 
-def measure(python: Path, module: str, *arguments: Path) -> dict:
+def measure(python: Path, module: str, *arguments: Path | str) -> dict:
     """The JSON object that a module of tests prints last."""
     command = [str(part) for part in (python, "-m", f"tests.{module}", *arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

@@ -1,6 +1,6 @@
-"""Teaches SDXL's layout inside the real host: run by test_sdxl.py in the host's own interpreter.
+"""Teaches a family's layout inside the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_sdxl COMFYUI FOLDER` prints one JSON object of what was measured.
+`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with sd2 or sdxl, prints one JSON object of what was measured.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from scripts import inside
 
-COMFYUI, FOLDER = map(Path, sys.argv[1:])
+COMFYUI, FAMILY, FOLDER = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 inside.enter_with_pack(COMFYUI)
 
 import comfy.sample  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tests import tiny_sdxl  # noqa: E402
+from tests import tiny  # noqa: E402
 from tests.differences import worst  # noqa: E402
 
 host, training, train = (inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train"))
@@ -29,9 +29,10 @@ SETTINGS = training.Settings(steps=12, batch=4, micro=4, word_rate=1e-3, output_
 def main() -> dict:
     """All that is measured."""
     with torch.inference_mode(False):
-        model, clip = tiny_sdxl.make()
-    inverse = inside.part("perfusion_core.covariance").Estimate(2048)
-    inverse.add(torch.randn(6000, 2048, generator=torch.Generator().manual_seed(0)))
+        model, clip = getattr(tiny, FAMILY)(FOLDER)
+    width = host.width_of(model)
+    inverse = inside.part("perfusion_core.covariance").Estimate(width)
+    inverse.add(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
     student = host.Student(model, clip, torch.float32)
     latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
@@ -43,7 +44,7 @@ def main() -> dict:
         after = training.held_out_loss(student, lesson, latents, masks, metric, SETTINGS)
     with torch.inference_mode():
         found |= {"loss": [before, after]} | as_the_host(student, lesson)
-        concept = train.concept_of(lesson, metric, "<it>", "teddy", "sdxl", SETTINGS)
+        concept = train.concept_of(lesson, metric, "<it>", "teddy", host.family_of(model), SETTINGS)
         concept.save(FOLDER / "it.safetensors", torch.float32)
         return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
 
@@ -71,6 +72,7 @@ def as_the_host(student: object, lesson: object) -> dict:
     knowing = host.clip_with_words(student.clip, (named(lesson),))
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encodings, _ = student.encode(training.TEMPLATES[:1], lesson.word)
+    beside = encodings.shape[1] - cond.shape[1]
     sampling = student.model.model.model_sampling
     latents, noise, time = (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.5]))
     prediction, _ = student.objective(latents, noise, time, encodings, None)
@@ -80,16 +82,17 @@ def as_the_host(student: object, lesson: object) -> dict:
     conds = {name: each.cond for name, each in student.model.model.extra_conds(**given).items()}
     wanted = student.model.model.apply_model(x, sigma, **{k: v.as_subclass(Tensor) for k, v in conds.items()})
     return {
-        "encoding": worst(encodings[:, :-1], cond.as_subclass(Tensor)),
-        "pooled": worst(encodings[:, -1, :1280], more["pooled_output"]),
+        "encoding": worst(encodings[:, : cond.shape[1]], cond.as_subclass(Tensor)),
+        "pooled": [worst(encodings[:, -1, :1280], more["pooled_output"])] if beside else [],
+        "v-prediction": any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__),
         "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),
     }
 
 
 def named(lesson: object) -> object:
     """A concept of a lesson's word, which edits nothing."""
-    empty = torch.ones(2048)
-    return Concept("<it>", "teddy", "sdxl", {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
+    empty = torch.ones(len(lesson.target_input))
+    return Concept("<it>", "teddy", FAMILY, {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
 
 
 def used(model: object, clip: object, concept: object) -> dict:

@@ -1,0 +1,43 @@
+"""The families beside SD1: SD2 with its v-prediction, and SDXL with two text encoders and a pooled output beside the encoding.
+
+In the real host, on their layouts with few layers.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.bootstrap import Setup
+from tests.measuring import measure
+
+ROUNDING = 5e-6
+WORDS = {"sd2": {"clip_h": [1, 1024]}, "sdxl": {"clip_g": [1, 1280], "clip_l": [1, 768]}}
+
+
+@pytest.fixture(scope="module", params=WORDS)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def measured(setup: Setup, family: str, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return measure(setup.python, "inside_family", setup.comfyui, family, tmp_path_factory.mktemp(family))
+
+
+def test_the_one_who_is_taught_reads_and_predicts_as_the_host(measured: dict, family: str) -> None:
+    """With SDXL the pooled output of the prompt with the learned word, and the picture's size, are among what it reads."""
+    assert measured["encoding"] < ROUNDING and measured["denoised"] < ROUNDING
+    assert len(measured["pooled"]) == (family == "sdxl") and all(each < ROUNDING for each in measured["pooled"])
+    assert measured["v-prediction"] == (family == "sd2")
+
+
+def test_gradients_reach_the_words_of_all_encoders(measured: dict, family: str) -> None:
+    """Told over measured by finite differences in float32: through encodings and the pooled output."""
+    assert len(measured["derivatives by words"]) == len(WORDS[family])
+    assert all(0.95 < each < 1.05 for each in (*measured["derivatives by words"], *measured["derivatives by outputs"]))
+
+
+def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
+    before, after = measured["loss"]
+    assert after < before and measured["words"] == WORDS[family]
+    assert measured["a prompt without the word"] and measured["a prompt with it"] > 0.01

@@ -1,0 +1,76 @@
+"""The layouts of SDXL and SD2 with few layers and seeded weights, made by the host's own classes; they know nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_base
+import comfy.sd
+import comfy.sdxl_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.text_encoders.sd2_clip
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+
+SDXL = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 4], "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2,
+    "transformer_depth_output": [0, 0, 1, 1, 2, 2], "use_linear_in_transformer": True, "context_dim": 2048,
+    "num_head_channels": 16, "num_classes": "sequential", "adm_in_channels": 2816, "use_spatial_transformer": True,
+    "legacy": False, "use_checkpoint": False,
+}  # fmt: skip
+SD2 = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
+    "channel_mult": [1] * 4, "transformer_depth": [1] + [0] * 7, "transformer_depth_middle": 1,
+    "transformer_depth_output": [1] * 2 + [0] * 10, "use_linear_in_transformer": True, "context_dim": 1024,
+    "num_heads": -1, "num_head_channels": 64, "adm_in_channels": None, "use_spatial_transformer": True,
+    "use_temporal_attention": False, "legacy": False, "use_checkpoint": False,
+}  # fmt: skip
+"""As many blocks as SD2 has, for the host tells v-prediction by the last one; narrow, and most without attention."""
+
+FEW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
+
+
+def sdxl(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """MODEL and CLIP, in float32 on the processor; no loader knows an SDXL so narrow."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.SDXL(dict(SDXL))
+    target = comfy.supported_models_base.ClipTarget(comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel)
+    return made(config, comfy.model_base.SDXL, target)
+
+
+def sd2(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A checkpoint of SD2 with v-prediction, written to the folder and read by the stock loader."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.SD20(dict(SD2))
+    model, clip = made(config, comfy.model_base.BaseModel, config.clip_target())
+    nn.init.normal_(model.model.diffusion_model.output_blocks[11][1].transformer_blocks[0].norm1.bias)
+    path = folder / "sd2.safetensors"
+    comfy.sd.save_checkpoint(str(path), model, clip)
+    options = {"dtype": torch.float32}
+    return comfy.sd.load_checkpoint_guess_config(
+        str(path), output_vae=False, model_options=options, te_model_options={**FEW, **options}
+    )[:2]
+
+
+def made(
+    config: comfy.supported_models_base.BASE, kind: type, target: comfy.supported_models_base.ClipTarget
+) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """Both, with seeded weights."""
+    config.set_inference_dtype(torch.float32, None)
+    model, cpu = kind(config, device=torch.device("cpu")), torch.device("cpu")
+    clip = comfy.sd.CLIP(target, model_options={**FEW, "dtype": torch.float32})
+    for module in (model.diffusion_model, clip.cond_stage_model):
+        seeded(module)
+    return ModelPatcher(model, load_device=cpu, offload_device=cpu), clip
+
+
+def seeded(module: nn.Module) -> None:
+    """Give weights that keep the size of what passes through them; norms 1, biases 0, embeddings small."""
+    for name, weight in module.named_parameters():
+        if weight.ndim < 2:
+            nn.init.constant_(weight, float(name.endswith("weight")))
+        else:
+            nn.init.normal_(weight, std=0.02 if "embedding" in name else weight[0].numel() ** -0.5)
