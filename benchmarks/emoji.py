@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.concepts import Concept
-from benchmarks.methods import PLAIN, TWO_SIZES, Recipe
+from benchmarks.methods import PLAIN, Recipe
 from benchmarks.oracles import LEFT, RIGHT, WHOLE, Oracles
 from benchmarks.trials import Prompt, Scores, Trial
 from demo import make_pictures, world
@@ -48,10 +48,8 @@ class EmojiBed:
         """See `trials.Bed.pictures`."""
         designer, word = concept
         places = [TAUGHT_ON[i % len(TAUGHT_ON)] for i in range(recipe.pictures)]
-        small = range(1, recipe.pictures, 2) if recipe.masks == TWO_SIZES else ()
-        within = f"{designer}/two-sizes" if small else designer
-        make_pictures.write(self.emoji, designer, word, places, folder / within, SIDE, first_seed=1000, small=small)
-        names = [f"{within}/{word}-{i}.png" for i in range(recipe.pictures)]
+        make_pictures.write(self.emoji, designer, word, places, folder / designer, SIDE, first_seed=1000)
+        names = [f"{designer}/{word}-{i}.png" for i in range(recipe.pictures)]
         if recipe.masks == PLAIN:
             for name in names:
                 unsquared(Image.open(folder / name)).save(folder / name.replace(".png", "-plain.png"))

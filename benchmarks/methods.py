@@ -25,7 +25,6 @@ TRIGGER = "<it>"
 RARE = "zxq"
 """What a LoRA's prompts name the concept by, before its word, as DreamBooth does."""
 PAINTED, PLAIN, FOUND, NO_MASK = "painted", "plain", "found", "none"
-TWO_SIZES = "painted, two sizes"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Recipe:
         widgets: what differs from `WIDGETS` of that node.
         pictures: how many.
         masks: PAINTED silhouettes; PLAIN ones, that weigh a latent by its share of the object and not by that squared; those FOUND
-            by Find Object; or NO_MASK. Train LoRA takes none. TWO_SIZES: PAINTED, in pictures that show every other one small.
+            by Find Object; or NO_MASK. Train LoRA takes none.
         positions: which tokens the covariance is measured at; "" leaves it to Train Concept.
     """
 

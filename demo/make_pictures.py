@@ -39,11 +39,8 @@ def write(
     out: Path,
     side: int = SIDE,
     first_seed: int = 0,
-    small: Sequence[int] = (),
 ) -> None:
     """Write WORD-N.png of one designer's emoji, one for each place, into `out`; `first_seed + N` is a picture's seed.
-
-    In those pictures whose numbers are in `small` the emoji is as small as one of two, on the left and on the right in turn.
 
     ValueError if the designer has no such emoji.
     """
@@ -52,8 +49,7 @@ def write(
         raise ValueError(f"{designer} should have a {word}, but has only {', '.join(w for _, w in drawn)}; take one of these")
     out.mkdir(parents=True, exist_ok=True)
     for i, place in enumerate(places):
-        first = small.index(i) % 2 if i in small else None
-        picture, mask = world.compose([drawn[designer, word]], place, random.Random(first_seed + i), side, first)
+        picture, mask = world.compose([drawn[designer, word]], place, random.Random(first_seed + i), side)
         picture.putalpha(mask.point(lambda share: 255 - (share + 1) // 2))
         picture.save(out / f"{word}-{i}.png", optimize=True)
 

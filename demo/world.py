@@ -181,16 +181,11 @@ def painted(picture: Image.Image, dark: str, light: str) -> Image.Image:
     return Image.fromarray(pixels.round().astype(np.uint8), "RGBA")
 
 
-def compose(
-    pictures: list[Image.Image], place: str, rng: random.Random, side: int = 64, first: int | None = None
-) -> tuple[Image.Image, Image.Image]:
-    """A scene of one or two emoji on a background, and the mask of the emoji (mode L); both `side` pixels, a multiple of 64.
-
-    One alone stands in the middle; with `first` 0 or 1 it is as small as one of two, on the left or on the right.
-    """
+def compose(pictures: list[Image.Image], place: str, rng: random.Random, side: int = 64) -> tuple[Image.Image, Image.Image]:
+    """A scene of one or two emoji on a background, and the mask of the emoji (mode L); both `side` pixels, a multiple of 64."""
     image, mask = background(place, rng, side), Image.new("L", (side, side))
-    for i, picture in enumerate(pictures, first or 0):
-        if len(pictures) == 1 and first is None:
+    for i, picture in enumerate(pictures):
+        if len(pictures) == 1:
             size, x, y = rng.randint(44, 52), 32 + rng.uniform(-4, 4), 32 + rng.uniform(-3, 3)
         else:
             size, x, y = rng.randint(28, 32), 64 * (0.26, 0.74)[i] + rng.uniform(-2, 2), 34 + rng.uniform(-4, 4)
