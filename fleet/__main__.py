@@ -1,0 +1,7 @@
+"""`python -m fleet`: as `perfusion-train`."""
+
+import sys
+
+from fleet.command import main
+
+sys.exit(main())
