@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from fleet import table
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
+from perfusion_fleet import schedule, table
+from perfusion_fleet.worker import Answer
 from scripts.bootstrap import CHECKPOINT, ROOT, Setup
 from scripts.graphs import Graph
 from scripts.server import Server
@@ -130,7 +131,7 @@ def test_what_is_no_table_is_refused_in_a_sentence(tmp_path: Path, name: str, co
 
 def command(setup: Setup, base: Path, concepts: Path, out: Path) -> list[str]:
     given = ["--comfyui", setup.comfyui, "--models", base, "--checkpoint", CHECKPOINT, "--out", out, "--precision", "float32"]
-    return [str(part) for part in (setup.python, "-m", "fleet", concepts, *given, "--workers", 2, "--cpu")]
+    return [str(part) for part in (setup.python, "-m", "perfusion_fleet", concepts, *given, "--workers", 2, "--cpu")]
 
 
 def threads() -> dict[str, str]:
@@ -139,9 +140,11 @@ def threads() -> dict[str, str]:
 
 
 def test_without_ray_the_command_says_how_to_get_it() -> None:
-    code = "import sys; sys.modules['ray'] = None; from fleet import command; sys.exit(command.main(['x', '--checkpoint', 'y']))"
+    start = "import sys; sys.modules['ray'] = None; from perfusion_fleet.command import main; "
+    code = start + "sys.exit(main(['x', '--checkpoint', 'y']))"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 2 and "perfusion-train needs Ray" in ran.stdout and f"-m pip install -e '{ROOT}[fleet]'" in ran.stdout
+    assert ran.returncode == 2 and ran.stdout.startswith("Failed: perfusion-train needs Ray; install it with: ")
+    assert f"-m pip install -e '{ROOT}[fleet]'" in ran.stdout
 
 
 def test_what_the_node_would_not_take_is_refused_before_any_work(
@@ -163,6 +166,34 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
         "d: A trigger word is a name in",
         "e: flip should be a number fro",
     ]
+
+
+def test_what_ends_three_workers_or_fails_of_itself_is_given_up_and_the_rest_is_done() -> None:
+    class Fragile:
+        def ready(self) -> str:
+            return "here"
+
+        def teach(self, job: table.Job) -> Answer:
+            if job.name == "deadly":
+                os._exit(1)
+            if job.name == "faulty":
+                raise ValueError("no such thing")
+            return Answer(content=job.name.encode())
+
+    jobs = [table.Job(name, (), (), "", "", "", "", {}) for name in ("deadly", "first", "faulty", "second")]
+    told, before = [], signal.getsignal(signal.SIGTERM)
+    schedule.connect(schedule.LOCAL, 2, cpu=True)
+    try:
+        actor = schedule.ray.remote(max_restarts=-1)(Fragile)
+        found = {each.job.name: each for each in schedule.outcomes([actor.remote() for _ in range(2)], jobs, told.append)}
+    finally:
+        schedule.ray.shutdown()
+        signal.signal(signal.SIGTERM, before)  # Ray has one of its own
+    assert set(found) == {job.name for job in jobs} and found["deadly"].tries == 3
+    assert found["deadly"].answer.fault.startswith("3 workers were lost while they trained it")
+    assert found["faulty"].answer.fault == "Its training failed: no such thing." and found["faulty"].tries == 1
+    assert [found[name].answer.content for name in ("first", "second")] == [b"first", b"second"]
+    assert told.count("A worker was lost while it trained deadly.") == 3
 
 
 def test_a_fleet_that_loses_a_worker_teaches_what_the_server_teaches(

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fleet.table import Job
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
 from perfusion_core.files import write_bytes
+from perfusion_fleet.table import Job
 
 TRAINED, KEPT, FAILED = "trained", "kept", "failed"
 COLUMNS, ON_SHEET = 8, 96

@@ -12,12 +12,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fleet import index, table
-from fleet.inside import ROOT
-from fleet.table import Job
-from fleet.worker import Place
 from perfusion_core import PerfusionError
 from perfusion_core.files import write_bytes
+from perfusion_fleet import index, table
+from perfusion_fleet.inside import ROOT
+from perfusion_fleet.table import Job
+from perfusion_fleet.worker import Place
 
 DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 """Exit codes."""
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise PerfusionError(f"perfusion-train needs Ray; install it with: {sys.executable} -m pip install -e '{ROOT}[fleet]'")
     if options.workers is not None and options.workers < 1:
         raise PerfusionError(f"A fleet needs at least 1 worker; --workers said {options.workers}.")
-    from fleet import schedule
+    from perfusion_fleet import schedule
 
     comfyui = host_folder(options.comfyui)
     base = (options.models or comfyui).resolve()
@@ -94,7 +94,7 @@ def host_folder(named: Path | None) -> Path:
 
 def taught(workers: list[Any], jobs: Sequence[Job], out: Path) -> list[index.Entry]:
     """Train the jobs that are not saved in `out` yet, and save them there; a line of the index for each, in their order."""
-    from fleet import schedule
+    from perfusion_fleet import schedule
 
     kept = [job for job in jobs if index.file_of(out, job.name).exists()]
     entries = {job.name: index.entry(out, job, index.KEPT) for job in kept}

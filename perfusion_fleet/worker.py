@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fleet import inside
-from fleet.table import Job
+from perfusion_fleet import inside
+from perfusion_fleet.table import Job
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +101,7 @@ class Worker:
 
 def faults_of(job: Job) -> list[str]:
     """What the training node would not take of a job."""
-    from fleet import settings
+    from perfusion_fleet import settings
 
     train, faults = inside.part("nodes.train"), []
     for check in (
@@ -117,7 +117,7 @@ def faults_of(job: Job) -> list[str]:
 
 def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
     """The content of the file that Train Concept and Save Concept make of a job."""
-    from fleet import settings
+    from perfusion_fleet import settings
 
     concepts = inside.part("nodes.concepts")
     images, masks = loaded(job)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from comfy_api.latest import io
 
-from fleet.inside import part
+from perfusion_fleet.inside import part
 
 PerfusionError = part("perfusion_core").PerfusionError
 PerfusionTrain = part("nodes.train").PerfusionTrain

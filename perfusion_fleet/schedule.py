@@ -24,9 +24,9 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from fleet.table import Job
-from fleet.worker import Answer, Place, Worker
 from perfusion_core import PerfusionError
+from perfusion_fleet.table import Job
+from perfusion_fleet.worker import Answer, Place, Worker
 
 LOCAL = "local"
 TRIES = 3
@@ -100,7 +100,7 @@ def outcomes(workers: list[Any], jobs: Iterable[Job], say: Callable[[str], None]
         say: is told of workers that come and go.
 
     Raises:
-        PerfusionError: no worker could be started.
+        PerfusionError: none of the workers could be started.
     """
     waiting, idle, tries = deque(jobs), [], Counter[str]()
     running = {worker.ready.options(**UNTIL_BACK).remote(): (worker, None, 0.0) for worker in workers}
@@ -113,20 +113,22 @@ def outcomes(workers: list[Any], jobs: Iterable[Job], say: Callable[[str], None]
         worker, job, start = running.pop(done)
         try:
             answer = ray.get(done)
-        except LOST as error:
+        except (RayTaskError, *LOST) as error:
             if job is None:
-                raise not_started(error) from error
-            say(f"A worker was lost while it trained {job.name}.")
-            running[worker.ready.options(**UNTIL_BACK).remote()] = worker, None, 0.0
-            if tries[job.name] < TRIES:
-                waiting.appendleft(job)
+                if not (running or idle):
+                    raise not_started(error) from error
+                say(str(not_started(error)))
                 continue
-            answer = Answer(fault=f"{TRIES} workers were lost while they trained it; it may need more memory than they have.")
-        except RayTaskError as error:
-            if job is None:
-                raise not_started(error) from error
-            idle.append(worker)
-            answer = Answer(fault=f"Its training failed: {one_line(error.cause)}.")
+            if isinstance(error, LOST):
+                say(f"A worker was lost while it trained {job.name}.")
+                running[worker.ready.options(**UNTIL_BACK).remote()] = worker, None, 0.0
+                if tries[job.name] < TRIES:
+                    waiting.appendleft(job)
+                    continue
+                answer = Answer(fault=f"{TRIES} workers were lost while they trained it; it may need more memory than they have.")
+            else:
+                idle.append(worker)
+                answer = Answer(fault=f"Its training failed: {one_line(error.cause)}.")
         else:
             idle.append(worker)
         if job is None:
