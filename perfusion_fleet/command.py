@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         workers = schedule.started(
             Place(str(comfyui), str(base), options.checkpoint, options.cpu, options.precision), options.workers
         )
+        say(f"Checking {options.concepts} and starting {len(workers)} workers.")
         faults += schedule.checked(workers[0], jobs)
         if faults:
             raise PerfusionError("\n  ".join([f"{options.concepts} cannot be trained:", *faults]))

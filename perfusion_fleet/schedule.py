@@ -139,7 +139,7 @@ def outcomes(workers: list[Any], jobs: Iterable[Job], say: Callable[[str], None]
 
 def not_started(error: Exception) -> PerfusionError:
     """The sentence for a worker that cannot work at all."""
-    return PerfusionError(f"A worker could not be started: {one_line(getattr(error, 'cause', error))}.")
+    return PerfusionError(f"A worker could not be started: {one_line(getattr(error, 'cause', None) or error)}.")
 
 
 def one_line(error: object) -> str:

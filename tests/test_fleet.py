@@ -156,7 +156,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
     (path / "f" / "b.png").write_bytes(b"no picture")
     ran = subprocess.run(command(setup, base_dir, path, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, env=threads())
     assert ran.returncode == 2 and not (tmp_path / "out").exists(), ran.stdout + ran.stderr
-    first, *faults = ran.stdout.splitlines()
+    _, first, *faults = ran.stdout.splitlines()
     assert first == f"Failed: {path} cannot be trained:"
     assert [fault.strip()[:30] for fault in faults] == [
         "f: b.png is no picture that ca",
