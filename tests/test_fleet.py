@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,14 +130,20 @@ def test_what_is_no_table_is_refused_in_a_sentence(tmp_path: Path, name: str, co
 # ---- the command -----------------------------------------------------------------------------------------------------------------
 
 
+ALIKE = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""The environment of a fleet whose workers compute as the server does: rounding depends on the number of threads."""
+
+
+@pytest.fixture(scope="module")
+def server(setup: Setup, base_dir: Path) -> Iterator[Server]:
+    """A server that computes as the fleet does: in the tests' own interpreter, which has Ray, and in one thread."""
+    with Server(replace(setup, python=Path(sys.executable)), base=base_dir, threads=1, log_name="fleet.log") as running:
+        yield running
+
+
 def command(setup: Setup, base: Path, concepts: Path, out: Path) -> list[str]:
     given = ["--comfyui", setup.comfyui, "--models", base, "--checkpoint", CHECKPOINT, "--out", out, "--precision", "float32"]
-    return [str(part) for part in (setup.python, "-m", "perfusion_fleet", concepts, *given, "--workers", 2, "--cpu")]
-
-
-def threads() -> dict[str, str]:
-    """The environment for a fleet whose workers compute with as many threads as the server does: rounding depends on them."""
-    return {"OMP_NUM_THREADS": str(os.cpu_count() or 1), **os.environ}
+    return [str(part) for part in (sys.executable, "-m", "perfusion_fleet", concepts, *given, "--workers", 2, "--cpu")]
 
 
 def test_without_ray_the_command_says_how_to_get_it() -> None:
@@ -154,7 +161,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
     path = folder({name: {"superclass": "teddy", **row} for name, row in rows.items()})
     (path / "f" / "concept.json").unlink()
     (path / "f" / "b.png").write_bytes(b"no picture")
-    ran = subprocess.run(command(setup, base_dir, path, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, env=threads())
+    ran = subprocess.run(command(setup, base_dir, path, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, env=ALIKE)
     assert ran.returncode == 2 and not (tmp_path / "out").exists(), ran.stdout + ran.stderr
     _, first, *faults = ran.stdout.splitlines()
     assert first == f"Failed: {path} cannot be trained:"
@@ -206,7 +213,7 @@ def test_a_fleet_that_loses_a_worker_teaches_what_the_server_teaches(
     out = tmp_path / "out"
     given = command(setup, server.base, path, out)
     shutil.rmtree(server.base / "models" / "perfusion" / "steps", ignore_errors=True)
-    with subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=threads()) as running:
+    with subprocess.Popen(given, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ALIKE) as running:
         lines = list(killing_the_first(running, server.base / "models" / "perfusion" / "steps"))
     told = "\n".join(lines)
     assert running.returncode == 1, told
@@ -227,7 +234,7 @@ def test_a_fleet_that_loses_a_worker_teaches_what_the_server_teaches(
     assert Concept.load(out / "three.safetensors").trigger == "<third>"
 
     shutil.rmtree(path / "zero")
-    again = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=threads())
+    again = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=ALIKE)
     assert again.returncode == 0 and "3 saved already, 0 to train" in again.stdout, again.stdout + again.stderr
     states = [each["state"] for each in json.loads((out / "index.json").read_text(encoding="utf-8"))]
     assert states == ["kept"] * 3
