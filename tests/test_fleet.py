@@ -30,6 +30,7 @@ TINY = {"superclass": "teddy", "size": 64, "steps": 6, "batch": 1, "precision": 
 """Columns of concepts that are taught in seconds, and leave a trace of it on the way."""
 MIDDLE = 2
 """A step at which they do."""
+READY = "A worker is ready: process"
 
 Told = dict[str, dict | None]
 
@@ -203,13 +204,13 @@ def test_what_ends_three_workers_or_fails_of_itself_is_given_up_and_the_rest_is_
     assert told.count("A worker was lost while it trained deadly.") == 3
 
 
-def test_a_fleet_that_loses_a_worker_teaches_what_the_server_teaches(
+def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_server_teaches(
     setup: Setup, server: Server, folder: Callable[[Told], Path], tmp_path: Path
 ) -> None:
     """One worker is killed in the middle of a training, and one concept's mask is black; a second run finds all else done."""
     path = folder({"one": {"seed": 1}, "two": {"seed": 2}, "three": {"seed": 3, "trigger": "<third>"}, "zero": {}})
     common(path, **TINY)
-    Image.new("L", (8, 8)).save(path / "zero" / "a-mask.png")
+    Image.new("RGB", (64, 64)).save(path / "zero" / "a-mask.png")
     out = tmp_path / "out"
     given = command(setup, server.base, path, out)
     shutil.rmtree(server.base / "models" / "perfusion" / "steps", ignore_errors=True)
@@ -246,7 +247,7 @@ def killing_the_first(running: subprocess.Popen, steps: Path) -> list[str]:
     assert running.stdout
     for line in running.stdout:
         lines.append(line)
-        if line.startswith("A worker is ready: process") and len([each for each in lines if "ready" in each]) == 1:
+        if line.startswith(READY) and sum(each.startswith(READY) for each in lines) == 1:
             while not list(steps.glob(f"one-*/{MIDDLE:05}.safetensors")):
                 assert time.monotonic() < end and running.poll() is None, lines
                 time.sleep(0.05)
