@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -155,14 +157,34 @@ def test_without_ray_the_command_says_how_to_get_it() -> None:
     assert f"-m pip install -e '{ROOT}[fleet]'" in ran.stdout
 
 
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray cluster of this machine alone, which asks for a token: its address, and the environment in which it is known."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    known = {**ALIKE, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
+    options = ["--head", "--block", "--port", address.split(":")[1], "--num-cpus", "2", "--include-dashboard", "false"]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--object-store-memory", str(schedule.STORE)]
+    with (tmp_path / "ray.log").open("w") as log, subprocess.Popen(start, stdout=log, stderr=log, env=known) as running:
+        end = time.monotonic() + 60
+        while "Ray runtime started" not in (tmp_path / "ray.log").read_text(encoding="utf-8", errors="replace"):
+            assert running.poll() is None and time.monotonic() < end, (tmp_path / "ray.log").read_text(errors="replace")
+            time.sleep(0.1)
+        yield address, known
+        running.terminate()
+
+
 def test_what_the_node_would_not_take_is_refused_before_any_work(
-    setup: Setup, base_dir: Path, folder: Callable[[Told], Path], tmp_path: Path
+    setup: Setup, base_dir: Path, folder: Callable[[Told], Path], tmp_path: Path, cluster: tuple[str, dict[str, str]]
 ) -> None:
+    """On a cluster, by its address."""
     rows = {"a": {"step": 3}, "b": {"steps": 0}, "c": {"keep": "worst"}, "d": {"trigger": "d"}, "e": {"flip": "often"}, "f": {}}
     path = folder({name: {"superclass": "teddy", **row} for name, row in rows.items()})
-    (path / "f" / "concept.json").unlink()
     (path / "f" / "b.png").write_bytes(b"no picture")
-    ran = subprocess.run(command(setup, base_dir, path, tmp_path / "out"), cwd=ROOT, capture_output=True, text=True, env=ALIKE)
+    address, known = cluster
+    given = [*command(setup, base_dir, path, tmp_path / "out"), "--address", address]
+    ran = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=known)
     assert ran.returncode == 2 and not (tmp_path / "out").exists(), ran.stdout + ran.stderr
     _, first, *faults = ran.stdout.splitlines()
     assert first == f"Failed: {path} cannot be trained:"
