@@ -57,8 +57,8 @@ def connect(address: str, workers: int | None, cpu: bool) -> None:
         ray.init(address, include_dashboard=False if here else None, log_to_driver=False, logging_level="ERROR", **here)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise PerfusionError(
-            f"Ray could not be reached at {address}: {one_line(error)}; see `ray status` there, and set RAY_AUTH_MODE=token here if "
-            "that cluster asks for a token."
+            f"Ray could not be reached at {address}: {one_line(error)}; see `ray status` there, and set RAY_AUTH_MODE=token here "
+            "if that cluster asks for a token."
         ) from error
 
 
@@ -79,8 +79,8 @@ def started(place: Place, workers: int | None) -> list[Any]:
         room, share = 1 <= count <= cards, {"num_cpus": 1, "num_gpus": 1}
     if not room:
         raise PerfusionError(
-            f"There is no room for this many workers: {count or 1}. Ray counts machines: {len(nodes)}, graphics cards: {cards}; lower "
-            "--workers, or give --cpu to train on processors."
+            f"There is no room for this many workers: {count or 1}. Ray counts machines: {len(nodes)}, graphics cards: {cards}; "
+            "lower --workers, or give --cpu to train on processors."
         )
     actor = ray.remote(max_restarts=-1, scheduling_strategy="SPREAD", **share)(Worker)
     return [actor.remote(place) for _ in range(count)]
