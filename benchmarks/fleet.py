@@ -42,6 +42,10 @@ from scripts.graphs import Graph
 from scripts.server import Server
 
 BASE, SIDE, WORKERS, SEED = "fleet-base", 64, 2, 0
+ALIKE = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""The environment of the fleet: on processors rounding depends on the number of threads, and the server has one."""
+GOES_ON = 25
+"""The first step that a training which was lost goes on from."""
 WAIT, FEW = 0.01, 100
 """Seconds that a training takes which is none, and a number of concepts to compare many with."""
 CONTENT = bootstrap.ROOT / "demo" / "concepts" / "demo-teddy.safetensors"
@@ -52,36 +56,47 @@ CONTENT = bootstrap.ROOT / "demo" / "concepts" / "demo-teddy.safetensors"
 
 def same(steps: int, emoji: Path) -> dict[str, object]:
     """Teach the test concepts both ways; what came of it."""
-    setup = bootstrap.locate()
+    setup, words = bootstrap.locate(), [word for _, word in concepts.TEST]
     base = bootstrap.fresh_base(setup, BASE)
     world.fetch(emoji)
-    for designer, word in concepts.TEST:
-        concepts.pictures(emoji, (designer, word), base / "input" / word, side=SIDE)
-        (base / "input" / word / "concept.json").write_text(json.dumps({"superclass": word}), encoding="utf-8")
-    # A concept that is saved on the way, which changes nothing, shows where a training is.
-    told = {**WIDGETS[PERFUSION], "steps": steps, "size": SIDE, "seed": SEED, "save_every": max(1, steps // 2)}
-    (base / "input" / "concept.json").write_text(json.dumps(told), encoding="utf-8")
-    for file in (base / "input").glob("*.png"):
-        file.unlink()  # the demo's own
+    middle = lay_out(base / "input", steps, emoji)
     start = time.monotonic()
     lost = run_fleet(setup, base)
-    middle = time.monotonic()
-    words = [word for _, word in concepts.TEST]
-    with Server(setup, base=base) as server:
+    fleet = time.monotonic()
+    teach_alone(setup, base, words, steps)
+    alone = time.monotonic()
+    folders = base / "models" / "perfusion", base / "out"
+    pairs = [[load_file(folder / f"{word}.safetensors") for folder in folders] for word in words]
+    equal = sum(one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one) for one, two in pairs)
+    shutil.copyfile(base / "out" / "sheet-1.png", RESULTS / "fleet.png")
+    return {
+        "steps": steps, "middle": middle, "concepts": len(words), "lost": lost, "equal": equal,
+        "tries": max(each["tries"] for each in json.loads((base / "out" / "index.json").read_text(encoding="utf-8"))),
+        "fleet": fleet - start, "alone": alone - fleet,
+    }  # fmt: skip
+
+
+def lay_out(folder: Path, steps: int, emoji: Path) -> int:
+    """Make a folder of the test concepts; the step at which each is saved on the way, which shows where its training is."""
+    for file in folder.glob("*.png"):
+        file.unlink()  # the demo's own
+    for designer, word in concepts.TEST:
+        concepts.pictures(emoji, (designer, word), folder / word, side=SIDE)
+        (folder / word / "concept.json").write_text(json.dumps({"superclass": word}), encoding="utf-8")
+    middle = max(steps // 2, min(steps - 1, GOES_ON + 1))
+    told = {**WIDGETS[PERFUSION], "steps": steps, "size": SIDE, "seed": SEED, "save_every": middle}
+    (folder / "concept.json").write_text(json.dumps(told), encoding="utf-8")
+    return middle
+
+
+def teach_alone(setup: bootstrap.Setup, base: Path, words: list[str], steps: int) -> None:
+    """Teach each concept in a graph on a server."""
+    with Server(setup, base=base, threads=1) as server:
         for word in words:
             graph = Graph()
             names = [f"{word}/{word}-{i}.png" for i in range(4)]
             teach(graph, graph.checkpoint(), Recipe(widgets={"steps": steps}), word, names, SIDE, SEED, word)
             server.run(graph.nodes, timeout=36000)
-    end = time.monotonic()
-    models = base / "models" / "perfusion"
-    pairs = [[load_file(folder / f"{word}.safetensors") for folder in (models, base / "out")] for word in words]
-    equal = sum(one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one) for one, two in pairs)
-    shutil.copyfile(base / "out" / "sheet-1.png", RESULTS / "fleet.png")
-    return {
-        "steps": steps, "concepts": len(words), "lost": lost, "equal": equal, "fleet": middle - start, "alone": end - middle,
-        "tries": max(each["tries"] for each in json.loads((base / "out" / "index.json").read_text(encoding="utf-8"))),
-    }  # fmt: skip
 
 
 def run_fleet(setup: bootstrap.Setup, base: Path) -> int:
@@ -90,7 +105,7 @@ def run_fleet(setup: bootstrap.Setup, base: Path) -> int:
     options += ["--workers", WORKERS, "--precision", "float32", *([] if has_cards() else ["--cpu"])]
     arguments = [str(part) for part in (setup.python, "-m", "perfusion_fleet", base / "input", *options)]
     lost, ready = 0, 0
-    with subprocess.Popen(arguments, cwd=bootstrap.ROOT, stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(arguments, cwd=bootstrap.ROOT, stdout=subprocess.PIPE, text=True, env=ALIKE) as running:
         for line in running.stdout or ():
             print(line, end="", flush=True)
             lost += line.startswith("A worker was lost")
@@ -196,7 +211,8 @@ def page_same(found: dict) -> list[str]:
         "## The same as training alone",
         "",
         f"{found['concepts']} test concepts of the emoji world, {found['steps']} steps each, on {WORKERS} workers of one machine, "
-        "of which one is killed in the middle of its first training; then each alone, in a graph on a server.",
+        f"of which one is killed after step {found['middle']} of its first training; then each alone, in a graph on "
+        "a server.",
         "",
         "| concepts | trainings lost with their worker | workers for one concept, at most | equal to training alone, bit for bit |",
         "|---|---|---|---|",
