@@ -58,10 +58,11 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
         raise PerfusionError(
             f"There is no concept in {path}; give a folder with a sub-folder of pictures for each, or a .csv or .json table."
         )
-    jobs, faults = [], []
+    jobs, faults, base = [], [], path if path.is_dir() else path.parent
     for row in rows:
         try:
-            jobs.append(job_of(row, path if path.is_dir() else path.parent))
+            own = {**told_in(base / str(row["name"])), "name": row["name"]} if path.is_dir() else {}
+            jobs.append(job_of({**row, **own}, base))
         except PerfusionError as error:
             faults.append(f"{row.get('name') or 'A concept without a name'}: {error}")
     # Systems differ in whether upper and lower case are one file.
@@ -73,11 +74,11 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
 
 
 def in_folder(path: Path) -> Iterator[dict[str, object]]:
-    """The row of each sub-folder: its name, and what concept.json says there and, for all of them, in the folder itself."""
+    """The row of each sub-folder: its name, and what concept.json in the folder itself says of all of them."""
     common = told_in(path)
     for folder in sorted(path.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
-            yield {**common, "pictures": folder.name, **told_in(folder), "name": folder.name}
+            yield {**common, "pictures": folder.name, "name": folder.name}
 
 
 def told_in(folder: Path) -> dict[str, object]:
