@@ -99,17 +99,23 @@ def test_masks_lie_beside_pictures_or_in_a_folder_or_are_their_alpha(folder: Cal
 
 
 def test_all_that_is_wrong_with_a_table_is_told_at_once(folder: Callable[[Told], Path]) -> None:
-    path = folder({"a b": None, "half": None, "torn": None, "Bear": None, "bear": None, "none": None, "said": None})
+    path = folder({"a b": None, "half": None, "torn": None, "bear": None, "none": None, "said": None})
     Image.new("RGB", (8, 8)).save(path / "half" / "b.png")
     (path / "torn" / "a.png").write_bytes(b"no picture")
     (path / "none" / "a.png").unlink()
     (path / "said" / "concept.json").write_text("{", encoding="utf-8")
     jobs, faults = table.read(path)
-    assert [job.name for job in jobs] == ["Bear", "bear"] and len(faults) == 6
+    assert [job.name for job in jobs] == ["bear"] and len(faults) == 5
     for fault, wanted in zip(
-        faults, ["a b: a concept's name", "half: 1 of 2", "none: there is no", "said: ", "torn: a.png", "bear: 2"], strict=True
+        faults, ["a b: a concept's name", "half: 1 of 2", "none: there is no", "said: ", "torn: a.png"], strict=True
     ):
         assert fault.startswith(wanted) and fault.endswith(".")
+    table_of = path.parent / "table.csv"
+    table_of.write_text("name,pictures,superclass\nbear,set/bear,teddy\nBear,set/bear,teddy\n,set/bear,teddy\n", encoding="utf-8")
+    assert table.read(table_of)[1] == [
+        "A concept without a name: a concept's name is of letters, digits, - and _, and at most 64 of them; give it another one.",
+        "bear: 2 concepts have this name; give each its own.",
+    ]
 
 
 @pytest.mark.parametrize(
