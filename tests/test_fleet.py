@@ -171,15 +171,18 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     known = {**ALIKE, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16), "RAY_USAGE_STATS_ENABLED": "0"}
+    known["PYTHONUNBUFFERED"] = "1"
     options = ["--head", "--block", "--port", address.split(":")[1], "--num-cpus", "2", "--include-dashboard", "false"]
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, "--object-store-memory", str(schedule.STORE)]
     with (tmp_path / "ray.log").open("w") as log, subprocess.Popen(start, stdout=log, stderr=log, env=known) as running:
         end = time.monotonic() + 60
-        while "Ray runtime started" not in (tmp_path / "ray.log").read_text(encoding="utf-8", errors="replace"):
-            assert running.poll() is None and time.monotonic() < end, (tmp_path / "ray.log").read_text(errors="replace")
-            time.sleep(0.1)
-        yield address, known
-        running.terminate()
+        try:
+            while "Ray runtime started" not in (told := (tmp_path / "ray.log").read_text(encoding="utf-8", errors="replace")):
+                assert running.poll() is None and time.monotonic() < end, told
+                time.sleep(0.1)
+            yield address, known
+        finally:
+            running.terminate()
 
 
 def test_what_the_node_would_not_take_is_refused_before_any_work(
@@ -247,14 +250,14 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
         lines = list(killing_the_first(running, server.base / "models" / "perfusion" / "steps"))
     told = "\n".join(lines)
     assert running.returncode == 1, told
-    assert told.count("A worker was lost while it trained one.") == 1 and told.count("A worker is ready") == 3
+    assert told.count("A worker was lost") == told.count("A worker was lost while it trained one.") == 1
     entries = {each["name"]: each for each in json.loads((out / "index.json").read_text(encoding="utf-8"))}
     assert list(entries) == ["one", "three", "two", "zero"]
     assert [each["state"] for each in entries.values()] == ["trained", "trained", "trained", "failed"]
     assert entries["one"]["tries"] == 2 and "Mask 1 of 1 is empty" in entries["zero"]["fault"]
     assert "| zero | `<zero>` | teddy | failed |" in (out / "index.md").read_text(encoding="utf-8")
     with Image.open(out / "sheet-1.png") as sheet:
-        assert sheet.size[0] == 3 * 128 and len(set(sheet.convert("RGB").getdata())) > 1000
+        assert sheet.size[0] == 3 * 128 and len(sheet.convert("RGB").getcolors(10**6)) > 1000
 
     for name in ("one", "two", "three"):
         assert entries[name]["loss"] > 0
