@@ -132,6 +132,12 @@ def content_of(name: str) -> bytes:
     return content
 
 
+def signed(concept: Concept, author: str, license: str) -> Concept:
+    """The concept with today's date and, where they are given, its author and licence, as its file will have them."""
+    made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
+    return replace(concept, details={**concept.details, **{k: v for k, v in made.items() if v}})
+
+
 PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": torch.int8}
 
 
@@ -187,10 +193,7 @@ class PerfusionSaveConcept(io.ComfyNode):
         if len(concept) != 1:
             raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
         listed = str(Path(f"{new_name(filename_prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
-        made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
-        one = concept[0]
-        details = {**one.details, **{k: v for k, v in made.items() if v}}
-        saved = replace(one, details=details)
+        saved = signed(concept[0], author, license)
         saved.save(home() / listed, PRECISIONS[precision])
         return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))
 

@@ -28,6 +28,8 @@ from .progress import Progress
 log = logging.getLogger("perfusion")
 
 CHECKPOINT_EVERY = 25
+LOSSES = 25
+"""Steps over whose losses a concept tells the mean, or all of them if they are fewer."""
 MAX_CHECKPOINT = 256 * 2**20
 CHECKPOINT = {"format": "perfusion-training", "version": "1"}
 
@@ -82,6 +84,8 @@ def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, f
 
     target_input = lesson.target_input.cpu().clone()
     told = {k: v for k, v in asdict(settings).items() if k not in ("micro", "ema")}
+    last = lesson.losses[-LOSSES:]
+    loss = {"loss": round(sum(last) / len(last), 6)} if last else {}
     return Concept(
         trigger=trigger,
         superclass=superclass,
@@ -95,7 +99,7 @@ def concept_of(lesson: Lesson, inverse: Tensor, trigger: str, superclass: str, f
         # The paper's ratio of inference to training: 0.6 to 0.75, and 0.15 to 0.1.
         bias=round(0.8 * settings.bias, 6),
         temperature=round(1.5 * settings.temperature, 6),
-        training=told | {"steps": lesson.step},
+        training=told | {"steps": lesson.step} | loss,
     )
 
 

@@ -1,38 +1,5 @@
-"""The host's own modules in this process, for what needs no server or no graph can show; and the pack's as the host has them."""
+"""For scripts, tests and benchmarks: the host's own modules in this process. See `perfusion_fleet.inside`, which is published."""
 
-from __future__ import annotations
+from perfusion_fleet.inside import PACK, enter, enter_with_pack, part
 
-import importlib
-import logging
-import sys
-import types
-from pathlib import Path
-from typing import Any
-
-from scripts.bootstrap import ROOT
-
-PACK = "pack"
-
-
-def enter(comfyui: Path, cpu: bool = True) -> None:
-    """Make `comfy` importable from a ComfyUI folder, to compute on the processor; call it before the first import of `comfy`.
-
-    `cpu` False lets it take a graphics card.
-    """
-    sys.path.insert(0, str(comfyui))
-    sys.argv = ["main.py", *(["--cpu"] if cpu else [])]
-    importlib.import_module("comfy.options").enable_args_parsing()
-
-
-def enter_with_pack(comfyui: Path, cpu: bool = True) -> None:
-    """The same; then `part` gives modules of the pack, which is imported under a name of its own as the host imports it."""
-    enter(comfyui, cpu)
-    logging.disable(logging.INFO)
-    package = types.ModuleType(PACK)
-    package.__path__ = [str(ROOT)]
-    sys.modules[PACK] = package
-
-
-def part(name: str) -> Any:
-    """A module of the pack, such as "nodes.host"."""
-    return importlib.import_module(f"{PACK}.{name}")
+__all__ = ["PACK", "enter", "enter_with_pack", "part"]

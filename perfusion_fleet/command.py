@@ -1,0 +1,131 @@
+"""The command line: `perfusion-train CONCEPTS --checkpoint NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from perfusion_core import PerfusionError
+from perfusion_core.files import write_bytes
+from perfusion_fleet import index, table
+from perfusion_fleet.inside import ROOT
+from perfusion_fleet.table import Job
+from perfusion_fleet.worker import Place
+
+DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
+"""Exit codes."""
+PRECISIONS = ("half", "float32", "8 bit")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what the command line asks for; the exit code."""
+    try:
+        return run(parser().parse_args(arguments))
+    except PerfusionError as error:
+        say(f"Failed: {error}")
+        return REFUSED
+    except KeyboardInterrupt:
+        say("Interrupted. Run the same command again: what is saved is kept, and trainings go on from their last 25th step.")
+        return STOPPED
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line may hold."""
+    made = argparse.ArgumentParser(prog="perfusion-train", description="Teaches many concepts, on Ray; see docs/fleet.md.")
+    for name, told in {
+        "concepts": {"type": Path, "help": "a folder with a folder of pictures for each, or a .csv or .json table"},
+        "--checkpoint": {"required": True, "help": "the model to teach, as Load Checkpoint lists it"},
+        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default the one in whose custom_nodes this pack lies"},
+        "--models": {"type": Path, "help": "the folder with models/, ComfyUI's --base-directory; by default that of ComfyUI"},
+        "--out": {"type": Path, "help": "where concepts and index go; by default models/perfusion/NAME, NAME of the concepts"},
+        "--workers": {"type": int, "help": "how many train side by side; by default one a graphics card, or one a machine"},
+        "--cpu": {"action": "store_true", "help": "train on processors"},
+        "--address": {"default": "local", "help": "of a Ray cluster, such as auto or HOST:6379; by default this machine"},
+        "--precision": {"choices": PRECISIONS, "default": "half", "help": "of the files, as in Save Concept"},
+    }.items():
+        made.add_argument(name, **told)
+    return made
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check all that is asked for, train what is not saved yet, and write the index."""
+    if importlib.util.find_spec("ray") is None:
+        raise PerfusionError(f"perfusion-train needs Ray; install it with: {sys.executable} -m pip install -e '{ROOT}[fleet]'")
+    if options.workers is not None and options.workers < 1:
+        raise PerfusionError(f"A fleet needs at least 1 worker; --workers said {options.workers}.")
+    from perfusion_fleet import schedule
+
+    comfyui = host_folder(options.comfyui)
+    base = (options.models or comfyui).resolve()
+    out = (options.out or base / "models" / "perfusion" / options.concepts.resolve().stem).resolve()
+    jobs, faults = table.read(options.concepts)
+    schedule.connect(options.address, options.workers, options.cpu)
+    try:
+        workers = schedule.started(
+            Place(str(comfyui), str(base), options.checkpoint, options.cpu, options.precision), options.workers
+        )
+        say(f"Checking {options.concepts} and starting {len(workers)} workers.")
+        faults += schedule.checked(workers[0], jobs)
+        if faults:
+            raise PerfusionError("\n  ".join([f"{options.concepts} cannot be trained:", *faults]))
+        entries = taught(workers, jobs, out)
+    finally:
+        schedule.ray.shutdown()
+    index.write(out, entries)
+    failed = sum(each.state == index.FAILED for each in entries)
+    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; index.md there tells of all.")
+    return SOME_FAILED if failed else DONE
+
+
+def host_folder(named: Path | None) -> Path:
+    """ComfyUI's folder; raises PerfusionError where it is none."""
+    told = named or (Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else ROOT.parents[1])
+    folder = told.expanduser().resolve()
+    if not (folder / "main.py").is_file():
+        raise PerfusionError(f"{folder} is no folder of ComfyUI: it holds no main.py; name the one that is with --comfyui.")
+    return folder
+
+
+def taught(workers: list[Any], jobs: Sequence[Job], out: Path) -> list[index.Entry]:
+    """Train the jobs that are not saved in `out` yet, and save them there; a line of the index for each, in their order."""
+    from perfusion_fleet import schedule
+
+    kept = [job for job in jobs if index.file_of(out, job.name).exists()]
+    entries = {job.name: index.entry(out, job, index.KEPT) for job in kept}
+    left = [job for job in jobs if job.name not in entries]
+    say(f"{len(jobs)} concepts: {len(kept)} saved already, {len(left)} to train.")
+    told = progress(len(left))
+    for outcome in schedule.outcomes(workers, left, say):
+        if not outcome.answer.fault:
+            write_bytes(index.file_of(out, outcome.job.name), outcome.answer.content)
+        state = index.FAILED if outcome.answer.fault else index.TRAINED
+        made = index.entry(out, outcome.job, state, outcome.seconds, outcome.tries, outcome.answer.fault)
+        entries[made.name] = made
+        told(made)
+    return [entries[job.name] for job in jobs]
+
+
+def progress(total: int) -> Callable[[index.Entry], None]:
+    """What tells of each concept as it is done, and how long the rest may take."""
+    began, done = time.monotonic(), 0
+
+    def told(made: index.Entry) -> None:
+        nonlocal done
+        done += 1
+        left = (time.monotonic() - began) / done * (total - done)
+        what = f"failed: {made.fault}" if made.fault else f"loss {made.loss}, {made.seconds:.0f} s"
+        say(f"[{done}/{total}] {made.name}: {what}" + (f" (about {timedelta(seconds=round(left))} left)" if done < total else ""))
+
+    return told
+
+
+def say(line: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(line, flush=True)

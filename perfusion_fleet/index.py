@@ -1,0 +1,105 @@
+"""What is written of a fleet when it is done: a table, as JSON and to read, and sheets of the concepts' pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from perfusion_core import PerfusionError
+from perfusion_core.concept import Concept
+from perfusion_core.files import write_bytes
+from perfusion_fleet.table import Job
+
+TRAINED, KEPT, FAILED = "trained", "kept", "failed"
+COLUMNS, ON_SHEET = 8, 96
+"""Pictures in a row of a sheet, and on all of it."""
+TILE, LINE = 128, 16
+"""Pixels: a side of a picture, and the height of a line of text."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the index.
+
+    Attributes:
+        state: TRAINED now, KEPT from an earlier run, or FAILED.
+        loss: the mean over its last steps; None where it is not known.
+        seconds: that its training took, and `tries`: how many workers it was given to; 0 where it was not trained now.
+        fault: why it failed, a sentence.
+    """
+
+    name: str
+    state: str
+    trigger: str
+    superclass: str
+    loss: float | None = None
+    seconds: float = 0.0
+    tries: int = 0
+    fault: str = ""
+
+
+def file_of(out: Path, name: str) -> Path:
+    """Where a concept is saved."""
+    return out / f"{name}.safetensors"
+
+
+def entry(out: Path, job: Job, state: str, seconds: float = 0.0, tries: int = 0, fault: str = "") -> Entry:
+    """The line of a job; of one that is done its file tells the loss, and one that cannot be read has failed."""
+    loss = None
+    if state != FAILED:
+        try:
+            loss = Concept.load(file_of(out, job.name)).training.get("loss")
+        except PerfusionError as error:
+            state, fault = FAILED, f"{error} Delete it to have it trained anew."
+    return Entry(job.name, state, job.trigger, job.superclass, loss, round(seconds, 1), tries, fault)
+
+
+def write(out: Path, entries: Sequence[Entry]) -> None:
+    """Write index.json, index.md and the sheets into a folder; raises PerfusionError where the disk will not take them."""
+    write_bytes(out / "index.json", json.dumps([asdict(each) for each in entries], indent=1, ensure_ascii=False).encode())
+    done = [each for each in entries if each.state != FAILED]
+    sheets = [done[i : i + ON_SHEET] for i in range(0, len(done), ON_SHEET)]
+    names = [f"sheet-{i + 1}.png" for i in range(len(sheets))]
+    for old in out.glob("sheet-*.png"):
+        if old.name not in names:
+            old.unlink()
+    for name, shown in zip(names, sheets, strict=True):
+        write_bytes(out / name, sheet(out, shown))
+    write_bytes(out / "index.md", "\n".join(page(entries, names)).encode())
+
+
+def page(entries: Sequence[Entry], sheets: Sequence[str]) -> Iterator[str]:
+    """The lines of index.md."""
+    counts = [f"{sum(each.state == state for each in entries)} {state}" for state in (TRAINED, KEPT, FAILED)]
+    yield from ["# Concepts", "", f"{len(entries)} concepts: {', '.join(counts)}.", ""]
+    yield from ["| concept | trigger | superclass | state | loss | seconds | workers | |", "|---|---|---|---|---|---|---|---|"]
+    for each in entries:
+        loss, fault = "" if each.loss is None else f"{each.loss:.4f}", each.fault.replace("|", "\\|")
+        cells = each.name, f"`{each.trigger}`", each.superclass, each.state, loss, f"{each.seconds:.0f}", str(each.tries), fault
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    for name in sheets:
+        yield from [f"![Pictures of the concepts]({name})", ""]
+
+
+def sheet(out: Path, shown: Sequence[Entry]) -> bytes:
+    """A PNG of concepts' own pictures, with name and loss under each."""
+    columns, high = min(COLUMNS, len(shown)), TILE + 2 * LINE
+    whole = Image.new("RGB", (columns * TILE, -(-len(shown) // columns) * high), "white")
+    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(11)
+    for i, each in enumerate(shown):
+        left, top = i % columns * TILE, i // columns * high
+        picture = Concept.load(file_of(out, each.name)).preview
+        if picture:
+            with Image.open(io.BytesIO(picture)) as image:
+                whole.paste(image.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC), (left, top))
+        pen.text((left + 3, top + TILE + 1), each.name[:20], "black", font)
+        pen.text((left + 3, top + TILE + LINE), "" if each.loss is None else f"loss {each.loss:.4f}", "gray", font)
+    buffer = io.BytesIO()
+    whole.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,151 @@
+"""One worker of a fleet: a process with the host in it, which holds the model and teaches with the pack's own node."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfusion_fleet import inside
+from perfusion_fleet.table import Job
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EXTRA_PATHS = "extra_model_paths.yaml"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where workers find what they need, the same on every machine.
+
+    Attributes:
+        comfyui: the folder with main.py.
+        base: the host's base directory, with models/ in it.
+        checkpoint: as the host's loader lists it.
+        cpu: compute on the processor.
+        precision: of the files, as Save Concept has it.
+    """
+
+    comfyui: str
+    base: str
+    checkpoint: str
+    cpu: bool
+    precision: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a job: the file's content, or in `fault` a sentence on why there is none."""
+
+    content: bytes = b""
+    fault: str = ""
+
+
+class Worker:
+    """What Ray runs; it does one thing at a time."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.models = place, None
+
+    def enter(self) -> None:
+        """Enter the host, once."""
+        if inside.PACK in sys.modules:
+            return
+        inside.enter_with_pack(Path(self.place.comfyui), self.place.cpu, ["--base-directory", self.place.base])
+        extra = Path(self.place.comfyui) / EXTRA_PATHS
+        if extra.is_file():
+            from utils.extra_config import load_extra_path_config
+
+            load_extra_path_config(str(extra))
+
+    def check(self, jobs: Sequence[Job]) -> list[str]:
+        """A sentence for each thing in these jobs that the training node would not take, and for a checkpoint that is not there."""
+        self.enter()
+        import folder_paths
+
+        faults = [f"{job.name}: {fault}" for job in jobs for fault in faults_of(job)]
+        if folder_paths.get_full_path("checkpoints", self.place.checkpoint) is None:
+            names = ", ".join(folder_paths.get_filename_list("checkpoints")[:10]) or "none"
+            faults.append(f"There is no checkpoint {self.place.checkpoint} in {self.place.base}; there is {names}.")
+        return faults
+
+    def ready(self) -> str:
+        """Load the model; who this is: "process 123 on host, cpu"."""
+        self.enter()
+        import torch
+        from comfy.model_management import get_torch_device
+
+        import nodes
+
+        with torch.inference_mode():
+            self.models = nodes.CheckpointLoaderSimple().load_checkpoint(self.place.checkpoint)[:3]
+        return f"process {os.getpid()} on {socket.gethostname()}, {get_torch_device()}"
+
+    def teach(self, job: Job) -> Answer:
+        """Teach a concept, as a graph with the same node would."""
+        import torch
+
+        core = inside.part("perfusion_core")
+        try:
+            with torch.inference_mode():
+                return Answer(saved(job, self.place.precision, self.models))
+        except core.PerfusionError as error:
+            return Answer(fault=str(error))
+
+
+def faults_of(job: Job) -> list[str]:
+    """What the training node would not take of a job."""
+    from perfusion_fleet import settings
+
+    train, faults = inside.part("nodes.train"), []
+    for check in (
+        lambda: settings.chosen(job.settings),
+        lambda: train.check_words(job.superclass, job.trigger),
+    ):
+        try:
+            check()
+        except settings.PerfusionError as error:
+            faults.append(str(error))
+    return faults
+
+
+def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
+    """The content of the file that Train Concept and Save Concept make of a job."""
+    from perfusion_fleet import settings
+
+    concepts = inside.part("nodes.concepts")
+    images, masks = loaded(job)
+    model, clip, vae = models
+    given = {**settings.chosen(job.settings), "superclass": job.superclass, "trigger": job.trigger}
+    lists = {name: [value] for name, value in given.items()}
+    made = settings.PerfusionTrain.execute(model=[model], clip=[clip], vae=[vae], images=images, masks=masks, **lists)
+    (concept,) = made.args[0]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{job.name}.safetensors"
+        concepts.signed(concept, job.author, job.license).save(path, concepts.PRECISIONS[precision])
+        return path.read_bytes()
+
+
+def loaded(job: Job) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Images [1, h, w, 3] and masks [1, h, w] of a job, as the host's own nodes load them."""
+    import folder_paths
+
+    import nodes
+
+    def load(load: Any, file: str, *more: str) -> tuple[Tensor, ...]:
+        # They read in the host's input folder alone.
+        folder_paths.set_input_directory(str(Path(file).parent))
+        return load(Path(file).name, *more)
+
+    images, masks = [], []
+    for picture, mask in zip(job.pictures, job.masks or [""] * len(job.pictures), strict=True):
+        image, alpha = load(nodes.LoadImage().load_image, picture)
+        images.append(image)
+        masks.append(load(nodes.LoadImageMask().load_image_mask, mask, "red")[0] if mask else alpha)
+    return images, masks if job.masks else None
