@@ -5,6 +5,7 @@ Other packs are played by other_packs.py, through what the host offers them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,11 +66,11 @@ def control_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The demo UNet's own encoder, a picture's convolutions before it, and what leads out of it, not zero."""
     random = torch.Generator().manual_seed(1)
     with safe_open(checkpoint, "pt") as opened:
-        names = [name for name in opened.keys() if name.startswith(UNET)]  # noqa: SIM118: this is no dictionary
+        names = [name for name in opened.keys() if name.startswith(UNET)]  # noqa: SIM118
         kept = [name for name in names if name.removeprefix(UNET).startswith(("input_blocks.", "middle_block.", "time_embed."))]
         weights = {f"control_model.{name.removeprefix(UNET)}": opened.get_tensor(name) for name in kept}
     widths = (3, 16, 16, 32, 32, 96, 96, 256, 320)
-    sizes = {f"input_hint_block.{2 * i}": (out, into, 3) for i, (into, out) in enumerate(zip(widths, widths[1:], strict=False))}
+    sizes = {f"input_hint_block.{2 * i}": (out, into, 3) for i, (into, out) in enumerate(itertools.pairwise(widths))}
     sizes |= {f"zero_convs.{i}.0": (320, 320, 1) for i in range(4)} | {"middle_block_out.0": (320, 320, 1)}
     for name, (out, into, side) in sizes.items():
         weight = torch.randn(out, into, side, side, generator=random) / (into * side * side) ** 0.5
