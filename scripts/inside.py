@@ -6,6 +6,7 @@ import importlib
 import logging
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from scripts.bootstrap import ROOT
 PACK = "pack"
 
 
-def enter(comfyui: Path, cpu: bool = True) -> None:
+def enter(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> None:
     """Make `comfy` importable from a ComfyUI folder, to compute on the processor; call it before the first import of `comfy`.
 
-    `cpu` False lets it take a graphics card.
+    `cpu` False lets it take a graphics card; `arguments` are further ones of main.py.
     """
     sys.path.insert(0, str(comfyui))
-    sys.argv = ["main.py", *(["--cpu"] if cpu else [])]
+    sys.argv = ["main.py", *(["--cpu"] if cpu else []), *arguments]
     importlib.import_module("comfy.options").enable_args_parsing()
 
 
-def enter_with_pack(comfyui: Path, cpu: bool = True) -> None:
+def enter_with_pack(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> None:
     """The same; then `part` gives modules of the pack, which is imported under a name of its own as the host imports it."""
-    enter(comfyui, cpu)
+    enter(comfyui, cpu, arguments)
     logging.disable(logging.INFO)
     package = types.ModuleType(PACK)
     package.__path__ = [str(ROOT)]
