@@ -149,7 +149,7 @@ TABLES = [
                 "ConditioningConcat": ("Concat", ""),
                 "ConditioningAverage": ("Average", "Less of a trigger word opens its gate less, or not at all."),
                 "ConditioningSetTimestepRange": ("SetTimestepRange", ""),
-                "ConditioningSetArea": ("Set Area", ""),
+                "ConditioningSetAreaPercentage": ("Set Area (with Percentage)", ""),
                 "ConditioningSetMask": ("Set Mask", ""),
                 "ControlNetApplyAdvanced": ("Apply ControlNet", "The ControlNet reads the prompt without the edit."),
                 "CreateHookLora": ("LoRAs as hooks, with a schedule", ""),
@@ -161,18 +161,22 @@ TABLES = [
         "Guiders",
         "Those of more than two prompts, or more than one model.",
         ("node", "test", "what to know"),
-        rows_of(
-            GUIDERS,
-            {
-                "DualCFGGuider": ("Dual CFG Guider", ""),
-                "PerpNegGuider": ("Perp-Neg Guider", ""),
-                "DualModelGuider": (
-                    "Dual Model CFG Guider",
-                    "The host gives what **model** carries to **model_negative** too, and not the other way: concepts applied "
-                    "to **model** act in a negative prompt that names them, those of **model_negative** alone never do.",
-                ),
-            },
-        ),
+        [
+            *rows_of(
+                GUIDERS,
+                {
+                    "DualCFGGuider": ("Dual CFG Guider", ""),
+                    "PerpNegGuider": ("Perp-Neg Guider", ""),
+                    "DualModelGuider": ("Dual Model CFG Guider", ""),
+                },
+            ),
+            (
+                "The same, with a trigger word in the negative prompt",
+                Tried("test_neighbours.py::test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them"),
+                "The host gives **model_negative** what **model** carries: the concepts of **model** act in the negative prompt, those "
+                "that **model_negative** alone carries do not. Apply them to both.",
+            ),
+        ],
     ),
     Table(
         "One graph after another",

@@ -44,7 +44,7 @@ def page(passed: dict[str, bool], version: str) -> str:
     for table in (*TABLES, versions):
         lines = [table.columns, ["---"] * len(table.columns)]
         lines += [[row[0], *(shown(cell, passed) for cell in row[1:])] for row in table.rows]
-        body = "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+        body = "\n".join(" ".join(f"| {cell}".rstrip() for cell in line) + " |" for line in lines)
         parts += [f"## {table.title}", *filter(None, [table.intro]), body]
     return "\n\n".join(wrapped(part) for part in parts) + "\n"
 
