@@ -173,8 +173,8 @@ TABLES = [
             (
                 "The same, with a trigger word in the negative prompt",
                 Tried("test_neighbours.py::test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them"),
-                "The host gives **model_negative** what **model** carries: the concepts of **model** act in the negative prompt, those "
-                "that **model_negative** alone carries do not. Apply them to both.",
+                "The host gives **model_negative** what **model** carries: the concepts of **model** act in the negative prompt, "
+                "those that **model_negative** alone carries do not. Apply them to both.",
             ),
         ],
     ),
