@@ -201,17 +201,25 @@ TABLES = [
                 FLAGS,
                 {
                     "split attention, nothing cached": ("`--use-split-cross-attention`, `--cache-none`", ""),
-                    "sub-quadratic attention": ("`--use-quad-cross-attention`, `--cache-classic`", ""),
-                    "all in fp16": ("`--force-fp16`", ""),
-                    "weights in bf16": ("`--bf16-unet`", "On processors the host computes in float32 with such weights."),
+                    "torch's attention": (
+                        "`--use-pytorch-cross-attention`, `--cache-classic`",
+                        "`--use-quad-cross-attention` is the default on processors, so of all other tests here.",
+                    ),
+                    "weights in fp16": ("`--force-fp16`", "On processors the host computes in float32 with such weights."),
+                    "weights in bf16": ("`--bf16-unet`", "The same."),
                     "weights in fp8": ("`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`", "The same."),
                 },
+            ),
+            (
+                "all in fp16, as on a graphics card",
+                Tried("test_device.py::test_concepts_are_drawn_and_plain_prompts_are_untouched"),
+                "On a device that keeps weights apart and computes on the processor.",
             ),
             *(
                 (
                     f"`{flag}`",
                     Tried(f"test_flags.py::test_where_weights_wait_beside_the_device[{flag}]"),
-                    "On a device that keeps weights apart and computes on the processor.",
+                    "On the same device.",
                 )
                 for flag in ("--lowvram", "--novram")
             ),
