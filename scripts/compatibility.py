@@ -123,7 +123,7 @@ TABLES = [
             (
                 "TorchCompileModel",
                 Tried("test_neighbours.py::test_a_compiled_model_is_the_same_as_before"),
-                "Tested is what is captured, not Inductor.",
+                "Tested is what is captured, not Inductor. Layers are captured one by one, so compiling gains less.",
             ),
             ("Context Windows", Tried("test_neighbours.py::test_context_windows_see_the_concept"), ""),
             (
@@ -205,23 +205,22 @@ TABLES = [
                         "`--use-pytorch-cross-attention`, `--cache-classic`",
                         "`--use-quad-cross-attention` is the default on processors, so of all other tests here.",
                     ),
-                    "weights in fp16": ("`--force-fp16`", "On processors the host computes in float32 with such weights."),
-                    "weights in bf16": ("`--bf16-unet`", "The same."),
+                    "weights in bf16": ("`--bf16-unet`", "On processors the host computes in float32 with such weights."),
                     "weights in fp8": ("`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`", "The same."),
                 },
             ),
             (
-                "all in fp16, as on a graphics card",
+                "`--force-fp16`, and what graphics cards do",
                 Tried("test_device.py::test_concepts_are_drawn_and_plain_prompts_are_untouched"),
                 "On a device that keeps weights apart and computes on the processor.",
             ),
             *(
                 (
-                    f"`{flag}`",
+                    f"`--{flag}`",
                     Tried(f"test_flags.py::test_where_weights_wait_beside_the_device[{flag}]"),
                     "On the same device.",
                 )
-                for flag in ("--lowvram", "--novram")
+                for flag in ("lowvram", "novram")
             ),
         ],
     ),

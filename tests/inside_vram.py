@@ -1,6 +1,6 @@
 """Concepts where weights wait beside the device and come when they are needed: run by test_flags.py in the host's interpreter.
 
-`python -m tests.inside_vram COMFYUI CHECKPOINT CONCEPT LIBRARY FLAG` prints one JSON object of what was measured.
+`python -m tests.inside_vram COMFYUI CHECKPOINT CONCEPT LIBRARY` prints one JSON object of what was measured.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from scripts import inside
 from tests import accelerator
 
-COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:5])
+COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:])
 accelerator.register(LIBRARY)
 # So much of the device's 8 GB is kept free that of the demo base's UNet, which has 85 MB in half precision, a part fits.
-inside.enter_with_pack(COMFYUI, cpu=False, arguments=(sys.argv[5], "--reserve-vram", "7.16"))
+inside.enter_with_pack(COMFYUI, cpu=False, arguments=("--lowvram", "--reserve-vram", "7.16"))
 
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
@@ -39,20 +39,24 @@ def sample(model: Any, clip: Any, text: str) -> Tensor:
 
 @torch.inference_mode()
 def main() -> dict:
-    """All that is measured."""
+    """All that is measured: as the flag had it, as --novram has it, and with everything on the device."""
     model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     concept = inside.part("perfusion_core.concept").Concept.load(CONCEPT)
     edited, knowing = host.model_with_edit(model, (concept,), "exact"), host.clip_with_words(clip, (concept,))
-    named = sample(edited, knowing, TEXT.format(concept.trigger))
-    found = {
-        "share on the device": edited.loaded_size() / edited.model_size(),
-        "plain prompt": worst(sample(edited, knowing, TEXT.format("teddy")), sample(model, clip, TEXT.format("teddy"))),
-        "concept": worst(named, sample(model, knowing, TEXT.format(concept.trigger))),
-    }
-    comfy.model_management.unload_all_models()
-    comfy.model_management.vram_state = comfy.model_management.VRAMState.HIGH_VRAM
-    whole = sample(edited, knowing, TEXT.format(concept.trigger))
-    return found | {"against all on the device": worst(whole, named), "share later": edited.loaded_size() / edited.model_size()}
+    plain, named = TEXT.format("teddy"), TEXT.format(concept.trigger)
+    drawn, found = {}, {}
+    for state in ("LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
+        comfy.model_management.unload_all_models()
+        before = comfy.model_management.vram_state.name
+        comfy.model_management.vram_state = comfy.model_management.VRAMState[state]
+        drawn[state] = sample(edited, knowing, named)
+        found[state] = {
+            "before": before,
+            "share on the device": edited.loaded_size() / edited.model_size(),
+            "plain prompt": worst(sample(edited, knowing, plain), sample(model, clip, plain)),
+            "concept": worst(drawn[state], sample(model, knowing, named)),
+        }
+    return {name: each | {"against all there": worst(drawn[name], drawn["HIGH_VRAM"])} for name, each in found.items()}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ SEEN = 0.01
 FLAGS = {
     "split attention, nothing cached": (["--use-split-cross-attention", "--cache-none"], "split optimization", ROUNDING),
     "torch's attention": (["--use-pytorch-cross-attention", "--cache-classic"], "Using pytorch attention", ROUNDING),
-    "weights in fp16": (["--force-fp16"], "weight dtype torch.float16, manual cast: torch.float32", HALF),
     "weights in bf16": (["--bf16-unet"], "weight dtype torch.bfloat16, manual cast: torch.float32", HALF),
     "weights in fp8": (
         ["--fp8_e4m3fn-unet", "--fp8_e4m3fn-text-enc"], "weight dtype torch.float8_e4m3fn, manual cast: torch.float32", EIGHT_BITS,
@@ -72,13 +71,23 @@ def test_on_a_server_with_flags(flagged: Server, usual: list[torch.Tensor], said
     assert max(worst(one, other) for one, other in zip(found, usual, strict=True)) < near
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
-@pytest.mark.parametrize("flag", ["--lowvram", "--novram"])
-def test_where_weights_wait_beside_the_device(setup: Setup, base_dir: Path, flag: str) -> None:
-    """They mean nothing on a processor: this is the host on a device that has room for a part of the weights, or for none."""
+@pytest.fixture(scope="module")
+def divided(setup: Setup, base_dir: Path) -> dict:
     models, library = base_dir / "models", accelerator.build(setup.python, CACHE / "accelerator")
-    given = (models / "checkpoints" / CHECKPOINT, models / "perfusion" / CONCEPT, library, flag)
-    measured = measure(setup.python, "inside_vram", setup.comfyui, *given)
-    share = measured["share on the device"]
-    assert (0.1 < share < 0.9 if flag == "--lowvram" else share < 0.05) and measured["share later"] == 1
-    assert measured["plain prompt"] == 0 and measured["concept"] > SEEN and measured["against all on the device"] < HALF
+    given = (models / "checkpoints" / CHECKPOINT, models / "perfusion" / CONCEPT, library)
+    return measure(setup.python, "inside_vram", setup.comfyui, *given)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
+@pytest.mark.parametrize(
+    ("state", "least", "most"),
+    [("LOW_VRAM", 0.1, 0.9), ("NO_VRAM", 0, 0.05), ("HIGH_VRAM", 1, 1)],
+    ids=["lowvram", "novram", "all"],
+)
+def test_where_weights_wait_beside_the_device(divided: dict, state: str, least: float, most: float) -> None:
+    """The flags mean nothing on a processor: this is the host, started with --lowvram, on a device with room for a part of the
+    weights; then as --novram has it, and with all of them there.
+    """
+    measured = divided[state]
+    assert least <= measured["share on the device"] <= most and divided["LOW_VRAM"]["before"] == "LOW_VRAM"
+    assert measured["plain prompt"] == 0 and measured["concept"] > SEEN and measured["against all there"] < HALF
