@@ -210,7 +210,7 @@ TABLES = [
                 },
             ),
             (
-                "`--force-fp16`, and what graphics cards do",
+                "fp16 throughout, as on graphics cards",
                 Tried("test_device.py::test_concepts_are_drawn_and_plain_prompts_are_untouched"),
                 "On a device that keeps weights apart and computes on the processor.",
             ),
@@ -220,7 +220,7 @@ TABLES = [
                     Tried(f"test_flags.py::test_where_weights_wait_beside_the_device[{flag}]"),
                     "On the same device.",
                 )
-                for flag in ("lowvram", "novram")
+                for flag in ("lowvram", "novram", "highvram")
             ),
         ],
     ),

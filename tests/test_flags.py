@@ -82,7 +82,7 @@ def divided(setup: Setup, base_dir: Path) -> dict:
 @pytest.mark.parametrize(
     ("state", "least", "most"),
     [("LOW_VRAM", 0.1, 0.9), ("NO_VRAM", 0, 0.05), ("HIGH_VRAM", 1, 1)],
-    ids=["lowvram", "novram", "all"],
+    ids=["lowvram", "novram", "highvram"],
 )
 def test_where_weights_wait_beside_the_device(divided: dict, state: str, least: float, most: float) -> None:
     """The flags mean nothing on a processor: this is the host, started with --lowvram, on a device with room for a part of the
