@@ -194,7 +194,8 @@ TABLES = [
     Table(
         "Flags of ComfyUI",
         "Prompts without the trigger word are the base's bit for bit under each. Attention of another kind gives the default's "
-        "pictures but for rounding; fewer bits give pictures nearer to them than those without the concept are.",
+        "pictures but for rounding; fewer bits give pictures nearer to them than those without the concept are. Computing in fp16, as "
+        "graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the processor.",
         ("flags", "test", "what to know"),
         [
             *rows_of(
@@ -209,16 +210,11 @@ TABLES = [
                     "weights in fp8": ("`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`", "The same."),
                 },
             ),
-            (
-                "fp16 throughout, as on graphics cards",
-                Tried("test_device.py::test_concepts_are_drawn_and_plain_prompts_are_untouched"),
-                "On a device that keeps weights apart and computes on the processor.",
-            ),
             *(
                 (
                     f"`--{flag}`",
                     Tried(f"test_flags.py::test_where_weights_wait_beside_the_device[{flag}]"),
-                    "On the same device.",
+                    "On the device of `test_device.py`.",
                 )
                 for flag in ("lowvram", "novram", "highvram")
             ),
