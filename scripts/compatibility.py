@@ -194,8 +194,8 @@ TABLES = [
     Table(
         "Flags of ComfyUI",
         "Prompts without the trigger word are the base's bit for bit under each. Attention of another kind gives the default's "
-        "pictures but for rounding; fewer bits give pictures nearer to them than those without the concept are. Computing in fp16, as "
-        "graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the processor.",
+        "pictures but for rounding; fewer bits give pictures nearer to them than those without the concept are. Computing in fp16, "
+        "as graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the processor.",
         ("flags", "test", "what to know"),
         [
             *rows_of(
