@@ -92,7 +92,7 @@ class Bench:
             files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
             rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
         images, marks = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
-        latents, masks = self.train.both_sides(self.model, self.vae, images, marks)
+        latents, masks = self.train.forms(self.model, self.vae, images, marks, small=False)
         return latents.clone(), masks.clone()
 
     def ours(self, concept: Concept) -> dict[str, float]:

@@ -28,12 +28,15 @@ def setup() -> bootstrap.Setup:
 
 @pytest.fixture(scope="session")
 def base_dir(setup: bootstrap.Setup) -> Path:
-    """The tests' own base directory, empty but for the demo's checkpoint and pictures: a demo run stays untouched."""
+    """The tests' own base directory, empty but for the demo's checkpoint and pictures, and nodes that play other packs: a demo run
+    stays untouched.
+    """
     base = bootstrap.CACHE / f"test-base{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     for folder in ("input", "output", "temp", "models", "user"):
         shutil.rmtree(base / folder, ignore_errors=True)
     bootstrap.make_base(base)
     bootstrap.share_checkpoint(setup, base)
+    shutil.copyfile(Path(__file__).with_name("other_packs.py"), base / "custom_nodes" / "other_packs.py")
     return base
 
 

@@ -98,7 +98,7 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
     with torch.inference_mode():
         mask = objects.mask_of(model, clip, vae, picture, "teddy", 64, 0)
         prepared = train.pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
-        latents, weights = train.both_sides(model, vae, *prepared)
+        latents, weights = train.forms(model, vae, *prepared, small=False)
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.learning():

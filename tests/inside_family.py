@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from scripts import inside
@@ -16,6 +17,7 @@ inside.enter_with_pack(COMFYUI)
 
 import comfy.sample  # noqa: E402
 import torch  # noqa: E402
+from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from tests import tiny  # noqa: E402
@@ -108,6 +110,17 @@ def used(model: object, clip: object, concept: object) -> dict:
         "words": {name: list(each.shape) for name, each in concept.word.items()},
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
+    } | beside_freeu(model, applied, drawn)
+
+
+def beside_freeu(model: object, applied: object, drawn: Callable[[object, str], Tensor]) -> dict:
+    """FreeU on the base and on the model with the concept: it scales blocks of two and four times the model's channels alone."""
+    freed = [FreeU_V2.execute(one, b1=1.3, b2=1.4, s1=0.9, s2=0.2).result[0] for one in (model, applied)]
+    base, named = drawn(freed[0], "a teddy"), drawn(freed[1], "an <it>")
+    return {
+        "FreeU, a prompt without the word": torch.equal(drawn(freed[1], "a teddy"), base),
+        "FreeU, the concept": worst(named, drawn(freed[0], "an <it>")),
+        "FreeU, itself": worst(named, drawn(applied, "an <it>")),
     }
 
 

@@ -102,6 +102,10 @@ def run_edited(
     options = transformer_options if transformer_options is not None else {}
     applied: Applied = options[KEY]
     beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in BESIDE}
+    if applied.mode == EXACT and applied.stack and beside["named"] is None:
+        # The host's guider of two models asks for the negative by itself: nothing was laid beside it, but its notes came along.
+        beside["named"] = marked(context, REACH, [concept.trigger for concept in applied.stack])
+        context = context.as_subclass(Tensor)
     where, columns = beside.pop("where"), beside.pop("columns")
     inputs = {"x": x, "timesteps": timesteps, "context": context, "y": y} | beside
 

@@ -1,0 +1,233 @@
+"""What docs/compatibility.md claims: rows of what concepts are used with, each with the test that shows it or a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+NOT_TESTED = "not tested"
+TAUGHT = "test_families.py::test_it_is_taught_saved_and_used"
+PATCHES = "test_neighbours.py::test_beside_what_patches_the_model"
+CONDITIONS = "test_neighbours.py::test_beside_what_changes_the_conditioning"
+GUIDERS = "test_neighbours.py::test_beside_guiders_of_more_than_two_prompts_or_one_model"
+FLAGS = "test_flags.py::test_on_a_server_with_flags"
+KINDS = "Refused: *Perfusion needs a Stable Diffusion 1, 2 or XL model; this is another kind.*"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A test by its id beneath tests/, without the parts in brackets if all of them are meant."""
+
+    id: str
+
+    @property
+    def path(self) -> str:
+        """What pytest is asked for."""
+        return f"tests/{self.id}"
+
+    def runs(self, known: Iterable[str]) -> list[str]:
+        """Those of the full ids that are of this test."""
+        return [each for each in known if each == self.path or each.startswith(f"{self.path}[")]
+
+
+Cell = Tried | str
+"""A test, or a sentence in its place."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A part of the page: rows of a name and of a cell for each further column."""
+
+    title: str
+    intro: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[Cell, ...]]
+
+
+def rows_of(test: str, rows: dict[str, tuple[str, str]]) -> list[tuple[str, Cell, str]]:
+    """Rows for runs of one test: its part in brackets -> the row's name and what to know."""
+    return [(name, Tried(f"{test}[{run}]"), note) for run, (name, note) in rows.items()]
+
+
+TABLES = [
+    Table(
+        "Families of models",
+        "SD1 is tested on the demo base, which has SD1.5's layers and text encoder; SD2 and SDXL on their layouts with few layers "
+        "and weights that know nothing. None is tested on a real checkpoint yet.",
+        ("family", "train", "apply", "combine", "export"),
+        [
+            (
+                "SD1.x",
+                Tried("test_nodes.py::test_training_gives_a_concept_a_plot_and_a_preview"),
+                Tried("test_nodes.py::test_prompts_without_the_trigger_are_the_base_bit_for_bit"),
+                Tried("test_nodes.py::test_applying_twice_is_applying_the_combined"),
+                Tried("test_nodes.py::test_the_stock_loader_draws_the_static_edit"),
+            ),
+            ("SD2.x", *[Tried(f"{TAUGHT}[sd2]")] * 2, NOT_TESTED, NOT_TESTED),
+            ("SDXL", *[Tried(f"{TAUGHT}[sdxl]")] * 2, NOT_TESTED, NOT_TESTED),
+            ("all others", KINDS, KINDS, "", KINDS),
+        ],
+    ),
+    Table(
+        "Nodes that patch the model",
+        "Each stands once before and once behind *Apply Concept*. A prompt without the trigger word is bit for bit what it is "
+        "without the concept; with it, the order changes nothing but rounding, and both the node and the concept act.",
+        ("node", "test", "what to know"),
+        [
+            *rows_of(
+                PATCHES,
+                {
+                    "LoraLoader": ("Load LoRA", "The edit is added to what the LoRA's layers give."),
+                    "LoraLoaderBypass": ("Load LoRA (Bypass)", ""),
+                    "ModelMergeSimple": ("ModelMergeSimple, as **model1**", ""),
+                },
+            ),
+            (
+                "ModelMergeSimple, as **model2**",
+                Tried("test_neighbours.py::test_a_merge_takes_the_second_models_weights_alone"),
+                "The concept is left behind: a merge takes weights alone of its second model. Apply it to **model1**, or behind.",
+            ),
+            *rows_of(
+                PATCHES,
+                {
+                    "PerturbedAttentionGuidance": ("Perturbed-Attention Guidance", ""),
+                    "SelfAttentionGuidance": ("Self-Attention Guidance", ""),
+                    "NAGuidance": ("Normalized Attention Guidance", ""),
+                    "HyperTile": ("HyperTile", ""),
+                    "TomePatchModel": ("ToMe", ""),
+                    "UNetCrossAttentionMultiply": ("UNetCrossAttentionMultiply", ""),
+                    "RescaleCFG": ("RescaleCFG", ""),
+                    "PatchModelAddDownscale": (
+                        "Deep Shrink",
+                        "Not with a **region**, *Watch Attention*, *Keep Layout* or *Find Object*; they refuse it.",
+                    ),
+                },
+            ),
+            (
+                "FreeU",
+                Tried("test_families.py::test_freeu_acts_beside_the_concept[sdxl]"),
+                "It does nothing to the demo base, whose blocks are all as narrow as the first.",
+            ),
+            *rows_of(
+                PATCHES,
+                {
+                    "TestMoreTokens": ("Packs that append tokens (`attn2_patch`)", "Concepts do not act on tokens so appended."),
+                    "TestMoreOutput": ("Packs that change what attention gives (`attn2_output_patch`)", ""),
+                    "TestSecondAttention": (
+                        "Packs that compute cross-attention themselves (`attn2_replace`), such as IP-Adapter",
+                        "A **region** and *Keep Layout* do not reach those layers; the concept does.",
+                    ),
+                    "TestOwnAttention": ("Packs with an attention of their own (`optimized_attention_override`)", ""),
+                },
+            ),
+            (
+                "TorchCompileModel",
+                Tried("test_neighbours.py::test_a_compiled_model_is_the_same_as_before"),
+                "Tested is what is captured, not Inductor. Layers are captured one by one, so compiling gains less.",
+            ),
+            ("Context Windows", Tried("test_neighbours.py::test_context_windows_see_the_concept"), ""),
+            (
+                "MultiGPU CFG Split, Select Model Device",
+                Tried("test_neighbours.py::test_a_clone_for_another_card_carries_the_concept"),
+                "Tested is the clone that the host makes for each card, on a processor; no two cards were at hand.",
+            ),
+            (
+                "Save Checkpoint",
+                Tried("test_neighbours.py::test_a_saved_checkpoint_is_the_base_without_the_concept"),
+                "The base is saved, without the concept and its word; *Save Concept* and *Export Concept* save those.",
+            ),
+        ],
+    ),
+    Table(
+        "Nodes that change the conditioning",
+        "The same is claimed, with the node between *CLIP Text Encode* and the sampler.",
+        ("node", "test", "what to know"),
+        rows_of(
+            CONDITIONS,
+            {
+                "ConditioningCombine": ("Combine", ""),
+                "ConditioningConcat": ("Concat", ""),
+                "ConditioningAverage": ("Average", "Less of a trigger word opens its gate less, or not at all."),
+                "ConditioningSetTimestepRange": ("SetTimestepRange", ""),
+                "ConditioningSetAreaPercentage": ("Set Area (with Percentage)", ""),
+                "ConditioningSetMask": ("Set Mask", ""),
+                "ControlNetApplyAdvanced": ("Apply ControlNet", "The ControlNet reads the prompt without the edit."),
+                "CreateHookLora": ("LoRAs as hooks, with a schedule", ""),
+                "a prompt of two sections": ("Prompts of unequal length in one batch", ""),
+            },
+        ),
+    ),
+    Table(
+        "Guiders",
+        "Those of more than two prompts, or more than one model.",
+        ("node", "test", "what to know"),
+        [
+            *rows_of(
+                GUIDERS,
+                {
+                    "DualCFGGuider": ("Dual CFG Guider", ""),
+                    "PerpNegGuider": ("Perp-Neg Guider", ""),
+                    "DualModelGuider": ("Dual Model CFG Guider", ""),
+                },
+            ),
+            (
+                "The same, with a trigger word in the negative prompt",
+                Tried("test_neighbours.py::test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them"),
+                "The host gives **model_negative** what **model** carries: the concepts of **model** act in the negative prompt, "
+                "those that **model_negative** alone carries do not. Apply them to both.",
+            ),
+        ],
+    ),
+    Table(
+        "One graph after another",
+        "",
+        ("what", "test", "what to know"),
+        [
+            (
+                "Queued graphs with other concepts",
+                Tried("test_neighbours.py::test_graphs_with_different_stacks_are_queued_side_by_side"),
+                "",
+            ),
+            ("A graph after memory ran out", Tried("test_neighbours.py::test_a_graph_runs_again_after_memory_ran_out"), ""),
+        ],
+    ),
+    Table(
+        "Flags of ComfyUI",
+        "Prompts without the trigger word are the base's bit for bit under each. Attention of another kind gives the default's "
+        "pictures but for rounding; fewer bits give pictures nearer to them than those without the concept are. Computing in fp16, "
+        "as graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the processor.",
+        ("flags", "test", "what to know"),
+        [
+            *rows_of(
+                FLAGS,
+                {
+                    "split attention, nothing cached": ("`--use-split-cross-attention`, `--cache-none`", ""),
+                    "torch's attention": (
+                        "`--use-pytorch-cross-attention`, `--cache-classic`",
+                        "`--use-quad-cross-attention` is the default on processors, so of all other tests here.",
+                    ),
+                    "weights in bf16": ("`--bf16-unet`", "On processors the host computes in float32 with such weights."),
+                    "weights in fp8": ("`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`", "The same."),
+                },
+            ),
+            *(
+                (
+                    f"`--{flag}`",
+                    Tried(f"test_flags.py::test_where_weights_wait_beside_the_device[{flag}]"),
+                    "On the device of `test_device.py`.",
+                )
+                for flag in ("lowvram", "novram", "highvram")
+            ),
+        ],
+    ),
+]
+
+
+def cells() -> Iterator[Cell]:
+    """All of the page's."""
+    return (cell for table in TABLES for row in table.rows for cell in row[1:])
+
+
+def tried() -> list[Tried]:
+    """All that the page names, each once."""
+    return list(dict.fromkeys(cell for cell in cells() if isinstance(cell, Tried)))

@@ -1,0 +1,108 @@
+"""Write docs/compatibility.md: what was tested with what, each cell with its test.
+
+`python -m scripts.make_compatibility`, in the environment that the set-up made, runs the tests that the page names, on the host in
+use, and writes the page; with `--junit FILE` it takes what pytest wrote of an earlier run of them (`--junitxml FILE`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+import xml.etree.ElementTree
+from pathlib import Path
+
+from scripts import bootstrap, steps
+from scripts.compatibility import NOT_TESTED, TABLES, Cell, Table, tried
+
+PAGE = bootstrap.ROOT / "docs" / "compatibility.md"
+
+
+def read(junit: Path) -> dict[str, bool]:
+    """Full id of each test of a run -> whether it passed."""
+    found = {}
+    for case in xml.etree.ElementTree.parse(junit).iter("testcase"):
+        place = case.attrib["classname"].replace(".", "/")
+        found[f"{place}.py::{case.attrib['name']}"] = not any(case.find(how) is not None for how in ("failure", "error", "skipped"))
+    return found
+
+
+def page(passed: dict[str, bool], version: str) -> str:
+    """The page, from the outcome of a run on a version of the host."""
+    ran = [one for test in tried() for one in test.runs(passed)]
+    whole = all(test.runs(passed) for test in tried()) and all(passed[one] for one in ran)
+    parts = [
+        "# What works with what",
+        "`python -m scripts.make_compatibility` runs the tests that stand here and writes this page. ✓ is a test that passed then; "
+        "its name is that of a function in `tests/`, with the run of it in brackets. Where something cannot be put together, the "
+        "reason stands in the test's place or beside it.",
+    ]
+    hosts = f"✓ all {len(ran)} tests of this page" if whole else "not all tests of this page passed"
+    versions = Table("Versions of ComfyUI", "", ("version", "tests"), [(version, hosts), ("all others", NOT_TESTED)])
+    for table in (*TABLES, versions):
+        lines = [table.columns, ["---"] * len(table.columns)]
+        lines += [[row[0], *(shown(cell, passed) for cell in row[1:])] for row in table.rows]
+        body = "\n".join(" ".join(f"| {cell}".rstrip() for cell in line) + " |" for line in lines)
+        parts += [f"## {table.title}", *filter(None, [table.intro]), body]
+    return "\n\n".join(wrapped(part) for part in parts) + "\n"
+
+
+def shown(cell: Cell, passed: dict[str, bool]) -> str:
+    """A cell's text."""
+    if isinstance(cell, str):
+        return cell
+    runs = cell.runs(passed)
+    if not runs:
+        return f"not run: `{cell.id}`"
+    return f"{'✓' if all(passed[one] for one in runs) else '**failed**'} `{cell.id}`"
+
+
+def wrapped(text: str, width: int = 132) -> str:
+    """A paragraph in lines; what is no paragraph as it is."""
+    if text.startswith(("#", "|")):
+        return text
+    lines = [""]
+    for word in text.split(" "):
+        if len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(lines)
+
+
+def run(setup: bootstrap.Setup, junit: Path) -> None:
+    """Run the tests that the page names, and have pytest write what came of them."""
+    command = [str(setup.tools), "-m", "pytest", "-q", "-n", "0", f"--junitxml={junit}", *(test.path for test in tried())]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with steps.child(subprocess.Popen(command, cwd=bootstrap.ROOT, env=os.environ | threads)) as process:
+        process.wait()
+    if not junit.exists():
+        raise steps.SetupError("expected pytest to run the tests, but it did not (see above).")
+
+
+def version_of(comfyui: Path) -> str:
+    """The version of the host in a folder."""
+    return re.search(r'__version__ = "([^"]+)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))[1]
+
+
+def main() -> int:
+    """Run or read, then write; 1 where something that the page names did not pass."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--junit", type=Path, help="what pytest wrote of an earlier run; without it the tests are run")
+    given, setup = parser.parse_args(), bootstrap.locate()
+    with tempfile.TemporaryDirectory() as folder:
+        junit = given.junit or Path(folder) / "junit.xml"
+        if given.junit is None:
+            run(setup, junit)
+        passed = read(junit)
+    PAGE.write_text(page(passed, version_of(setup.comfyui)), encoding="utf-8")
+    bad = [test.id for test in tried() if not test.runs(passed) or not all(passed[one] for one in test.runs(passed))]
+    steps.say(f"{PAGE.relative_to(bootstrap.ROOT)}: {len(tried()) - len(bad)} of {len(tried())} tests passed")
+    for each in bad:
+        steps.say(f"  did not pass: {each}")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    steps.exit_with(main)

@@ -1,0 +1,46 @@
+"""The page on what works with what: that it names tests that exist, and claims of each what came of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts import comfyui, compatibility, make_compatibility
+from scripts.bootstrap import ROOT
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="tests.test_a" name="test_one[x]" time="1" />
+<testcase classname="tests.test_a" name="test_two"><failure message="no" /></testcase>
+<testcase classname="tests.test_a" name="test_three"><skipped message="no" /></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.fixture(scope="module")
+def existing() -> list[str]:
+    """Full ids of the tests in the files that the page names."""
+    files = sorted({test.path.partition("::")[0] for test in compatibility.tried()})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", *files]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if "::" in line]
+
+
+def test_every_test_that_the_page_names_exists(existing: list[str]) -> None:
+    assert len(compatibility.tried()) > 40
+    assert [test.id for test in compatibility.tried() if not test.runs(existing)] == []
+
+
+def test_the_page_is_that_of_a_run_in_which_all_passed(existing: list[str]) -> None:
+    written = make_compatibility.PAGE.read_text(encoding="utf-8")
+    assert written == make_compatibility.page(dict.fromkeys(existing, True), comfyui.VERSION)
+
+
+def test_only_what_passed_is_ticked(tmp_path: Path) -> None:
+    (tmp_path / "junit.xml").write_text(JUNIT)
+    passed = make_compatibility.read(tmp_path / "junit.xml")
+    names = ("test_one", "test_one[x]", "test_one[y]", "test_two", "test_three", "test_four")
+    cells = [make_compatibility.shown(compatibility.Tried(f"test_a.py::{name}"), passed).split(" `")[0] for name in names]
+    assert cells == ["✓", "✓", "not run:", "**failed**", "**failed**", "not run:"]
+    assert "| not all tests of this page passed |" in make_compatibility.page(passed, "0.30.0")

@@ -1,0 +1,93 @@
+"""Concepts on servers that were started with flags: other attention, other precisions, other caches, weights elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.bootstrap import CACHE, CHECKPOINT, Setup
+from scripts.graphs import Graph, latents
+from scripts.server import Server
+from tests import accelerator
+from tests.differences import worst
+from tests.measuring import measure
+
+CONCEPT = "demo-teddy.safetensors"
+PLAIN, NAMED = "a photo of a teddy on the grass", "a photo of a <demo-teddy> on the grass"
+ROUNDING = 2e-5
+"""What float32's rounding may change in two guided steps, as a share of the largest latent."""
+HALF, EIGHT_BITS = 0.03, 0.3
+"""What weights or numbers of 16 and of 8 bits may change."""
+SEEN = 0.01
+"""What counts as a difference."""
+
+FLAGS = {
+    "split attention, nothing cached": (["--use-split-cross-attention", "--cache-none"], "split optimization", ROUNDING),
+    "torch's attention": (["--use-pytorch-cross-attention", "--cache-classic"], "Using pytorch attention", ROUNDING),
+    "weights in bf16": (["--bf16-unet"], "weight dtype torch.bfloat16, manual cast: torch.float32", HALF),
+    "weights in fp8": (
+        ["--fp8_e4m3fn-unet", "--fp8_e4m3fn-text-enc"], "weight dtype torch.float8_e4m3fn, manual cast: torch.float32", EIGHT_BITS,
+    ),
+}  # fmt: skip
+"""Name -> the flags, what the server's log says then, and how far pictures may be from those without flags.
+
+Without flags a processor has sub-quadratic attention, so all other tests are of that.
+"""
+
+
+def drawn(server: Server) -> list[torch.Tensor]:
+    """A plain prompt from the base, and with a concept applied; a prompt with its word from the base, and with it applied."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))
+    blank = graph.text(clip, "")
+    given = ((model, clip, PLAIN), (with_model, with_clip, PLAIN), (model, with_clip, NAMED), (with_model, with_clip, NAMED))
+    return latents(server, graph, *(graph.sample(m, graph.text(c, text), blank, steps=2) for m, c, text in given))
+
+
+@pytest.fixture(scope="module")
+def usual(server: Server) -> list[torch.Tensor]:
+    """What a server without flags draws, with sub-quadratic attention."""
+    assert "Using sub quadratic optimization" in server.log()
+    return drawn(server)
+
+
+@pytest.fixture
+def flagged(setup: Setup, base_dir: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A server with flags."""
+    with Server(setup, base=base_dir, arguments=request.param, log_name="flagged.log") as running:
+        yield running
+
+
+@pytest.mark.parametrize(("flagged", "said", "near"), FLAGS.values(), ids=FLAGS, indirect=["flagged"])
+def test_on_a_server_with_flags(flagged: Server, usual: list[torch.Tensor], said: str, near: float) -> None:
+    base, plain, no_edit, named = found = drawn(flagged)
+    assert said in flagged.log()
+    assert torch.equal(plain, base) and worst(named, no_edit) > max(SEEN, near)
+    assert max(worst(one, other) for one, other in zip(found, usual, strict=True)) < near
+
+
+@pytest.fixture(scope="module")
+def divided(setup: Setup, base_dir: Path) -> dict:
+    models, library = base_dir / "models", accelerator.build(setup.python, CACHE / "accelerator")
+    given = (models / "checkpoints" / CHECKPOINT, models / "perfusion" / CONCEPT, library)
+    return measure(setup.python, "inside_vram", setup.comfyui, *given)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
+@pytest.mark.parametrize(
+    ("state", "least", "most"),
+    [("LOW_VRAM", 0.1, 0.9), ("NO_VRAM", 0, 0.05), ("HIGH_VRAM", 1, 1)],
+    ids=["lowvram", "novram", "highvram"],
+)
+def test_where_weights_wait_beside_the_device(divided: dict, state: str, least: float, most: float) -> None:
+    """The flags mean nothing on a processor: this is the host, started with --lowvram, on a device with room for a part of the
+    weights; then as --novram has it, and with all of them there.
+    """
+    measured = divided[state]
+    assert least <= measured["share on the device"] <= most and divided["LOW_VRAM"]["before"] == "LOW_VRAM"
+    assert measured["plain prompt"] == 0 and measured["concept"] > SEEN and measured["against all there"] < HALF
