@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 NOT_TESTED = "not tested"
 TAUGHT = "test_families.py::test_it_is_taught_saved_and_used"
+COMBINED = "test_families.py::test_two_concepts_are_combined"
+EXPORTED = "test_families.py::test_what_is_exported_is_the_static_edit"
 PATCHES = "test_neighbours.py::test_beside_what_patches_the_model"
 CONDITIONS = "test_neighbours.py::test_beside_what_changes_the_conditioning"
 GUIDERS = "test_neighbours.py::test_beside_guiders_of_more_than_two_prompts_or_one_model"
@@ -63,8 +65,10 @@ TABLES = [
                 Tried("test_nodes.py::test_applying_twice_is_applying_the_combined"),
                 Tried("test_nodes.py::test_the_stock_loader_draws_the_static_edit"),
             ),
-            ("SD2.x", *[Tried(f"{TAUGHT}[sd2]")] * 2, NOT_TESTED, NOT_TESTED),
-            ("SDXL", *[Tried(f"{TAUGHT}[sdxl]")] * 2, NOT_TESTED, NOT_TESTED),
+            *[
+                (name, *[Tried(f"{TAUGHT}[{run}]")] * 2, Tried(f"{COMBINED}[{run}]"), Tried(f"{EXPORTED}[{run}]"))
+                for name, run in (("SD2.x", "sd2"), ("SDXL", "sdxl"))
+            ],
             ("all others", KINDS, KINDS, "", KINDS),
         ],
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from scripts import inside
@@ -16,6 +17,7 @@ COMFYUI, FAMILY, FOLDER = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 inside.enter_with_pack(COMFYUI)
 
 import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -23,7 +25,9 @@ from torch import Tensor  # noqa: E402
 from tests import tiny  # noqa: E402
 from tests.differences import worst  # noqa: E402
 
-host, training, train = (inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train"))
+host, training, train, exports = (
+    inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train", "nodes.exports")
+)
 Concept = inside.part("perfusion_core.concept").Concept
 SETTINGS = training.Settings(steps=12, batch=4, micro=4, word_rate=1e-3, output_rate=0.1, seed=1)
 
@@ -97,20 +101,51 @@ def named(lesson: object) -> object:
     return Concept("<it>", "teddy", FAMILY, {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
 
 
+def sampled(model: object, clip: object, text: str) -> Tensor:
+    """Latents of a prompt."""
+    latents = torch.zeros(1, 4, 8, 8)
+    given = (3, 3.0, "euler", "normal", *host.conditionings(clip, (text, "")), latents)
+    return comfy.sample.sample(model, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
+
+
 def used(model: object, clip: object, concept: object) -> dict:
     """What the concept does to prompts."""
     knowing, applied = host.clip_with_words(clip, (concept,)), host.model_with_edit(model, (concept,), "exact")
-    latents = torch.zeros(1, 4, 8, 8)
 
     def drawn(one: object, text: str) -> Tensor:
-        given = (3, 3.0, "euler", "normal", *host.conditionings(knowing, (text, "")), latents)
-        return comfy.sample.sample(one, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
+        return sampled(one, knowing, text)
 
     return {
         "words": {name: list(each.shape) for name, each in concept.word.items()},
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
-    } | beside_freeu(model, applied, drawn)
+    } | {**beside_freeu(model, applied, drawn), **combined(model, clip, concept), **exported(model, clip, concept)}
+
+
+def combined(model: object, clip: object, concept: object) -> dict:
+    """Two concepts applied one behind the other and together, and each in a prompt for both."""
+    values = {layer: o.flip(0) for layer, o in concept.values.items()}
+    stack = concept, replace(concept, trigger="<that>", word={k: -v for k, v in concept.word.items()}, values=values)
+    together, knowing = host.model_with_edit(model, stack, "exact"), host.clip_with_words(clip, stack)
+    behind = host.model_with_edit(host.model_with_edit(model, stack[:1], "exact"), stack[1:], "exact")
+    drawn = [sampled(one, knowing, "an <it> and a <that>") for one in (together, behind)]
+    return {
+        "combined": torch.equal(*drawn),
+        "without one of them": [
+            worst(drawn[0], sampled(host.model_with_edit(model, (one,), "exact"), knowing, "an <it> and a <that>")) for one in stack
+        ],
+    }
+
+
+def exported(model: object, clip: object, concept: object) -> dict:
+    """The LoRA that is exported, through the host's own loader, against the static edit that it holds."""
+    knowing, lora = host.clip_with_words(clip, (concept,)), exports.lora_of(model, clip, (concept,))[0]
+    loaded = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 0.0)[0]
+    static = sampled(host.model_with_edit(model, (concept,), "static"), knowing, "an <it>")
+    return {
+        "exported": worst(sampled(loaded, knowing, "an <it>"), static),
+        "without the LoRA": worst(sampled(model, knowing, "an <it>"), static),
+    }
 
 
 def beside_freeu(model: object, applied: object, drawn: Callable[[object, str], Tensor]) -> dict:

@@ -37,6 +37,16 @@ def test_gradients_reach_the_words_of_all_encoders(measured: dict, family: str) 
     assert all(0.95 < each < 1.05 for each in (*measured["derivatives by words"], *measured["derivatives by outputs"]))
 
 
+def test_two_concepts_are_combined(measured: dict) -> None:
+    """One behind the other or together is the same to the bit, and both act."""
+    assert measured["combined"] and min(measured["without one of them"]) > 0.01
+
+
+def test_what_is_exported_is_the_static_edit(measured: dict) -> None:
+    """Weights that hold the edit, against the edit added to what they give: they differ by rounding alone."""
+    assert measured["exported"] < 5e-5 and measured["without the LoRA"] > 0.01
+
+
 def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
     before, after = measured["loss"]
     assert after < before and measured["words"] == WORDS[family]
