@@ -27,7 +27,7 @@ from perfusion_core.training import Lesson
 
 PIECE = 1024
 """Bytes that reach the disk at once."""
-CALLS = ("mkdir", "open", "fsync", "chmod", "replace", "unlink")
+CALLS = ("mkdir", "open", "fsync", "chmod", "link", "replace", "unlink")
 """Of `os`, all through which files change."""
 OLD, NEW, NONE, SOME = "old", "new", "none yet", "some of several"
 
@@ -192,6 +192,9 @@ def kinds() -> dict[str, Kind]:
         of_version = replace(concept, superclass=superclasses[version], preview=picture)
         of_version.save(folder / "animals" / "concept.safetensors")
 
+    def number(folder: Path, version: int) -> None:
+        replace(concept, superclass=superclasses[version]).save(folder / "concept.safetensors", overwrite=False)
+
     def keep(folder: Path, version: int) -> None:
         losses = torch.ones(1 + version, dtype=torch.float64)
         files.write(folder / ".work" / "training.safetensors", lesson | {"losses": losses}, {"version": "1"})
@@ -215,6 +218,7 @@ def kinds() -> dict[str, Kind]:
 
     return {
         "concept": Kind(save, Concept.load),
+        "concept that may not replace one": Kind(number, Concept.load, replaced=False),
         "training checkpoint": Kind(keep, resumed),
         "covariance": Kind(measure, Covariance.load),
         "export of two files": Kind(give, lambda path: files.read(path, 2**24), replaced=False),

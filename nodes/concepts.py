@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import MAX_BYTES, MAX_TEXT, Concept, Stack, check_trigger, combine
-from ..perfusion_core.files import read_bytes
-from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict
+from ..perfusion_core.files import Taken, read_bytes
+from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict, version_of
 
 NONE = "(no concept saved yet)"
 
@@ -67,8 +67,7 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, concept_name: str) -> str:
         """Load again when the file has changed."""
-        path = folder_paths.get_full_path(FOLDER, concept_name)
-        return f"{concept_name} {Path(path).stat().st_mtime_ns}" if path else concept_name
+        return version_of(concept_name)
 
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
@@ -132,6 +131,17 @@ def content_of(name: str) -> bytes:
     return content
 
 
+def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> str:
+    """Save a concept; its name as Load Concept lists it."""
+    while True:
+        listed = str(Path(f"{new_name(prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
+        try:
+            concept.save(home() / listed, dtype, overwrite)
+            return listed
+        except Taken:  # another server that saves to this folder was quicker: there is a next name
+            continue
+
+
 PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": torch.int8}
 
 
@@ -186,12 +196,11 @@ class PerfusionSaveConcept(io.ComfyNode):
         """Save it."""
         if len(concept) != 1:
             raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
-        listed = str(Path(f"{new_name(filename_prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
         made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
         one = concept[0]
         details = {**one.details, **{k: v for k, v in made.items() if v}}
         saved = replace(one, details=details)
-        saved.save(home() / listed, PRECISIONS[precision])
+        listed = save(saved, filename_prefix, overwrite, PRECISIONS[precision])
         return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))
 
 

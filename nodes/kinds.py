@@ -62,9 +62,28 @@ WORKROOM = ".work"
 """Sub-folder for what the pack keeps for itself: covariances and checkpoints of trainings that are not done."""
 
 
+def listed(folder: str) -> list[str]:
+    """Names of the files in one of the host's folders of models, as the host lists them."""
+    try:
+        return folder_paths.get_filename_list(folder)
+    except FileNotFoundError:
+        # The host remembers when each folder was changed and stumbles over one that is gone; without that it looks anew.
+        folder_paths.filename_list_cache.pop(folder, None)
+        return folder_paths.get_filename_list(folder)
+
+
 def concept_files() -> list[str]:
     """Names of the concept files that the user has, as the host lists them."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).parts[0] != WORKROOM]
+    return [name for name in listed(FOLDER) if not name.startswith((f"{WORKROOM}/", f"{WORKROOM}\\"))]
+
+
+def version_of(name: str) -> str:
+    """What tells a file of the user's from another one that takes its place, by time and size; the name where there is none."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        return name
+    found = Path(path).stat()
+    return f"{name} {found.st_mtime_ns} {found.st_size}"
 
 
 FOREIGN = {".pt", ".pth", ".ckpt", ".bin"}
