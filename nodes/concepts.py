@@ -1,7 +1,9 @@
 """Load, save, set and combine concepts."""
 
+import json
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import folder_paths
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import MAX_BYTES, MAX_TEXT, Concept, Stack, check_trigger, combine
-from ..perfusion_core.files import Taken, read_bytes
+from ..perfusion_core.files import Taken, read_bytes, read_metadata
 from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict, version_of
 
 NONE = "(no concept saved yet)"
@@ -140,6 +142,19 @@ def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> 
             return listed
         except Taken:  # another server that saves to this folder was quicker: there is a next name
             continue
+
+
+@cache
+def words_of(name: str, version: str) -> tuple[str, str]:
+    """Trigger word and superclass of a concept file, by its metadata alone; `version` is what `version_of` told of it."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    metadata = read_metadata(Path(path)) if path else {}
+    return str(metadata.get("modelspec.trigger_phrase", "")), str(metadata.get("superclass", ""))
+
+
+def words(_: str) -> bytes:
+    """JSON for the page to search in: the name of each concept file -> its trigger word and its superclass."""
+    return json.dumps({name: words_of(name, version_of(name)) for name in concept_files()}).encode()
 
 
 PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": torch.int8}

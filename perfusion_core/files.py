@@ -53,6 +53,17 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, of which no tensor is read; empty where the file cannot be read or has none."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            metadata = json.loads(file.read(length)).get("__metadata__") if length <= MAX_HEADER else None
+    except (OSError, ValueError, AttributeError, RecursionError, struct.error):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, of these types, and metadata of a safetensors file's bytes; `path` names it in errors.
 
