@@ -35,7 +35,7 @@ from benchmarks.moments import Moment, progress, queued_until
 from perfusion_core import PerfusionError, files
 from perfusion_core.concept import READABLE, Concept
 from perfusion_core.prompts import captions
-from scripts import bootstrap
+from scripts import bootstrap, steps
 from scripts.graphs import Graph, latents
 from scripts.server import GraphError, Server
 
@@ -484,6 +484,7 @@ def main() -> int:
     if ELSEWHERE not in os.environ:
         command = ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv]
         os.execvpe(command[0], command, os.environ | {ELSEWHERE: "1"})
+    steps.stop_when_terminated()
     kept, bench = RESULTS / "faults.json", Bench()
     told = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     found = {part: [Row(**row) for row in rows] for part, rows in told.items()}

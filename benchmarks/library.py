@@ -27,7 +27,7 @@ from benchmarks.lab import RESULTS
 from demo import world
 from perfusion_core import files
 from perfusion_core.concept import READABLE
-from scripts import bootstrap
+from scripts import bootstrap, steps
 from scripts.graphs import Graph
 from scripts.server import Server
 
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
+    steps.stop_when_terminated()
     setup = bootstrap.locate()
     bases = {name: bootstrap.fresh_base(setup, f"library-{name}") for name in ("few", "many")}
     size = fill(bases["many"] / "models" / "perfusion", arguments.concepts)

@@ -1,6 +1,6 @@
 """Two hundred jobs of all kinds on one server: what piles up, and whether the base is still the base.
 
-    python benchmarks/soak.py [--jobs N]
+    python benchmarks/soak.py [--jobs N] [--minutes N]
 
 Trainings, interruptions at every stage, errors, and pictures with one concept, with several and of a comparison, in turn. After
 twenty jobs, when all is loaded that will be, and at the end, a node of `spy.py` counts what the process holds. Writes
@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.lab import RESULTS
 from benchmarks.moments import Moment, progress, queued_until
-from scripts import bootstrap
+from scripts import bootstrap, steps
 from scripts.graphs import Graph, Link, latents
 from scripts.server import GraphError, Server
 
@@ -219,8 +219,10 @@ class Soak:
             path.write_bytes(content)
 
 
-def run(server: Server, jobs: int) -> tuple[Soak, list[dict[str, int]], float]:
-    """All jobs: what became of them, what the process held after SETTLED of them and at the end, and the seconds that they took."""
+def run(server: Server, jobs: int, minutes: float) -> tuple[Soak, list[dict[str, int]], float]:
+    """All jobs, or those that fit into the time: what became of them, what the process held after SETTLED of them and at the end,
+    and the seconds that they took.
+    """
     soak, looks = Soak(server), []
     kinds: list[Callable[[int], None]] = [soak.train, soak.interrupt, soak.apply, soak.error, soak.combine, soak.sweep]
     for seed, concepts in itertools.product(SEEDS, ((), (TEDDY,), (TEDDY, TEAPOT))):
@@ -230,9 +232,12 @@ def run(server: Server, jobs: int) -> tuple[Soak, list[dict[str, int]], float]:
         kind = kinds[number % len(kinds)]
         kind(number)
         soak.done[kind.__name__] += 1
-        if number + 1 in (SETTLED, jobs):
+        over = time.monotonic() - start > 60 * minutes
+        if number + 1 in (SETTLED, jobs) or over:
             looks.append(soak.look(number))
             print(f"{number + 1} jobs, {time.monotonic() - start:.0f} s, {looks[-1]}", flush=True)
+        if over:
+            break
     for seed in SEEDS:
         if not soak.draws(seed):
             soak.wrong.append(f"the base at the end, seed {seed}")
@@ -281,13 +286,15 @@ def main() -> int:
     """Run and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--minutes", type=float, default=11.5, help="after which no further job begins")
     arguments = parser.parse_args()
+    steps.stop_when_terminated()
     setup = bootstrap.locate()
     base = bootstrap.fresh_base(setup, "soak-base")
     shutil.copyfile(Path(__file__).with_name("spy.py"), base / "custom_nodes" / "spy.py")
     with Server(setup, base=base, threads=1, arguments=["--cache-classic"]) as server:
-        soak, looks, seconds = run(server, arguments.jobs)
-    told = page(soak, looks, arguments.jobs, seconds)
+        soak, looks, seconds = run(server, arguments.jobs, arguments.minutes)
+    told = page(soak, looks, soak.done.total(), seconds)
     print(told)
     (RESULTS / "soak.md").write_text(told, encoding="utf-8")
     return 0 if good(soak, looks) else 1
