@@ -224,7 +224,9 @@ def run(server: Server, jobs: int, minutes: float) -> tuple[Soak, list[dict[str,
     and the seconds that they took.
     """
     soak, looks = Soak(server), []
-    kinds: list[Callable[[int], None]] = [soak.train, soak.interrupt, soak.apply, soak.error, soak.combine, soak.sweep]
+    kinds: list[Callable[[int], None]] = [
+        soak.train, soak.interrupt, soak.apply, soak.error, soak.combine, soak.sweep, soak.error, soak.apply,
+    ]  # fmt: skip
     for seed, concepts in itertools.product(SEEDS, ((), (TEDDY,), (TEDDY, TEAPOT))):
         soak.draws(seed, *concepts)
     start = time.monotonic()
