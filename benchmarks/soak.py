@@ -165,10 +165,10 @@ class Soak:
         return torch.equal(found, wanted)
 
     def look(self, number: int) -> dict[str, int]:
-        """What the process holds after a picture of the base."""
-        self.draws(SEEDS[0])
-        node = {"class_type": "MeasuringSpy", "inputs": {"asked": number}}
-        return json.loads(self.server.run({"1": node})["outputs"]["1"]["text"][0])
+        """What the process holds while the base, and nothing else, is in use."""
+        graph, latent = picture(SEEDS[0])
+        spy = graph.add("MeasuringSpy", samples=latent, asked=number)
+        return json.loads(self.server.run(graph.nodes)["outputs"][spy]["text"][0])
 
     def drawing(self, number: int, *concepts: str) -> None:
         """A job that draws."""
@@ -250,7 +250,7 @@ def good(soak: Soak, looks: list[dict[str, int]]) -> bool:
     """Whether all is as it should be."""
     before, after = looks
     grown = [name for name in before if after[name] > before[name] * (GROWTH if name == "resident" else 1)]
-    return not soak.wrong and not grown and soak.stopped == soak.right
+    return not soak.wrong and not grown and soak.stopped == soak.right and before["ModelPatcher"] > 0
 
 
 def page(soak: Soak, looks: list[dict[str, int]], jobs: int, seconds: float) -> str:

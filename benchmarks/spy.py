@@ -40,10 +40,10 @@ class Spy:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """`asked` makes each look another one."""
-        return {"required": {"asked": ("INT", {"default": 0})}}
+        """`samples` are drawn before, and what drew them is still there; `asked` makes each look another one."""
+        return {"required": {"samples": ("LATENT",), "asked": ("INT", {"default": 0})}}
 
-    def look(self, asked: int) -> dict:
+    def look(self, samples: dict, asked: int) -> dict:
         """Look."""
         with open("/proc/self/statm") as statm:
             pages = int(statm.read().split()[1])
