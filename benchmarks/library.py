@@ -140,7 +140,7 @@ def page(found: Mapping[str, list[dict[str, float]]], count: int, size: int) -> 
             "| --- | --- | --- |",
             *rows,
             "",
-            f"The first search read {read / 1024:.1f} MB of these files' {size / 2**20:.0f} MB: their headers, and no tensor.",
+            f"The first search read {read / 1024:.1f} MB of these files' {size / 2**20:.0f} MB: their headers, in blocks of 4 KB.",
             "",
         ]
     )
