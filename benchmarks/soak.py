@@ -288,7 +288,7 @@ def main() -> int:
     """Run and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=JOBS)
-    parser.add_argument("--minutes", type=float, default=11.5, help="after which no further job begins")
+    parser.add_argument("--minutes", type=float, default=30, help="after which no further job begins")
     arguments = parser.parse_args()
     steps.stop_when_terminated()
     setup = bootstrap.locate()

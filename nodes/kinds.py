@@ -1,5 +1,6 @@
 """What flows between the pack's nodes, and where its files are."""
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -82,7 +83,10 @@ def version_of(name: str) -> str:
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         return name
-    found = Path(path).stat()
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:  # deleted since a moment ago
+        return name
     return f"{name} {found.st_mtime_ns} {found.st_size}"
 
 
@@ -130,7 +134,7 @@ def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool =
         return name
 
     def there(path: Path) -> bool:
-        return path.exists() or path.stem in taken
+        return os.path.lexists(path) or path.stem in taken  # a link that leads nowhere has the name, too
 
     # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
     while any(there(folder / f"{name}_{counter:05}{end}") for folder, ends in files.items() for end in ends):
