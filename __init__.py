@@ -14,8 +14,9 @@ class PerfusionExtension(ComfyExtension):
     """Registers the nodes."""
 
     async def on_load(self) -> None:
-        """Lets the page fetch concept files."""
+        """Lets the page fetch concept files, and the words to find them by."""
         host.serve("/perfusion/file", concepts.content_of)
+        host.serve("/perfusion/words", concepts.words)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes of the pack."""

@@ -1,7 +1,9 @@
 """Load, save, set and combine concepts."""
 
+import json
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import folder_paths
@@ -11,8 +13,8 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import MAX_BYTES, MAX_TEXT, Concept, Stack, check_trigger, combine
-from ..perfusion_core.files import read_bytes
-from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict
+from ..perfusion_core.files import Taken, read_bytes, read_metadata
+from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict, version_of
 
 NONE = "(no concept saved yet)"
 
@@ -67,8 +69,7 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, concept_name: str) -> str:
         """Load again when the file has changed."""
-        path = folder_paths.get_full_path(FOLDER, concept_name)
-        return f"{concept_name} {Path(path).stat().st_mtime_ns}" if path else concept_name
+        return version_of(concept_name)
 
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
@@ -138,6 +139,30 @@ def signed(concept: Concept, author: str, license: str) -> Concept:
     return replace(concept, details={**concept.details, **{k: v for k, v in made.items() if v}})
 
 
+def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> str:
+    """Save a concept; its name as Load Concept lists it."""
+    while True:
+        listed = str(Path(f"{new_name(prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
+        try:
+            concept.save(home() / listed, dtype, overwrite)
+            return listed
+        except Taken:  # another server that saves to this folder was quicker: there is a next name
+            continue
+
+
+@cache
+def words_of(name: str, version: str) -> tuple[str, str]:
+    """Trigger word and superclass of a concept file, by its metadata alone; `version` is what `version_of` told of it."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    metadata = read_metadata(Path(path)) if path else {}
+    return str(metadata.get("modelspec.trigger_phrase", "")), str(metadata.get("superclass", ""))
+
+
+def words(_: str) -> bytes:
+    """JSON for the page to search in: the name of each concept file -> its trigger word and its superclass."""
+    return json.dumps({name: words_of(name, version_of(name)) for name in concept_files()}).encode()
+
+
 PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": torch.int8}
 
 
@@ -192,9 +217,8 @@ class PerfusionSaveConcept(io.ComfyNode):
         """Save it."""
         if len(concept) != 1:
             raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
-        listed = str(Path(f"{new_name(filename_prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
         saved = signed(concept[0], author, license)
-        saved.save(home() / listed, PRECISIONS[precision])
+        listed = save(saved, filename_prefix, overwrite, PRECISIONS[precision])
         return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))
 
 

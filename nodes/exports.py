@@ -17,7 +17,7 @@ from ..perfusion_core.concept import Stack, edit_of
 from ..perfusion_core.edit import STATIC
 from ..perfusion_core.files import write_all
 from . import host
-from .kinds import CATEGORY, ConceptType, check_prefix, new_name, verdict
+from .kinds import CATEGORY, ConceptType, check_prefix, listed, new_name, verdict
 
 log = logging.getLogger("perfusion")
 
@@ -102,7 +102,7 @@ def places(filename_prefix: str, stack: Stack) -> tuple[Path, dict[str, Path]]:
     loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
     ends = [""] if len(stack) == 1 else [f"_{one.trigger.strip('<>')}" for one in stack]
     # The host looks for the embedding of a prompt in every sub-folder.
-    taken = {Path(listed).stem for listed in folder_paths.get_filename_list("embeddings")}
+    taken = {Path(name).stem for name in listed("embeddings")}
     name = new_name(filename_prefix, {loras: [SUFFIX], embeddings: [f"{end}{SUFFIX}" for end in ends]}, taken=taken)
     return loras / f"{name}{SUFFIX}", {f"embedding:{name}{end}": embeddings / f"{name}{end}{SUFFIX}" for end in ends}
 

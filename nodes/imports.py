@@ -15,7 +15,7 @@ from ..perfusion_core.covariance import Covariance
 from . import host
 from .concepts import describe
 from .covariance import check_covariance
-from .kinds import CATEGORY, FOLDER, FOREIGN, CovarianceType, concept_outputs, foreign_files, verdict
+from .kinds import CATEGORY, FOLDER, FOREIGN, CovarianceType, concept_outputs, foreign_files, verdict, version_of
 
 NONE = "(no file of another implementation)"
 
@@ -123,8 +123,7 @@ class PerfusionImport(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:
         """Import again when the file has changed."""
-        path = folder_paths.get_full_path(FOLDER, file_name)
-        return f"{file_name} {Path(path).stat().st_mtime_ns}" if path else file_name
+        return version_of(file_name)
 
     @classmethod
     def execute(

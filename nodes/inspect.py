@@ -10,6 +10,8 @@ from .pictures import gate_table
 
 FIGHT = 0.5
 """A concept whose gate opens this far at another concept's word takes it over."""
+NAMED = 3
+"""Words of others that a sentence names at most, the widest open first."""
 
 
 class PerfusionInspect(io.ComfyNode):
@@ -77,7 +79,7 @@ def opened(prompt: host.Prompt) -> list[str]:
     """How far gates open, at their own words and elsewhere."""
     lines = []
     for trigger, gates in prompt.gates.items():
-        own = torch.tensor([word == trigger for word in prompt.words])
+        own = places(prompt, trigger)
         if own.any():
             rest = float(gates[~own].max()) if not own.all() else 0.0
             lines.append(
@@ -87,14 +89,24 @@ def opened(prompt: host.Prompt) -> list[str]:
 
 
 def fights(prompt: host.Prompt) -> list[str]:
-    """Concepts that open at another one's word."""
-    return [
-        f"{trigger} also opens at {other} ({float(gates[there].max()):.2f}): the two fight over it; raise the bias of {trigger}."
-        for trigger, gates in prompt.gates.items()
-        for other in prompt.gates
-        if other != trigger and (there := torch.tensor([word == other for word in prompt.words])).any()
-        if gates[there].max() > FIGHT
-    ]
+    """Concepts that open at others' words, a sentence for each such concept."""
+    lines = []
+    for trigger, gates in prompt.gates.items():
+        opened = {other: float(gates[there].max()) for other in prompt.gates if (there := places(prompt, other)).any()}
+        taken = sorted((-gate, other) for other, gate in opened.items() if other != trigger and gate > FIGHT)
+        if not taken:
+            continue
+        told = ", ".join(f"{other} ({-gate:.2f})" for gate, other in taken[:NAMED])
+        if len(taken) > NAMED:
+            told += f" and {len(taken) - NAMED} more"
+        fight = "the two fight over it" if len(taken) == 1 else "it fights with these over them"
+        lines.append(f"{trigger} also opens at {told}: {fight}; raise the bias of {trigger}.")
+    return lines
+
+
+def places(prompt: host.Prompt, word: str) -> torch.Tensor:
+    """Where a word stands in a prompt, bool [N]."""
+    return torch.tensor([each == word for each in prompt.words])
 
 
 NODES = [PerfusionInspect]

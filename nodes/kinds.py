@@ -1,5 +1,6 @@
 """What flows between the pack's nodes, and where its files are."""
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -62,9 +63,31 @@ WORKROOM = ".work"
 """Sub-folder for what the pack keeps for itself: covariances and checkpoints of trainings that are not done."""
 
 
+def listed(folder: str) -> list[str]:
+    """Names of the files in one of the host's folders of models, as the host lists them."""
+    try:
+        return folder_paths.get_filename_list(folder)
+    except FileNotFoundError:
+        # The host remembers when each folder was changed and stumbles over one that is gone; without that it looks anew.
+        folder_paths.filename_list_cache.pop(folder, None)
+        return folder_paths.get_filename_list(folder)
+
+
 def concept_files() -> list[str]:
     """Names of the concept files that the user has, as the host lists them."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if Path(name).parts[0] != WORKROOM]
+    return [name for name in listed(FOLDER) if not name.startswith((f"{WORKROOM}/", f"{WORKROOM}\\"))]
+
+
+def version_of(name: str) -> str:
+    """What tells a file of the user's from another one that takes its place, by time and size; the name where there is none."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        return name
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:  # deleted since a moment ago
+        return name
+    return f"{name} {found.st_mtime_ns} {found.st_size}"
 
 
 FOREIGN = {".pt", ".pth", ".ckpt", ".bin"}
@@ -111,7 +134,7 @@ def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool =
         return name
 
     def there(path: Path) -> bool:
-        return path.exists() or path.stem in taken
+        return os.path.lexists(path) or path.stem in taken  # a link that leads nowhere has the name, too
 
     # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
     while any(there(folder / f"{name}_{counter:05}{end}") for folder, ends in files.items() for end in ends):

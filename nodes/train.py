@@ -360,7 +360,7 @@ class PerfusionTrain(io.ComfyNode):
         concept: Stack = (replace(taught, preview=pictures.preview_bytes(picture)),)
         path.unlink(missing_ok=True)
         if course.best:
-            course.best.path.unlink()
+            course.best.path.unlink(missing_ok=True)
         return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None], progress.sheet(picture))
 
 

@@ -110,11 +110,12 @@ class Concept:
         check_trigger(str(settings.get("trigger", self.trigger)))
         return replace(self, **settings)
 
-    def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
+    def save(self, path: Path, dtype: torch.dtype = torch.float16, overwrite: bool = True) -> None:
         """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or int8.
 
         Raises:
             PerfusionError: the disk will not take it, or `dtype` cannot hold a number.
+            files.Taken: there is a file of this name, and it is not to be written over.
         """
         tensors = {f"word.{name}": vectors for name, vectors in self.word.items()}
         # A factor of the probe does not matter, and half precision has no room for small numbers.
@@ -131,7 +132,8 @@ class Concept:
                 raise PerfusionError(
                     f"{shown(path)} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
                 )
-        write(path, rounded(tensors, list(self.layers.values())) if dtype == torch.int8 else tensors, self._metadata())
+        held = rounded(tensors, list(self.layers.values())) if dtype == torch.int8 else tensors
+        write(path, held, self._metadata(), overwrite)
 
     def _metadata(self) -> dict[str, str]:
         """The file's metadata: ModelSpec 1.0.1's keys and those that the host's model browser reads, then our own."""

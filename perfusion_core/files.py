@@ -53,6 +53,17 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, of which no tensor is read; empty where the file cannot be read or has none."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            metadata = json.loads(file.read(length)).get("__metadata__") if length <= MAX_HEADER else None
+    except (OSError, ValueError, AttributeError, RecursionError, struct.error):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, of these types, and metadata of a safetensors file's bytes; `path` names it in errors.
 
@@ -94,18 +105,23 @@ def write_all(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, str]
         raise
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+class Taken(Exception):
+    """There is a file of the name that a new one was to have."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = True) -> None:
     """Write a safetensors file under a temporary name beside `path`, then rename it.
 
     Raises:
         PerfusionError: the disk is full or will not be written; nothing is left behind.
+        Taken: there is a file at `path`, be it since a moment ago, and it is not to be written over.
     """
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
-    write_bytes(path, content)
+    write_bytes(path, content, overwrite)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; raises PerfusionError where the disk will not take it."""
+def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
+    """Write a file whole or not at all; raises as `write`."""
     scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +131,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)
+        if not (overwrite or linked(scratch, path)):
+            raise Taken(shown(path))
         os.replace(scratch, path)
     except OSError as error:
         raise PerfusionError(
@@ -125,3 +143,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         if scratch is not None:
             with contextlib.suppress(OSError):
                 os.unlink(scratch)
+
+
+def linked(scratch: str, path: Path) -> bool:
+    """Give a file a second name, in one step with making sure that nothing has it; False where something does.
+
+    True also where the disk knows no second names (FAT) and nothing has this one.
+    """
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        return not os.path.lexists(path)
+    return True

@@ -158,8 +158,8 @@ class Page:
         assert isinstance(box, ElementHandle)
         box.fill(text)
 
-    def number(self, node: int, widget: str, value: float) -> None:
-        """Type a number into a widget."""
+    def number(self, node: int, widget: str, value: float | str) -> None:
+        """Type a number, or a line of text, into a widget."""
         self.tab.mouse.dblclick(*self.at(*self.ask(WIDGET, node, widget)))
         box = self.tab.locator(".graphdialog input")
         box.fill(str(value))

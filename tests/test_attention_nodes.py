@@ -263,6 +263,21 @@ def test_the_inspector_misses_names_and_sees_fights_and_loras(server: Server) ->
     assert "LoRAs change 14 of the edited projections" in inspected(server, graph, scaled, graph.text(clip, "a <twin>"))
 
 
+def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Server) -> None:
+    """32 of one kind, all named in one prompt: each opens at the words of those that were named before."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    crowd = [f"<twin-{i:02}>" for i in range(32)]
+    loaded = {f"concepts__concept{i}": graph.load(CONCEPT, trigger=trigger, bias=0.3) for i, trigger in enumerate(crowd)}
+    model, clip = graph.apply(model, clip, [graph.add("PerfusionCombineConcepts", **loaded), 0])
+    report = inspected(server, graph, model, graph.text(clip, "a " + ", ".join(crowd)))
+    fights = [line for line in report.splitlines() if "also opens at" in line]
+    assert "not named" not in report and report.count("its gate opens to") == 32
+    assert [line.split(" ")[0] for line in fights] == crowd[:-1]
+    assert " and 28 more: it fights with these over them; raise the bias of <twin-00>." in fights[0]
+    assert fights[-1].endswith(": the two fight over it; raise the bias of <twin-30>.") and "more" not in fights[-1]
+
+
 def test_the_inspector_needs_a_model_with_concepts(server: Server) -> None:
     graph = Bench()
     graph.add("PerfusionInspect", model=graph.base, positive=graph.text(graph.words, PROMPT))

@@ -1,5 +1,6 @@
 """The edit's mathematics against perfusion-pytorch, a dense float64 reference, and finite differences."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,20 @@ from perfusion_pytorch.perfusion import Rank1EditModule, merge_rank1_edit_module
 from torch import Tensor, nn
 
 from perfusion_core.covariance import probe
-from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, STATIC, Coefficients, Edit, gate, removal, similarity
+from perfusion_core.edit import (
+    APART,
+    APPROXIMATE,
+    CLOSED,
+    EXACT,
+    MODES,
+    PAPER,
+    STATIC,
+    Coefficients,
+    Edit,
+    gate,
+    removal,
+    similarity,
+)
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -33,29 +47,29 @@ class World:
     encoding: Tensor
 
     @classmethod
-    def of(cls, count: int, seed: int = 0, alike: float = 0.5) -> "World":
+    def of(cls, count: int, seed: int = 0, alike: float = 0.5, width: int = D) -> "World":
         """`count` concepts whose target inputs share a part; the encodings' tokens hold concepts to all degrees."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).double()
 
-        spread = torch.linalg.qr(normal(D, D)).Q * torch.linspace(0.4, 2.5, D, dtype=torch.float64)
-        seen = normal(40 * D, D) @ spread.T
+        spread = torch.linalg.qr(normal(width, width)).Q * torch.linspace(0.4, 2.5, width, dtype=torch.float64)
+        seen = normal(40 * width, width) @ spread.T
         inverse = torch.linalg.inv(seen.T @ seen / len(seen))
         inverse = (inverse + inverse.T) / 2
-        inputs = (normal(count, D) + alike * normal(1, D)) @ spread.T
+        inputs = (normal(count, width) + alike * normal(1, width)) @ spread.T
         share = torch.rand(B, N, count, generator=generator).double() * 1.3
         share[:, 0] = 0
         share[:, 1:3] = share[:, 1:3].round()
-        encoding = share @ inputs + 0.7 * normal(B, N, D) @ spread.T
+        encoding = share @ inputs + 0.7 * normal(B, N, width) @ spread.T
         made = (
             inputs,
-            inputs + 0.5 * normal(count, D),
+            inputs + 0.5 * normal(count, width),
             normal(count, M),
             normal(count, M),
-            normal(M, D),
-            normal(M, D),
+            normal(M, width),
+            normal(M, width),
             encoding,
         )
         return cls(inverse, *(tensor.float().double() for tensor in made))
@@ -290,6 +304,34 @@ def test_exact_mode_projects_out_the_open_concepts_when_gates_decide() -> None:
             concepts = opened[b, n].nonzero().flatten().tolist()
             wanted = world.to_v @ complement(world, world.encoding[b, n], concepts) + world.values[concepts].sum(0)
             assert error(got[b, n], wanted) <= AGREE
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.5])
+def test_a_crowd_of_concepts_is_exact(alike: float) -> None:
+    """32 concepts at once, in float64 all the way: to rounding, the formula with what keeps concepts apart; which is itself near
+    to the formula without.
+    """
+    crowd = 32
+    world = World.of(crowd, alike=alike, width=96)
+    gram = world.target_inputs @ world.inverse @ world.target_inputs.T
+    gram = gram - APART * (gram - gram.diag().diag())
+
+    def apart(encoding: Tensor, concepts: list[int]) -> Tensor:
+        inputs = world.target_inputs[concepts]
+        shares = torch.linalg.solve(gram[concepts][:, concepts], inputs @ world.inverse @ encoding)
+        return encoding - shares @ inputs
+
+    named = torch.rand(B, N, crowd, generator=torch.Generator().manual_seed(3)) < 0.5
+    for mode, bias in ((PAPER, 0.6), (EXACT, ALWAYS_OPEN)):
+        edit = world.edit(mode, torch.float64, bias=torch.full((crowd,), bias, dtype=torch.float64))
+        by = edit.coefficients(world.encoding, named.double())
+        got = world.encoding @ world.to_v.T + edit.value_correction(LAYER, by, rows(world.to_v))
+        for b, n in itertools.product(range(B), range(N)):
+            token = world.encoding[b, n]
+            concepts = named[b, n].nonzero().flatten().tolist() if mode == EXACT else list(range(crowd))
+            added = world.values[concepts].sum(0) if mode == EXACT else world.gates()[b, n] @ world.values
+            assert error(got[b, n], world.to_v @ apart(token, concepts) + added) <= 1e-11
+            assert error(got[b, n], world.to_v @ complement(world, token, concepts) + added) <= 100 * APART
 
 
 def test_exact_mode_at_open_gates_is_paper_mode() -> None:

@@ -92,6 +92,29 @@ def test_a_concept_is_shown_before_it_is_loaded_and_its_trigger_word_copied(page
     assert page.errors == []
 
 
+def test_a_concept_is_found_by_its_trigger_word_or_its_superclass(page: Page, fresh: Server) -> None:
+    page.empty()
+    folder = fresh.base / "models" / "perfusion"
+    replace(Concept.load(folder / "demo-teapot.safetensors"), trigger="<grandmas>", superclass="kettle").save(
+        folder / "found.safetensors"
+    )
+    page.command("Comfy.RefreshNodeDefinitions")
+    node = page.add("Load Concept (Perfusion)", 0, 0)
+    script = "([id]) => app.graph.getNodeById(id).widgets.find(each => each.name === 'concept_name').options.values"
+    page.wait(lambda: "found.safetensors" in page.ask(script, node), "the new name in the list")
+    every = page.ask(script, node)
+    for text in ("grandma", "KETTLE", "found.s"):
+        page.number(node, "find", text)
+        page.wait(lambda: page.ask(script, node) == ["found.safetensors"], f"what {text} finds")
+        assert page.value(node, "concept_name") == "found.safetensors"
+        page.wait(lambda: "a kettle, for sd1" in page.card(node).inner_text(), "the concept that was found")
+        page.number(node, "find", "nothing like it")
+        page.wait(lambda: "No concept has" in page.card(node).inner_text(), "that there is none")
+        page.number(node, "find", "")
+        page.wait(lambda: page.ask(script, node) == every, "the whole list")
+    assert page.errors == []
+
+
 def test_a_picture_brings_its_concept_to_a_server_that_has_none(
     page: Page, fresh: Server, chromium: Browser, setup: bootstrap.Setup
 ) -> None:

@@ -106,3 +106,21 @@ def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
     replace(concept, values=large, keys=large).save(folder / "large.safetensors", torch.float32)
     status, sentence = asked(server, "large.safetensors")
     assert status == 400 and "more than the 768 that a workflow may hold" in sentence
+
+
+def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> None:
+    folder = server.base / "models" / "perfusion"
+
+    def words() -> dict[str, list[str]]:
+        return json.loads(server.get("/perfusion/words"))
+
+    one, path = Concept.load(folder / TEDDY), folder / "found.safetensors"
+    for trigger, superclass in (("<first>", "bear"), ("<second>", "wolf")):
+        replace(one, trigger=trigger, superclass=superclass).save(path)
+        assert words()[path.name] == [trigger, superclass]
+    assert words()[TEDDY] == ["<demo-teddy>", "teddy"] and not any(name.startswith(".work") for name in words())
+    for content in (CONTENT[:100], b"", b"no safetensors at all", struct.pack("<Q", 2**60) + CONTENT[8:]):
+        path.write_bytes(content)
+        assert words()[path.name] == ["", ""]
+    path.unlink()
+    assert path.name not in words()

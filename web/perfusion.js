@@ -132,9 +132,22 @@ async function metadataIn(name) {
   }
 }
 
+async function wordsOfAll() {
+  try {
+    const answer = await api.fetchApi("/perfusion/words");
+    return answer.ok ? await answer.json() : {};
+  } catch {
+    return {}; // as above; names can be searched all the same
+  }
+}
+
 function setUpLoading(node) {
-  const card = addCard(node);
   const chosen = named(node, "concept_name");
+  const find = node.addWidget("text", "find", "", () => narrow(), { serialize: false });
+  find.serialize = false;
+  find.tooltip = "Part of a trigger word, of a superclass or of a name: the list then has these concepts alone.";
+  const card = addCard(node);
+  let all = chosen.options.values;
   const show = async () => {
     const name = chosen.value;
     const metadata = chosen.options.values.includes(name) ? await metadataIn(name) : null;
@@ -142,9 +155,24 @@ function setUpLoading(node) {
     if (metadata) fill(card, metadata, 0);
     else say(card, "No such concept in models/perfusion.");
   };
+  const narrow = async () => {
+    const text = find.value.trim().toLowerCase();
+    const words = text ? await wordsOfAll() : {};
+    if (text !== find.value.trim().toLowerCase()) return; // more was typed meanwhile
+    const found = all.filter((name) => [name, ...(words[name] ?? [])].some((each) => each.toLowerCase().includes(text)));
+    if (!found.length) return say(card, `No concept has “${text}” in its name, its trigger word or its superclass.`);
+    chosen.options.values = found;
+    if (!found.includes(chosen.value) && text) chosen.value = found[0];
+    show();
+    node.setDirtyCanvas(true, true);
+  };
   whenChanged(chosen, show);
   afterConfigure(node, show);
-  node.refreshComboInNode = () => setTimeout(show); // once the list has the new names
+  node.refreshComboInNode = () =>
+    setTimeout(() => {
+      all = chosen.options.values; // which has the new names by now
+      narrow();
+    });
   show();
   node.setSize(node.computeSize());
 }
