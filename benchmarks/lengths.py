@@ -18,7 +18,7 @@ from benchmarks.trials import Store, Trial, Workshop
 from perfusion_core.concept import Concept as Taught
 from perfusion_core.following import LEAST, Judgement
 
-EVERY, LAST = 50, 400
+EVERY, LAST = 100, 400
 RATES: dict[str, float] = {"a third of the rates": 1 / 3, "the rates as tuned": 1.0, "three times the rates": 3.0}
 """Name -> what both learning rates are multiplied by."""
 
