@@ -200,7 +200,8 @@ class Bench:
         nodes = importlib.import_module("nodes")
         apply = inside.part("nodes.apply").PerfusionApply.execute
         stack = seeded.concepts(self.host, model, clip, 8)
-        text = "a photo of a teddy on the grass"
+        named = ("a photo of " + ", ".join(each.trigger for each in stack), "")
+        plain = ("a photo of " + ", ".join(["teddy"] * len(stack)), "")
         with tempfile.TemporaryDirectory() as folder:
             file = self.lora(model, Path(folder))
             importlib.import_module("folder_paths").add_model_folder_path("loras", folder)
@@ -218,7 +219,7 @@ class Bench:
             def run(way: Callable[[], tuple[Any, Any]]) -> float:
                 start = time.perf_counter()
                 patched, knowing = way()
-                both = self.host.conditionings(knowing, (text, ""))
+                both = self.host.conditionings(knowing, named if getattr(knowing, "stack", ()) else plain)
                 middle = time.perf_counter()
                 first, *later = self.steps(patched, *both, 64, steps=4)
                 return middle - start + first - median(later)
