@@ -255,6 +255,8 @@ class Bench:
         goal = "< 60 s on an H100" if self.device.type == "cuda" else "(a graphics card's)"
         grown = marks[-1] - marks[len(marks) // 4]
         return [
+            "The shortest captions come first: what memory grows by is what the longest take at once.",
+            "",
             "| captions | goal | took | memory grown since the first quarter |",
             "| --- | --- | --- | --- |",
             f"| {count} | {goal} | {took:.0f} s | {grown:+.0f} MB |",
