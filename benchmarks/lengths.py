@@ -5,7 +5,7 @@ And whether Train Concept, told to keep the best, keeps what is near the best by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,24 +39,29 @@ class Lengths:
         recipe = replace(self.recipe, widgets={**self.recipe.widgets, **rates, "steps": LAST, "save_every": EVERY, "keep": "best"})
         return [Trial(each, recipe, self.use, self.values, prompts(each), at=step) for each in self.concepts]
 
-    def all_trials(self) -> Iterable[Trial]:
-        """Rate by rate."""
-        return (trial for share in RATES.values() for step in steps() for trial in self.trials(share, step))
+    def at_all_steps(self, share: float) -> list[Trial]:
+        """At one of RATES."""
+        return [trial for step in steps() for trial in self.trials(share, step)]
 
     def run(self, shop: Workshop) -> bool:
         """Measure what is missing, and note what Train Concept thought of it; False if there was no time for all of it."""
-        if not shop.run(self.all_trials()):
-            return False
-        for trial in self.all_trials():
-            if judged_key(trial) not in shop.store.kept:
-                told = Taught.load(shop.lab.server.base / "models" / "perfusion" / shop.taught(trial)).training
-                shop.store.keep({judged_key(trial): {name: told[name] for name in ("held_out_loss", "followed")}})
+        for share in RATES.values():
+            if not shop.run(self.at_all_steps(share)):
+                return False
+            for trial in self.at_all_steps(share):
+                if judged_key(trial) not in shop.store.kept:
+                    told = Taught.load(shop.lab.server.base / "models" / "perfusion" / shop.taught(trial)).training
+                    shop.store.keep({judged_key(trial): {name: told[name] for name in ("held_out_loss", "followed")}})
         return True
 
     def curves(self, store: Store) -> dict[str, dict[int, Curve]]:
         """Rate's name -> step -> curve; those that were measured whole."""
-        found = {name: {step: Curve.of(store, self.trials(share, step)) for step in steps()} for name, share in RATES.items()}
-        return {name: each for name, each in found.items() if all(curve is not None for curve in each.values())}
+        whole = {
+            name: share
+            for name, share in RATES.items()
+            if all(judged_key(trial) in store.kept and not store.missing(trial) for trial in self.at_all_steps(share))
+        }
+        return {name: {step: Curve.of(store, self.trials(share, step)) for step in steps()} for name, share in whole.items()}
 
     def page(self, store: Store, out: Path) -> list[str]:
         """The table and the plot."""
