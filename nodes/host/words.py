@@ -128,11 +128,13 @@ class _KnowsWords:
         names = {trigger: f" {self.embedding_identifier}perfusion-word-{i} " for i, trigger in enumerate(self.words)}
         return super().tokenize_with_weights(replaced(text, names), *args, **kwargs)
 
-    def _try_get_embedding(self, embedding_name: str) -> tuple[Tensor | None, str, str]:
+    def _try_get_embedding(self, embedding_name: str) -> tuple:
         name, _, rest = embedding_name.strip().partition(" ")
         match = re.fullmatch(r"perfusion-word-(\d+)", name)
         if match and int(match[1]) < len(self.words):
-            return list(self.words.values())[int(match[1])], name, rest.strip()
+            # Older hosts give an embedding and what is left of the text; later ones its name between the two.
+            between = super()._try_get_embedding(name)[1:-1]
+            return list(self.words.values())[int(match[1])], *between, rest.strip()
         return super()._try_get_embedding(embedding_name)
 
 
