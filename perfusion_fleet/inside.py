@@ -22,6 +22,8 @@ def enter(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> Non
     sys.path.insert(0, str(comfyui))
     sys.argv = ["main.py", *(["--cpu"] if cpu else []), *arguments]
     importlib.import_module("comfy.options").enable_args_parsing()
+    # Before its nodes put the folder with comfy/utils.py in front of this one.
+    importlib.import_module("utils")
 
 
 def enter_with_pack(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> None:
