@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import killed
 from benchmarks.lab import RESULTS
-from benchmarks.moments import Moment, progress, queued_until
+from benchmarks.moments import Moment, base_with_spy, progress, queued_until
 from perfusion_core import PerfusionError, files
 from perfusion_core.concept import READABLE, Concept
 from perfusion_core.prompts import captions
@@ -159,8 +159,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.setup = bootstrap.locate()
-        self.base = bootstrap.fresh_base(self.setup, "faults-base")
-        shutil.copyfile(Path(__file__).with_name("spy.py"), self.base / "custom_nodes" / "spy.py")
+        self.base = base_with_spy(self.setup, "faults-base")
         self.folder = self.base / "models" / "perfusion"
         self.work = self.folder / ".work"
         self.wanted: Concept | None = None
@@ -210,7 +209,7 @@ class Bench:
         for name, (moment, step) in moments.items():
             server.start()
             queued_until(server, graph, moment)
-            dead(server)
+            server.kill()
             whole = all(readable(path) for path in self.folder.rglob("*.safetensors"))
             kept = CHECKPOINT_EVERY * (step // CHECKPOINT_EVERY)
             good = whole and len(list(self.work.glob("training-*"))) == (kept > 0)
@@ -420,14 +419,6 @@ def readable(path: Path) -> bool:
         print(error)
         return False
     return True
-
-
-def dead(server: Server) -> None:
-    """Kill a server as nothing can be prepared for."""
-    assert server.process is not None
-    server.process.kill()
-    server.process.wait()
-    server.process = None
 
 
 def together(*acts: Callable[[], object]) -> None:

@@ -84,7 +84,7 @@ class Doomed:
         step = self.step
 
         class InPieces(io.FileIO):
-            def write(self, content: bytes) -> int:  # type: ignore[override]
+            def write(self, content: bytes) -> int:
                 for start in range(0, len(content), PIECE):
                     super().write(content[start : start + PIECE])
                     step()
@@ -96,7 +96,7 @@ class Doomed:
         """From here on, this process is watched."""
         for name in CALLS:
             setattr(os, name, self.around(getattr(os, name)))
-        os.fdopen = self.opened  # type: ignore[assignment]
+        os.fdopen = self.opened
 
 
 def killed(write: Callable[[], None], point: int) -> bool:

@@ -1,17 +1,27 @@
-"""A graph on its way, followed until something is told of it."""
+"""A graph on its way, followed until something is told of it; and a base directory whose server can be looked into."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import aiohttp
 
+from scripts import bootstrap
 from scripts.server import Server, ServerError
 
 Moment = Callable[[dict], bool]
 """Whether a message of the server's, {"type": …, "data": …}, tells of the moment; a preview's type is "preview"."""
 FINISHED = ("execution_success", "execution_error", "execution_interrupted")
+
+
+def base_with_spy(setup: bootstrap.Setup, name: str) -> Path:
+    """A fresh base directory with the nodes of `spy.py`."""
+    base = bootstrap.fresh_base(setup, name)
+    shutil.copyfile(Path(__file__).with_name("spy.py"), base / "custom_nodes" / "spy.py")
+    return base
 
 
 def queued_until(server: Server, graph: dict, moment: Moment, timeout: float = 300) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
 import sys
 import time
 from collections import Counter
@@ -28,7 +27,7 @@ if not __package__:  # run as a file
 import torch
 
 from benchmarks.lab import RESULTS
-from benchmarks.moments import Moment, progress, queued_until
+from benchmarks.moments import Moment, base_with_spy, progress, queued_until
 from scripts import bootstrap, steps
 from scripts.graphs import Graph, Link, latents
 from scripts.server import GraphError, Server
@@ -292,8 +291,7 @@ def main() -> int:
     arguments = parser.parse_args()
     steps.stop_when_terminated()
     setup = bootstrap.locate()
-    base = bootstrap.fresh_base(setup, "soak-base")
-    shutil.copyfile(Path(__file__).with_name("spy.py"), base / "custom_nodes" / "spy.py")
+    base = base_with_spy(setup, "soak-base")
     with Server(setup, base=base, threads=1, arguments=["--cache-classic"]) as server:
         soak, looks, seconds = run(server, arguments.jobs, arguments.minutes)
     told = page(soak, looks, soak.done.total(), seconds)

@@ -92,11 +92,12 @@ def fights(prompt: host.Prompt) -> list[str]:
     """Concepts that open at others' words, a sentence for each such concept."""
     lines = []
     for trigger, gates in prompt.gates.items():
-        opened = {other: float(gates[there].max()) for other in prompt.gates if (there := places(prompt, other)).any()}
-        taken = sorted((-gate, other) for other, gate in opened.items() if other != trigger and gate > FIGHT)
+        widest = {other: float(gates[there].max()) for other in prompt.gates if (there := places(prompt, other)).any()}
+        taken = [other for other, gate in widest.items() if other != trigger and gate > FIGHT]
         if not taken:
             continue
-        told = ", ".join(f"{other} ({-gate:.2f})" for gate, other in taken[:NAMED])
+        taken.sort(key=lambda other: (-widest[other], other))
+        told = ", ".join(f"{other} ({widest[other]:.2f})" for other in taken[:NAMED])
         if len(taken) > NAMED:
             told += f" and {len(taken) - NAMED} more"
         fight = "the two fight over it" if len(taken) == 1 else "it fights with these over them"

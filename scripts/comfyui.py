@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -31,6 +32,12 @@ CARRIERS = {
 }
 """By ComfyUI's version."""
 FOLDER_IN_CARRIER = "vendor/ComfyUI/"
+
+
+def version_of(folder: Path) -> str:
+    """The version of the ComfyUI in a folder; empty where it tells none."""
+    told = re.search(r'__version__ = "(.+)"', (folder / "comfyui_version.py").read_text(encoding="utf-8"))
+    return told[1] if told else ""
 
 
 def existing() -> Path | None:

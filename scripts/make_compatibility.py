@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import tempfile
+import textwrap
 import xml.etree.ElementTree
 from pathlib import Path
 
-from scripts import bootstrap, steps
+from scripts import bootstrap, comfyui, steps
 from scripts.compatibility import NOT_TESTED, TABLES, Cell, Table, tried
 
 PAGE = bootstrap.ROOT / "docs" / "compatibility.md"
@@ -59,16 +59,11 @@ def shown(cell: Cell, passed: dict[str, bool]) -> str:
     return f"{'✓' if all(passed[one] for one in runs) else '**failed**'} `{cell.id}`"
 
 
-def wrapped(text: str, width: int = 132) -> str:
+def wrapped(text: str) -> str:
     """A paragraph in lines; what is no paragraph as it is."""
     if text.startswith(("#", "|")):
         return text
-    lines = [""]
-    for word in text.split(" "):
-        if len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return "\n".join(lines)
+    return textwrap.fill(text, 132, break_long_words=False, break_on_hyphens=False)
 
 
 def run(setup: bootstrap.Setup, junit: Path) -> None:
@@ -81,11 +76,6 @@ def run(setup: bootstrap.Setup, junit: Path) -> None:
         raise steps.SetupError("expected pytest to run the tests, but it did not (see above).")
 
 
-def version_of(comfyui: Path) -> str:
-    """The version of the host in a folder."""
-    return re.search(r'__version__ = "([^"]+)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))[1]
-
-
 def main() -> int:
     """Run or read, then write; 1 where something that the page names did not pass."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -96,7 +86,7 @@ def main() -> int:
         if given.junit is None:
             run(setup, junit)
         passed = read(junit)
-    PAGE.write_text(page(passed, version_of(setup.comfyui)), encoding="utf-8")
+    PAGE.write_text(page(passed, comfyui.version_of(setup.comfyui)), encoding="utf-8")
     bad = [test.id for test in tried() if not test.runs(passed) or not all(passed[one] for one in test.runs(passed))]
     steps.say(f"{PAGE.relative_to(bootstrap.ROOT)}: {len(tried()) - len(bad)} of {len(tried())} tests passed")
     for each in bad:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import bootstrap, environment, foreign_file, steps
+from scripts import bootstrap, comfyui, environment, foreign_file, steps
 from scripts.bootstrap import CACHE, CHECKPOINT, PACK, ROOT, VENV
 from scripts.make_workflows import SHORT
 from scripts.server import Server
@@ -277,8 +277,8 @@ def stage(setup: bootstrap.Setup) -> Path:
 
 def import_guard(python: Path, setup: bootstrap.Setup, pack: Path) -> Finding:
     """comfy-import-guard: what the pack takes from `comfy` is there, and called as it can be. It reads the host out of git."""
-    version = re.search(r'__version__ = "(.+)"', (setup.comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
-    tag = f"v{version[1]}" if version else "host"
+    version = comfyui.version_of(setup.comfyui)
+    tag = f"v{version}" if version else "host"
     host = WORK / "guard" / "ComfyUI"
     shutil.copytree(setup.comfyui / "comfy", host / "comfy", ignore=shutil.ignore_patterns("__pycache__"))
     nobody = ["-c", "user.name=release check", "-c", "user.email=nobody@example.invalid", "-c", "commit.gpgsign=false"]

@@ -108,9 +108,16 @@ class Server:
         self.process.terminate()
         try:
             self.process.wait(15)
+            self.process = None
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """End the server as nothing can be prepared for."""
+        if self.process is None:
+            return
+        self.process.kill()
+        self.process.wait()
         self.process = None
 
     def log(self) -> str:

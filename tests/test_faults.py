@@ -64,9 +64,7 @@ def test_a_server_killed_while_it_teaches_goes_on_from_its_last_checkpoint(serve
     graph.save([train, 0], "killed", overwrite=True)
     path = server.base / "models" / "perfusion" / "killed.safetensors"
     queued_until(server, graph.nodes, progress(train, 27, 26))
-    assert server.process is not None
-    server.process.kill()
-    server.process.wait()
+    server.kill()
     server.start()
     server.run(graph.nodes)
     assert "Training goes on from step 25." in server.log()

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -116,6 +117,14 @@ def _shadow(value: Any, note: Note, plain: float) -> Any:
     return {k: _shadow(v, note, plain) for k, v in value.items()} if isinstance(value, dict) else value
 
 
+@cache
+def embeddings_are_named() -> bool:
+    """Whether the host gives an embedding's name between it and what is left of the text; older ones give these two alone."""
+    asked = SDTokenizer.__new__(SDTokenizer)  # without a vocabulary, and without folders to look into
+    asked.embedding_directory, asked.embedding_size, asked.embedding_key = [], 0, ""
+    return len(asked._try_get_embedding("none")) == 3
+
+
 class _KnowsWords:
     """Mixed into a copy of the host's tokenizer: trigger words enter as the host's own embeddings do.
 
@@ -132,9 +141,8 @@ class _KnowsWords:
         name, _, rest = embedding_name.strip().partition(" ")
         match = re.fullmatch(r"perfusion-word-(\d+)", name)
         if match and int(match[1]) < len(self.words):
-            # Older hosts give an embedding and what is left of the text; later ones its name between the two.
-            between = super()._try_get_embedding(name)[1:-1]
-            return list(self.words.values())[int(match[1])], *between, rest.strip()
+            named = (name,) if embeddings_are_named() else ()
+            return list(self.words.values())[int(match[1])], *named, rest.strip()
         return super()._try_get_embedding(embedding_name)
 
 
