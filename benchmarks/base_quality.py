@@ -87,6 +87,28 @@ def kinds(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
     return table(found)
 
 
+def kind_pairs(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
+    """For each word, its kinds beside a kind of another word: both words, and both designers, each in its half."""
+    rng, found = random.Random(1), {}
+    for i, (word, names) in enumerate(world.KINDS.items()):
+        asked = []
+        for who, kind in names.items():
+            other = rng.choice([each for each in WORDS if each != word])
+            asked.append(((who, kind), other, rng.choice(list(world.KINDS[other].items())), rng.choice(world.BACKGROUNDS)))
+        prompts = [f"a photo of a {kind} and a {beside} {place}" for (_, kind), _, (_, beside), place in asked]
+        drawn = pictures(lab, checkpoint, prompts, seeds, 1000 * i + 250)
+        words = both(
+            right(lab.judges.words(drawn, LEFT), [word] * len(asked), seeds),
+            right(lab.judges.words(drawn, RIGHT), [other for _, other, _, _ in asked], seeds),
+        )
+        left = right(lab.judges.designs(drawn, word, LEFT), [who for (who, _), _, _, _ in asked], seeds)
+        second: list[bool] = []
+        for (_, other, (who, _), _), each in zip(asked, drawn.split(seeds), strict=True):
+            second += right(lab.judges.designs(each, other, RIGHT), [who], seeds)
+        found[f"{word} and …"] = (words, left, second, both(left, second))
+    return table(found)
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -126,6 +148,14 @@ def main() -> None:
             "| kinds of | word right | kind right |",
             "| --- | --- | --- |",
             *kinds(lab, options.checkpoint, seeds),
+            "",
+            "## Two kinds",
+            "",
+            "Each kind beside one of another word, of a fixed draw: two designs in one picture, as well as the base knows any.",
+            "",
+            "| kinds of | both words | first kind | second kind | both kinds |",
+            "| --- | --- | --- | --- | --- |",
+            *kind_pairs(lab, options.checkpoint, seeds),
         ]
     print("\n".join(page))
     if options.checkpoint == bootstrap.CHECKPOINT and not options.quick:

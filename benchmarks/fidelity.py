@@ -361,8 +361,8 @@ PARTS: dict[str, Part] = {
     ),
     "pairs": (
         "Two concepts in one picture",
-        lambda b, s: pairs.run(s, b.best(OURS), b.out),
-        lambda b: pairs.page(b.store.kept, b.best(OURS), b.out),
+        lambda b, s: pairs.run(s, b.best(OURS), b.best("LoRA"), b.out),
+        lambda b: pairs.page(b.store.kept, b.best(OURS), b.best("LoRA"), b.out),
     ),
     "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
     "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),

@@ -15,12 +15,12 @@ from benchmarks import concepts, sheet
 from benchmarks.ablations import SMALL
 from benchmarks.concepts import TEST
 from benchmarks.lab import SAMPLING, Lab, draw, half, percent
-from benchmarks.methods import Recipe, Use
+from benchmarks.methods import RARE, Recipe, Use
 from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
 from perfusion_core.concept import Concept
 from perfusion_core.edit import EXACT, MODES
-from scripts.graphs import Graph
+from scripts.graphs import Graph, Link
 
 PLACES = ("on the beach", "in the snow", "on a purple background", "on a blue background")
 PAIRS: tuple[tuple[concepts.Concept, concepts.Concept], ...] = tuple((a, TEST[(i + 3) % len(TEST)]) for i, a in enumerate(TEST))
@@ -38,6 +38,8 @@ WAYS = {
 """Name -> edit mode, or for the exact one: "regions" for a half of the picture for each, "later" for a gate that opens later,
 "locked" for Text Encode, Keys Locked.
 """
+LORAS = {f"two LoRAs, strength {strength:g}": strength for strength in (0.75, 1.0, 1.25)}
+"""Concepts taught as LoRAs, both loaded with this strength."""
 LATER = 0.8
 TWICE = ("exact (orthogonal)", "exact, with regions")
 """Ways that concepts are combined in that were shown small at times while they were taught, too."""
@@ -58,10 +60,11 @@ class Pair:
     def key(self) -> str:
         """Of its scores."""
         how = hashlib.sha256(json.dumps([PLACES, SEEDS, SAMPLING]).encode()).hexdigest()[:8]
-        return f"pair/{WAYS[self.way] or 'plain'}/{how}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
+        way = LORAS.get(self.way) or WAYS[self.way] or "plain"
+        return f"pair/{way}/{how}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
 
 
-def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
+def run(shop: Workshop, recipe: Recipe, lora: Recipe, out: Path) -> bool:
     """Measure what is missing of all pairs, and draw their sheet; False if there was no time for it."""
 
     def measured(lab: Lab, pair: Pair) -> bool:
@@ -71,14 +74,14 @@ def run(shop: Workshop, recipe: Recipe, out: Path) -> bool:
         print(pair.key(), flush=True)
         return True
 
-    every = [Pair(left, right, each, way) for each, ways in taught(recipe) for left, right in PAIRS for way in ways]
+    every = [Pair(left, right, each, way) for each, ways in taught(recipe, lora) for left, right in PAIRS for way in ways]
     missing = [pair for pair in every if pair.key() not in shop.store.kept]
     return shop.side_by_side(measured, missing) and shown(shop, recipe, out)
 
 
-def taught(recipe: Recipe) -> list[tuple[Recipe, Sequence[str]]]:
+def taught(recipe: Recipe, lora: Recipe) -> list[tuple[Recipe, Sequence[str]]]:
     """How concepts are taught, and the ways in which those are combined."""
-    return [(recipe, tuple(WAYS)), (SMALL.of(recipe, Use())[0], TWICE)]
+    return [(recipe, tuple(WAYS)), (SMALL.of(recipe, Use())[0], TWICE), (lora, tuple(LORAS))]
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
@@ -96,22 +99,31 @@ def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
 
 def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None = None) -> list[Tensor]:
     """Pictures [seeds, 64, 64, 3] of a pair in each of these places."""
-    lab, graph, way = lab or shop.lab, Graph(), WAYS[pair.way]
+    lab, graph = lab or shop.lab, Graph()
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
-    names = [concept[1] for concept in (pair.left, pair.right)]
-    if way:
-        files = [shop.taught(Trial(concept, pair.recipe, Use("bias"), (), ()), lab) for concept in (pair.left, pair.right)]
-        names = [f"<{file.stem}>" for file in files]
-        loaded = [graph.load(file.name, **settings(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
-        stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
-        model, clip = graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT)
+    model, clip, names = ready(graph, shop, pair, lab, model, clip)
     negative = graph.text(clip, "")
     texts = [f"a photo of a {names[0]} and a {names[1]} {place}" for place in places]
-    locked = "locked" in way
+    locked = "locked" in WAYS.get(pair.way, "")
     prompts = [[graph.add("PerfusionTextEncode", clip=clip, text=t), 0] if locked else graph.text(clip, t) for t in texts]
     seeds = [9000 + 100 * PLACES.index(place) for place in places]
     links = [draw(graph, model, prompt, negative, vae, seed, SEEDS)[1] for prompt, seed in zip(prompts, seeds, strict=True)]
     return lab.pictures(graph, *links)
+
+
+def ready(graph: Graph, shop: Workshop, pair: Pair, lab: Lab, model: Link, clip: Link) -> tuple[Link, Link, list[str]]:
+    """A MODEL and a CLIP that know both concepts, and what prompts call them."""
+    words, way = [word for _, word in (pair.left, pair.right)], WAYS.get(pair.way)
+    if way == "":
+        return model, clip, words
+    files = [shop.taught(Trial(concept, pair.recipe, Use(), (), ()), lab) for concept in (pair.left, pair.right)]
+    if way is None:
+        for file in files:
+            model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=LORAS[pair.way]), 0]
+        return model, clip, [f"{RARE} {word}" for word in words]
+    loaded = [graph.load(file.name, **settings(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
+    stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
+    return *graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT), [f"<{file.stem}>" for file in files]
 
 
 def settings(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
@@ -137,23 +149,23 @@ def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
     return found
 
 
-def page(kept: Mapping[str, dict], recipe: Recipe, out: Path) -> list[str]:
+def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe, out: Path) -> list[str]:
     """The table, of those ways that all pairs were measured with."""
     lines = []
-    for taught_by, way in [(each, way) for each, ways in taught(recipe) for way in ways]:
+    for taught_by, way in [(each, way) for each, ways in taught(recipe, lora) for way in ways]:
         each = [kept.get(Pair(left, right, taught_by, way).key()) for left, right in PAIRS]
         if any(scores is None for scores in each):
             continue
         words, designs = (torch.tensor([scores[name] for scores in each if scores]).bool() for name in ("words", "designs"))
         places = torch.tensor([scores["places"] for scores in each if scores]).bool()
-        plain = not WAYS[way]
+        plain = WAYS.get(way) == ""
         columns = [
             "" if plain else percent(designs.all(-1).flatten().tolist()),
             "" if plain else percent(designs.flatten().tolist()),
             percent(words.all(-1).flatten().tolist()),
             percent(places.flatten().tolist()),
         ]
-        shown = "" if taught_by == recipe else ", shown small half of the time"
+        shown = ", shown small half of the time" if "small" in taught_by.widgets else ""
         lines.append(f"| {way}{shown} | {' | '.join(columns)} |")
     if not lines:
         return []
