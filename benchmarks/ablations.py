@@ -80,9 +80,9 @@ ABLATIONS: dict[str, Ablation] = {
         "Train Concept can show pictures at half their size at times; prompts for another thing beside the concept have it so.",
         {"never": Change(), "half of the time": SMALL},
     ),
-    "Concept files of eight bits": Ablation(
-        "Half the size of half precision.",
-        {"float32": Change(), "8 bit": Change(use={"eight_bits": True})},
+    "Concept files of few bits": Ablation(
+        "Half and a third of the size of half precision.",
+        {"float32": Change(), "8 bit": Change(use={"bits": 8}), "4 bit": Change(use={"bits": 4})},
     ),
     "Gradient through the target input": Ablation(
         "Without it each step takes the place of the edit for fixed, though it follows the word.",

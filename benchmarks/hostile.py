@@ -38,6 +38,7 @@ from perfusion_core import PerfusionError, files, foreign
 from perfusion_core.concept import Concept, edit_of
 from perfusion_core.covariance import Covariance, Estimate
 from perfusion_core.edit import EXACT
+from perfusion_core.rounding import EIGHT, FOUR
 from perfusion_core.training import Lesson
 
 WIDTH, LAYERS = 8, {"input_blocks.1.1.attn2": 6, "middle_block.1.attn2": 4}
@@ -132,13 +133,14 @@ def kinds() -> dict[str, Kind]:
     def loaded(path: Path) -> None:
         use(Concept.load(path))
 
-    half, eight, whole = (
+    half, eight, four, whole = (
         saved(lambda path, one=one, kind=kind: one.save(path, kind))
-        for one, kind in ((concept(), torch.float16), (concept(), torch.int8), (concept(keys=True), torch.float32))
+        for one, kind in ((concept(), torch.float16), (concept(), EIGHT), (concept(), FOUR), (concept(keys=True), torch.float32))
     )
     return {
         "concept": Kind(half, loaded),
         "concept of eight bits": Kind(eight, loaded),
+        "concept of four bits": Kind(four, loaded),
         "concept with keys": Kind(whole, loaded),
         "concept in a workflow": Kind(base64.b64encode(half), of_text),
         "covariance": Kind(saved(estimate().save), Covariance.load),

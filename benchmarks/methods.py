@@ -61,20 +61,20 @@ class Use:
     """How a concept is used: its dial, and what else differs from the defaults.
 
     The dial is "bias", "strength", FOLLOWED (what Find Bias is asked for, which then finds a bias for each prompt), or "" for none.
-    With `eight_bits` the concept's file is saved so before it is used; else it is in float32.
+    `bits` of the numbers in the concept's file: 32, or 8 or 4 that it is saved in before it is used.
     """
 
     dial: str = "bias"
     mode: str = "exact"
     lock: str = "local"
     settings: Mapping[str, float] = field(default_factory=dict)
-    eight_bits: bool = False
+    bits: int = 32
 
     def told(self) -> dict[str, object]:
-        """What keys of scores are made of: that of before there were files of eight bits."""
+        """What keys of scores are made of: that of before there were files of fewer bits."""
         told = asdict(self)
-        if not self.eight_bits:
-            del told["eight_bits"]
+        if self.bits == 32:
+            del told["bits"]
         return told
 
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from benchmarks import plots, seeded
 from benchmarks.lab import RESULTS
 from benchmarks.methods import LORA, Recipe, teach
+from perfusion_core.rounding import EIGHT, FOUR
 from scripts import bootstrap, inside
 from scripts.graphs import Graph
 from scripts.server import Server
@@ -318,7 +319,7 @@ class Bench:
         """Sizes of concept files."""
         kind = inside.part("perfusion_core.concept").Concept
         shapes = {
-            "SD1.5": ("≤ 32 KB, ≤ 16 KB", [320] * 5 + [640] * 5 + [1280] * 6, {"clip_l": 768}, 768),
+            "SD1.5": ("≤ 32 KB, compact ≤ 16 KB", [320] * 5 + [640] * 5 + [1280] * 6, {"clip_l": 768}, 768),
             "SDXL": ("≤ 64 KB", [640] * 10 + [1280] * 60, {"clip_l": 768, "clip_g": 1280}, 2048),
         }
         rows = []
@@ -328,15 +329,15 @@ class Bench:
             concept = kind("<it>", "teddy", "sd1", vectors, *(torch.randn(width) for _ in range(3)), layers)
             with tempfile.TemporaryDirectory() as folder:
                 file, sizes = Path(folder) / "it.safetensors", []
-                for dtype in (torch.float16, torch.int8):
+                for dtype in (torch.float16, EIGHT, FOUR):
                     concept.save(file, dtype)
                     sizes.append(f"{file.stat().st_size / 1024:.1f} KB")
             rows.append(f"| {name} | {goals} | {' | '.join(sizes)} | {4 * sum(widths) / 1024:.0f} KB |")
         return [
             "A concept's file without its picture; beside it what the learned outputs alone take in float32.",
             "",
-            "| | goals | half | 8 bit | outputs in float32 |",
-            "| --- | --- | --- | --- | --- |",
+            "| | goals | half | 8 bit | 4 bit | outputs in float32 |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rows,
         ]
 

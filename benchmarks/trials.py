@@ -17,7 +17,6 @@ from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from benchmarks.concepts import Concept
@@ -25,10 +24,13 @@ from benchmarks.lab import SAMPLING, Lab, draw
 from benchmarks.methods import FOLLOWED, LORA, Recipe, Use, teach, use
 from perfusion_core.concept import Concept as File
 from perfusion_core.files import write_bytes
+from perfusion_core.rounding import EIGHT, FOUR
 from scripts.graphs import Graph, Link
 
 T = TypeVar("T")
 SEEDS = 4
+ROUNDED = {8: EIGHT, 4: FOUR}
+"""Bits of a file's numbers -> how it is saved."""
 SAMPLES, SAMPLE = 32, 2**18
 """Places all over a checkpoint, and bytes of each, that tell it from others."""
 
@@ -230,18 +232,18 @@ class Workshop:
         """For each value, pictures [seeds, side, side, 3] of each prompt."""
         lab, graph, links = lab or self.lab, Graph(), []
         file = self.taught(trial, lab) if trial.recipe else None
-        if file and trial.use.eight_bits:
-            file = self.rounded(lab, file)
+        if file and trial.use.bits in ROUNDED:
+            file = self.rounded(lab, file, trial.use.bits)
         for value in values:
             links += self.pictures(graph, trial, file, value)
         drawn = iter(lab.pictures(graph, *links))
         return [[next(drawn) for _ in trial.prompts] for _ in values]
 
-    def rounded(self, lab: Lab, file: Path) -> Path:
-        """The same concept in a file of eight bits; its name within its folder."""
-        folder, name = lab.server.base / "models" / "perfusion", Path("eight-bits") / file
+    def rounded(self, lab: Lab, file: Path, bits: int) -> Path:
+        """The same concept in a file of so many bits; its name within its folder."""
+        folder, name = lab.server.base / "models" / "perfusion", Path(f"{bits}-bits") / file
         (folder / name).parent.mkdir(exist_ok=True)
-        File.load(folder / file).save(folder / name, torch.int8)
+        File.load(folder / file).save(folder / name, ROUNDED[bits])
         return name
 
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:

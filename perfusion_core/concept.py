@@ -3,8 +3,8 @@
 A file is one safetensors file of a few tensors: `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, where keys were trained, `target_outputs_k` [Σ m], the layers one after
 another in the order of the metadata's `layers`. Target outputs that differ by token position are [77, Σ m] instead. A word alone
-has no target outputs, and its `layers` is an empty text. Tensors of eight bits have their `scales` beside them (see `eight_bits`).
-All metadata values are text, as the format wants.
+has no target outputs, and its `layers` is an empty text. Tensors of eight and of four bits have scales beside them (see
+`rounding`). All metadata values are text, as the format wants.
 """
 
 import base64
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from . import PerfusionError
 from .edit import Edit
-from .eight_bits import SCALES, restored, rounded
 from .files import DTYPES as FLOATS
 from .files import parse, read, require, shown, write
+from .rounding import EIGHT, FOUR, SCALES, restored, rounded
 
 FORMAT = "perfusion"
 VERSION = 1
@@ -38,7 +38,7 @@ POSITIONS = 77
 MAX_VECTORS = 32
 """A learned word has so many embedding vectors at most."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-READABLE = (*FLOATS, torch.int8)
+READABLE = (*FLOATS, torch.int8, torch.uint8)
 
 
 def check_trigger(trigger: str) -> str:
@@ -111,7 +111,7 @@ class Concept:
         return replace(self, **settings)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16, overwrite: bool = True) -> None:
-        """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or int8.
+        """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or `rounding`'s EIGHT and FOUR.
 
         Raises:
             PerfusionError: the disk will not take it, or `dtype` cannot hold a number.
@@ -125,14 +125,15 @@ class Concept:
             tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
         if self.keys:
             tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values], dim=-1)
-        floating = torch.float32 if dtype == torch.int8 else dtype
+        whole = dtype in (EIGHT, FOUR)
+        floating = torch.float32 if whole else dtype
         tensors = {name: tensor.to(floating) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise PerfusionError(
                     f"{shown(path)} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
                 )
-        held = rounded(tensors, list(self.layers.values())) if dtype == torch.int8 else tensors
+        held = rounded(tensors, list(self.layers.values()), dtype) if whole else tensors
         write(path, held, self._metadata(), overwrite)
 
     def _metadata(self) -> dict[str, str]:

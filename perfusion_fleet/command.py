@@ -21,7 +21,7 @@ from perfusion_fleet.worker import Place
 
 DONE, SOME_FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 """Exit codes."""
-PRECISIONS = ("half", "float32", "8 bit")
+PRECISIONS = ("half", "float32", "8 bit", "4 bit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,6 +27,7 @@ from perfusion_core.concept import (
     DETAILS,
     MAX_BYTES,
     MAX_PREVIEW,
+    READABLE,
     VERSION,
     Concept,
     check_trigger,
@@ -38,6 +39,7 @@ from perfusion_core.concept import (
 )
 from perfusion_core.edit import EXACT, MODES
 from perfusion_core.export import corrections
+from perfusion_core.rounding import EIGHT, FOUR
 from perfusion_core.training import Settings
 from scripts.bootstrap import ROOT
 
@@ -193,7 +195,7 @@ def test_eight_bits_are_half_of_half_precision(keys: bool, path: Path) -> None:
     concept = replace(made, values={name: (i + 1) * value for i, (name, value) in enumerate(made.values.items())})
     concept.save(path)
     half = path.stat().st_size
-    concept.save(path, torch.int8)
+    concept.save(path, EIGHT)
     numbers = 12480 * (1 + keys) + 4 * 768
     assert half - path.stat().st_size > numbers - 300
     once = Concept.load(path)
@@ -202,29 +204,70 @@ def test_eight_bits_are_half_of_half_precision(keys: bool, path: Path) -> None:
     pairs += [(once.keys[layer], concept.keys[layer]) for layer in concept.keys]
     for found, wanted in pairs:
         assert 0 < (found - wanted).abs().max() <= wanted.abs().max() / 127 / 2 * 1.0001
-    once.save(path, torch.int8)
+    once.save(path, EIGHT)
     again = Concept.load(path)
     for layer in SD1_LAYERS:
         assert torch.allclose(again.values[layer], once.values[layer], rtol=1e-6)
     assert again.bias == 1 / 3 and again.preview == concept.preview
 
 
-def test_eight_bits_hold_words_alone_zeros_positions_and_other_encoders(path: Path) -> None:
+@pytest.mark.parametrize("keys", [False, True])
+def test_four_bits_are_a_third_of_half_precision(keys: bool, path: Path) -> None:
+    """Target outputs are off by half a step at most, a group's steps being a seventh of its largest number."""
+    made = concept_of(SD1_LAYERS, 768, keys=keys, preview=jpeg())
+    concept = replace(made, values={name: 10.0 ** (i - 8) * value for i, (name, value) in enumerate(made.values.items())})
+    concept.save(path, EIGHT)
+    eight = path.stat().st_size
+    other = Concept.load(path)
+    concept.save(path, FOUR)
+    once = Concept.load(path)
+    assert eight - path.stat().st_size > (12480 / 2 - 12480 / 16) * (1 + keys) - 300
+    assert torch.equal(once.target_input, once_in_eight.target_input) and torch.equal(
+        once.word["clip_l"], once_in_eight.word["clip_l"]
+    )
+    for found, wanted in ((once.values, concept.values), (once.keys, concept.keys)):
+        for layer in wanted:
+            groups, off = wanted[layer].view(-1, 32), (found[layer] - wanted[layer]).view(-1, 32)
+            assert off.abs().max() > 0 and bool((off.abs().amax(1) <= groups.abs().amax(1) / 7 * (1 / 2 + 1 / 32)).all())
+    once.save(path, FOUR)
+    again = Concept.load(path)
+    for layer in SD1_LAYERS:
+        assert torch.allclose(again.values[layer], once.values[layer], rtol=2**-7)
+
+
+def test_compact_files_have_the_sizes_promised(path: Path) -> None:
+    for concept, kind, most in (
+        (concept_of(SD1_LAYERS, 768), torch.float16, 32),
+        (concept_of(SD1_LAYERS, 768), FOUR, 16),
+        (concept_of(SDXL_LAYERS, 2048, {"clip_l": 768, "clip_g": 1280}, family="sdxl"), FOUR, 64),
+    ):
+        concept.save(path, kind)
+        assert path.stat().st_size <= most * 1024
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(EIGHT, 127), (FOUR, 7)])
+def test_few_bits_hold_words_alone_zeros_positions_and_other_encoders(kind: torch.dtype, steps: int, path: Path) -> None:
+    odd = {"a.attn2": 3, "b.attn2": 34}
     for concept in (
         concept_of({}, 8, values={}),
         concept_of(TINY_LAYERS, superclass_encoding=torch.zeros(8)),
+        replace(concept_of(TINY_LAYERS), values={layer: torch.zeros(m) for layer, m in TINY_LAYERS.items()}),
         replace(concept_of(TINY_LAYERS), values={layer: torch.randn(77, m) for layer, m in TINY_LAYERS.items()}),
+        replace(concept_of(odd), values={layer: torch.randn(77, m) for layer, m in odd.items()}),
+        concept_of(odd, values={layer: torch.randn(m) for layer, m in odd.items()}),
         concept_of(SDXL_LAYERS, 2048, {"clip_l": 768, "clip_g": 1280}, family="sdxl"),
     ):
-        concept.save(path, torch.int8)
+        concept.save(path, kind)
         found = Concept.load(path)
         assert found.layers == concept.layers and set(found.word) == set(concept.word)
+        largest = max((value.abs().max() for value in concept.values.values()), default=torch.tensor(0.0))
         for layer, wanted in concept.values.items():
-            assert (found.values[layer] - wanted).abs().max() <= wanted.abs().max() / 127 / 2 * 1.0001
+            assert (found.values[layer] - wanted).abs().max() <= largest / steps * (1 / 2 + 1 / 32)
         assert (found.superclass_encoding - concept.superclass_encoding).abs().max() < 0.02
 
 
-EIGHT_BITS: dict[str, Callable[[dict[str, Tensor]], object]] = {
+Damages = dict[str, Callable[[dict[str, Tensor]], object]]
+EIGHT_BITS: Damages = {
     "a scale too many": lambda tensors: tensors.update(scales=torch.ones(8)),
     "a scale too few": lambda tensors: tensors.update(scales=tensors["scales"][:-1].clone()),
     "scales of another type": lambda tensors: tensors.update(scales=tensors["scales"].half()),
@@ -232,24 +275,48 @@ EIGHT_BITS: dict[str, Callable[[dict[str, Tensor]], object]] = {
     "a tensor of another type": lambda tensors: tensors.update(probe=tensors["probe"].float()),
     "a number alone": lambda tensors: tensors.update(probe=tensors["probe"][0].clone()),
     "outputs cut off": lambda tensors: tensors.update(target_outputs_v=tensors["target_outputs_v"][:-1].clone()),
+    "scales of outputs that have none": lambda tensors: tensors.update({OUTPUT_SCALES: torch.ones(1, dtype=torch.bfloat16)}),
+    "outputs' scales of eight bits": lambda tensors: tensors.update({OUTPUT_SCALES: torch.ones(3, dtype=torch.int8)}),
+}
+OUTPUT_SCALES = "target_outputs_v.scales"
+FOUR_BITS: Damages = {
+    "no scales of outputs": lambda tensors: tensors.pop(OUTPUT_SCALES),
+    "a scale too many": lambda tensors: tensors.update({OUTPUT_SCALES: tensors[OUTPUT_SCALES].repeat(2)}),
+    "one scale for all": lambda tensors: tensors.update({OUTPUT_SCALES: tensors[OUTPUT_SCALES][0].clone()}),
+    "scales of another type": lambda tensors: tensors.update({OUTPUT_SCALES: tensors[OUTPUT_SCALES].float()}),
+    "scales in four bits": lambda tensors: tensors.update({OUTPUT_SCALES: torch.zeros(16, dtype=torch.uint8)}),
+    "outputs cut off": lambda tensors: tensors.update(target_outputs_v=tensors["target_outputs_v"][:-1].clone()),
+    "a number alone": lambda tensors: tensors.update(target_outputs_v=tensors["target_outputs_v"][0].clone()),
+    "one dimension more": lambda tensors: tensors.update(target_outputs_v=tensors["target_outputs_v"][None]),
+    "a probe in four bits": lambda tensors: tensors.update(probe=tensors["probe"].to(torch.uint8)),
 }
 
 
-@pytest.mark.parametrize("name", EIGHT_BITS)
-def test_refuses_eight_bits_whose_scales_do_not_fit(name: str, tiny: Concept, path: Path) -> None:
-    tiny.save(path, torch.int8)
-    tensors, metadata = files.read(path, 2**20, (torch.float32, torch.float16, torch.int8))
-    EIGHT_BITS[name](tensors)
+@pytest.mark.parametrize(("kind", "name"), [*((EIGHT, name) for name in EIGHT_BITS), *((FOUR, name) for name in FOUR_BITS)])
+def test_refuses_few_bits_whose_scales_do_not_fit(kind: torch.dtype, name: str, tiny: Concept, path: Path) -> None:
+    tiny.save(path, kind)
+    tensors, metadata = files.read(path, 2**20, READABLE)
+    (EIGHT_BITS if kind == EIGHT else FOUR_BITS)[name](tensors)
     files.write(path, tensors, metadata)
     assert "its scales do not fit its tensors" in sentence(path)
 
 
-def test_refuses_eight_bits_without_scales(tiny: Concept, path: Path) -> None:
-    tiny.save(path, torch.int8)
-    tensors, metadata = files.read(path, 2**20, (torch.float32, torch.int8))
+@pytest.mark.parametrize(("kind", "name"), [(EIGHT, "scales"), (FOUR, "scales"), (FOUR, OUTPUT_SCALES)])
+def test_refuses_few_bits_that_stand_for_infinity(kind: torch.dtype, name: str, tiny: Concept, path: Path) -> None:
+    tiny.save(path, kind)
+    tensors, metadata = files.read(path, 2**20, READABLE)
+    tensors[name] = torch.full_like(tensors[name], torch.finfo(tensors[name].dtype).max)
+    files.write(path, tensors, metadata)
+    assert "holds infinity" in sentence(path)
+
+
+@pytest.mark.parametrize("kind", [EIGHT, FOUR])
+def test_refuses_few_bits_without_scales(kind: torch.dtype, tiny: Concept, path: Path) -> None:
+    tiny.save(path, kind)
+    tensors, metadata = files.read(path, 2**20, READABLE)
     del tensors["scales"]
     files.write(path, tensors, metadata)
-    assert "holds torch.int8 where" in sentence(path)
+    assert ("holds torch.int8 where" if kind == EIGHT else "holds tensors that no concept has") in sentence(path)
 
 
 def test_a_tiny_probe_survives_half_precision(path: Path) -> None:
