@@ -73,8 +73,8 @@ def page(kept: Mapping[str, dict], out: Path) -> list[str]:
     if "sheet" not in kept or not (out / FILE).exists():
         return []
     return [
-        "A row for every second concept: two of its training pictures, then two pictures by each method at the value of its dial with "
-        "the best harmonic mean, with the same noise. The prompts take turns.",
+        "A row for every second concept: two of its training pictures, then two pictures by each method at the value of its dial "
+        "with the best harmonic mean, with the same noise. The prompts take turns.",
         "",
         f"![Pictures of each concept by each method]({FILE})",
     ]
