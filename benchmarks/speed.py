@@ -4,7 +4,8 @@
 
 Every figure is a ratio of two things measured in turn in one run, the median over all rounds. What serves is a checkpoint of
 SD1.5's layout with seeded weights, which it makes (2 GB in the set-up), and for covariance and training steps the demo's base.
-Writes `results/speed.md`, part by part: a part that is not asked for keeps its last result.
+Writes `results/speed.md`, part by part: a part that is not asked for keeps its last result, and a plot that was stopped goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 import itertools
 import json
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -45,6 +47,9 @@ AXES = {"concepts": (1, 2, 4, 8, 16, 32), "prompt": (77, 154, 231, 308), "size":
 TAUGHT_AT = 256
 """Pixels of the pictures that trainings are timed with."""
 SHORT, LONG = 2, 8
+BATCH, LESSON = 16, 400
+"""Pictures of a step, and steps, of a whole training on a graphics card."""
+SMALL_CARD = "8 GB"
 ONE_PICTURE = Recipe(widgets={"batch": 1, "at_once": 1})
 ONE_PICTURE_LORA = Recipe(LORA, {"grad_accumulation_steps": 1})
 Rows = list[str]
@@ -67,12 +72,28 @@ def ratios(found: Mapping[str, list[float]], to: str) -> dict[str, float]:
     return {name: median(a / b for a, b in zip(times, found[to], strict=True)) for name, times in found.items()}
 
 
+class Kept:
+    """What was measured, in `results/speed.json`: part -> the machine and its rows, or points of a part that was stopped."""
+
+    def __init__(self) -> None:
+        """Read it."""
+        self.path = RESULTS / "speed.json"
+        self.told: dict[str, dict[str, Any]] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+
+    def put(self, part: str, **told: object) -> None:
+        """Keep what a part tells, and write the page."""
+        self.told[part] = told
+        self.path.write_text(json.dumps(self.told, indent=1, ensure_ascii=False), encoding="utf-8")
+        (RESULTS / "speed.md").write_text(page(self.told), encoding="utf-8")
+
+
 @dataclass
 class Bench:
     """The host in this process, and a checkpoint of SD1.5's size."""
 
     rounds: int
     size: int
+    kept: Kept
 
     def __post_init__(self) -> None:
         """Enter the host: once in a process."""
@@ -162,7 +183,8 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             lora = importlib.import_module("comfy.utils").load_torch_file(str(self.lora(model, Path(folder))))
         empty, prompt = self.host.conditionings(clip, ("", "a photo of a teddy on the grass"))
-        runs = {"unpatched": (model, prompt, empty), "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
+        plain = (model, prompt, empty)
+        runs = {"unpatched": plain, "unpatched again": plain, "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
         for count in COUNTS:
             runs[str(count)] = self.with_concepts(count, empty)
         firsts: dict[str, list[float]] = {name: [] for name in runs}
@@ -178,7 +200,8 @@ class Bench:
         named = {name: f"{name} concepts, all in the prompt" if name in goals else name for name in runs}
         return [
             f"A step at {self.size} px with guidance, {str(self.precision).removeprefix('torch.')}; unpatched it took "
-            f"{median(times['unpatched']):.2f} s. *First*: the first step, with all that is done before it.",
+            f"{median(times['unpatched']):.2f} s. *Again*: what is noise. *First*: the first step, with all that "
+            "is done before it.",
             "",
             "| | goal | step | first |",
             "| --- | --- | --- | --- |",
@@ -284,20 +307,58 @@ class Bench:
             f"| memory | ≤ 0.6 | {mine / 1024:.1f} GB | {other / 1024:.1f} GB | {mine / other:.2f} |",
         ]
 
-    def taught(self, server: Server, recipe: Recipe, steps: int, seed: int) -> None:
-        """A short training from the demo's pictures."""
+    def card(self) -> Rows:
+        """A training as on a graphics card: its time where there is one, and how it would be made to fit a small one."""
+        seeded.checkpoint(self.setup)
+        took = self.lesson() if self.device.type == "cuda" else "not measured: this machine has no graphics card"
+        return [
+            f"SD1.5's layout at {self.size} px, {BATCH} pictures a step.",
+            "",
+            "| | goal | found |",
+            "| --- | --- | --- |",
+            f"| {LESSON} steps | < 60 s on an H100 | {took} |",
+            f"| a step on a card of {SMALL_CARD} | fits | computes {self.fitted()} |",
+        ]
+
+    def lesson(self) -> str:
+        """Seconds that a whole training would take."""
+        with Server(self.setup) as server:
+            run = functools.partial(self.taught, server, Recipe(widgets={"batch": BATCH, "at_once": BATCH}), side=self.size)
+            run(SHORT, 3)
+            seconds = paired({"long": functools.partial(run, LONG, 4), "short": functools.partial(run, SHORT, 5)}, 1)
+        return f"{LESSON * (seconds['long'][0] - seconds['short'][0]) / (LONG - SHORT):.0f} s, told from {LONG - SHORT} steps"
+
+    def fitted(self) -> str:
+        """How Train Concept makes a step fit a small card, as it says before the first one; the server is stopped then."""
+        fits = Recipe(widgets={"batch": BATCH, "at_once": BATCH, "memory": SMALL_CARD})
+        with Server(self.setup) as server:
+            server.queue(self.course(fits, 1, 6, self.size))
+            for _ in range(600):
+                if said := re.search(r"Training computes (.*), and [0-9.]+ GB are free", server.log()):
+                    return said[1]
+                time.sleep(1)
+        raise SystemExit(f"expected Train Concept to say how much it computes at once, but it did not; see {server.log_file}.")
+
+    def taught(self, server: Server, recipe: Recipe, steps: int, seed: int, side: int = TAUGHT_AT) -> None:
+        """A short training."""
+        server.run(self.course(recipe, steps, seed, side), timeout=36000)
+
+    def course(self, recipe: Recipe, steps: int, seed: int, side: int) -> dict[str, dict]:
+        """A graph that teaches the demo's pictures."""
         graph, names = Graph(), [f"teddy-{i}.png" for i in range(4)]
         lasting = replace(recipe, widgets={**recipe.widgets, "steps": steps})
-        teach(graph, graph.checkpoint(seeded.NAME), lasting, "teddy", names, TAUGHT_AT, seed, f"speed-{recipe.teacher}-{seed}")
-        server.run(graph.nodes, timeout=36000)
+        teach(graph, graph.checkpoint(seeded.NAME), lasting, "teddy", names, side, seed, f"speed-{recipe.teacher}-{seed}")
+        return graph.nodes
 
     def scale(self) -> Rows:
         """The cost of a step over that of the plain model, along four axes."""
         model, clip = self.loaded
         (empty,) = self.host.conditionings(clip, ("",))
-        found: dict[str, list[tuple[int, float]]] = {}
+        points = self.kept.told.get("scale", {}).get("points", {})  # of a run that was stopped
         for axis, values in AXES.items():
             for value in values:
+                if f"{axis} {value}" in points:
+                    continue
                 case = {"concepts": 1, "prompt": 77, "size": self.size // 2, "batch": 1} | {axis: value}
                 more = ", red" * (38 * (case["prompt"] // 77 - 1))
                 (prompt,) = self.host.conditionings(clip, ("a photo of a teddy" + more,))
@@ -309,7 +370,9 @@ class Bench:
                     name: functools.partial(lambda run, c: self.steps(*run, c["size"], c["batch"], steps=2)[1], run, case)
                     for name, run in runs.items()
                 }
-                found.setdefault(axis, []).append((value, ratios(paired(ways, self.rounds), "plain")["ours"]))
+                points[f"{axis} {value}"] = ratios(paired(ways, self.rounds), "plain")["ours"]
+                self.kept.put("scale", points=points)
+        found = {axis: [(value, points[f"{axis} {value}"]) for value in values] for axis, values in AXES.items()}
         plots.costs(found, RESULTS / "scale.png")
         return ["![The cost of a step along four axes](scale.png)", "", "| axis | value | step |", "| --- | --- | --- |"] + [
             f"| {axis} | {value} | {ratio:.3f} |" for axis, each in found.items() for value, ratio in each
@@ -358,7 +421,7 @@ def resident(process: int | str = "self", which: str = "VmRSS") -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{which}:")), 0)
 
 
-PARTS = ("projection", "step", "applying", "training", "covariance", "files", "scale")
+PARTS = ("projection", "step", "applying", "training", "card", "covariance", "files", "scale")
 
 
 def machine() -> str:
@@ -378,22 +441,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=512, help="of pictures, in pixels")
     arguments = parser.parse_args()
-    kept = RESULTS / "speed.json"
-    told = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    bench = Bench(arguments.rounds, arguments.size)
+    kept = Kept()
+    bench = Bench(arguments.rounds, arguments.size, kept)
     for part in arguments.parts or PARTS:
         rows = getattr(bench, part)()
         print("\n".join(rows), flush=True)
-        told[part] = {"machine": machine(), "rows": rows}
-        kept.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
-        (RESULTS / "speed.md").write_text(page(told), encoding="utf-8")
+        kept.put(part, machine=machine(), rows=rows)
 
 
 def page(told: Mapping[str, dict]) -> str:
     """All that was measured."""
     lines = ["# Fast and small", "", "Written by `python benchmarks/speed.py`; medians of ratios of what was measured in turn.", ""]
     for part in PARTS:
-        if part in told:
+        if "rows" in told.get(part, {}):
             lines += [f"## {part.capitalize()}", "", *told[part]["rows"], "", f"On {told[part]['machine']}.", ""]
     return "\n".join(lines)
 
