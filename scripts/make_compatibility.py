@@ -1,12 +1,14 @@
 """Write docs/compatibility.md: what was tested with what, each cell with its test.
 
 `python -m scripts.make_compatibility`, in the environment that the set-up made, runs the tests that the page names, on the host in
-use, and writes the page; with `--junit FILE` it takes what pytest wrote of an earlier run of them (`--junitxml FILE`).
+use, and writes the page; with `--junit FILE` it takes what pytest wrote of an earlier run of them (`--junitxml FILE`). Of another
+host than the usual one, such as `scripts/test_hosts.py` runs all tests with, it writes that version's row alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import tempfile
@@ -18,6 +20,9 @@ from scripts import bootstrap, comfyui, steps
 from scripts.compatibility import NOT_TESTED, TABLES, Cell, Table, tried
 
 PAGE = bootstrap.ROOT / "docs" / "compatibility.md"
+HOSTS = bootstrap.ROOT / "benchmarks" / "results" / "hosts.json"
+"""Other version of the host -> what came of all tests with it."""
+VERSIONS = "Versions of ComfyUI"
 
 
 def read(junit: Path) -> dict[str, bool]:
@@ -29,8 +34,8 @@ def read(junit: Path) -> dict[str, bool]:
     return found
 
 
-def page(passed: dict[str, bool], version: str) -> str:
-    """The page, from the outcome of a run on a version of the host."""
+def page(passed: dict[str, bool], others: dict[str, str]) -> str:
+    """The page, from the outcome of a run on the usual host, and what is told of other ones."""
     ran = [one for test in tried() for one in test.runs(passed)]
     whole = all(test.runs(passed) for test in tried()) and all(passed[one] for one in ran)
     parts = [
@@ -40,13 +45,47 @@ def page(passed: dict[str, bool], version: str) -> str:
         "reason stands in the test's place or beside it.",
     ]
     hosts = f"✓ all {len(ran)} tests of this page" if whole else "not all tests of this page passed"
-    versions = Table("Versions of ComfyUI", "", ("version", "tests"), [(version, hosts), ("all others", NOT_TESTED)])
-    for table in (*TABLES, versions):
-        lines = [table.columns, ["---"] * len(table.columns)]
-        lines += [[row[0], *(shown(cell, passed) for cell in row[1:])] for row in table.rows]
-        body = "\n".join(" ".join(f"| {cell}".rstrip() for cell in line) + " |" for line in lines)
-        parts += [f"## {table.title}", *filter(None, [table.intro]), body]
+    for table in (*TABLES, versions(hosts, others)):
+        parts += section(table, passed)
     return "\n\n".join(wrapped(part) for part in parts) + "\n"
+
+
+def versions(usual: str, others: dict[str, str]) -> Table:
+    """The part on versions of the host: what came of the page's tests with the usual one, and of all tests with others."""
+    rows = [(comfyui.VERSION, usual), *sorted(others.items(), reverse=True), ("all others", NOT_TESTED)]
+    return Table(VERSIONS, "", ("version", "tests"), rows)
+
+
+def section(table: Table, passed: dict[str, bool]) -> list[str]:
+    """A part's paragraphs."""
+    lines = [table.columns, ["---"] * len(table.columns)]
+    lines += [[row[0], *(shown(cell, passed) for cell in row[1:])] for row in table.rows]
+    body = "\n".join(" ".join(f"| {cell}".rstrip() for cell in line) + " |" for line in lines)
+    return [f"## {table.title}", *filter(None, [table.intro]), body]
+
+
+def outcome(passed: dict[str, bool]) -> str:
+    """What came of all tests with another host."""
+    failed = sorted(one for one, good in passed.items() if not good)
+    if not failed:
+        return f"✓ all {len(passed)} tests"
+    return f"{len(passed) - len(failed)} of {len(passed)} tests; not {', '.join(f'`{one}`' for one in failed)}"
+
+
+def note(version: str, passed: dict[str, bool]) -> None:
+    """Write another host's row, and nothing else of the page."""
+    others = told() | {version: outcome(passed)}
+    HOSTS.write_text(json.dumps(others, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before, _, after = PAGE.read_text(encoding="utf-8").partition(f"## {VERSIONS}")
+    usual = next(
+        line.split(" | ")[1].removesuffix(" |") for line in after.splitlines() if line.startswith(f"| {comfyui.VERSION} |")
+    )
+    PAGE.write_text(before + "\n\n".join(section(versions(usual, others), {})) + "\n", encoding="utf-8")
+
+
+def told() -> dict[str, str]:
+    """What is told of other hosts."""
+    return json.loads(HOSTS.read_text(encoding="utf-8")) if HOSTS.exists() else {}
 
 
 def shown(cell: Cell, passed: dict[str, bool]) -> str:
@@ -86,7 +125,12 @@ def main() -> int:
         if given.junit is None:
             run(setup, junit)
         passed = read(junit)
-    PAGE.write_text(page(passed, comfyui.version_of(setup.comfyui)), encoding="utf-8")
+    version = comfyui.version_of(setup.comfyui)
+    if version != comfyui.VERSION:
+        note(version, passed)
+        steps.say(f"{PAGE.relative_to(bootstrap.ROOT)}: {version}: {outcome(passed)}")
+        return not all(passed.values())
+    PAGE.write_text(page(passed, told()), encoding="utf-8")
     bad = [test.id for test in tried() if not test.runs(passed) or not all(passed[one] for one in test.runs(passed))]
     steps.say(f"{PAGE.relative_to(bootstrap.ROOT)}: {len(tried()) - len(bad)} of {len(tried())} tests passed")
     for each in bad:

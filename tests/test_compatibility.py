@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import comfyui, compatibility, make_compatibility
+from scripts import compatibility, make_compatibility
 from scripts.bootstrap import ROOT
 
 JUNIT = """<testsuites><testsuite>
@@ -34,7 +34,7 @@ def test_every_test_that_the_page_names_exists(existing: list[str]) -> None:
 
 def test_the_page_is_that_of_a_run_in_which_all_passed(existing: list[str]) -> None:
     written = make_compatibility.PAGE.read_text(encoding="utf-8")
-    assert written == make_compatibility.page(dict.fromkeys(existing, True), comfyui.VERSION)
+    assert written == make_compatibility.page(dict.fromkeys(existing, True), make_compatibility.told())
 
 
 def test_only_what_passed_is_ticked(tmp_path: Path) -> None:
@@ -43,4 +43,17 @@ def test_only_what_passed_is_ticked(tmp_path: Path) -> None:
     names = ("test_one", "test_one[x]", "test_one[y]", "test_two", "test_three", "test_four")
     cells = [make_compatibility.shown(compatibility.Tried(f"test_a.py::{name}"), passed).split(" `")[0] for name in names]
     assert cells == ["✓", "✓", "not run:", "**failed**", "**failed**", "not run:"]
-    assert "| not all tests of this page passed |" in make_compatibility.page(passed, "0.30.0")
+    assert "| not all tests of this page passed |" in make_compatibility.page(passed, {})
+
+
+def test_another_host_has_a_row_of_its_own_and_changes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make_compatibility.PAGE.read_text(encoding="utf-8").splitlines()
+    monkeypatch.setattr(make_compatibility, "HOSTS", tmp_path / "hosts.json")
+    monkeypatch.setattr(make_compatibility, "PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("\n".join(line for line in before if not line.startswith("| 0.1")) + "\n", encoding="utf-8")
+    make_compatibility.note("0.12.0", {"a": True, "b": True})
+    make_compatibility.note("0.11.0", {"a": True, "b": False})
+    after = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
+    rows = ["| 0.12.0 | ✓ all 2 tests |", "| 0.11.0 | 1 of 2 tests; not `b` |"]
+    assert [line for line in after if line not in before] == rows
+    assert [line for line in before if line not in after] == [line for line in before if line.startswith("| 0.1")]
