@@ -178,15 +178,7 @@ class Bench:
 
     def step(self) -> Rows:
         """A sampler's step of the whole UNet, with guidance."""
-        model, clip = self.loaded
-        bypass = importlib.import_module("comfy.sd").load_bypass_lora_for_models
-        with tempfile.TemporaryDirectory() as folder:
-            lora = importlib.import_module("comfy.utils").load_torch_file(str(self.lora(model, Path(folder))))
-        empty, prompt = self.host.conditionings(clip, ("", "a photo of a teddy on the grass"))
-        plain = (model, prompt, empty)
-        runs = {"unpatched": plain, "unpatched again": plain, "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
-        for count in COUNTS:
-            runs[str(count)] = self.with_concepts(count, empty)
+        runs = self.runs()
         firsts: dict[str, list[float]] = {name: [] for name in runs}
 
         def run(name: str) -> float:
@@ -207,6 +199,36 @@ class Bench:
             "| --- | --- | --- | --- |",
             *(f"| {named[name]} | {goals.get(name, '')} | {found[name]:.3f} | {first[name]:.3f} |" for name in runs),
         ]
+
+    def overhead(self) -> Rows:
+        """What a step takes beyond the plain model's, where the model itself takes little: no size of pictures changes it."""
+        runs = self.runs()
+
+        def run(name: str) -> float:
+            return median(self.steps(*runs[name], 64, steps=11)[1:])
+
+        times = paired({name: functools.partial(run, name) for name in runs}, max(self.rounds, 15))
+        plain = times["unpatched"]
+        beyond = {name: 1000 * median(a - b for a, b in zip(each, plain, strict=True)) for name, each in times.items()}
+        return [
+            f"Milliseconds that a step takes beyond the plain model's, at 64 px, where that takes {1000 * median(plain):.0f} ms: "
+            "what there is to do beside the model does not grow with the picture.",
+            "",
+            "| | ms more |",
+            "| --- | --- |",
+            *(f"| {f'{name} concepts' if name.isdigit() else name} | {beyond[name]:+.1f} |" for name in list(runs)[1:]),
+        ]
+
+    def runs(self) -> dict[str, tuple[Any, list, list]]:
+        """MODEL and both conditionings, plain, with a LoRA, and with each of COUNTS concepts."""
+        model, clip = self.loaded
+        bypass = importlib.import_module("comfy.sd").load_bypass_lora_for_models
+        with tempfile.TemporaryDirectory() as folder:
+            lora = importlib.import_module("comfy.utils").load_torch_file(str(self.lora(model, Path(folder))))
+        empty, prompt = self.host.conditionings(clip, ("", "a photo of a teddy on the grass"))
+        plain = (model, prompt, empty)
+        runs = {"unpatched": plain, "unpatched again": plain, "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
+        return runs | {str(count): self.with_concepts(count, empty) for count in COUNTS}
 
     def with_concepts(self, count: int, empty: list, more: str = "") -> tuple[Any, list, list]:
         """MODEL and both conditionings of a run that names so many concepts."""
@@ -421,7 +443,7 @@ def resident(process: int | str = "self", which: str = "VmRSS") -> float:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{which}:")), 0)
 
 
-PARTS = ("projection", "step", "applying", "training", "card", "covariance", "files", "scale")
+PARTS = ("projection", "step", "overhead", "applying", "training", "card", "covariance", "files", "scale")
 
 
 def machine() -> str:

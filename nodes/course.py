@@ -19,7 +19,7 @@ from ..perfusion_core.covariance import Covariance, probe
 from ..perfusion_core.files import read, require, write
 from ..perfusion_core.following import Judgement
 from ..perfusion_core.training import Lesson, Settings, held_out_loss, start, teach
-from . import host, pictures
+from . import finished, host, pictures
 from .following import Following
 from .kinds import home
 from .memory import fit
@@ -175,6 +175,7 @@ class Course:
         # Copies: tensors of the node's inference mode can take no part in a backward pass.
         latents, weights = (tensor.to(student.device, torch.float32, copy=True) for tensor in (latents, weights))
         given = latents, weights, inverse.clone()
+        finished.bring_back(self._files())
         lesson = resume(self.path, start(student, self.superclass, self.settings))
         micro, student.twice = fit(student, lesson, given, self.settings, self.memory)
         settings = replace(self.settings, micro=micro)
@@ -236,7 +237,7 @@ class Course:
             every > 0 and step % every == 0 for every in (self.save_every, self.preview_every, CHECKPOINT_EVERY)
         )
         showing = showing and not last  # that picture is drawn of what the training gives
-        if checking:
+        if checking or last:
             self._keep(lesson)
         # Most steps need no concept, and to make one copies all of it from the device.
         if saving or showing or checking or last:
@@ -246,6 +247,13 @@ class Course:
             if showing:
                 progress.portrait(step, self.show(concept))
         progress.update(lesson.losses)
+
+    def finish(self) -> None:
+        """All of it came to its end, pictures included."""
+        finished.set_aside(self._files())
+
+    def _files(self) -> list[Path]:
+        return [*([self.best.path] if self.best else []), self.path]
 
     def _keep(self, lesson: Lesson) -> None:
         write(self.path, lesson.tensors(), CHECKPOINT)

@@ -358,9 +358,7 @@ class PerfusionTrain(io.ComfyNode):
         taught = course.best.concept() if course.best else so_far(lesson)
         picture = show(taught)
         concept: Stack = (replace(taught, preview=pictures.preview_bytes(picture)),)
-        path.unlink(missing_ok=True)
-        if course.best:
-            course.best.path.unlink(missing_ok=True)
+        course.finish()
         return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None], progress.sheet(picture))
 
 

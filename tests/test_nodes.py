@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from perfusion_core.concept import Concept
 from perfusion_core.files import parse
 from perfusion_core.following import Judgement
-from scripts.bootstrap import CHECKPOINT
+from scripts.bootstrap import CHECKPOINT, Setup, fresh_base
 from scripts.graphs import TRIGGER, Graph, concepts, latents
 from scripts.server import GraphError, Server
 
@@ -271,6 +271,23 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
         load_file(server.base / "models" / "perfusion" / f"{name}_00001.safetensors") for name in ("resumed", "undisturbed")
     )
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+def test_a_training_that_ended_before_a_crash_is_there_still(setup: Setup, tmp_path: Path) -> None:
+    """And one that is asked for once more of the same server is done once more, to the same bytes."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(2)
+    graph.save([graph.train(model, clip, vae, images, masks, steps=3, batch=2, seed=9, keep="best"), 0], "ended")
+    base = fresh_base(setup, "ended-base")
+    for times, gone_on in ((1, 0), (2, 1)):
+        with Server(setup, base=base) as server:
+            for _ in range(times):
+                server.free()
+                server.run(graph.nodes)
+            assert server.log().count("Training goes on from step 3") == gone_on
+    one, *others = [load_file(path) for path in (base / "models" / "perfusion").glob("ended_*")]
+    assert len(others) == 2 and all(torch.equal(other[name], one[name]) for other in others for name in one)
 
 
 def test_a_stopped_training_goes_on_with_less_memory_and_not_with_another_lora(server: Server) -> None:
