@@ -164,6 +164,7 @@ def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe, out: Path) -> l
             "" if plain else percent(designs.flatten().tolist()),
             percent(words.all(-1).flatten().tolist()),
             percent(places.flatten().tolist()),
+            "" if plain else percent((designs.all(-1) & words.all(-1) & places).flatten().tolist()),
         ]
         shown = ", shown small half of the time" if "small" in taught_by.widgets else ""
         lines.append(f"| {way}{shown} | {' | '.join(columns)} |")
@@ -174,8 +175,8 @@ def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe, out: Path) -> l
         "temperature that concepts come with, unless a bias is named. A concept is recognised in its half: the first left, the "
         "second right.",
         "",
-        "| combined | both designs | designs | both words | background |",
-        "| --- | --- | --- | --- | --- |",
+        "| combined | both designs | designs | both words | background | all of it |",
+        "| --- | --- | --- | --- | --- | --- |",
         *lines,
         *(["", f"![Two concepts in one picture, in each of these ways]({FILE})"] if (out / FILE).exists() else []),
     ]
