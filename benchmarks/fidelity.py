@@ -311,6 +311,10 @@ class Bench:
             "",
         ]
 
+    def lora(self) -> Recipe | None:
+        """LoRA's, where it is one of the methods."""
+        return self.best("LoRA") if "LoRA" in self.candidates else None
+
     def lengths(self) -> Lengths:
         """Ours along its training."""
         return Lengths(self.best(OURS), METHODS[OURS].use, METHODS[OURS].values, TUNED_ON)
@@ -361,8 +365,8 @@ PARTS: dict[str, Part] = {
     ),
     "pairs": (
         "Two concepts in one picture",
-        lambda b, s: pairs.run(s, b.best(OURS), b.best("LoRA"), b.out),
-        lambda b: pairs.page(b.store.kept, b.best(OURS), b.best("LoRA"), b.out),
+        lambda b, s: pairs.run(s, b.best(OURS), b.lora(), b.out),
+        lambda b: pairs.page(b.store.kept, b.best(OURS), b.lora(), b.out),
     ),
     "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
     "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),

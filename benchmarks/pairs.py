@@ -64,7 +64,7 @@ class Pair:
         return f"pair/{way}/{how}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
 
 
-def run(shop: Workshop, recipe: Recipe, lora: Recipe, out: Path) -> bool:
+def run(shop: Workshop, recipe: Recipe, lora: Recipe | None, out: Path) -> bool:
     """Measure what is missing of all pairs, and draw their sheet; False if there was no time for it."""
 
     def measured(lab: Lab, pair: Pair) -> bool:
@@ -79,9 +79,9 @@ def run(shop: Workshop, recipe: Recipe, lora: Recipe, out: Path) -> bool:
     return shop.side_by_side(measured, missing) and shown(shop, recipe, out)
 
 
-def taught(recipe: Recipe, lora: Recipe) -> list[tuple[Recipe, Sequence[str]]]:
+def taught(recipe: Recipe, lora: Recipe | None) -> list[tuple[Recipe, Sequence[str]]]:
     """How concepts are taught, and the ways in which those are combined."""
-    return [(recipe, tuple(WAYS)), (SMALL.of(recipe, Use())[0], TWICE), (lora, tuple(LORAS))]
+    return [(recipe, tuple(WAYS)), (SMALL.of(recipe, Use())[0], TWICE), *([(lora, tuple(LORAS))] if lora else [])]
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
@@ -149,7 +149,7 @@ def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
     return found
 
 
-def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe, out: Path) -> list[str]:
+def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe | None, out: Path) -> list[str]:
     """The table, of those ways that all pairs were measured with."""
     lines = []
     for taught_by, way in [(each, way) for each, ways in taught(recipe, lora) for way in ways]:
