@@ -113,14 +113,15 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None 
 
 def ready(graph: Graph, shop: Workshop, pair: Pair, lab: Lab, model: Link, clip: Link) -> tuple[Link, Link, list[str]]:
     """A MODEL and a CLIP that know both concepts, and what prompts call them."""
-    words, way = [word for _, word in (pair.left, pair.right)], WAYS.get(pair.way)
-    if way == "":
+    words = [word for _, word in (pair.left, pair.right)]
+    if WAYS.get(pair.way) == "":
         return model, clip, words
     files = [shop.taught(Trial(concept, pair.recipe, Use(), (), ()), lab) for concept in (pair.left, pair.right)]
-    if way is None:
+    if pair.way in LORAS:
         for file in files:
             model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=LORAS[pair.way]), 0]
         return model, clip, [f"{RARE} {word}" for word in words]
+    way = WAYS[pair.way]
     loaded = [graph.load(file.name, **settings(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
     stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
     return *graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT), [f"<{file.stem}>" for file in files]

@@ -15,7 +15,6 @@ import functools
 import gc
 import importlib
 import itertools
-import json
 import platform
 import re
 import sys
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from benchmarks import plots, seeded
 from benchmarks.lab import RESULTS
 from benchmarks.methods import LORA, Recipe, teach
+from benchmarks.trials import Store
 from perfusion_core.rounding import EIGHT, FOUR
 from scripts import bootstrap, inside
 from scripts.graphs import Graph
@@ -72,28 +72,14 @@ def ratios(found: Mapping[str, list[float]], to: str) -> dict[str, float]:
     return {name: median(a / b for a, b in zip(times, found[to], strict=True)) for name, times in found.items()}
 
 
-class Kept:
-    """What was measured, in `results/speed.json`: part -> the machine and its rows, or points of a part that was stopped."""
-
-    def __init__(self) -> None:
-        """Read it."""
-        self.path = RESULTS / "speed.json"
-        self.told: dict[str, dict[str, Any]] = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
-
-    def put(self, part: str, **told: object) -> None:
-        """Keep what a part tells, and write the page."""
-        self.told[part] = told
-        self.path.write_text(json.dumps(self.told, indent=1, ensure_ascii=False), encoding="utf-8")
-        (RESULTS / "speed.md").write_text(page(self.told), encoding="utf-8")
-
-
 @dataclass
 class Bench:
     """The host in this process, and a checkpoint of SD1.5's size."""
 
     rounds: int
     size: int
-    kept: Kept
+    store: Store
+    """Part -> the machine and its rows, or points of a part that was stopped."""
 
     def __post_init__(self) -> None:
         """Enter the host: once in a process."""
@@ -314,10 +300,7 @@ class Bench:
         found, peaks = {}, {}
         for name, recipe in (("Train Concept", ONE_PICTURE), ("Train LoRA", ONE_PICTURE_LORA)):
             with Server(self.setup) as server:
-                run = functools.partial(self.taught, server, recipe)
-                run(SHORT, 0)  # loads the model, measures the text encoder
-                seconds = paired({"long": functools.partial(run, LONG, 1), "short": functools.partial(run, SHORT, 2)}, 1)
-                found[name] = (seconds["long"][0] - seconds["short"][0]) / (LONG - SHORT)
+                found[name] = self.seconds_a_step(server, recipe, TAUGHT_AT)
                 peaks[name] = resident(server.process.pid, "VmHWM") if server.process else 0
         (ours, theirs), (mine, other) = found.values(), peaks.values()
         return [
@@ -345,10 +328,8 @@ class Bench:
     def lesson(self) -> str:
         """Seconds that a whole training would take."""
         with Server(self.setup) as server:
-            run = functools.partial(self.taught, server, Recipe(widgets={"batch": BATCH, "at_once": BATCH}), side=self.size)
-            run(SHORT, 3)
-            seconds = paired({"long": functools.partial(run, LONG, 4), "short": functools.partial(run, SHORT, 5)}, 1)
-        return f"{LESSON * (seconds['long'][0] - seconds['short'][0]) / (LONG - SHORT):.0f} s, told from {LONG - SHORT} steps"
+            step = self.seconds_a_step(server, Recipe(widgets={"batch": BATCH, "at_once": BATCH}), self.size)
+        return f"{LESSON * step:.0f} s, told from {LONG - SHORT} steps"
 
     def fitted(self) -> str:
         """How Train Concept makes a step fit a small card, as it says before the first one; the server is stopped then."""
@@ -361,9 +342,15 @@ class Bench:
                 time.sleep(1)
         raise SystemExit(f"expected Train Concept to say how much it computes at once, but it did not; see {server.log_file}.")
 
-    def taught(self, server: Server, recipe: Recipe, steps: int, seed: int, side: int = TAUGHT_AT) -> None:
-        """A short training."""
-        server.run(self.course(recipe, steps, seed, side), timeout=36000)
+    def seconds_a_step(self, server: Server, recipe: Recipe, side: int) -> float:
+        """Of a training: what a longer one takes beyond a shorter one."""
+
+        def run(steps: int, seed: int) -> None:
+            server.run(self.course(recipe, steps, seed, side), timeout=36000)
+
+        run(SHORT, 0)  # loads the model, measures the text encoder
+        seconds = paired({"long": functools.partial(run, LONG, 1), "short": functools.partial(run, SHORT, 2)}, 1)
+        return (seconds["long"][0] - seconds["short"][0]) / (LONG - SHORT)
 
     def course(self, recipe: Recipe, steps: int, seed: int, side: int) -> dict[str, dict]:
         """A graph that teaches the demo's pictures."""
@@ -376,7 +363,7 @@ class Bench:
         """The cost of a step over that of the plain model, along four axes."""
         model, clip = self.loaded
         (empty,) = self.host.conditionings(clip, ("",))
-        points = self.kept.told.get("scale", {}).get("points", {})  # of a run that was stopped
+        points = self.store.kept.get("scale", {}).get("points", {})  # of a run that was stopped
         for axis, values in AXES.items():
             for value in values:
                 if f"{axis} {value}" in points:
@@ -393,7 +380,7 @@ class Bench:
                     for name, run in runs.items()
                 }
                 points[f"{axis} {value}"] = ratios(paired(ways, self.rounds), "plain")["ours"]
-                self.kept.put("scale", points=points)
+                self.store.keep({"scale": {"points": points}})
         found = {axis: [(value, points[f"{axis} {value}"]) for value in values] for axis, values in AXES.items()}
         plots.costs(found, RESULTS / "scale.png")
         return ["![The cost of a step along four axes](scale.png)", "", "| axis | value | step |", "| --- | --- | --- |"] + [
@@ -463,12 +450,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=512, help="of pictures, in pixels")
     arguments = parser.parse_args()
-    kept = Kept()
-    bench = Bench(arguments.rounds, arguments.size, kept)
+    store = Store(RESULTS / "speed.json")
+    bench = Bench(arguments.rounds, arguments.size, store)
     for part in arguments.parts or PARTS:
         rows = getattr(bench, part)()
         print("\n".join(rows), flush=True)
-        kept.put(part, machine=machine(), rows=rows)
+        store.keep({part: {"machine": machine(), "rows": rows}})
+        (RESULTS / "speed.md").write_text(page(store.kept), encoding="utf-8")
 
 
 def page(told: Mapping[str, dict]) -> str:

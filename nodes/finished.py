@@ -16,21 +16,24 @@ def bring_back(files: Sequence[Path]) -> None:
     Who asks for it once more while ComfyUI runs has it done once more. `files` of a training: its checkpoint is the last of them,
     and the others are of no use without it.
     """
-    *others, checkpoint = files
+    checkpoint = files[-1]
     folder = checkpoint.parent / FOLDER
     if checkpoint not in _ended_here and (folder / checkpoint.name).exists():
-        for file in (*others, checkpoint):
-            if (folder / file.name).exists():
-                (folder / file.name).replace(file)
+        _move([folder / file.name for file in files], checkpoint.parent)
 
 
 def set_aside(files: Sequence[Path]) -> None:
     """Put a training that has ended in the place of the one that ended before."""
-    *_, checkpoint = files
+    checkpoint = files[-1]
     folder = checkpoint.parent / FOLDER
     _ended_here.add(checkpoint)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(exist_ok=True)
+    _move(files, folder)
+
+
+def _move(files: Sequence[Path], folder: Path) -> None:
+    """Those that there are, in this order."""
     for file in files:
         if file.exists():
             file.replace(folder / file.name)

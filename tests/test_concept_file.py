@@ -243,8 +243,8 @@ def test_compact_files_have_the_sizes_promised(path: Path) -> None:
         assert path.stat().st_size <= most * 1024
 
 
-@pytest.mark.parametrize(("kind", "steps"), [(EIGHT, 127), (FOUR, 7)])
-def test_few_bits_hold_words_alone_zeros_positions_and_other_encoders(kind: torch.dtype, steps: int, path: Path) -> None:
+@pytest.mark.parametrize("kind", [EIGHT, FOUR])
+def test_few_bits_hold_words_alone_zeros_positions_and_other_encoders(kind: torch.dtype, path: Path) -> None:
     odd = {"a.attn2": 3, "b.attn2": 34}
     for concept in (
         concept_of({}, 8, values={}),
@@ -260,7 +260,9 @@ def test_few_bits_hold_words_alone_zeros_positions_and_other_encoders(kind: torc
         assert found.layers == concept.layers and set(found.word) == set(concept.word)
         largest = max((value.abs().max() for value in concept.values.values()), default=torch.tensor(0.0))
         for layer, wanted in concept.values.items():
-            assert (found.values[layer] - wanted).abs().max() <= largest / steps * (1 / 2 + 1 / 32)
+            # Of four bits, layers may share a group.
+            most = wanted.abs().max() / 127 / 2 * 1.0001 if kind == EIGHT else largest / 7 * (1 / 2 + 1 / 32)
+            assert (found.values[layer] - wanted).abs().max() <= most
         assert (found.superclass_encoding - concept.superclass_encoding).abs().max() < 0.02
 
 

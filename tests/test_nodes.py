@@ -273,7 +273,7 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
-def test_a_training_that_ended_before_a_crash_is_there_still(setup: Setup, tmp_path: Path) -> None:
+def test_a_training_that_ended_before_a_crash_is_there_still(setup: Setup) -> None:
     """And one that is asked for once more of the same server is done once more, to the same bytes."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
