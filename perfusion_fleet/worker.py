@@ -138,14 +138,14 @@ def loaded(job: Job) -> tuple[list[Tensor], list[Tensor] | None]:
 
     import nodes
 
-    def load(load: Any, file: str, *more: str) -> tuple[Tensor, ...]:
+    def load(node: Any, file: str, *more: str) -> tuple[Tensor, ...]:
         # They read in the host's input folder alone.
         folder_paths.set_input_directory(str(Path(file).parent))
-        return load(Path(file).name, *more)
+        return getattr(node(), node.FUNCTION)(Path(file).name, *more)
 
     images, masks = [], []
     for picture, mask in zip(job.pictures, job.masks or [""] * len(job.pictures), strict=True):
-        image, alpha = load(nodes.LoadImage().load_image, picture)
+        image, alpha = load(nodes.LoadImage, picture)
         images.append(image)
-        masks.append(load(nodes.LoadImageMask().load_image_mask, mask, "red")[0] if mask else alpha)
+        masks.append(load(nodes.LoadImageMask, mask, "red")[0] if mask else alpha)
     return images, masks if job.masks else None

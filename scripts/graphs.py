@@ -36,6 +36,8 @@ class Graph:
     def pictures(self, count: int = 4) -> tuple[Link, Link]:
         """The demo's pictures and masks, batched."""
         keys = [self.add("LoadImage", image=f"teddy-{i}.png") for i in range(count)]
+        if count == 1:
+            return [keys[0], 0], [keys[0], 1]
         images = self.add("BatchImagesNode", **{f"images.image{i}": [key, 0] for i, key in enumerate(keys)})
         masks = self.add("BatchMasksNode", **{f"masks.mask{i}": [key, 1] for i, key in enumerate(keys)})
         return [images, 0], [masks, 0]

@@ -122,10 +122,9 @@ class Page:
         self.tab.keyboard.press("Enter")
         self.wait(lambda: len(self.nodes()) > len(before), f"a node {name}")
         (found,) = set(self.nodes()) - before
-        # It hangs on the mouse, a ghost, until a click puts it down.
+        # It hangs on the mouse, a ghost, until a click puts it down; older pages put a blueprint down at once.
         ghost = "([id]) => app.graph.getNodeById(id).flags.ghost === true"
-        self.wait(lambda: self.ask(ghost, found), f"{name} at the mouse")
-        self.tab.wait_for_timeout(500)
+        self.tab.wait_for_timeout(1000)
         self.tab.mouse.click(*free)
         self.wait(lambda: not self.ask(ghost, found), f"{name} on the canvas")
         self.tab.wait_for_timeout(500)
@@ -184,7 +183,7 @@ class Page:
         """Look at a pack's workflows in the template browser."""
         self.command("Comfy.BrowseTemplates")
         dialog = self.tab.get_by_role("dialog").last
-        dialog.get_by_text(pack, exact=True).click()
+        dialog.get_by_text(pack, exact=True).first.click()
         return dialog
 
     def template(self, pack: str, name: str) -> None:
@@ -192,8 +191,16 @@ class Page:
         dialog = self.browse(pack)
         # The list grows as one scrolls; searching is quicker.
         dialog.get_by_placeholder("Search").fill(name)
-        dialog.get_by_text(name, exact=True).first.click()
-        dialog.wait_for(state="hidden")
+        found = dialog.get_by_text(name, exact=True).first
+
+        def opened() -> bool:
+            # While it finds, it moves what it has found away from under the mouse.
+            if dialog.is_visible():
+                found.click()
+                self.tab.wait_for_timeout(1500)
+            return not dialog.is_visible()
+
+        self.wait(opened, f"{name} to open", 60)
         title = "() => app.extensionManager.workflow.activeWorkflow.filename"
         self.wait(lambda: name in self.tab.evaluate(title), f"the workflow {name}")
 
