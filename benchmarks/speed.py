@@ -133,34 +133,46 @@ class Bench:
     @torch.inference_mode()
     def projection(self) -> Rows:
         """One projection of two prompts: the host's Linear, and ours."""
-        made = inside.part("nodes.host.projections").Projections
-        edits = inside.part("perfusion_core.edit")
-        peer = importlib.import_module("perfusion_pytorch").Rank1EditModule
         rows = []
         for width in WIDTHS:
-            plain, x = nn.Linear(768, width, bias=False).to(self.device), torch.randn(2, 77, 768, device=self.device)
-            theirs = peer(plain, C=torch.eye(768, device=self.device)).to(self.device).eval()
-            theirs.initted.fill_(True)
-            theirs.ema_concept_text_encs.normal_()
-            one, ones = torch.randn(1, 768), torch.ones(1)
-            edit = edits.Edit(
-                "exact", one, one / one.square().sum(), one, ones * 0.4, ones * 0.15, ones, {"l": torch.randn(1, width)}
-            )
-            new, kept = (made([edit.to(self.device)], x) for _ in range(2))
-            kept.kept = {}
-            made_new, made_kept = (each._forward(plain.forward, "l", False) for each in (new, kept))
-            each = {"plain": plain, "new": made_new, "kept": made_kept, "theirs": theirs}
-            ways = {name: functools.partial(repeated, way, x, self.now) for name, way in each.items()}
+            x = torch.randn(2, 77, 768, device=self.device)
+            ways = {name: functools.partial(repeated, way, x, self.now) for name, way in self.projections(width, x).items()}
             found = ratios(paired(ways, max(self.rounds, 5)), "plain")
-            rows.append(f"| {width} | ≤ 1.10 | {found['new']:.2f} | {found['kept']:.2f} | {found['theirs']:.2f} |")
+            shown = ("made", "input", "rest", "kept", "theirs")
+            rows.append(f"| {width} | ≤ 1.10 | {' | '.join(f'{found[name]:.2f}' for name in shown)} |")
         return [
             "Values of two prompts of 77 tokens, over the time of the plain Linear. In a sampling run a layer's are made in the "
-            "first step (*made*) and kept for all others (*kept*).",
+            "first step (*made*; of it, *input* is the projection of the target input, *rest* what is computed and added at every "
+            "token) and kept for all others (*kept*).",
             "",
-            "| width | goal | made | kept | perfusion-pytorch |",
-            "| --- | --- | --- | --- | --- |",
+            "| width | goal | made | of it: input | of it: rest | kept | perfusion-pytorch |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
             *rows,
         ]
+
+    def projections(self, width: int, x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+        """A Linear of this width, our edit of it, what that consists of, and perfusion-pytorch's."""
+        made = inside.part("nodes.host.projections").Projections
+        edits = inside.part("perfusion_core.edit")
+        plain = nn.Linear(768, width, bias=False).to(self.device)
+        theirs = importlib.import_module("perfusion_pytorch").Rank1EditModule(plain, C=torch.eye(768, device=self.device))
+        theirs = theirs.to(self.device).eval()
+        theirs.initted.fill_(True)
+        theirs.ema_concept_text_encs.normal_()
+        one, ones = torch.randn(1, 768), torch.ones(1)
+        edit = edits.Edit("exact", one, one / one.square().sum(), one, ones * 0.4, ones * 0.15, ones, {"l": torch.randn(1, width)})
+        edit = edit.to(self.device)
+        new, kept = (made([edit], x) for _ in range(2))
+        kept.kept = {}
+        output, projected = plain(x), plain(edit.target_inputs)
+        return {
+            "plain": plain,
+            "made": new._forward(plain.forward, "l", False),
+            "input": lambda _: plain(edit.target_inputs),
+            "rest": lambda _: output + edit.value_correction("l", new.by[0], lambda _: projected),
+            "kept": kept._forward(plain.forward, "l", False),
+            "theirs": theirs,
+        }
 
     def step(self) -> Rows:
         """A sampler's step of the whole UNet, with guidance."""
