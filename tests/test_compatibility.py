@@ -14,7 +14,7 @@ from scripts.bootstrap import ROOT
 JUNIT = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="test_one[x]" time="1" />
 <testcase classname="tests.test_a" name="test_two"><failure message="no" /></testcase>
-<testcase classname="tests.test_a" name="test_three"><skipped message="no" /></testcase>
+<testcase classname="tests.test_a" name="test_three"><skipped message="why" /></testcase>
 </testsuite></testsuites>"""
 
 
@@ -44,6 +44,7 @@ def test_only_what_passed_is_ticked(tmp_path: Path) -> None:
     cells = [make_compatibility.shown(compatibility.Tried(f"test_a.py::{name}"), passed).split(" `")[0] for name in names]
     assert cells == ["✓", "✓", "not run:", "**failed**", "**failed**", "not run:"]
     assert "| not all tests of this page passed |" in make_compatibility.page(passed, {})
+    assert make_compatibility.skipped(tmp_path / "junit.xml") == {"tests/test_a.py::test_three": "why"}
 
 
 def test_another_host_has_a_row_of_its_own_and_changes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +52,9 @@ def test_another_host_has_a_row_of_its_own_and_changes_no_other(tmp_path: Path, 
     monkeypatch.setattr(make_compatibility, "HOSTS", tmp_path / "hosts.json")
     monkeypatch.setattr(make_compatibility, "PAGE", tmp_path / "page.md")
     (tmp_path / "page.md").write_text("\n".join(line for line in before if not line.startswith("| 0.1")) + "\n", encoding="utf-8")
-    make_compatibility.note("0.12.0", {"a": True, "b": True})
-    make_compatibility.note("0.11.0", {"a": True, "b": False})
+    make_compatibility.note("0.12.0", make_compatibility.outcome({"a": True, "b": True, "c": False}, {"c": "it has no C"}))
+    make_compatibility.note("0.11.0", make_compatibility.outcome({"a": True, "b": False}, {}))
     after = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
-    rows = ["| 0.12.0 | ✓ all 2 tests |", "| 0.11.0 | 1 of 2 tests; not `b` |"]
+    rows = ["| 0.12.0 | ✓ all 2 tests; 1 more cannot run: it has no C |", "| 0.11.0 | 1 of 2 tests; not `b` |"]
     assert [line for line in after if line not in before] == rows
     assert [line for line in before if line not in after] == [line for line in before if line.startswith("| 0.1")]
