@@ -1,7 +1,7 @@
 """Write docs/compatibility.md: what was tested with what, each cell with its test.
 
 `python -m scripts.make_compatibility`, in the environment that the set-up made, runs the tests that the page names, on the host in
-use, and writes the page; with `--junit FILE` it takes what pytest wrote of an earlier run of them (`--junitxml FILE`). Of another
+use, and writes the page; with `--junit FILE ...` it takes what pytest wrote of earlier runs of them (`--junitxml FILE`). Of another
 host than the usual one, such as `scripts/test_hosts.py` runs all tests with, it writes that version's row alone.
 """
 
@@ -14,7 +14,9 @@ import subprocess
 import tempfile
 import textwrap
 import xml.etree.ElementTree
+from collections.abc import Sequence
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from scripts import bootstrap, comfyui, steps
 from scripts.compatibility import NOT_TESTED, TABLES, Cell, Table, tried
@@ -25,22 +27,25 @@ HOSTS = bootstrap.ROOT / "benchmarks" / "results" / "hosts.json"
 VERSIONS = "Versions of ComfyUI"
 
 
-def read(junit: Path) -> dict[str, bool]:
-    """Full id of each test of a run -> whether it passed."""
-    found = {}
-    for case in xml.etree.ElementTree.parse(junit).iter("testcase"):
-        place = case.attrib["classname"].replace(".", "/")
-        found[f"{place}.py::{case.attrib['name']}"] = not any(case.find(how) is not None for how in ("failure", "error", "skipped"))
-    return found
+def cases(junits: Sequence[Path]) -> dict[str, Element]:
+    """Full id of each test of some runs -> what came of it in the last run that had it."""
+    return {
+        f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}": case
+        for junit in junits
+        for case in xml.etree.ElementTree.parse(junit).iter("testcase")
+    }
 
 
-def skipped(junit: Path) -> dict[str, str]:
-    """Full id of each test of a run that was skipped -> the reason that it gave."""
-    found = {}
-    for case in xml.etree.ElementTree.parse(junit).iter("testcase"):
-        if (skip := case.find("skipped")) is not None:
-            found[f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"] = skip.attrib["message"]
-    return found
+def read(junits: Sequence[Path]) -> dict[str, bool]:
+    """Full id of each test of some runs -> whether it passed."""
+    bad = ("failure", "error", "skipped")
+    return {one: not any(case.find(how) is not None for how in bad) for one, case in cases(junits).items()}
+
+
+def skipped(junits: Sequence[Path]) -> dict[str, str]:
+    """Full id of each test of some runs that was skipped -> the reason that it gave."""
+    found = {one: case.find("skipped") for one, case in cases(junits).items()}
+    return {one: skip.attrib["message"] for one, skip in found.items() if skip is not None}
 
 
 def page(passed: dict[str, bool], others: dict[str, str]) -> str:
@@ -130,13 +135,14 @@ def run(setup: bootstrap.Setup, junit: Path) -> None:
 def main() -> int:
     """Run or read, then write; 1 where something that the page names did not pass."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--junit", type=Path, help="what pytest wrote of an earlier run; without it the tests are run")
+    told = "what pytest wrote of earlier runs; without it the tests are run. Of a test in several of them, the last one tells"
+    parser.add_argument("--junit", type=Path, nargs="+", help=told)
     given, setup = parser.parse_args(), bootstrap.locate()
     with tempfile.TemporaryDirectory() as folder:
-        junit = given.junit or Path(folder) / "junit.xml"
+        junits = given.junit or [Path(folder) / "junit.xml"]
         if given.junit is None:
-            run(setup, junit)
-        passed, lacking = read(junit), skipped(junit)
+            run(setup, junits[0])
+        passed, lacking = read(junits), skipped(junits)
     version = comfyui.version_of(setup.comfyui)
     if version != comfyui.VERSION:
         told_of_it = outcome(passed, lacking)
