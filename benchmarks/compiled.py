@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 if not __package__:  # run as a file
@@ -23,13 +22,13 @@ from scripts.graphs import Graph, Link
 from scripts.server import Server
 
 CONCEPT = "demo-teddy.safetensors"
-PROMPTS = {"names the concept": "a photo of a <my-teddy> on the grass", "does not": "a photo of a teddy on the grass"}
+PROMPTS = {"names the concept": "a photo of a <demo-teddy> on the grass", "does not": "a photo of a teddy on the grass"}
 ROUNDING, SEEN = 1e-4, 0.01
 """What compiling may change, and what counts as a difference, as shares of the largest latent."""
 
 
-def drawn(server: Server, backend: str | None, with_concept: bool) -> tuple[list[torch.Tensor], float]:
-    """The latents of each prompt, and the seconds that they took; compiled, if by a backend."""
+def drawn(server: Server, backend: str | None, with_concept: bool) -> list[torch.Tensor]:
+    """The latents of each prompt; compiled, if by a backend."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))
@@ -41,10 +40,8 @@ def drawn(server: Server, backend: str | None, with_concept: bool) -> tuple[list
         graph.add("SaveLatent", samples=samples, filename_prefix=f"compiled-{i}")
     for old in (server.base / "output").glob("compiled-*"):
         old.unlink()
-    start = time.perf_counter()
-    server.run(graph.nodes, timeout=3600)
-    took = time.perf_counter() - start
-    return [load_file(path)["latent_tensor"] for path in sorted((server.base / "output").glob("compiled-*"))], took
+    server.run(graph.nodes)
+    return [load_file(path)["latent_tensor"] for path in sorted((server.base / "output").glob("compiled-*"))]
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -58,10 +55,9 @@ def main() -> int:
     parser.add_argument("--backend", default="inductor")
     backend = parser.parse_args().backend
     with Server(bootstrap.prepare(dev=True)) as server:
-        base, _ = drawn(server, None, False)
-        plain, _ = drawn(server, None, True)
-        base_compiled, base_took = drawn(server, backend, False)
-        compiled, took = drawn(server, backend, True)
+        base, plain = drawn(server, None, False), drawn(server, None, True)
+        base_compiled = drawn(server, backend, False)
+        compiled = drawn(server, backend, True)
     good, rows = True, []
     for i, name in enumerate(PROMPTS):
         changed, seen, noise = apart(compiled[i], plain[i]), apart(compiled[i], base_compiled[i]), apart(base_compiled[i], base[i])
@@ -75,8 +71,6 @@ differences between latents, as a share of the largest number.
 | prompt | the plain base, compiled or not | with the concept, compiled or not | compiled, with the concept or not |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
-
-With all that was compiled, two pictures took {base_took:.0f} s of the plain base and {took:.0f} s with the concept.
 """
     (RESULTS / "compiled.md").write_text(text, encoding="utf-8")
     steps.say(text)

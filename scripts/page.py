@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ ON_SCREEN = """([x, y]) => {
     const {scale, offset} = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
     return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale];
 }"""
+SEARCH = re.compile(r"Add a node\.\.\.|Search Nodes\.\.\.")
+"""What the search box says while it is empty, in newer and older pages."""
 TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).element"
 
 
@@ -111,7 +114,7 @@ class Page:
     def add(self, name: str, x: float, y: float) -> int:
         """Search a node by its name, put it down and drag it to a point of the canvas; its id."""
         before, free = set(self.nodes()), (1000, 950)
-        box = self.tab.get_by_placeholder("Add a node...")
+        box = self.tab.get_by_placeholder(SEARCH)
 
         def opened() -> bool:
             # A busy machine may take the two clicks for single ones.
