@@ -127,7 +127,7 @@ TABLES = [
             (
                 "TorchCompileModel",
                 Tried("test_neighbours.py::test_a_compiled_model_is_the_same_as_before"),
-                "Tested is what is captured, not Inductor. Layers are captured one by one, so compiling gains less.",
+                "With [Inductor](../benchmarks/results/compiled.md) too. Layers are captured one by one, so compiling gains less.",
             ),
             ("Context Windows", Tried("test_neighbours.py::test_context_windows_see_the_concept"), ""),
             (
