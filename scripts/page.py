@@ -125,8 +125,15 @@ class Page:
         self.wait(opened, "the search box")
         box.fill(name)
         self.tab.get_by_text(name, exact=True).or_(self.tab.locator("[role=option]", has_text=name)).first.wait_for()
-        self.tab.keyboard.press("Enter")
-        self.wait(lambda: len(self.nodes()) > len(before), f"a node {name}")
+
+        def placed() -> bool:
+            # Older pages hear the key only once they have marked what they found.
+            if box.is_visible():
+                self.tab.keyboard.press("Enter")
+                self.tab.wait_for_timeout(300)
+            return len(self.nodes()) > len(before)
+
+        self.wait(placed, f"a node {name}")
         (found,) = set(self.nodes()) - before
         # It hangs on the mouse, a ghost, until a click puts it down; older pages put a blueprint down at once.
         ghost = "([id]) => app.graph.getNodeById(id).flags.ghost === true"
