@@ -14,11 +14,10 @@ if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.lab import RESULTS
 from scripts import bootstrap, steps
-from scripts.graphs import Graph, Link
+from scripts.graphs import Graph, Link, latents
 from scripts.server import Server
 
 CONCEPT = "demo-teddy.safetensors"
@@ -35,13 +34,8 @@ def drawn(server: Server, backend: str | None, with_concept: bool) -> list[torch
     used: Link = with_model if with_concept else model
     if backend is not None:
         used = [graph.add("TorchCompileModel", model=used, backend=backend), 0]
-    for i, text in enumerate(PROMPTS.values()):
-        samples = graph.sample(used, graph.text(with_clip, text), graph.text(clip, ""), steps=4, seed=7)
-        graph.add("SaveLatent", samples=samples, filename_prefix=f"compiled-{i}")
-    for old in (server.base / "output").glob("compiled-*"):
-        old.unlink()
-    server.run(graph.nodes)
-    return [load_file(path)["latent_tensor"] for path in sorted((server.base / "output").glob("compiled-*"))]
+    asked = [(graph.text(with_clip, text), graph.text(clip, "")) for text in PROMPTS.values()]
+    return latents(server, graph, *(graph.sample(used, *each, steps=4, seed=7) for each in asked))
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -54,7 +48,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="inductor")
     backend = parser.parse_args().backend
-    with Server(bootstrap.prepare(dev=True)) as server:
+    setup = bootstrap.prepare(dev=True)
+    with Server(setup, base=bootstrap.fresh_base(setup, "compiled-base")) as server:
         base, plain = drawn(server, None, False), drawn(server, None, True)
         base_compiled = drawn(server, backend, False)
         compiled = drawn(server, backend, True)

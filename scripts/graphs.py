@@ -34,7 +34,7 @@ class Graph:
         return [key, 0], [key, 1], [key, 2]
 
     def pictures(self, count: int = 4) -> tuple[Link, Link]:
-        """The demo's pictures and masks, batched."""
+        """The demo's pictures and masks, batched; a single one as it is, for older hosts batch no fewer than two."""
         keys = [self.add("LoadImage", image=f"teddy-{i}.png") for i in range(count)]
         if count == 1:
             return [keys[0], 0], [keys[0], 1]

@@ -16,7 +16,6 @@ import textwrap
 import xml.etree.ElementTree
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
 from scripts import bootstrap, comfyui, steps
 from scripts.compatibility import NOT_TESTED, TABLES, Cell, Table, tried
@@ -27,25 +26,17 @@ HOSTS = bootstrap.ROOT / "benchmarks" / "results" / "hosts.json"
 VERSIONS = "Versions of ComfyUI"
 
 
-def cases(junits: Sequence[Path]) -> dict[str, Element]:
-    """Full id of each test of some runs -> what came of it in the last run that had it."""
-    return {
+def read(junits: Sequence[Path]) -> tuple[dict[str, bool], dict[str, str]]:
+    """Of each test of some runs, by its full id, whether it passed in the last run that had it; of the skipped ones, the reason."""
+    cases = {
         f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}": case
         for junit in junits
         for case in xml.etree.ElementTree.parse(junit).iter("testcase")
     }
-
-
-def read(junits: Sequence[Path]) -> dict[str, bool]:
-    """Full id of each test of some runs -> whether it passed."""
     bad = ("failure", "error", "skipped")
-    return {one: not any(case.find(how) is not None for how in bad) for one, case in cases(junits).items()}
-
-
-def skipped(junits: Sequence[Path]) -> dict[str, str]:
-    """Full id of each test of some runs that was skipped -> the reason that it gave."""
-    found = {one: case.find("skipped") for one, case in cases(junits).items()}
-    return {one: skip.attrib["message"] for one, skip in found.items() if skip is not None}
+    passed = {one: not any(case.find(how) is not None for how in bad) for one, case in cases.items()}
+    skips = {one: case.find("skipped") for one, case in cases.items()}
+    return passed, {one: skip.attrib["message"] for one, skip in skips.items() if skip is not None}
 
 
 def page(passed: dict[str, bool], others: dict[str, str]) -> str:
@@ -142,7 +133,7 @@ def main() -> int:
         junits = given.junit or [Path(folder) / "junit.xml"]
         if given.junit is None:
             run(setup, junits[0])
-        passed, lacking = read(junits), skipped(junits)
+        passed, lacking = read(junits)
     version = comfyui.version_of(setup.comfyui)
     if version != comfyui.VERSION:
         told_of_it = outcome(passed, lacking)

@@ -44,13 +44,12 @@ def test_the_page_is_that_of_a_run_in_which_all_passed(existing: list[str]) -> N
 def test_only_what_passed_is_ticked(tmp_path: Path) -> None:
     (tmp_path / "first.xml").write_text(FIRST)
     (tmp_path / "junit.xml").write_text(JUNIT)
-    runs = [tmp_path / "first.xml", tmp_path / "junit.xml"]
-    passed = make_compatibility.read(runs)
+    passed, skipped = make_compatibility.read([tmp_path / "first.xml", tmp_path / "junit.xml"])
     names = ("test_one", "test_one[x]", "test_one[y]", "test_two", "test_three", "test_four")
     cells = [make_compatibility.shown(compatibility.Tried(f"test_a.py::{name}"), passed).split(" `")[0] for name in names]
     assert cells == ["✓", "✓", "not run:", "**failed**", "**failed**", "not run:"]
     assert "| not all tests of this page passed |" in make_compatibility.page(passed, {})
-    assert make_compatibility.skipped(runs) == {"tests/test_a.py::test_three": "why"}
+    assert skipped == {"tests/test_a.py::test_three": "why"}
 
 
 def test_another_host_has_a_row_of_its_own_and_changes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
