@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, ElementHandle, Locator
+from playwright.sync_api import Browser, ConsoleMessage, ElementHandle, Locator
 from playwright.sync_api import Page as Tab
 
 from scripts.server import Server
@@ -30,6 +30,8 @@ ON_SCREEN = """([x, y]) => {
 }"""
 SEARCH = re.compile(r"Add a node\.\.\.|Search Nodes\.\.\.")
 """What the search box says while it is empty, in newer and older pages."""
+OLD_JOBS = re.compile(r"\[Jobs API\] .*\"preview_output\",\s+\"filename\"", re.DOTALL)
+"""The page of ComfyUI 0.16.3 on its own server's list of jobs, where a job shows text alone, as with the host's Preview as Text."""
 TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).element"
 
 
@@ -49,8 +51,12 @@ class Page:
             self.tab.locator("[role=dialog]").first.wait_for()
             self.close_dialogs()
         # What the host itself says while it starts is not ours to answer for.
-        self.tab.on("console", lambda said: self.errors.append(f"{said.text} {said.location}") if said.type == "error" else None)
+        self.tab.on("console", self._heard)
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _heard(self, said: ConsoleMessage) -> None:
+        if said.type == "error" and not OLD_JOBS.match(said.text):
+            self.errors.append(f"{said.text} {said.location}")
 
     def close(self) -> None:
         """Leave the page."""
