@@ -54,8 +54,10 @@ def rows_of(test: str, rows: dict[str, tuple[str, str]]) -> list[tuple[str, Cell
 TABLES = [
     Table(
         "Families of models",
-        "SD1 is tested on the demo base, which has SD1.5's layers and text encoder; SD2 and SDXL on their layouts with few layers "
-        "and weights that know nothing. None is tested on a real checkpoint yet.",
+        "SD1 is tested on the demo base, which has SD1.5's layers and text encoder; SD2 and SDXL on their layouts with few layers, "
+        "KOALA-700M on the whole of its own, with weights that know nothing. None is tested on a real checkpoint yet. Of SSD-1B, "
+        "Vega and KOALA-1B it is tested (`test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone`) that all "
+        "their layers are found and that concepts of another layout are refused.",
         ("family", "train", "apply", "combine", "export"),
         [
             (
@@ -67,7 +69,7 @@ TABLES = [
             ),
             *[
                 (name, *[Tried(f"{TAUGHT}[{run}]")] * 2, Tried(f"{COMBINED}[{run}]"), Tried(f"{EXPORTED}[{run}]"))
-                for name, run in (("SD2.x", "sd2"), ("SDXL", "sdxl"))
+                for name, run in (("SD2.x", "sd2"), ("SDXL", "sdxl"), ("KOALA-700M", "koala"))
             ],
             ("all others", KINDS, KINDS, "", KINDS),
         ],

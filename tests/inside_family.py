@@ -1,6 +1,6 @@
 """Teaches a family's layout inside the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with sd2 or sdxl, prints one JSON object of what was measured.
+`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with sd2, sdxl or koala, prints one JSON object of what was measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,11 @@ host, training, train, exports = (
     inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train", "nodes.exports")
 )
 Concept = inside.part("perfusion_core.concept").Concept
-SETTINGS = training.Settings(steps=12, batch=4, micro=4, word_rate=1e-3, output_rate=0.1, seed=1)
+WORD_AT = 2
+"""Of the prompt "an <it>", the token that is the word; it reaches those behind it."""
+OUTPUTS = 3
+"""By about so many the derivative is measured, from the first layer to the last."""
+SETTINGS = training.Settings(steps=12, batch=2, micro=2, word_rate=1e-3, output_rate=0.1, seed=1)
 
 
 def main() -> dict:
@@ -56,11 +60,12 @@ def main() -> dict:
 
 
 def gradients(student: object, lesson: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
-    """Derivatives along a random direction of each encoder's word and of one output: told, and by finite differences."""
+    """Derivatives by each encoder's word and by some outputs, along what is told: told over measured by finite differences."""
     given = (training.Draw.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
     sums, _, _ = training.gradients(student, lesson, *given)
-    shares = {}
-    for name, tensor, gradient in zip([*lesson.word, *lesson.values], lesson.learned(), sums, strict=True):
+    learned = list(zip([*lesson.word, *lesson.values], lesson.learned(), sums, strict=True))
+    words, outputs, shares = len(lesson.word), len(lesson.values), {}
+    for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
         direction = gradient / gradient.norm()
         kept, losses = tensor.clone(), []
         size = 0.02 * float(tensor.norm())
@@ -69,13 +74,13 @@ def gradients(student: object, lesson: object, latents: Tensor, masks: Tensor, i
             losses.append(training.gradients(student, lesson, *given)[2])
         tensor.copy_(kept)
         shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
-    words = [shares.pop(name) for name in lesson.word]
-    return {"derivatives by words": words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
+    by_words = [shares.pop(name) for name in lesson.word]
+    return {"derivatives by words": by_words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
 
 
 def as_the_host(student: object, lesson: object) -> dict:
     """Encodings and predictions of the one who is taught, against the host's own."""
-    knowing = host.clip_with_words(student.clip, (named(lesson),))
+    knowing = host.clip_with_words(student.clip, (named(lesson, host.family_of(student.model)),))
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encodings, _ = student.encode(training.TEMPLATES[:1], lesson.word)
     beside = encodings.shape[1] - cond.shape[1]
@@ -95,10 +100,10 @@ def as_the_host(student: object, lesson: object) -> dict:
     }
 
 
-def named(lesson: object) -> object:
+def named(lesson: object, family: str) -> object:
     """A concept of a lesson's word, which edits nothing."""
     empty = torch.ones(len(lesson.target_input))
-    return Concept("<it>", "teddy", FAMILY, {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
+    return Concept("<it>", "teddy", family, {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
 
 
 def sampled(model: object, clip: object, text: str) -> Tensor:
@@ -119,7 +124,34 @@ def used(model: object, clip: object, concept: object) -> dict:
         "words": {name: list(each.shape) for name, each in concept.word.items()},
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
+        "a layer, of float64": edited(applied, knowing, concept),
     } | {**beside_freeu(model, applied, drawn), **combined(model, clip, concept), **exported(model, clip, concept)}
+
+
+def edited(applied: object, clip: object, concept: object) -> float:
+    """The edited keys and values of all layers against the formula in float64, in a prompt with the word and one without."""
+    unet, read = applied.model.diffusion_model, {}
+    projections = [(name, which, getattr(unet.get_submodule(name), f"to_{which}")) for name in concept.values for which in "kv"]
+    hooks = [
+        each.register_forward_hook(lambda each, given, made: read.update({each: (given[0], made)})) for _, _, each in projections
+    ]
+    sampled(applied, clip, "an <it>")
+    for hook in hooks:
+        hook.remove()
+    (((cond, _),),) = host.conditionings(clip, ("an <it>",))
+    cond, target, probe = cond.as_subclass(Tensor), concept.target_input.double(), concept.probe.double()
+    apart = []
+    for layer, which, linear in projections:
+        x, made = (each.double() for each in read[linear])
+        weight = linear.weight.double()
+        output = concept.values[layer].double() if which == "v" else weight @ concept.superclass_encoding.double()
+        similarity = (x @ probe / (target @ probe))[..., None]
+        gate = torch.sigmoid((similarity - concept.bias) / concept.temperature)
+        names = torch.tensor([torch.equal(row.float(), cond[0]) for row in x])
+        gate[~names], gate[:, :WORD_AT], gate[gate < 1e-3] = 0, 0, 0
+        assert sum(names) == 1 and gate.max() > 0.5
+        apart.append(worst(made, x @ weight.T + gate * (output - similarity * (weight @ target))))
+    return max(apart)
 
 
 def combined(model: object, clip: object, concept: object) -> dict:

@@ -1,6 +1,6 @@
 """The families beside SD1: SD2 with its v-prediction, and SDXL with two text encoders and a pooled output beside the encoding.
 
-In the real host, on their layouts with few layers.
+In the real host, on their layouts with few layers, and on all of KOALA-700M's, a smaller SDXL; their weights are seeded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from scripts.bootstrap import Setup
 from tests.measuring import measure
 
 ROUNDING = 5e-6
-WORDS = {"sd2": {"clip_h": [1, 1024]}, "sdxl": {"clip_g": [1, 1280], "clip_l": [1, 768]}}
+BOTH = {"clip_g": [1, 1280], "clip_l": [1, 768]}
+WORDS = {"sd2": {"clip_h": [1, 1024]}, "sdxl": BOTH, "koala": BOTH}
 
 
 @pytest.fixture(scope="module", params=WORDS)
@@ -27,7 +28,7 @@ def measured(setup: Setup, family: str, tmp_path_factory: pytest.TempPathFactory
 def test_the_one_who_is_taught_reads_and_predicts_as_the_host(measured: dict, family: str) -> None:
     """With SDXL the pooled output of the prompt with the learned word, and the picture's size, are among what it reads."""
     assert measured["encoding"] < ROUNDING and measured["denoised"] < ROUNDING
-    assert len(measured["pooled"]) == (family == "sdxl") and all(each < ROUNDING for each in measured["pooled"])
+    assert len(measured["pooled"]) == (family != "sd2") and all(each < ROUNDING for each in measured["pooled"])
     assert measured["v-prediction"] == (family == "sd2")
 
 
@@ -35,6 +36,10 @@ def test_gradients_reach_the_words_of_all_encoders(measured: dict, family: str) 
     """Told over measured by finite differences in float32: through encodings and the pooled output."""
     assert len(measured["derivatives by words"]) == len(WORDS[family])
     assert all(0.95 < each < 1.05 for each in (*measured["derivatives by words"], *measured["derivatives by outputs"]))
+
+
+def test_keys_and_values_are_those_of_the_formula(measured: dict) -> None:
+    assert measured["a layer, of float64"] < ROUNDING
 
 
 def test_two_concepts_are_combined(measured: dict) -> None:
@@ -56,4 +61,18 @@ def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
 def test_freeu_acts_beside_the_concept(measured: dict, family: str) -> None:
     """It has nothing to scale in blocks that are all as narrow as the first, as this SD2's and the demo base's are."""
     assert measured["FreeU, a prompt without the word"] and measured["FreeU, the concept"] > 0.01
-    assert (measured["FreeU, itself"] > 0.01) == (family == "sdxl")
+    assert (measured["FreeU, itself"] > 0.01) == (family != "sd2")
+
+
+def test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone(setup: Setup) -> None:
+    """Whole layouts without weights: SDXL, SSD-1B, Vega and both KOALA. Each transformer block has one layer that is edited."""
+    layouts = measure(setup.python, "inside_layouts", setup.comfyui)
+    assert {name: each["layers"] for name, each in layouts.items()} == {
+        "SDXL": 70, "SSD1B": 34, "Segmind_Vega": 15, "KOALA_700M": 21, "KOALA_1B": 30
+    }  # fmt: skip
+    for name, each in layouts.items():
+        assert each["family"] == "sdxl" and each["layers"] == each["blocks"]
+        assert each["said"].pop(name) == ""
+        for other, told in each["said"].items():
+            assert "taught to a sdxl model of another shape" in told
+            assert f"{layouts[other]['layers']} cross" in told and f"has {each['layers']} cross" in told
