@@ -165,7 +165,8 @@ class Bench:
         self.wanted: Concept | None = None
 
     def server(self, name: str = "server") -> Server:
-        """One, not started yet."""
+        """One, not started yet; a training that another one ended is no more there to go on from."""
+        shutil.rmtree(self.work / "finished", ignore_errors=True)
         return Server(self.setup, base=self.base, threads=1, log_name=f"{name}.log")
 
     def undisturbed(self, server: Server) -> Concept:

@@ -90,13 +90,16 @@ def lay_out(folder: Path, steps: int, emoji: Path) -> int:
 
 
 def teach_alone(setup: bootstrap.Setup, base: Path, words: list[str], steps: int) -> None:
-    """Teach each concept in a graph on a server."""
+    """Teach each concept in a graph on a server, which is not to go on from what the fleet ended last."""
+    shutil.rmtree(base / "models" / "perfusion" / ".work" / "finished")
     with Server(setup, base=base, threads=1) as server:
         for word in words:
             graph = Graph()
             names = [f"{word}/{word}-{i}.png" for i in range(4)]
             teach(graph, graph.checkpoint(), Recipe(widgets={"steps": steps}), word, names, SIDE, SEED, word)
             server.run(graph.nodes, timeout=36000)
+        if "Training goes on from" in server.log():
+            raise SystemExit("a concept was not taught from its first step")
 
 
 def run_fleet(setup: bootstrap.Setup, base: Path) -> int:

@@ -259,11 +259,14 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
     with Image.open(out / "sheet-1.png") as sheet:
         assert sheet.size[0] == 3 * 128 and len(sheet.convert("RGB").getcolors(10**6)) > 1000
 
+    shutil.rmtree(server.base / "models" / "perfusion" / ".work" / "finished")  # the server is not to go on from there
+    told_before = len(server.log())
     for name in ("one", "two", "three"):
         assert entries[name]["loss"] > 0
         alone = load_file(taught_alone(server, path / name / "a.png", name, json.loads((path / name / "concept.json").read_text())))
         fleets = load_file(out / f"{name}.safetensors")
         assert alone.keys() == fleets.keys() and all(alone[key].equal(fleets[key]) for key in alone)
+    assert "Training goes on from" not in server.log()[told_before:]
     assert Concept.load(out / "three.safetensors").trigger == "<third>"
 
     shutil.rmtree(path / "zero")
