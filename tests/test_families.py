@@ -74,5 +74,5 @@ def test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone(set
         assert each["family"] == "sdxl" and each["layers"] == each["blocks"]
         assert each["said"].pop(name) == ""
         for other, told in each["said"].items():
-            assert "taught to a sdxl model of another shape" in told
+            assert "taught to an sdxl model of another shape" in told
             assert f"{layouts[other]['layers']} cross" in told and f"has {each['layers']} cross" in told

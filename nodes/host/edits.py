@@ -293,11 +293,12 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
     family, layers = family_of(model), layers_of(model)
     if concept.family != family:
         raise PerfusionError(
-            f"{concept.trigger} was taught to a {concept.family} model and this one is {family}; use a {concept.family} checkpoint."
+            f"{concept.trigger} was taught to an {concept.family} model and this one is {family}; "
+            f"use an {concept.family} checkpoint."
         )
     if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
-            f"{concept.trigger} was taught to a {family} model of another shape, "
+            f"{concept.trigger} was taught to an {family} model of another shape, "
             f"{shape_of(concept.layers, len(concept.target_input))}; this one has {shape_of(layers, width_of(model))}."
         )
 
