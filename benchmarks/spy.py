@@ -1,8 +1,10 @@
 """A node for measuring, which benchmarks put into a server's custom nodes: what the process holds, and what time it believes in."""
 
+import ctypes
 import gc
 import itertools
 import json
+import os
 import time
 from collections import Counter
 
@@ -32,6 +34,11 @@ def held() -> dict[str, int]:
     return dict(counts)
 
 
+def _resident() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 class Spy:
     """Tells what the process holds, as text."""
 
@@ -45,9 +52,9 @@ class Spy:
 
     def look(self, samples: dict, asked: int) -> dict:
         """Look."""
-        with open("/proc/self/statm") as statm:
-            pages = int(statm.read().split()[1])
-        return {"ui": {"text": [json.dumps(held() | {"resident": pages * 4096})]}}
+        counts, resident = held(), _resident()
+        ctypes.CDLL(None).malloc_trim(0)
+        return {"ui": {"text": [json.dumps(counts | {"resident": resident, "in use": _resident()})]}}
 
 
 class Clock:
