@@ -126,8 +126,8 @@ def run(setup: bootstrap.Setup, junit: Path) -> None:
 def main() -> int:
     """Run or read, then write; 1 where something that the page names did not pass."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    told = "what pytest wrote of earlier runs; without it the tests are run. Of a test in several of them, the last one tells"
-    parser.add_argument("--junit", type=Path, nargs="+", help=told)
+    earlier = "what pytest wrote of earlier runs; without it the tests are run. Of a test in several of them, the last one tells"
+    parser.add_argument("--junit", type=Path, nargs="+", help=earlier)
     given, setup = parser.parse_args(), bootstrap.locate()
     with tempfile.TemporaryDirectory() as folder:
         junits = given.junit or [Path(folder) / "junit.xml"]
@@ -138,11 +138,11 @@ def main() -> int:
     if version != comfyui.VERSION:
         told_of_it = outcome(passed, lacking)
         note(version, told_of_it)
-        steps.say(f"{PAGE.relative_to(bootstrap.ROOT)}: {version}: {told_of_it}")
+        steps.say(f"docs/{PAGE.name}: {version}: {told_of_it}")
         return not all(good or one in lacking for one, good in passed.items())
     PAGE.write_text(page(passed, told()), encoding="utf-8")
     bad = [test.id for test in tried() if not test.runs(passed) or not all(passed[one] for one in test.runs(passed))]
-    steps.say(f"{PAGE.relative_to(bootstrap.ROOT)}: {len(tried()) - len(bad)} of {len(tried())} tests passed")
+    steps.say(f"docs/{PAGE.name}: {len(tried()) - len(bad)} of {len(tried())} tests passed")
     for each in bad:
         steps.say(f"  did not pass: {each}")
     return bool(bad)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from scripts import compatibility, make_compatibility
+from scripts import comfyui, compatibility, make_compatibility
 from scripts.bootstrap import ROOT
 
 FIRST = """<testsuites><testsuite>
@@ -39,6 +40,26 @@ def test_every_test_that_the_page_names_exists(existing: list[str]) -> None:
 def test_the_page_is_that_of_a_run_in_which_all_passed(existing: list[str]) -> None:
     written = make_compatibility.PAGE.read_text(encoding="utf-8")
     assert written == make_compatibility.page(dict.fromkeys(existing, True), make_compatibility.told())
+
+
+def test_the_command_writes_the_page_of_an_earlier_run(
+    existing: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def case(test: str, came: str = "") -> str:
+        path, _, name = test.partition(".py::")
+        return f"<testcase classname={quoteattr(path.replace('/', '.'))} name={quoteattr(name)}>{came}</testcase>"
+
+    (tmp_path / "first.xml").write_text(f"<testsuite>{''.join(map(case, existing))}</testsuite>")
+    ill = next(test for test in existing if compatibility.tried()[0].runs([test]))
+    (tmp_path / "second.xml").write_text(f"<testsuite>{case(ill, '<failure />')}</testsuite>")
+    monkeypatch.setattr(comfyui, "version_of", lambda _: comfyui.VERSION)  # whatever host this suite runs with
+    monkeypatch.setattr(make_compatibility, "PAGE", tmp_path / "page.md")
+    command = ["make_compatibility", "--junit", str(tmp_path / "first.xml")]
+    monkeypatch.setattr(sys, "argv", command)
+    assert make_compatibility.main() == 0
+    assert (tmp_path / "page.md").read_text(encoding="utf-8") == (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "second.xml")])
+    assert make_compatibility.main() == 1 and f"did not pass: {compatibility.tried()[0].id}" in capsys.readouterr().out
 
 
 def test_only_what_passed_is_ticked(tmp_path: Path) -> None:
