@@ -110,14 +110,24 @@ class Taken(Exception):
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = True) -> None:
-    """Write a safetensors file under a temporary name beside `path`, then rename it.
+    """Write a safetensors file under a temporary name beside `path`, then rename it. What is the same gives the same bytes.
 
     Raises:
         PerfusionError: the disk is full or will not be written; nothing is left behind.
         Taken: there is a file at `path`, be it since a moment ago, and it is not to be written over.
     """
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
-    write_bytes(path, content, overwrite)
+    write_bytes(path, _in_order(content, metadata), overwrite)
+
+
+def _in_order(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file's bytes with its metadata in the order that they have here; the library writes them in a random one."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    text = json.dumps({"__metadata__": dict(metadata), **header}, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of it
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:

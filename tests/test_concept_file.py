@@ -338,6 +338,25 @@ def test_sdxl_with_two_encoders_survives_exactly(keys: bool, path: Path) -> None
     same(concept, Concept.load(path))
 
 
+def test_the_same_concept_gives_the_same_bytes(path: Path) -> None:
+    """And they are what the library would write, but for the order of the metadata."""
+    concept = replace(
+        Concept.load(ROOT / "demo" / "concepts" / "demo-teddy.safetensors"),
+        details={"author": "テディ \u2028\x01", "license": "CC0"},
+    )
+    written = set()
+    for _ in range(8):
+        concept.save(path)
+        written.add(path.read_bytes())
+    (content,) = written
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    again = safetensors.torch.save(tensors, metadata)
+    (length,) = struct.unpack("<Q", again[:8])
+    assert again[:8] == content[:8] and again[8 + length :] == content[8 + length :]
+    assert json.loads(again[8 : 8 + length]) == json.loads(content[8 : 8 + length])
+
+
 def test_every_text_survives(path: Path) -> None:
     concept = concept_of(
         TINY_LAYERS,
