@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.lab import RESULTS
 from scripts import bootstrap, steps
+from scripts.differences import worst
 from scripts.graphs import Graph, Link, latents
 from scripts.server import Server
 
@@ -38,24 +39,19 @@ def drawn(server: Server, backend: str | None, with_concept: bool) -> list[torch
     return latents(server, graph, *(graph.sample(used, *each, steps=4, seed=7) for each in asked))
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest difference, as a share of the largest number."""
-    return ((one - other).abs().max() / other.abs().max()).item()
-
-
 def main() -> int:
     """Draw, compare, write; 1 where compiling changed a picture, or the concept is not seen."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="inductor")
     backend = parser.parse_args().backend
-    setup = bootstrap.prepare(dev=True)
+    setup = bootstrap.locate()
     with Server(setup, base=bootstrap.fresh_base(setup, "compiled-base")) as server:
         base, plain = drawn(server, None, False), drawn(server, None, True)
         base_compiled = drawn(server, backend, False)
         compiled = drawn(server, backend, True)
     good, rows = True, []
     for i, name in enumerate(PROMPTS):
-        changed, seen, noise = apart(compiled[i], plain[i]), apart(compiled[i], base_compiled[i]), apart(base_compiled[i], base[i])
+        changed, seen, noise = worst(compiled[i], plain[i]), worst(compiled[i], base_compiled[i]), worst(base_compiled[i], base[i])
         good = good and changed < ROUNDING and (seen > SEEN) == (i == 0)
         rows.append(f"| {name} | {noise:.1e} | {changed:.1e} | {seen:.1e} |")
     text = f"""# Compiled

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import killed
 from benchmarks.lab import RESULTS
-from benchmarks.moments import Moment, base_with_spy, progress, queued_until
+from benchmarks.moments import Moment, base_with_spy, forget_finished, progress, queued_until
 from perfusion_core import PerfusionError, files
 from perfusion_core.concept import READABLE, Concept
 from perfusion_core.prompts import captions
@@ -166,7 +166,7 @@ class Bench:
 
     def server(self, name: str = "server") -> Server:
         """One, not started yet; a training that another one ended is no more there to go on from."""
-        shutil.rmtree(self.work / "finished", ignore_errors=True)
+        forget_finished(self.base)
         return Server(self.setup, base=self.base, threads=1, log_name=f"{name}.log")
 
     def undisturbed(self, server: Server) -> Concept:
@@ -178,11 +178,11 @@ class Bench:
         return self.wanted
 
     def same(self, server: Server, prefix: str = "disturbed") -> bool:
-        """Whether a training gave the undisturbed one's bits; its file is taken away."""
+        """Whether a training here, not the end of an earlier one, gave the undisturbed one's bits; its file is taken away."""
         path = self.folder / f"{prefix}.safetensors"
         found = Concept.load(path)
         path.unlink()
-        return identical(found, self.undisturbed(server))
+        return identical(found, self.undisturbed(server)) and f"goes on from step {STEPS}." not in server.log()
 
     # ---- killed ----------------------------------------------------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ class Bench:
         """Both teach the same."""
         one.free()
         together(lambda: one.run(training("by-one")[0]), lambda: other.run(training("by-other")[0]))
-        good = sum(self.same(one, prefix) for prefix in ("by-one", "by-other"))
+        good = self.same(one, "by-one") + self.same(other, "by-other")
         return Row("two servers: the same training in both, the undisturbed concept's bits", 2, good)
 
 

@@ -32,6 +32,7 @@ from safetensors.torch import load_file
 from benchmarks import concepts
 from benchmarks.lab import RESULTS
 from benchmarks.methods import PERFUSION, WIDGETS, Recipe, teach
+from benchmarks.moments import forget_finished
 from benchmarks.trials import Store
 from demo import world
 from perfusion_fleet import command, index, schedule
@@ -91,7 +92,7 @@ def lay_out(folder: Path, steps: int, emoji: Path) -> int:
 
 def teach_alone(setup: bootstrap.Setup, base: Path, words: list[str], steps: int) -> None:
     """Teach each concept in a graph on a server, which is not to go on from what the fleet ended last."""
-    shutil.rmtree(base / "models" / "perfusion" / ".work" / "finished")
+    forget_finished(base)
     with Server(setup, base=base, threads=1) as server:
         for word in words:
             graph = Graph()

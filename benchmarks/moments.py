@@ -24,6 +24,11 @@ def base_with_spy(setup: bootstrap.Setup, name: str) -> Path:
     return base
 
 
+def forget_finished(base: Path) -> None:
+    """Delete what is kept of the training that ended last: a server that starts would go on from its end, and teach nothing."""
+    shutil.rmtree(base / "models" / "perfusion" / ".work" / "finished", ignore_errors=True)
+
+
 def queued_until(server: Server, graph: dict, moment: Moment, timeout: float = 300) -> str:
     """Queue a graph and wait for a moment of it; the graph's id. ServerError where it ends before."""
     return asyncio.run(asyncio.wait_for(_follow(server, graph, moment), timeout))

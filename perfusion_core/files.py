@@ -123,9 +123,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 def _in_order(content: bytes, metadata: Mapping[str, str]) -> bytes:
     """A safetensors file's bytes with its metadata in the order that they have here; the library writes them in a random one."""
     (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    header.pop("__metadata__", None)
-    text = json.dumps({"__metadata__": dict(metadata), **header}, ensure_ascii=False, separators=(",", ":")).encode()
+    header = json.loads(content[8 : 8 + length]) | {"__metadata__": dict(metadata)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of it
     return struct.pack("<Q", len(text)) + text + content[8 + length :]
 

@@ -12,6 +12,7 @@ from typing import Any
 from playwright.sync_api import Browser, ConsoleMessage, ElementHandle, Locator
 from playwright.sync_api import Page as Tab
 
+from scripts import comfyui
 from scripts.server import Server
 
 READY = "() => window.app?.extensionManager && window.app.graph && window.app.canvas"
@@ -30,8 +31,9 @@ ON_SCREEN = """([x, y]) => {
 }"""
 SEARCH = re.compile(r"Add a node\.\.\.|Search Nodes\.\.\.")
 """What the search box says while it is empty, in newer and older pages."""
+OLD = "0.16.3"
 OLD_JOBS = re.compile(r"\[Jobs API\] .*\"preview_output\",\s+\"filename\"", re.DOTALL)
-"""The page of ComfyUI 0.16.3 on its own server's list of jobs, where a job shows text alone, as with the host's Preview as Text."""
+"""The page of that ComfyUI on its own server's list of jobs, where a job shows text alone, as with the host's Preview as Text."""
 TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).element"
 
 
@@ -55,7 +57,8 @@ class Page:
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
 
     def _heard(self, said: ConsoleMessage) -> None:
-        if said.type == "error" and not OLD_JOBS.match(said.text):
+        old = OLD_JOBS.match(said.text) and comfyui.version_of(self.server.setup.comfyui) == OLD
+        if said.type == "error" and not old:
             self.errors.append(f"{said.text} {said.location}")
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tests.differences import worst  # noqa: E402
+from scripts.differences import worst  # noqa: E402
 
 host = inside.part("nodes.host")
 Concept = inside.part("perfusion_core.concept").Concept

@@ -22,8 +22,8 @@ import torch  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from scripts.differences import worst  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.differences import worst  # noqa: E402
 
 host, training, train, exports = (
     inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train", "nodes.exports")
@@ -124,7 +124,7 @@ def used(model: object, clip: object, concept: object) -> dict:
         "words": {name: list(each.shape) for name, each in concept.word.items()},
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
-        "a layer, of float64": edited(applied, knowing, concept),
+        "layers against float64": edited(applied, knowing, concept),
     } | {**beside_freeu(model, applied, drawn), **combined(model, clip, concept), **exported(model, clip, concept)}
 
 

@@ -24,7 +24,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from tests.differences import worst  # noqa: E402
+from scripts.differences import worst  # noqa: E402
 
 host, locking, edits, attention, projected = (
     inside.part(f"nodes.host{name}") for name in ("", ".locking", ".edits", ".attention", ".projections")

@@ -1,6 +1,6 @@
 """The layouts of SDXL and of what was made of it, whole, in the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_layouts COMFYUI` prints, as JSON of each layout its family, its layers and what it says to concepts of all.
+`python -m tests.inside_layouts COMFYUI` prints as JSON, of each layout, its family, its layers and what it says to concepts of all.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def test_gradients_reach_the_words_of_all_encoders(measured: dict, family: str) 
 
 
 def test_keys_and_values_are_those_of_the_formula(measured: dict) -> None:
-    assert measured["a layer, of float64"] < ROUNDING
+    assert measured["layers against float64"] < ROUNDING
 
 
 def test_two_concepts_are_combined(measured: dict) -> None:

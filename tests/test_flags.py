@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from scripts.bootstrap import CACHE, CHECKPOINT, Setup
+from scripts.differences import worst
 from scripts.graphs import Graph, latents
 from scripts.server import Server
 from tests import accelerator
-from tests.differences import worst
 from tests.measuring import measure
 
 CONCEPT = "demo-teddy.safetensors"

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.moments import forget_finished
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
 from perfusion_fleet import schedule, table
@@ -259,7 +260,7 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
     with Image.open(out / "sheet-1.png") as sheet:
         assert sheet.size[0] == 3 * 128 and len(sheet.convert("RGB").getcolors(10**6)) > 1000
 
-    shutil.rmtree(server.base / "models" / "perfusion" / ".work" / "finished")  # the server is not to go on from there
+    forget_finished(server.base)
     told_before = len(server.log())
     for name in ("one", "two", "three"):
         assert entries[name]["loss"] > 0

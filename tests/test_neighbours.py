@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scripts.bootstrap import CHECKPOINT
+from scripts.differences import worst
 from scripts.graphs import Graph, Link, latents
 from scripts.server import GraphError, Server
-from tests.differences import worst
 
 CONCEPT, TRIGGER = "demo-teddy.safetensors", "<demo-teddy>"
 PLAIN, NAMED = "a photo of a teddy on the grass", f"a photo of a {TRIGGER} on the grass"

@@ -14,13 +14,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-SDXL = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1, 1],
-    "channel_mult": [1, 2, 4], "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2,
-    "transformer_depth_output": [0, 0, 1, 1, 2, 2], "use_linear_in_transformer": True, "context_dim": 2048,
-    "num_head_channels": 16, "num_classes": "sequential", "adm_in_channels": 2816, "use_spatial_transformer": True,
-    "legacy": False, "use_checkpoint": False,
-}  # fmt: skip
 SD2 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
     "channel_mult": [1] * 4, "transformer_depth": [1] + [0] * 7, "transformer_depth_middle": 1,
@@ -43,6 +36,10 @@ DEPTHS = {
     "KOALA_1B": ([0, 2, 6], 6, [0, 0, 2, 2, 6, 6]),
 }
 """SDXL and those that were made of it, by the host's names -> transformer blocks on the way in, in the middle, on the way out."""
+SDXL = WHOLE | {
+    "model_channels": 32, "num_head_channels": 16, "num_res_blocks": [1, 1, 1], "transformer_depth": [0, 1, 2],
+    "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 1, 1, 2, 2],
+}  # fmt: skip
 
 FEW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
 
