@@ -1,1 +1,1 @@
-"""The emoji world: a small real base model, and the pictures of a concept that it has never seen."""
+"""A small world of characters, and a base model that draws it."""

@@ -37,7 +37,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 PACKED = Path(__file__).with_name("base.bin")
-MAGIC = b"EMOJIW01"
+MAGIC = b"PERFBASE"
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model.transformer."
 AUTOENCODER = "first_stage_model."
@@ -231,7 +231,7 @@ def expand(packed: Path, out: Path) -> None:
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     os.close(handle)
     try:
-        save_file(tensors, name, metadata={"format": "pt", "modelspec.title": "Emoji world"})
+        save_file(tensors, name, metadata={"format": "pt", "modelspec.title": "World of characters"})
         # mkstemp makes files for their owner alone; a model is for everyone whom the folder lets in.
         os.chmod(name, 0o644)
         os.replace(name, out)

@@ -1,9 +1,9 @@
 """Teach the demo's two concepts, by the very workflow that users drag onto the page.
 
-    python -m demo.make_concepts --emoji DIR
+    python -m demo.make_concepts
 
-DIR is where `demo.world.fetch` put the emoji sets. Writes demo/concepts/demo-teddy.safetensors and demo-teapot.safetensors. The
-workflows that use concepts start from these, so that nobody has to train before seeing them.
+Writes demo/concepts/demo-monster.safetensors and demo-robot.safetensors from demo/pictures. The workflows that use concepts start
+from these, so that nobody has to train before seeing them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scripts import bootstrap
 from scripts.server import Server
 from scripts.workflow import set_widget, to_prompt
 
-TAUGHT = {"teddy": "fluent-emoji", "teapot": "fluent-emoji"}
-"""Word -> the designer whose version of it is taught."""
+TAUGHT = ("monster", "robot")
+"""Kinds whose individual is taught; see `make_pictures.SHOWN`."""
 
 HERE = Path(__file__).parent
 
@@ -27,7 +27,6 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Teach both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--emoji", type=Path, required=True)
     parser.add_argument("--only", choices=TAUGHT)
     arguments = parser.parse_args()
     setup, base = bootstrap.locate(), bootstrap.CACHE / "concepts-base"
@@ -36,9 +35,8 @@ def main() -> None:
     (HERE / "concepts").mkdir(exist_ok=True)
     with Server(setup, base=base) as server:
         info = server.object_info()
-        for word, designer in TAUGHT.items():
+        for word in TAUGHT:
             if arguments.only in (None, word):
-                make_pictures.write(arguments.emoji, designer, word, make_pictures.PLACES, base / "input")
                 shutil.copyfile(teach(server, info, word), HERE / "concepts" / f"demo-{word}.safetensors")
 
 

@@ -1,292 +1,288 @@
-"""Train the demo base's UNet further: scenes of the emoji world in the latents of the base's own autoencoder.
+"""Train the demo base's UNet: scenes of the demo's world in the latents of its autoencoder.
 
-    python -m demo.train_base --comfyui PATH --emoji DIR --out DIR --steps 8000
+    python -m demo.train_base --comfyui PATH --cast DIR --out DIR --minutes 120
 
-Starts from `--begin`, a packed base (the one beside this module), goes on from what an earlier run left in `--out`, and at the end
-writes the new packed base there, base.bin, with the moving average of the weights. On two cores a step takes about a second.
-Held-out designers' emoji are never drawn.
+--cast: what `demo.draw` drew. --out: where `demo.train_autoencoder` left autoencoder.safetensors; training goes on from what an
+earlier run left there, or starts from seeded weights. At the end the packed base is written there, base.bin, with the moving
+average of the weights. Individuals of the development and test splits are never drawn.
 
 Each token's encoding is taken from a random caption with the same token in the same place, so that a word is read where it stands.
 Left to itself a UNet this small reads nearly everything from later tokens, which blend all before them: 0 to 3 per cent of its
-attention went to a word's own token, and an edit of that token changed nothing.
-
-Most captions describe a thing more closely, by the colours it is painted in or by its kind, which says whose drawing it is. With
-eight words alone the text says next to nothing of how a thing looks, noise decides, and no edit of keys and values changes that.
+attention went to a word's own token, and an edit of that token changed nothing. What stands behind "and" is drawn from what stands
+behind "and", so that of two characters it stays known which is which.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from demo import base, world
+from demo.individuals import STYLES
+from demo.muon import Muon
 from scripts import inside
 
-BATCH = 32
-RATE, READING = 4e-4, 3.0
-"""Learning rate; how much higher it is for the keys and values of cross-attention, so that new words are learned sooner."""
-WARM = 100
-FALL = 0.5
-"""Share of the steps over which the rate falls to nothing, at the end."""
-KEEP = 0.999
+BATCH = {64: 48, 96: 24}
+"""Side of a scene in pixels -> scenes of a step; in every third step half as many, of two characters."""
+READING = 2.0
+"""How much higher the rate is for the keys and values of cross-attention, so that new words are learned sooner."""
+WARM, KEEP, EVERY = 100, 0.999, 4
+"""Steps over which the rate rises; how much a step keeps of the moving average, which is brought up to date every few steps."""
 MIN_SNR = 5.0
 """Noise levels whose signal is stronger count less: shapes come sooner (arXiv 2303.09556)."""
 EMPTY = 0.1
 """Share of captions left out, for guidance."""
-PAIRS, UNSAID, CLOSER = 0.35, 0.15, 0.75
-"""Share of scenes with two things; of the others, share of captions that do not say the background; of all, share of those that
-describe things more closely."""
-KIND, PAINT, TWO = 0.75, 0.5, 0.5
-"""Of the things that are described more closely, share of those called by their kind; painted; of these, in two colours."""
-DESCRIBED = 2500
-"""Captions that describe things more closely."""
-TEMPLATES = ("a photo of a {}", "a {}", "a good photo of the {}", "a picture of the {}")
-SAVE_EVERY = 250
+NAMED, CARRIES, UNSAID = 0.4, 0.15, 0.12
+"""Share of characters that are called by name; that hold a balloon; of captions that do not say the place."""
+SCENES = {1: 16000, 2: 5000}
+"""Characters of a scene -> scenes; each run draws others."""
+CAPTIONS = 6000
+"""Captions whose encodings words are taken from; half of them of two characters."""
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 """SD1's noise schedule."""
+LAYOUT: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1, 1],
+    "channel_mult": (1, 1),
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "context_dim": 768,
+    "legacy": False,
+    "use_linear_in_transformer": False,
+}
+"""SD1.5's UNet with two levels in place of four, one residual block each; the host's loader finds this out by itself."""
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One thing in a scene, and what its caption says of it."""
+class Scenes:
+    """Scenes with their captions, made from the base's cast."""
 
-    word: str
-    designer: str = ""
-    """Whose, where the caption says so."""
-    colours: tuple[str, ...] = ()
+    def __init__(self, cast: Path) -> None:
+        self.casts = [world.Cast(cast, kind, "base") for kind in STYLES]
 
-    def text(self) -> str:
-        """How a caption calls it."""
-        return " ".join((*self.colours, world.KINDS[self.word][self.designer] if self.designer else self.word))
+    def one(self, rng: random.Random) -> tuple[world.Standing, world.Said]:
+        """A character, and what the caption says of it."""
+        cast = rng.choice(self.casts)
+        called = rng.random() < NAMED
+        i = rng.randrange(len(cast.names)) if called else rng.randrange(len(cast.names), len(cast.individuals))
+        moods = cast.moods(i)
+        mood, carries = rng.choice(list(moods)), rng.random() < CARRIES
+        said = world.describe(cast.individuals[i], mood, carries, rng, cast.names[i] if called else "")
+        return world.Standing(cast.picture(i, rng.choice(moods[mood])), carries), said
 
-    def picture(self, sprites: world.Sprites, rng: random.Random) -> Image.Image:
-        """An emoji that is as the caption says."""
-        drawn = sprites[self.designer or rng.choice([who for who, word in sprites if word == self.word]), self.word]
-        return world.painted(drawn, self.colours[0], self.colours[-1]) if self.colours else drawn
+    def captions(self, count: int, characters: int, rng: random.Random) -> list[str]:
+        """As those of `make`, without their scenes."""
+        return [self.caption([self.one(rng)[1] for _ in range(characters)], rng) for _ in range(count)]
 
+    def make(self, count: int, characters: int, rng: random.Random, side: int) -> tuple[np.ndarray, list[str]]:
+        """Scenes uint8 [count, side, side * characters, 3] and their captions."""
+        images, texts = np.zeros((count, side, side * characters, 3), np.uint8), []
+        for image in images:
+            them, place = [self.one(rng) for _ in range(characters)], rng.choice(world.PLACES)
+            image[:] = np.asarray(world.compose([standing for standing, _ in them], place, rng, side)[0])
+            texts.append(self.caption([said for _, said in them], rng, place))
+        return images, texts
 
-class Caption(NamedTuple):
-    """What a scene shows, and the text that says it; the background is None where it does not say one."""
-
-    things: tuple[Thing, ...]
-    place: str | None
-    text: str
-
-    @classmethod
-    def of(cls, form: str, things: tuple[Thing, ...], place: str | None) -> Caption:
-        """In one of TEMPLATES."""
-        named = " and a ".join(thing.text() for thing in things)
-        return cls(things, place, f"{form.format(named)} {place or ''}".strip())
-
-    def closer(self) -> bool:
-        """Whether it describes its things more closely than by a word."""
-        return any(thing.designer or thing.colours for thing in self.things)
-
-
-def captions() -> list[Caption]:
-    """All plain captions of single things; of pairs every ordered one on every background or none, in one of the forms; and
-    many that describe things more closely.
-    """
-    rng, places = random.Random(0), (None, *world.BACKGROUNDS)
-    pool = [Caption.of(form, (Thing(word),), place) for word in world.WORDS for place in places for form in TEMPLATES]
-    for pair in itertools.permutations(world.WORDS, 2):
-        pool += [Caption.of(rng.choice(TEMPLATES), tuple(map(Thing, pair)), place) for place in places]
-    found: dict[str, Caption] = {}
-    while len(found) < DESCRIBED:
-        words = rng.sample(list(world.WORDS), 2 if rng.random() < PAIRS else 1)
-        place = None if rng.random() < UNSAID else rng.choice(world.BACKGROUNDS)
-        caption = Caption.of(rng.choice(TEMPLATES), tuple(described(word, rng) for word in words), place)
-        if caption.closer():
-            found[caption.text] = caption
-    return pool + list(found.values())
+    @staticmethod
+    def caption(them: list[world.Said], rng: random.Random, place: str = "") -> str:
+        """In one of the forms, with or without the place; in any, if none is given."""
+        said = "" if rng.random() < UNSAID else place or rng.choice(world.PLACES)
+        return world.Caption.of(rng.choice(world.FORMS), tuple(them), said).text
 
 
-def described(word: str, rng: random.Random) -> Thing:
-    """A thing, with its kind, its colours, both or neither."""
-    designer = rng.choice(list(world.KINDS[word])) if rng.random() < KIND else ""
-    colours = rng.sample(list(world.PAINTS), 2 if rng.random() < TWO else 1) if rng.random() < PAINT else []
-    return Thing(word, designer, tuple(colours))
+class Encodings:
+    """Encodings of captions, [T, 77, 768], from which each token's is drawn where it stands in the same place."""
 
+    def __init__(self, texts: list[str], kept: Path) -> None:
+        """`kept`: where they are read from, if they were made before of these texts, or else put."""
+        from comfy import sd1_clip
 
-def choose(pool: list[Caption], count: int, rng: random.Random) -> list[int]:
-    """Which caption each scene has."""
-    groups: dict[tuple[bool, str], list[int]] = {}
-    for i, caption in enumerate(pool):
-        kind = "pair" if len(caption.things) == 2 else "said" if caption.place else "unsaid"
-        groups.setdefault((caption.closer(), kind), []).append(i)
+        self.tokenizer = sd1_clip.SD1Tokenizer()
+        tokens = torch.tensor([self.row(text) for text in texts])
+        stored: dict[str, Tensor] = torch.load(kept, weights_only=True) if kept.exists() else {}
+        if not torch.equal(stored.get("tokens", torch.empty(0)), tokens):
+            stored = {"tokens": tokens, "context": self.encoded(tokens.tolist())}
+            torch.save(stored, kept)
+        self.context = stored["context"]
+        told = self.told_apart(tokens)
+        self.order = told.argsort(0)
+        self.ranked = told.gather(0, self.order).T.contiguous()
 
-    def one() -> int:
-        kind = "pair" if rng.random() < PAIRS else "unsaid" if rng.random() < UNSAID else "said"
-        return rng.choice(groups[rng.random() < CLOSER, kind])
-
-    return [one() for _ in range(count)]
-
-
-def scene(sprites: world.Sprites, caption: Caption, rng: random.Random) -> np.ndarray:
-    """A picture of a caption, uint8 [64, 64, 3]."""
-    pictures = [thing.picture(sprites, rng) for thing in caption.things]
-    return np.asarray(world.compose(pictures, caption.place or rng.choice(world.BACKGROUNDS), rng)[0])
-
-
-class Alike:
-    """For each token of each of T texts, the texts that have the same token in the same place."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        """`tokens`: int [T, N]."""
-        self.order = tokens.argsort(0)
-        ranked = tokens.gather(0, self.order).T.contiguous()
-        known = tokens.T.contiguous()
-        self.first = torch.searchsorted(ranked, known).T
-        self.count = torch.searchsorted(ranked, known, right=True).T - self.first
-
-    def draw(self, texts: list[int]) -> Tensor:
-        """One of them for each token of these B texts, int [B, N]."""
-        first, count = self.first[texts], self.count[texts]
-        return self.order.gather(0, first + (torch.rand(first.shape) * count).long())
-
-
-class Parts:
-    """The parts of a packed base that training runs on, in the host's modules."""
-
-    def __init__(self, packed: Path) -> None:
-        self.tensors = {name: torch.from_numpy(value).float() for name, value in base.unpack_tensors(packed).items()}
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """Those of the base's tensors whose names start so, without it."""
-        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
-
-    def unet(self) -> nn.Module:
-        """The base's UNet."""
-        from comfy import model_detection, ops
-        from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-        layout = model_detection.model_config_from_unet(self.tensors, base.UNET).unet_config
-        model = UNetModel(**layout, operations=ops.disable_weight_init, device="cpu")
-        model.load_state_dict(self.under(base.UNET))
-        return model.train().requires_grad_(True)
-
-    def encodings(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """[T, 77, 768] of the seeded text encoder, bfloat16, and the tokens, int [T, 77]."""
+    @staticmethod
+    def encoded(rows: list[list[int]]) -> Tensor:
+        """What the base's text encoder makes of tokens, bfloat16."""
         from comfy import sd1_clip
 
         clip = sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32).clip_l
         weights = {name: torch.from_numpy(value).float() for name, value in base.text_encoder().items()}
         clip.transformer.load_state_dict(weights | {"text_projection.weight": torch.eye(768)})
-        tokens = sd1_clip.SD1Tokenizer()
-        rows = [[token for token, _ in tokens.tokenize_with_weights(text)["l"][0]] for text in texts]
         found = []
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             for start in range(0, len(rows), 16):
                 found.append(clip.encode(rows[start : start + 16])[0].bfloat16())
-        return torch.cat(found), torch.tensor(rows)
+        return torch.cat(found)
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Pictures uint8 [N, 64, 64, 3] -> latents [N, 4, 8, 8] of the base's autoencoder."""
-        from comfy.taesd.taesd import Encoder
+    def row(self, text: str) -> list[int]:
+        """A text's tokens."""
+        return [token for token, _ in self.tokenizer.tokenize_with_weights(text)["l"][0]]
 
-        encoder = Encoder(4)
-        encoder.load_state_dict(self.under(f"{base.AUTOENCODER}taesd_encoder."))
+    def told_apart(self, tokens: Tensor) -> Tensor:
+        """Tokens [T, 77], those behind "and" under numbers of their own."""
+        behind = (tokens == self.row("and")[1]).long().cumsum(1)
+        return tokens + 49408 * behind
+
+    def places(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """For each token of texts, where in `order` those like it begin, and how many there are, int [T, 77]."""
+        columns = self.told_apart(torch.tensor([self.row(text) for text in texts])).T.contiguous()
+        first = torch.searchsorted(self.ranked, columns)
+        return first.T, (torch.searchsorted(self.ranked, columns, right=True) - first).T
+
+    def draw(self, first: Tensor, count: Tensor) -> Tensor:
+        """Encodings [B, 77, 768] for tokens whose `places` these are."""
+        pick = first + (torch.rand(first.shape) * count).long()
+        return self.context[self.order.gather(0, pick), torch.arange(77)]
+
+
+class Latents:
+    """Scenes as latents, with where their captions' encodings are found."""
+
+    def __init__(self, images: np.ndarray, texts: list[str], encoder: nn.Module, encodings: Encodings) -> None:
+        self.encodings = encodings
+        self.first, self.count = encodings.places([*texts, ""])
+        self.usable = [i for i in range(len(texts)) if bool((self.count[i] > 0).all())]
+        parts = np.array_split(images, max(1, len(images) // 100))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return torch.cat([encoder(part.permute(0, 3, 1, 2) / 255).float() for part in pictures.split(50)])
+            self.z = torch.cat([encoder(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255).float() for part in parts])
+
+    def batch(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Latents and encodings."""
+        rows = [rng.choice(self.usable) for _ in range(count)]
+        texts = [-1 if rng.random() < EMPTY else row for row in rows]
+        return self.z[rows], self.encodings.draw(self.first[texts], self.count[texts])
+
+
+def unet() -> nn.Module:
+    """A UNet of the base's layout; the last layer of each block gives nothing yet, as in SD."""
+    from comfy import ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    model = UNetModel(**LAYOUT, operations=ops.disable_weight_init, device="cpu")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            (nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Linear).reset_parameters(module)
+        elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return model.train().requires_grad_(True)
 
 
 class Training:
-    """A UNet, its average and the optimiser; can be put down and taken up."""
+    """A UNet, its average and its optimisers; can be put down and taken up."""
 
     def __init__(self, model: nn.Module, out: Path) -> None:
         self.model, self.step = model, 0
-        groups: list[dict] = [{"params": []}, {"params": []}]
-        for name, each in model.named_parameters():
-            groups[".attn2.to_k." in name or ".attn2.to_v." in name]["params"].append(each)
-        self.optimiser = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.99), weight_decay=0.01)
+        reads = [".attn2.to_k." in name or ".attn2.to_v." in name for name, _ in model.named_parameters()]
+        every = list(model.parameters())
+        self.optimisers = [
+            Muon((each for each, reading in zip(every, reads, strict=True) if reading is which), 0.01) for which in (False, True)
+        ]
         self.mean = {name: value.clone() for name, value in model.state_dict().items()}
-        self.state = out / "state.pt"
+        self.state = out / "unet.pt"
         if self.state.exists():
             stored: dict[str, Any] = torch.load(self.state, weights_only=True)
             self.step, self.mean = stored["step"], stored["mean"]
             model.load_state_dict(stored["model"])
-            self.optimiser.load_state_dict(stored["optimiser"])
+            for optimiser, each in zip(self.optimisers, stored["optimisers"], strict=True):
+                optimiser.load_state_dict(each)
 
     def take(self, latents: Tensor, context: Tensor, rate: float) -> float:
         """One step; its loss."""
         times = torch.randint(0, 1000, (len(latents),))
-        share = ALPHAS[times][:, None, None, None]
-        noise = torch.randn_like(latents)
+        share, noise = ALPHAS[times][:, None, None, None], torch.randn_like(latents)
         with torch.autocast("cpu", torch.bfloat16):
             found = self.model(share.sqrt() * latents + (1 - share).sqrt() * noise, times, context=context)
         weight = (MIN_SNR * (1 - share) / share).clamp(max=1)
         loss = (weight * (found.float() - noise) ** 2).mean()
-        self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for group, share in zip(self.optimiser.param_groups, (1.0, READING), strict=True):
-            group["lr"] = share * rate
-        self.optimiser.step()
+        for optimiser, higher in zip(self.optimisers, (1.0, READING), strict=True):
+            optimiser.step(higher * rate)
         self.step += 1
-        now = self.model.state_dict()
-        torch._foreach_lerp_(list(self.mean.values()), [now[name] for name in self.mean], 1 - KEEP)
+        if self.step % EVERY == 0:
+            now = self.model.state_dict()
+            keep = min(KEEP, (1 + self.step) / (20 + self.step)) ** EVERY
+            torch._foreach_lerp_(list(self.mean.values()), [now[name] for name in self.mean], 1 - keep)
         return loss.item()
 
     def save(self) -> None:
         """Put it down, to go on later."""
-        parts = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "mean": self.mean, "step": self.step}
-        torch.save(parts, self.state.with_suffix(".part"))
+        parts = {"model": self.model.state_dict(), "mean": self.mean, "step": self.step}
+        torch.save(parts | {"optimisers": [each.state_dict() for each in self.optimisers]}, self.state.with_suffix(".part"))
         self.state.with_suffix(".part").replace(self.state)
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Warm up, stay, and fall as a cosine does."""
-    left = min(1.0, (steps - step) / (FALL * steps))
-    return RATE * min(1.0, (step + 1) / WARM) * (0.5 - 0.5 * math.cos(math.pi * left) + 0.005)
-
-
-def train(comfyui: Path, emoji: Path, out: Path, steps: int, scenes: int, begin: Path) -> None:
-    """Train until `steps` are done in all."""
-    out.mkdir(parents=True, exist_ok=True)
+def train(comfyui: Path, cast: Path, out: Path, side: int, minutes: float, rate: float, fall: float) -> None:
+    """Train for `minutes`; over the share `fall` of them, at the end, the rate falls to nothing as a cosine does."""
     inside.enter(comfyui)
-    parts, rng = Parts(begin), random.Random(0)
-    pool = captions()
-    which = choose(pool, scenes, rng)
-    context, tokens = parts.encodings([caption.text for caption in pool] + [""])
-    alike = Alike(tokens)
-    sprites = world.sprites(emoji)
-    latents = parts.latents(torch.from_numpy(np.stack([scene(sprites, pool[i], rng) for i in which])))
-    training = Training(parts.unet(), out)
-    # Going on, other numbers come than in the steps before.
-    rng.seed(training.step)
+    from comfy.taesd.taesd import Encoder
+
+    torch.manual_seed(0)
+    training = Training(unet(), out)
+    rng = random.Random(training.step)
+    scenes = Scenes(cast)
+    made = {characters: scenes.make(count, characters, rng, side) for characters, count in SCENES.items()}
+    pool = [text for characters in SCENES for text in scenes.captions(CAPTIONS // 2, characters, random.Random(characters))]
+    encodings = Encodings([*pool, ""], out / "encodings.pt")
+    encoder, coder = Encoder(4), load_file(out / "autoencoder.safetensors")
+    encoder.load_state_dict(
+        {name.removeprefix("taesd_encoder."): value.float() for name, value in coder.items() if "encoder" in name}
+    )
+    sets = {characters: Latents(*each, encoder, encodings) for characters, each in made.items()}
+    print(", ".join(f"{len(each.usable)} of {SCENES[n]} scenes of {n}" for n, each in sets.items()), flush=True)
     torch.manual_seed(training.step)
-    start, first = time.time(), training.step
-    while training.step < steps:
-        rows = [rng.randrange(scenes) for _ in range(BATCH)]
-        texts = [len(pool) if rng.random() < EMPTY else which[row] for row in rows]
-        shown = context[alike.draw(texts), torch.arange(context.shape[1])]
-        loss = training.take(latents[rows], shown, rate_at(training.step, steps))
+    start, first, saved, losses = time.time(), training.step, time.time(), []
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        pair = training.step % 3 == 2
+        batch = sets[2].batch(BATCH[side] // 2, rng) if pair else sets[1].batch(BATCH[side], rng)
+        left = min(1.0, (1 - done) / fall) if fall else 1.0
+        now = rate * min(1, (training.step - first + 1) / WARM) * (0.5 - 0.5 * math.cos(math.pi * left) + 0.005)
+        losses.append(training.take(*batch, now))
         if training.step % 50 == 0:
             each = (time.time() - start) / (training.step - first)
-            print(f"{training.step} of {steps}, {each:.2f} s a step, loss {loss:.4f}", flush=True)
-        if training.step % SAVE_EVERY == 0:
+            print(f"{training.step}, {each:.2f} s a step, loss {np.mean(losses[-50:]):.4f}", flush=True)
+        if time.time() - saved > 300:
             training.save()
+            saved = time.time()
     training.save()
-    learned = {base.UNET + name: value for name, value in training.mean.items()}
-    base.pack_tensors({name: value.half().numpy() for name, value in (parts.tensors | learned).items()}, out / "base.bin")
+    learned = {base.UNET + name: value.half().numpy() for name, value in training.mean.items()}
+    base.pack_tensors(learned | {base.AUTOENCODER + name: value.numpy() for name, value in coder.items()}, out / "base.bin")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("comfyui", "emoji", "out"):
+    for name in ("comfyui", "cast", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--scenes", type=int, default=30000)
-    parser.add_argument("--begin", type=Path, default=base.PACKED)
+    parser.add_argument(
+        "--side", type=int, choices=BATCH, default=world.SIDE, help="begin with small scenes: they are learned sooner"
+    )
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--fall", type=float, default=0.3)
     train(**vars(parser.parse_args()))

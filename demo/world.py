@@ -1,197 +1,264 @@
-"""The emoji world: scenes of emoji by many designers on simple backgrounds, with captions.
+"""The demo's world: characters in places, and captions that say how they look.
 
-Base designers' emoji are what the demo base was trained on. Held-out designers' are for teaching concepts: the base has
-never seen them. The emoji sets are npm packages `@iconify-json/NAME`; `fetch` gets them, `resvg-py` draws them. Neither is
-needed to run the demo, whose pictures are committed.
+A scene shows one character in a square of 96 pixels, or two side by side in a picture twice as wide, each as large as alone.
 """
 
+from __future__ import annotations
+
 import io
-import json
 import random
-import shutil
-import subprocess
-import tarfile
-import tempfile
+import zipfile
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
-BASE_DESIGNERS = ("emojione", "noto", "noto-v1", "openmoji", "twemoji")
-HELD_OUT_DESIGNERS = {"development": ("emojione-v1", "fxemoji"), "test": ("fluent-emoji",)}
-VERSIONS = {
-    "emojione": "1.2.3",
-    "emojione-v1": "1.2.3",
-    "fluent-emoji": "1.2.7",
-    "fxemoji": "1.2.2",
-    "noto": "1.2.9",
-    "noto-v1": "1.2.5",
-    "openmoji": "1.2.29",
-    "twemoji": "1.2.5",
-}
+from demo.individuals import MOODS, NAMES, Individual, individuals
 
-# The words that the base knows, and the emoji that each stands for.
-WORDS = {
-    "teddy": "teddy-bear",
-    "teapot": "teapot",
-    "cat": "cat-face",
-    "car": "automobile",
-    "mushroom": "mushroom",
-    "house": "house",
-    "robot": "robot",
-    "apple": "red-apple",
-}
-# What a base designer's own version of a word is also called, as breeds have names; "-" where there is none.
-_KINDS = {
-    "teddy": "- grizzly - koala bear",
-    "teapot": "- pot - pitcher urn",
-    "cat": "tabby kitty persian siamese lynx",
-    "car": "taxi sedan jeep coupe van",
-    "mushroom": "fungus truffle fungi cap button",
-    "house": "cottage cabin villa hut bungalow",
-    "robot": "- droid cyborg bot mech",
-    "apple": "gala fuji cox crab jonathan",
-}
-KINDS = {
-    word: {designer: kind for designer, kind in zip(BASE_DESIGNERS, kinds.split(), strict=True) if kind != "-"}
-    for word, kinds in _KINDS.items()
-}
-# Held-out designers' own names for what the other sets name as above.
-OWN_NAMES = {"fxemoji": {"cat": "cat", "house": "housebuilding", "apple": "redapple"}}
-COLOURS = {
-    "red": (214, 60, 55),
-    "blue": (70, 110, 215),
-    "green": (70, 165, 80),
-    "yellow": (240, 210, 70),
-    "purple": (140, 80, 180),
-    "orange": (240, 145, 50),
-    "pink": (240, 150, 190),
-    "gray": (140, 140, 145),
-}
-# What things can be painted in; other words than backgrounds', so that each word says one thing.
-PAINTS = {
-    "crimson": (200, 30, 45),
-    "azure": (45, 125, 230),
-    "emerald": (30, 160, 85),
-    "golden": (245, 200, 55),
-    "violet": (130, 65, 190),
-    "amber": (240, 140, 40),
-    "rosy": (240, 140, 180),
-    "silver": (165, 170, 178),
-    "ivory": (245, 240, 222),
-    "ebony": (45, 40, 45),
-    "brown": (125, 80, 45),
-    "teal": (20, 140, 140),
-}
-# What lies above and below the horizon.
-PLACES = {
-    "on the grass": ((135, 195, 240), (85, 160, 60)),
-    "on the beach": ((110, 190, 235), (232, 205, 140)),
-    "in the snow": ((170, 190, 215), (245, 248, 252)),
-    "at night": ((18, 20, 60), (35, 35, 50)),
-}
-BACKGROUNDS = (*(f"on a {colour} background" for colour in COLOURS), *PLACES)
-
-Sprites = dict[tuple[str, str], Image.Image]
-"""(designer, word) -> RGBA picture of the emoji."""
+SIDE = 96
+FORMS = ("a photo of a {}", "a {}", "a good photo of the {}", "a picture of the {}")
+MOUTHS = {kind: {mouth: mood for mood, mouths in moods.items() for mouth in mouths} for kind, moods in MOODS.items()}
+"""Kind -> mouth -> mood."""
+PLACES = (
+    "on the grass",
+    "on the beach",
+    "in the snow",
+    "at night",
+    "in the desert",
+    "at sunset",
+    "under water",
+    "in the forest",
+    "in the city",
+    "in a room",
+)
+CARRIED = "holding a balloon"
+_BALLOONS = ((225, 60, 60), (250, 200, 60), (70, 120, 230), (235, 110, 190), (120, 200, 90))
 
 
-def fetch(folder: Path) -> None:
-    """Get every designer's emoji set that `folder` lacks, by `npm pack`."""
-    for name, version in VERSIONS.items():
-        if (folder / name / "icons.json").exists():
-            continue
-        with tempfile.TemporaryDirectory() as scratch:
-            package = f"@iconify-json/{name}@{version}"
-            packed = subprocess.run(["npm", "pack", "--silent", package], cwd=scratch, check=True, capture_output=True, text=True)
-            with tarfile.open(Path(scratch) / packed.stdout.strip().splitlines()[-1]) as archive:
-                archive.extractall(scratch, filter="data")
-            shutil.copytree(Path(scratch) / "package", folder / name, dirs_exist_ok=True)
+# Places
 
 
-def icon_names(folder: Path, designer: str) -> list[str]:
-    """Names of all emoji in a designer's set, sorted."""
-    return sorted(json.loads((folder / designer / "icons.json").read_text())["icons"])
+def background(place: str, rng: random.Random, width: int = SIDE, height: int = SIDE) -> Image.Image:
+    """A picture of one of PLACES, RGB. All lengths are shares of its height."""
+    scale = max(1, 256 // height)
+    image = Image.new("RGB", (width * scale, height * scale))
+    paper, unit = ImageDraw.Draw(image), height * scale
+    _PAINTERS[place](paper, image.width, unit, rng)
+    pixels = np.asarray(image.resize((width, height), Image.BOX), np.float32) + rng.uniform(-7, 7)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def draw(folder: Path, designer: str, names: list[str], size: int = 96) -> dict[str, Image.Image]:
-    """RGBA pictures, `size` pixels a side, of those of the named emoji that the designer's set has."""
-    import resvg_py
+Colour = tuple[int, int, int]
 
-    icons = json.loads((folder / designer / "icons.json").read_text())
-    pictures = {}
-    for name in names:
-        found = name
-        while found not in icons["icons"] and found in icons.get("aliases", {}):
-            found = icons["aliases"][found]["parent"]
-        icon = icons["icons"].get(found)
-        if icon is None:
-            continue
-        height = icon.get("height", icons.get("height", 16))
-        width = icon.get("width", icons.get("width", height))
-        svg = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" '
-            f'width="{size}" height="{size}">{icon["body"]}</svg>'
+
+def _bands(paper: ImageDraw.ImageDraw, width: int, unit: int, *bands: tuple[float, Colour]) -> None:
+    """Horizontal bands, each from the share of the height that it begins at to the bottom."""
+    for start, colour in bands:
+        paper.rectangle((0, round(start * unit), width, unit), fill=colour)
+
+
+def _shading(paper: ImageDraw.ImageDraw, width: int, unit: int, end: float, top: Colour, bottom: Colour) -> None:
+    """A sky from one colour to another."""
+    for y in range(round(end * unit)):
+        share = y / (end * unit)
+        paper.line((0, y, width, y), fill=tuple(round(a + (b - a) * share) for a, b in zip(top, bottom, strict=True)))
+
+
+def _grass(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    _bands(paper, width, unit, (0, (135, 195, 240)), (rng.uniform(0.5, 0.62), (95, 170, 70)))
+
+
+def _beach(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    sea = rng.uniform(0.42, 0.5)
+    _bands(paper, width, unit, (0, (165, 215, 245)), (sea, (45, 135, 195)), (sea + rng.uniform(0.14, 0.2), (236, 212, 150)))
+
+
+def _snow(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    _bands(paper, width, unit, (0, (178, 194, 216)), (rng.uniform(0.5, 0.62), (244, 248, 252)))
+
+
+def _night(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    _bands(paper, width, unit, (0, (22, 24, 66)), (rng.uniform(0.6, 0.7), (38, 40, 56)))
+    for square in range(round(width / unit)):
+        x, y, r = unit * (square + rng.choice((0.13, 0.87))), unit * rng.uniform(0.12, 0.2), unit * 0.075
+        paper.ellipse((x - r, y - r, x + r, y + r), fill=(250, 240, 190))
+
+
+def _desert(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    horizon = rng.uniform(0.52, 0.62)
+    _bands(paper, width, unit, (0, (252, 226, 170)), (horizon, (222, 160, 92)))
+    for square in range(round(width / unit)):
+        x, high = unit * (square + rng.uniform(0.2, 0.8)), unit * rng.uniform(0.12, 0.2)
+        paper.polygon(
+            [(x - 0.4 * unit, horizon * unit), (x, horizon * unit - high), (x + 0.4 * unit, horizon * unit)], fill=(206, 138, 76)
         )
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg))
-        pictures[name] = Image.open(io.BytesIO(png)).convert("RGBA")
-    return pictures
 
 
-def sprites(folder: Path, designers: tuple[str, ...] = BASE_DESIGNERS, size: int = 96) -> Sprites:
-    """The designers' emoji for the words of the world; old sets lack some."""
-    found: Sprites = {}
-    for designer in designers:
-        names = WORDS | OWN_NAMES.get(designer, {})
-        drawn = draw(folder, designer, list(names.values()), size)
-        found |= {(designer, word): drawn[name] for word, name in names.items() if name in drawn}
-    return found
+def _sunset(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    horizon = rng.uniform(0.58, 0.66)
+    _shading(paper, width, unit, horizon, (92, 60, 140), (252, 150, 84))
+    _bands(paper, width, unit, (horizon, (66, 44, 72)))
 
 
-def background(name: str, rng: random.Random, side: int = 64) -> Image.Image:
-    """A background of `side` pixels, a multiple of 64: a colour with a slight gradient, or a place with a horizon."""
-    pixels = np.zeros((side, side, 3), np.float32)
-    if name in PLACES:
-        # All on the grid of a scene of 64 pixels: scaled down to that, it has the horizon, stars and grain that the base knows.
-        dot = side // 64
-        horizon = dot * int(64 * rng.uniform(0.45, 0.6))
-        pixels[:horizon], pixels[horizon:] = PLACES[name]
-        if name == "at night":
-            for _ in range(14):
-                y, x = dot * rng.randrange(horizon // dot), dot * rng.randrange(64)
-                pixels[y : y + dot, x : x + dot] = (250, 245, 190)
-        else:
-            grain = np.random.default_rng(rng.getrandbits(32)).normal(0, 3, (64, 64, 1))
-            pixels += grain.repeat(dot, 0).repeat(dot, 1)
-    else:
-        pixels[:] = COLOURS[name.split()[2]]
-        pixels += np.linspace(-1, 1, side)[:, None, None] * rng.uniform(-18, 18)
-    return Image.fromarray((pixels + rng.uniform(-8, 8)).clip(0, 255).astype(np.uint8))
+def _water(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    floor = rng.uniform(0.78, 0.84)
+    _shading(paper, width, unit, floor, (84, 196, 216), (22, 92, 152))
+    _bands(paper, width, unit, (floor, (20, 62, 104)))
 
 
-def painted(picture: Image.Image, dark: str, light: str) -> Image.Image:
-    """An emoji in other colours: what is dark in it in one of PAINTS, what is light in another or the same."""
-    pixels = np.asarray(picture, np.float32)
-    brightness = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
-    least, most = np.percentile(brightness[pixels[..., 3] > 127], (5, 95))
-    share = ((brightness - least) / max(most - least, 1)).clip(0, 1)[..., None]
-    low, high = 0.4 * np.float32(PAINTS[dark]), 0.9 * np.float32(PAINTS[light]) + 25
-    pixels = np.concatenate([low + (high - low) * share, pixels[..., 3:]], axis=-1)
-    return Image.fromarray(pixels.round().astype(np.uint8), "RGBA")
+def _forest(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    ground = rng.uniform(0.7, 0.78)
+    _bands(paper, width, unit, (0, (38, 84, 58)), (ground, (60, 74, 42)))
+    for square in range(round(width / unit)):
+        for place in (0.06, 0.28, 0.5, 0.72, 0.94):
+            x, wide = unit * (square + place + rng.uniform(-0.04, 0.04)), unit * 0.035
+            paper.rectangle((x - wide, 0, x + wide, ground * unit), fill=(72, 52, 36))
 
 
-def compose(pictures: list[Image.Image], place: str, rng: random.Random, side: int = 64) -> tuple[Image.Image, Image.Image]:
-    """A scene of one or two emoji on a background, and the mask of the emoji (mode L); both `side` pixels, a multiple of 64."""
-    image, mask = background(place, rng, side), Image.new("L", (side, side))
-    for i, picture in enumerate(pictures):
-        if len(pictures) == 1:
-            size, x, y = rng.randint(44, 52), 32 + rng.uniform(-4, 4), 32 + rng.uniform(-3, 3)
-        else:
-            size, x, y = rng.randint(28, 32), 64 * (0.26, 0.74)[i] + rng.uniform(-2, 2), 34 + rng.uniform(-4, 4)
-        size, x, y = int(size * side / 64), x * side / 64, y * side / 64
-        emoji = picture.resize((size, size), Image.LANCZOS)
-        corner = (int(x - size / 2), int(y - size / 2))
-        image.paste(emoji, corner, emoji)
-        mask.paste(255, corner, emoji.getchannel("A"))
+def _city(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    street = rng.uniform(0.7, 0.78)
+    _bands(paper, width, unit, (0, (206, 220, 234)))
+    x = 0.0
+    while x < width:
+        wide, high, dark = unit * rng.uniform(0.2, 0.3), rng.uniform(0.12, 0.45), rng.choice((120, 136, 152))
+        paper.rectangle((x, high * unit, x + wide, street * unit), fill=(dark, dark + 4, dark + 14))
+        x += wide
+    _bands(paper, width, unit, (street, (84, 84, 90)))
+
+
+def _room(paper: ImageDraw.ImageDraw, width: int, unit: int, rng: random.Random) -> None:
+    _bands(paper, width, unit, (0, (240, 226, 202)), (rng.uniform(0.68, 0.76), (166, 116, 72)))
+
+
+_PAINTERS = dict(zip(PLACES, (_grass, _beach, _snow, _night, _desert, _sunset, _water, _forest, _city, _room), strict=True))
+
+
+# Scenes
+
+
+class Standing(NamedTuple):
+    """A character as it stands in a scene."""
+
+    picture: Image.Image
+    """RGBA, as `Individual.picture` gives it."""
+    carries: bool = False
+    """A balloon."""
+
+
+def compose(them: list[Standing], place: str, rng: random.Random, side: int = SIDE) -> tuple[Image.Image, Image.Image]:
+    """A scene of characters side by side, [side, side * len(them)], and the mask of the characters (mode L)."""
+    image = background(place, rng, side * len(them), side)
+    mask = Image.new("L", image.size)
+    for i, one in enumerate(them):
+        left = side * i
+        if one.carries:
+            _balloon(image, left, side, rng)
+        high = side * rng.uniform(0.78, 0.88)
+        scale = min(high / one.picture.height, 0.88 * side / one.picture.width)
+        drawn = one.picture.resize([max(1, round(n * scale)) for n in one.picture.size], Image.LANCZOS)
+        middle, feet = left + side * (0.5 + rng.uniform(-0.04, 0.04)), side * rng.uniform(0.91, 0.97)
+        corner = round(middle - drawn.width / 2), round(feet - drawn.height)
+        image.paste(drawn, corner, drawn)
+        mask.paste(255, corner, drawn.getchannel("A"))
     return image, mask
+
+
+def _balloon(image: Image.Image, left: int, side: int, rng: random.Random) -> None:
+    """A balloon at one of a square's upper corners, on a string, behind who holds it."""
+    large = Image.new("RGBA", (4 * side, 4 * side))
+    paper, unit = ImageDraw.Draw(large), 4 * side
+    right = rng.random() < 0.5
+    x, y, r = unit * (0.86 if right else 0.14), unit * rng.uniform(0.15, 0.2), unit * 0.105
+    paper.line((x, y, unit * (0.68 if right else 0.32), unit * 0.72), fill=(60, 60, 60), width=round(unit * 0.018))
+    paper.ellipse((x - r, y - 1.15 * r, x + r, y + 1.15 * r), fill=rng.choice(_BALLOONS))
+    small = large.resize((side, side), Image.BOX)
+    image.paste(small, (left, 0), small)
+
+
+# Captions
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a caption says of one character; a judge is asked for just that."""
+
+    kind: str
+    name: str = ""
+    mood: str = ""
+    colour: str = ""
+    body: str = ""
+    pattern: str = ""
+    head: str = ""
+    eyes: str = ""
+    carries: bool = False
+
+    def text(self, word: str = "") -> str:
+        """`word` takes the kind's place."""
+        parts = {part: getattr(self, part) for part in ("pattern", "head", "eyes")}
+        after = [words for words in parts.values() if words.startswith("with ")]
+        before = [self.mood, self.body, *(words for words in (self.eyes,) if words not in after), self.colour]
+        before += [words for words in (self.pattern,) if words not in after]
+        return " ".join([*filter(None, before), word or self.name or self.kind, *after, *([CARRIED] if self.carries else [])])
+
+
+class Caption(NamedTuple):
+    """What a scene shows, and the text that says it."""
+
+    them: tuple[Said, ...]
+    place: str
+    text: str
+
+    @classmethod
+    def of(cls, form: str, them: tuple[Said, ...], place: str) -> Caption:
+        """In one of FORMS; `place` may be ""."""
+        both = " and a ".join(one.text() for one in them)
+        return cls(them, place, f"{form.format(both)} {place}".strip().replace("a orange", "an orange"))
+
+
+MOOD, COLOUR, PART, BARE = 0.4, 0.75, 0.45, 0.15
+"""Share of captions that say a mood; of those that say how a character looks: its colour, each other part; and share that say the
+kind alone."""
+
+
+def describe(one: Individual, mood: str, carries: bool, rng: random.Random, name: str = "") -> Said:
+    """What a caption may say of a character: some of what there is to see. A name says it all."""
+    said = {"mood": mood if rng.random() < MOOD else "", "carries": carries}
+    if not name and rng.random() > BARE:
+        said["colour"] = one.colours[0] if rng.random() < COLOUR else ""
+        said |= {part: one.said(part) for part in one.variants if rng.random() < PART}
+        if one.kind == "robot" and said.get("head") and said.get("pattern"):
+            said.pop(rng.choice(("head", "pattern")))
+    return Said(one.kind, name, **said)
+
+
+# The cast
+
+
+class Cast:
+    """Individuals of one kind and split with their pictures, as `demo.draw` drew them."""
+
+    def __init__(self, folder: Path, kind: str, split: str) -> None:
+        self.kind = kind
+        self.pictures: list[dict[str, bytes]] = []
+        """For each individual mouth -> PNG."""
+        with zipfile.ZipFile(folder / f"{kind}-{split}.zip") as archive:
+            for entry in archive.namelist():
+                i, mouth = entry.removesuffix(".png").split("-")
+                self.pictures += [{} for _ in range(int(i) + 1 - len(self.pictures))]
+                self.pictures[int(i)][mouth] = archive.read(entry)
+        self.individuals = list(islice(individuals(kind, split), len(self.pictures)))
+        self.names = NAMES[kind] if split == "base" else ()
+
+    def picture(self, i: int, mouth: str) -> Image.Image:
+        """RGBA."""
+        return Image.open(io.BytesIO(self.pictures[i][mouth]))
+
+    def moods(self, i: int) -> dict[str, list[str]]:
+        """Mood -> mouths that individual `i` was drawn with."""
+        found: dict[str, list[str]] = {}
+        for mouth in self.pictures[i]:
+            found.setdefault(MOUTHS[self.kind][mouth], []).append(mouth)
+        return found

@@ -1,10 +1,11 @@
-"""The demo base: its packed file, its expansion, and the scenes of the emoji world."""
+"""The demo base: its packed file, its expansion, and the scenes of the demo's world."""
 
 import hashlib
 import json
 import random
 import struct
 import zlib
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 
 from demo import base, make_pictures, world
+from demo.draw import COUNTS
+from demo.individuals import HUES, MOODS, NAMES, PARTS, SPLITS, STYLES, individuals, named
 
 PICTURES = Path(__file__).parents[1] / "demo" / "pictures"
 FIRST_VALUES = {
@@ -176,7 +179,7 @@ def test_the_text_encoder_is_the_one_that_the_base_learned_to_read(checkpoint: P
 
 @pytest.fixture
 def ball() -> Image.Image:
-    """A white ball with a soft edge, in place of an emoji."""
+    """A white ball with a soft edge, in place of a character."""
     picture = Image.new("RGBA", (384, 384))
     ImageDraw.Draw(picture).ellipse((20, 20, 364, 364), fill="white")
     return picture
@@ -184,49 +187,118 @@ def ball() -> Image.Image:
 
 @pytest.mark.parametrize("side", [64, 256])
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("place", world.BACKGROUNDS)
-def test_the_mask_lies_on_the_emoji(ball: Image.Image, place: str, count: int, side: int) -> None:
-    image, mask = world.compose([ball] * count, place, random.Random(7), side)
-    empty, no_mask = world.compose([], place, random.Random(7), side)
-    assert image.size == mask.size == (side, side) and image.mode == "RGB" and mask.mode == "L"
-    assert no_mask.getextrema() == (0, 0)
+@pytest.mark.parametrize("place", world.PLACES)
+def test_the_mask_lies_on_the_characters(ball: Image.Image, place: str, count: int, side: int) -> None:
+    image, mask = world.compose([world.Standing(ball)] * count, place, random.Random(7), side)
+    empty = world.background(place, random.Random(7), side * count, side)
+    assert image.size == mask.size == (side * count, side) and image.mode == "RGB" and mask.mode == "L"
     share = np.asarray(mask, np.float32)[..., None] / 255
-    # Pasting a white emoji is mixing white into the background by the mask.
+    # Pasting a white ball is mixing white into the background by the mask.
     wanted = 255 * share + np.asarray(empty, np.float32) * (1 - share)
     assert np.abs(np.asarray(image, np.float32) - wanted).max() <= 1
     assert mask.getextrema() == (0, 255)
+    for half in np.split(np.asarray(mask), count, axis=1):
+        assert 0.3 < (half > 127).mean() < 0.7
 
 
-@pytest.mark.parametrize("place", world.BACKGROUNDS)
+@pytest.mark.parametrize("place", world.PLACES)
 def test_scenes_depend_on_the_seed_only(ball: Image.Image, place: str) -> None:
-    first, again, other = (np.asarray(world.compose([ball], place, random.Random(seed), 256)[0]) for seed in (1, 1, 2))
+    them = [world.Standing(ball, carries=True)]
+    first, again, other = (np.asarray(world.compose(them, place, random.Random(seed), 256)[0]) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 @pytest.mark.parametrize("place", world.PLACES)
 def test_a_large_place_is_a_small_one_enlarged(place: str) -> None:
-    for seed in range(20):
-        small, large = (np.asarray(world.background(place, random.Random(seed), side)) for side in (64, 256))
-        np.testing.assert_array_equal(large, small.repeat(4, 0).repeat(4, 1))
+    for seed in range(5):
+        small, large = (world.background(place, random.Random(seed), side, side) for side in (64, 256))
+        reduced = np.asarray(large.resize((64, 64), Image.BOX), np.float32)
+        assert np.abs(reduced - np.asarray(small, np.float32)).max() <= 2
+
+
+def test_places_differ() -> None:
+    shown = [np.asarray(world.background(place, random.Random(1)), np.float32) for place in world.PLACES]
+    assert min(np.abs(a - b).mean() for i, a in enumerate(shown) for b in shown[:i]) > 15
+
+
+def test_a_balloon_is_behind_who_holds_it_and_not_in_the_mask(ball: Image.Image) -> None:
+    with_one, without = (world.compose([world.Standing(ball, carries)], "in a room", random.Random(3)) for carries in (True, False))
+    changed = (np.asarray(with_one[0]) != np.asarray(world.background("in a room", random.Random(3)))).any(2)
+    mask = np.asarray(with_one[1])
+    assert (changed & (mask == 0)).mean() > 0.03
+    assert abs((mask > 127).mean() - (np.asarray(without[1]) > 127).mean()) < 0.1
 
 
 def test_the_training_pictures_are_scenes_with_their_masks() -> None:
-    for i, place in enumerate(make_pictures.PLACES):
-        with Image.open(PICTURES / f"teddy-{i}.png") as shipped:
-            assert (shipped.size, shipped.mode) == ((256, 256), "RGBA")
-            picture, alpha = np.asarray(shipped)[..., :3], np.asarray(shipped)[..., 3]
-            around = alpha == 255
-            empty, _ = world.compose([], place, random.Random(i), make_pictures.SIDE)
-            np.testing.assert_array_equal(picture[around], np.asarray(empty)[around])
-            inside = alpha == 127
-            assert 0.15 < inside.mean() < 0.5
-            assert (picture[inside] != np.asarray(empty)[inside]).any(1).mean() > 0.99
+    for kind in make_pictures.SHOWN:
+        for i, place in enumerate(make_pictures.PLACES):
+            with Image.open(PICTURES / f"{kind}-{i}.png") as shipped:
+                assert (shipped.size, shipped.mode) == ((256, 256), "RGBA")
+                picture, alpha = np.asarray(shipped)[..., :3], np.asarray(shipped)[..., 3]
+                around = alpha == 255
+                empty = np.asarray(world.background(place, random.Random(i), make_pictures.SIDE, make_pictures.SIDE))
+                np.testing.assert_array_equal(picture[around], empty[around])
+                inside = alpha == 127
+                assert 0.15 < inside.mean() < 0.6
+                assert (picture[inside] != empty[inside]).any(1).mean() > 0.95
 
 
 def test_the_plain_picture_is_a_scene() -> None:
-    _, place, seed = make_pictures.PLAIN
-    with Image.open(PICTURES / "plain-teddy.png") as shipped:
+    with Image.open(PICTURES / "plain-monster.png") as shipped:
         assert (shipped.size, shipped.mode) == ((256, 256), "RGB")
-        empty, _ = world.compose([], place, random.Random(seed), make_pictures.SIDE)
-        assert 0.15 < (np.asarray(shipped) != np.asarray(empty)).any(2).mean() < 0.5
+        empty = np.asarray(world.background("on the beach", random.Random(5), make_pictures.SIDE, make_pictures.SIDE))
+        assert 0.15 < (np.asarray(shipped) != empty).any(2).mean() < 0.6
+
+
+# Individuals
+
+
+@pytest.mark.parametrize("kind", STYLES)
+def test_no_two_splits_share_an_individual(kind: str) -> None:
+    looks = {split: {(one.parts, one.colours) for one in islice(individuals(kind, split), COUNTS[split])} for split in SPLITS}
+    assert all(looks.values())
+    assert not looks["base"] & looks["development"] and not looks["base"] & looks["test"]
+    assert not looks["development"] & looks["test"]
+
+
+@pytest.mark.parametrize("kind", STYLES)
+def test_individuals_are_always_the_same_ones(kind: str) -> None:
+    first, again = (list(islice(individuals(kind, "test"), 20)) for _ in range(2))
+    assert first == again and len(set(first)) == 20
+    assert {one.split for one in first} == {"test"} and {one.kind for one in first} == {kind}
+    assert list(named(kind)) == list(NAMES[kind]) and all(one.split == "base" for one in named(kind).values())
+
+
+def test_every_name_is_one_word_of_its_own() -> None:
+    names = [name for each in NAMES.values() for name in each]
+    assert len(set(names)) == len(names) == 96
+    said = {word for parts in PARTS.values() for words in parts.values() for word in words.values()}
+    spoken = {word for phrase in (*said, *world.PLACES, *HUES, *STYLES, world.CARRIED) for word in phrase.split()}
+    assert not set(names) & spoken
+
+
+def test_captions_say_what_is_to_be_seen() -> None:
+    rng = random.Random(0)
+    for kind in STYLES:
+        for one in islice(individuals(kind, "base"), 200):
+            mood = rng.choice(list(MOODS[kind]))
+            said = world.describe(one, mood, True, rng)
+            text = world.Caption.of("a photo of a {}", (said,), "at night").text
+            assert text.startswith("a photo of a") and text.endswith("holding a balloon at night") and f" {kind} " in text
+            assert said.mood in ("", mood) and said.colour in ("", one.colours[0])
+            for part in ("body", "head", "pattern", "eyes"):
+                word = getattr(said, part)
+                assert word in ("", one.said(part)) and word in text
+            assert len(text.split()) == len(set(text.split())) + text.split().count("a") + text.split().count("with") - 1 - (
+                "with" in text
+            )
+            called = world.describe(one, mood, False, rng, "kate")
+            assert world.Caption.of("a {}", (called,), "").text in ("a kate", f"a {mood} kate")
+
+
+def test_two_characters_are_told_apart_by_one_and() -> None:
+    both = world.Said("monster", colour="red"), world.Said("robot", colour="orange")
+    assert (
+        world.Caption.of("a photo of a {}", both, "in the snow").text == "a photo of a red monster and an orange robot in the snow"
+    )

@@ -1,16 +1,13 @@
-"""The demo base's training, without its UNet: what it is shown, how fast it learns, and that it can be put down and taken up."""
+"""The demo base's training, without its UNet: what it is shown, and that it can be put down and taken up."""
 
-import itertools
-import random
+import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
-from demo import train_base, world
+from demo import muon, train_autoencoder, train_base
 
 
 class Tiny(nn.Module):
@@ -19,76 +16,102 @@ class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mix = nn.Conv2d(4, 4, 1)
+        self.wide = nn.Conv2d(4, 64, 3, padding=1)
+        self.narrow = nn.Conv2d(64, 4, 3, padding=1)
+        self.deep = nn.Conv2d(64, 64, 3, padding=1)
 
     def forward(self, x: torch.Tensor, times: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return self.mix(x) + context.mean((1, 2))[:, None, None, None] + times[:, None, None, None] / 1000
+        x = self.mix(x) + context.mean((1, 2))[:, None, None, None] + times[:, None, None, None] / 1000
+        return self.narrow(self.deep(self.wide(x)))
 
 
-def test_captions_say_what_is_in_the_scene() -> None:
-    pool = train_base.captions()
-    for caption in pool:
-        assert caption.text.endswith(caption.place or caption.things[-1].text())
-        assert all(f" {thing.text()}" in caption.text for thing in caption.things)
-        named = [(thing.designer and world.KINDS[thing.word][thing.designer]) or thing.word for thing in caption.things]
-        known = {*world.WORDS, *(kind for kinds in world.KINDS.values() for kind in kinds.values())}
-        assert [word for word in caption.text.split() if word in known] == named
-    plain = [caption for caption in pool if not caption.closer()]
-    pairs = {(tuple(thing.word for thing in caption.things), caption.place) for caption in plain if len(caption.things) == 2}
-    assert pairs == set(itertools.product(itertools.permutations(world.WORDS, 2), (None, *world.BACKGROUNDS)))
-    assert len({caption.text for caption in pool}) == len(pool) == len(plain) + train_base.DESCRIBED
+class Words(train_base.Encodings):
+    """Encodings of short rows of numbers, in place of CLIP's; "9" is the word that tells two characters apart."""
+
+    def __init__(self, rows: list[list[int]]) -> None:
+        self.context = torch.tensor(rows, dtype=torch.float32)[..., None]
+        self.rows = rows
+        told = self.told_apart(torch.tensor(rows))
+        self.order = told.argsort(0)
+        self.ranked = told.gather(0, self.order).T.contiguous()
+
+    def row(self, text: str) -> list[int]:
+        return [0, 9] if text == "and" else [int(word) for word in text.split()]
 
 
-def test_every_kind_is_a_word_of_its_own() -> None:
-    kinds = [kind for kinds in world.KINDS.values() for kind in kinds.values()]
-    assert len(set(kinds)) == len(kinds) and not set(kinds) & {*world.WORDS, *world.COLOURS, *world.PAINTS}
-    assert set(world.KINDS) == set(world.WORDS) and set().union(*world.KINDS.values()) == set(world.BASE_DESIGNERS)
-
-
-def test_scenes_come_in_their_shares() -> None:
-    pool = train_base.captions()
-    chosen = [pool[i] for i in train_base.choose(pool, 20000, random.Random(0))]
-    pairs = sum(len(caption.things) == 2 for caption in chosen)
-    unsaid = sum(len(caption.things) == 1 and caption.place is None for caption in chosen)
-    assert pairs / 20000 == pytest.approx(train_base.PAIRS, abs=0.02)
-    assert unsaid / (20000 - pairs) == pytest.approx(train_base.UNSAID, abs=0.02)
-    assert sum(caption.closer() for caption in chosen) / 20000 == pytest.approx(train_base.CLOSER, abs=0.02)
-
-
-def test_things_are_drawn_as_the_caption_says() -> None:
-    sprites = {}
-    for designer, grey in (("noto", 40), ("openmoji", 200)):
-        pixels = np.zeros((96, 96, 4), np.uint8)
-        pixels[20:76, 20:76] = (grey, grey, grey, 255)
-        pixels[40:60, 40:60, :3] = 255 - grey
-        sprites[designer, "cat"] = Image.fromarray(pixels, "RGBA")
-    rng = random.Random(0)
-    seen = {train_base.Thing("cat").picture(sprites, rng).tobytes() for _ in range(20)}
-    assert seen == {sprite.tobytes() for sprite in sprites.values()}
-    assert train_base.Thing("cat", "openmoji").picture(sprites, rng) is sprites["openmoji", "cat"]
-    painted = np.asarray(train_base.Thing("cat", "noto", ("azure", "golden")).picture(sprites, rng)).astype(int)
-    assert (painted[..., 3] == np.asarray(sprites["noto", "cat"])[..., 3]).all()
-    red, _, blue, _ = painted[30, 30]
-    assert blue > red + 40
-    red, _, blue, _ = painted[50, 50]
-    assert red > blue + 40
+def drawn(words: Words, text: str) -> list[set[int]]:
+    """Which rows' encodings stand for each token of a text."""
+    first, count = words.places([text])
+    seen = [set() for _ in text.split()]
+    for _ in range(300):
+        pick = first[0] + (torch.rand(first.shape[1]) * count[0]).long()
+        rows = words.order.gather(0, pick[None])[0]
+        for n, row in enumerate(rows.tolist()):
+            seen[n].add(row)
+    return seen
 
 
 def test_each_token_comes_from_any_text_with_the_same_token_there() -> None:
-    tokens = torch.tensor([[1, 5, 9], [1, 6, 9], [1, 5, 7], [1, 8, 9]])
-    alike, seen = train_base.Alike(tokens), [set(), set(), set()]
-    for _ in range(200):
-        drawn = alike.draw([0, 3])
-        assert torch.equal(tokens[drawn, torch.arange(3)], tokens[[0, 3]])
-        for n in range(3):
-            seen[n].add(int(drawn[0, n]))
-    assert seen == [{0, 1, 2, 3}, {0, 2}, {0, 1, 3}]
+    words = Words([[1, 5, 7], [1, 6, 7], [1, 5, 8], [1, 3, 7]])
+    assert drawn(words, "1 5 7") == [{0, 1, 2, 3}, {0, 2}, {0, 1, 3}]
 
 
-def test_the_rate_warms_up_stays_and_falls() -> None:
-    rates = [train_base.rate_at(step, 1000) for step in range(1000)]
-    top = max(rates)
-    assert rates[0] < top / 50 and rates[train_base.WARM] == rates[400] == top and rates[-1] < top / 100
-    assert rates[500:] == sorted(rates[500:], reverse=True)
+def test_of_two_characters_it_stays_known_which_is_which() -> None:
+    words = Words([[1, 9, 5, 7], [1, 4, 5, 7], [1, 9, 5, 8]])
+    assert drawn(words, "1 9 5 7") == [{0, 1, 2}, {0, 2}, {0, 2}, {0}]
+    assert drawn(words, "1 4 5 7") == [{0, 1, 2}, {1}, {1}, {1}]
+
+
+def test_muon_moves_along_orthogonal_directions() -> None:
+    for shape in ((40, 100), (100, 40), (64, 64)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        found = torch.linalg.svdvals(muon.orthogonal(matrix))
+        assert found.max() < 1.3 and found.median() > 0.6
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        wanted = left @ right
+        assert (muon.orthogonal(matrix) * wanted).sum() / wanted.norm() ** 2 > 0.8
+
+
+def test_muon_finds_a_least_squares_solution() -> None:
+    torch.manual_seed(0)
+    layer, wanted = nn.Linear(48, 40), torch.randn(40, 48) / 7
+    optimiser = muon.Muon(layer.parameters())
+    assert len(optimiser.matrices) == 1 and len(optimiser.adam.param_groups[0]["params"]) == 1
+    for step in range(300):
+        x = torch.randn(64, 48)
+        ((layer(x) - x @ wanted.T) ** 2).mean().backward()
+        optimiser.step(0.02 * (1 - step / 300))
+        assert all(each.grad is None for each in layer.parameters())
+    assert (layer.weight - wanted).abs().max() < 0.02 and layer.bias.abs().max() < 0.02
+
+
+def test_what_the_autoencoder_learns_from_is_least_for_the_picture_itself() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 16, 16)
+    assert train_autoencoder.difference(x, x) == 0
+    blurred = nn.functional.avg_pool2d(nn.functional.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    assert train_autoencoder.difference(blurred, x) > train_autoencoder.difference(x.lerp(blurred, 0.5), x) > 0
+
+
+@pytest.mark.parametrize(("change", "even"), [("none", True), ("scaled", False), ("shifted", False), ("far", False)])
+def test_latents_are_held_to_a_spread_about_0(change: str, even: bool) -> None:
+    z = train_autoencoder.SPREAD * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    changed = {"none": z, "scaled": z * 2, "shifted": z + 0.5, "far": z.masked_fill(z > 2, 9.0)}[change]
+    assert (train_autoencoder.unevenness(changed) < 0.01) is even
+
+
+def test_decibels_are_those_of_all_pictures_together() -> None:
+    class Same(nn.Module):
+        def __init__(self, add: float) -> None:
+            super().__init__()
+            self.add = add
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.add
+
+    net = nn.ModuleDict({"encoder": Same(0.0), "decoder": Same(0.1)})
+    images = torch.full((70, 8, 8, 3), 100, dtype=torch.uint8)
+    assert math.isclose(train_autoencoder.decibels(net, images), 20, abs_tol=0.05)
 
 
 def test_training_that_was_put_down_goes_on_as_it_would_have(tmp_path: Path) -> None:
