@@ -35,9 +35,6 @@ class Ablation:
     """Variants that the paper's Fig. 9 has behind the first."""
 
 
-SMALL = Change({"small": 0.5})
-"""Pictures are shown at half their size, half of the time."""
-
 ABLATIONS: dict[str, Ablation] = {
     "Key-locking": Ablation(
         "The paper (Fig. 9): locked keys are in front, trained ones overfit.",
@@ -77,8 +74,8 @@ ABLATIONS: dict[str, Ablation] = {
         {"the same for all": Change(), "found": Change(use={"dial": FOLLOWED}, values=(0.75, 0.8, 0.85, 0.9, 0.93))},
     ),
     "Pictures shown small": Ablation(
-        "Train Concept can show pictures at half their size at times; prompts for another thing beside the concept have it so.",
-        {"never": Change(), "half of the time": SMALL},
+        "Train Concept can show pictures at half their size at times; here a character is as large beside another as alone.",
+        {"never": Change(), "half of the time": Change({"small": 0.5})},
     ),
     "Concept files of few bits": Ablation(
         "Half and a third of the size of half precision.",

@@ -1,163 +1,235 @@
-"""How well the base itself follows prompts, before any concept: the word, the background, both of two things, and the kind.
+"""How well the base itself follows prompts, before any concept: what it draws, where, two at once, individuals by their names.
 
-    python -m benchmarks.base_quality [--checkpoint NAME] [--quick]
+    python -m benchmarks.base_quality --cast DIR [--checkpoint NAME] [--quick]
 
-Draws every word on every background, every pair of words and every kind, through the host's own nodes, and lets the oracles
-judge. Without `--checkpoint`, which names another file in the set-up's models/checkpoints, it writes `results/base.md`.
+--cast: what `demo.draw` drew. Draws through the host's own nodes and lets the judges say what is there; looks where the base's
+attention goes. Without `--checkpoint`, which names another file in the set-up's models/checkpoints, it writes `results/base.md` and
+a sheet of pictures beside it.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from benchmarks import base_attention, judge_training
+from benchmarks.judges import Judges, left, right
 from benchmarks.lab import RESULTS, Lab, draw, percent
-from benchmarks.oracles import LEFT, RIGHT, Judgement
 from demo import world
+from demo.individuals import MOODS, NAMES, STYLES, individuals
 from scripts import bootstrap
 from scripts.graphs import Graph
 from scripts.server import Server
 
-SEEDS = 4
-WORDS = tuple(world.WORDS)
+SINGLES, PAIRS, SEEDS = 120, 160, 3
+"""Prompts for one character of each kind; for two; pictures of each name."""
+ASKED = {"kind": "kind", "colour": "colour", "pattern": "pattern", "head": "head", "eyes": "eyes", "body": "body", "mood": "mood"}
+SHEET = "base.png"
 
 
-def pictures(lab: Lab, checkpoint: str, prompts: list[str], seeds: int, first: int) -> Tensor:
-    """Pictures [prompts · seeds, 64, 64, 3], those of a prompt side by side; prompt i has the seed first + i."""
-    graph = Graph()
-    model, clip, vae = graph.checkpoint(checkpoint)
-    negative = graph.text(clip, "")
-    drawn = [draw(graph, model, graph.text(clip, text), negative, vae, first + i, seeds)[1] for i, text in enumerate(prompts)]
-    return torch.cat(lab.pictures(graph, *drawn))
+def described(kind: str, rng: random.Random) -> world.Said:
+    """A character that the base was never shown, described as its captions were."""
+    one = next(islice(individuals(kind, "development"), rng.randrange(200), None))
+    return world.describe(one, rng.choice(list(MOODS[kind])), rng.random() < 0.15, rng)
 
 
-def right(said: Judgement, wanted: list[str], seeds: int) -> list[bool]:
-    """Whether each picture shows what its prompt asks for; `wanted` has one name for each prompt."""
-    return [best == name for best, name in zip(said.best(), (name for name in wanted for _ in range(seeds)), strict=True)]
+def pictures(lab: Lab, checkpoint: str, texts: Sequence[str], first: int, count: int = 1, wide: int = 1) -> Tensor:
+    """Pictures [texts * count, 96, 96 * wide, 3]; prompt i has the seed first + i."""
+    found = []
+    for start in range(0, len(texts), 40):
+        graph = Graph()
+        model, clip, vae = graph.checkpoint(checkpoint)
+        negative = graph.text(clip, "")
+        part = list(enumerate(texts))[start : start + 40]
+        links = [
+            draw(graph, model, graph.text(clip, text), negative, vae, first + i, count, world.SIDE, world.SIDE * wide)[1]
+            for i, text in part
+        ]
+        found += lab.pictures(graph, *links)
+    return torch.cat(found)
 
 
-def both(first: list[bool], second: list[bool]) -> list[bool]:
-    """Where both are right."""
-    return [a and b for a, b in zip(first, second, strict=True)]
+class Tally:
+    """What was asked for and whether it was there."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[bool]] = {}
+
+    def look(self, judges: Judges, images: Tensor, said: Sequence[world.Said]) -> None:
+        """Characters [B, 96, 96, 3], and what the caption said of each."""
+        answers = {question: judges.say(question, images).best() for question in (*ASKED.values(), "balloon")}
+        for i, one in enumerate(said):
+            for part, question in ASKED.items():
+                if wanted := getattr(one, part):
+                    self.add(part, answers[question][i] == wanted)
+            if one.carries:
+                self.add(world.CARRIED, answers["balloon"][i] == "yes")
+
+    def add(self, name: str, right: bool) -> None:
+        """Count one answer."""
+        self.found.setdefault(name, []).append(right)
+
+    def rows(self) -> list[str]:
+        """A row of a table for each."""
+        return [f"| {name} | {percent(found)} |" for name, found in self.found.items()]
 
 
-def table(found: dict[str, tuple[list[bool], ...]]) -> list[str]:
-    """A row for each name, and one for all."""
-    found = found | {"**all**": tuple(list(itertools.chain(*column)) for column in zip(*found.values(), strict=True))}
-    return [f"| {name} | {' | '.join(percent(column) for column in columns)} |" for name, columns in found.items()]
+def singles(lab: Lab, checkpoint: str, count: int) -> tuple[list[str], list[str]]:
+    """How often what is said of one character is there, by what is said and by kind."""
+    tally, kinds = Tally(), []
+    for n, kind in enumerate(STYLES):
+        rng, one = random.Random(f"singles {kind}"), Tally()
+        said = [described(kind, rng) for _ in range(count)]
+        captions = [world.Caption.of("a photo of a {}", (each,), rng.choice(world.PLACES)) for each in said]
+        drawn = pictures(lab, checkpoint, [caption.text for caption in captions], 10000 * n)
+        places = lab.judges.say("place", drawn).best()
+        for each in (tally, one):
+            each.look(lab.judges, drawn, said)
+            for caption, place in zip(captions, places, strict=True):
+                each.add("place", caption.place == place)
+        columns = ("kind", "colour", "pattern", "head", "mood", "place")
+        kinds.append(f"| {kind} | {' | '.join(percent(one.found[name]) if name in one.found else '–' for name in columns)} |")
+    return tally.rows(), kinds
 
 
-def singles(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """For each word: word, background and both right, over all backgrounds."""
-    found, places = {}, list(world.BACKGROUNDS)
-    for i, word in enumerate(WORDS):
-        drawn = pictures(lab, checkpoint, [f"a photo of a {word} {place}" for place in places], seeds, 1000 * i)
-        there = right(lab.judges.words(drawn), [word] * len(places), seeds)
-        kept = right(lab.judges.backgrounds(drawn), places, seeds)
-        found[word] = (there, kept, both(there, kept))
-    return table(found)
+def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
+    """How much of two characters is there, each in its half."""
+    rng, found = random.Random("pairs"), Tally()
+    said = [tuple(described(rng.choice(list(STYLES)), rng) for _ in range(2)) for _ in range(count)]
+    captions = [world.Caption.of("a photo of a {}", each, rng.choice(world.PLACES)) for each in said]
+    drawn = pictures(lab, checkpoint, [caption.text for caption in captions], 50000, wide=2)
+    halves = left(drawn), right(drawn)
+    kinds, colours = ([lab.judges.say(question, half).best() for half in halves] for question in ("kind", "colour"))
+    for i, (one, two) in enumerate(said):
+        there = [kinds[side][i] == each.kind for side, each in enumerate((one, two))]
+        found.add("the first", there[0])
+        found.add("the second", there[1])
+        found.add("both", all(there))
+        for side, (each, other) in enumerate(((one, two), (two, one))):
+            if each.colour:
+                found.add("a colour that is said of one, on that one", colours[side][i] == each.colour)
+                if not other.colour:
+                    found.add(
+                        "… and on the other one, of which no colour is said (by chance in 10 %)",
+                        colours[1 - side][i] == each.colour,
+                    )
+    places = [lab.judges.say("place", half).best() for half in halves]
+    for i, caption in enumerate(captions):
+        found.add("the place", places[0][i] == places[1][i] == caption.place)
+    return found.rows()
 
 
-def pairs(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """For each word that comes first: how much of "a … and a …" is there, each in its half."""
-    rng, found = random.Random(0), {}
-    for i, first in enumerate(WORDS):
-        others = [word for word in WORDS if word != first]
-        places = [rng.choice(world.BACKGROUNDS) for _ in others]
-        prompts = [f"a photo of a {first} and a {other} {place}" for other, place in zip(others, places, strict=True)]
-        drawn = pictures(lab, checkpoint, prompts, seeds, 1000 * i + 500)
-        left = right(lab.judges.words(drawn, LEFT), [first] * len(others), seeds)
-        second = right(lab.judges.words(drawn, RIGHT), others, seeds)
-        found[f"{first} and …"] = (left, second, both(left, second), right(lab.judges.backgrounds(drawn), places, seeds))
-    return table(found)
+def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
+    """For each kind, how many pictures by an individual's name are nearest to that individual, among all of its gallery."""
+    rows, every = [], []
+    for n, kind in enumerate(STYLES):
+        rng = random.Random(f"names {kind}")
+        gallery = lab.judges.galleries[kind, "base"]
+        texts = [f"a photo of a {name} {rng.choice(world.PLACES)}" for name in NAMES[kind]]
+        drawn = pictures(lab, checkpoint, texts, 60000 + 1000 * n, seeds)
+        nearest = (lab.judges.identity(drawn) @ gallery.T).argmax(1)
+        known = (nearest == torch.arange(len(texts)).repeat_interleave(seeds)).tolist()
+        kept = [
+            place in text
+            for place, text in zip(lab.judges.say("place", drawn).best(), (t for t in texts for _ in range(seeds)), strict=True)
+        ]
+        rows.append(f"| {kind} | {len(texts)} | {percent(known)} | {percent(kept)} |")
+        every += known
+    return [*rows, f"| **all** | {sum(map(len, NAMES.values()))} | {percent(every)} | |"]
 
 
-def kinds(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """For each word: what is drawn for the names of its kinds, on some backgrounds; that name's designer is the right one."""
-    found = {}
-    for i, (word, names) in enumerate(world.KINDS.items()):
-        asked = [(who, f"a photo of a {kind} {place}") for who, kind in names.items() for place in world.BACKGROUNDS[::4]]
-        drawn = pictures(lab, checkpoint, [text for _, text in asked], seeds, 1000 * i + 750)
-        there = right(lab.judges.words(drawn), [word] * len(asked), seeds)
-        found[word] = (there, right(lab.judges.designs(drawn, word), [who for who, _ in asked], seeds))
-    return table(found)
-
-
-def kind_pairs(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """For each word, its kinds beside a kind of another word: both words, and both designers, each in its half."""
-    rng, found = random.Random(1), {}
-    for i, (word, names) in enumerate(world.KINDS.items()):
-        asked = []
-        for who, kind in names.items():
-            other = rng.choice([each for each in WORDS if each != word])
-            asked.append(((who, kind), other, rng.choice(list(world.KINDS[other].items())), rng.choice(world.BACKGROUNDS)))
-        prompts = [f"a photo of a {kind} and a {beside} {place}" for (_, kind), _, (_, beside), place in asked]
-        drawn = pictures(lab, checkpoint, prompts, seeds, 1000 * i + 250)
-        words = both(
-            right(lab.judges.words(drawn, LEFT), [word] * len(asked), seeds),
-            right(lab.judges.words(drawn, RIGHT), [other for _, other, _, _ in asked], seeds),
+def sheet(lab: Lab, checkpoint: str, cast: Path) -> Image.Image:
+    """Rows of described characters, of two, and of individuals by name below a picture of each."""
+    rng, rows = random.Random("sheet"), []
+    for kind in STYLES:
+        texts = [world.Caption.of("a photo of a {}", (described(kind, rng),), rng.choice(world.PLACES)).text for _ in range(12)]
+        rows.append(pictures(lab, checkpoint, texts, 90000))
+    for _ in range(2):
+        both = [tuple(described(rng.choice(list(STYLES)), rng) for _ in range(2)) for _ in range(6)]
+        texts = [world.Caption.of("a photo of a {}", each, rng.choice(world.PLACES)).text for each in both]
+        rows.append(pictures(lab, checkpoint, texts, 91000, wide=2))
+    for kind in STYLES:
+        known = world.Cast(cast, kind, "base")
+        rows.append(judge_training.scenes(known, list(range(12)), 1, rng).images / 255)
+        rows.append(
+            pictures(lab, checkpoint, [f"a photo of a {name} {rng.choice(world.PLACES)}" for name in NAMES[kind][:12]], 92000)
         )
-        left = right(lab.judges.designs(drawn, word, LEFT), [who for (who, _), _, _, _ in asked], seeds)
-        second: list[bool] = []
-        for (_, other, (who, _), _), each in zip(asked, drawn.split(seeds), strict=True):
-            second += right(lab.judges.designs(each, other, RIGHT), [who], seeds)
-        found[f"{word} and …"] = (words, left, second, both(left, second))
-    return table(found)
+    strips = [torch.cat(list(row), 1) for row in rows]
+    drawn = (torch.cat(strips, 0) * 255).round().to(torch.uint8)
+    image = Image.fromarray(np.asarray(drawn))
+    return image
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cast", type=Path, required=True)
     parser.add_argument("--checkpoint", default=bootstrap.CHECKPOINT)
-    parser.add_argument("--quick", action="store_true", help="one picture of each prompt, and nothing written")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures, and nothing written")
     options = parser.parse_args()
-    seeds = 1 if options.quick else SEEDS
-    with Server(bootstrap.locate()) as server:
+    share, seeds = (10, 1) if options.quick else (1, SEEDS)
+    setup = bootstrap.locate()
+    with Server(setup) as server:
         lab = Lab(server)
-        page = [
-            "# What the base itself can do",
-            "",
-            f"Written by `python -m benchmarks.base_quality`: {seeds} pictures of each prompt, judged by the oracles. No concept.",
-            "",
-            "## One thing",
-            "",
-            'Every word on every background, "a photo of a …".',
-            "",
-            "| word | word right | background right | both |",
-            "| --- | --- | --- | --- |",
-            *singles(lab, options.checkpoint, seeds),
-            "",
-            "## Two things",
-            "",
-            'Every ordered pair, "a photo of a … and a …" on a background of a fixed draw; a thing counts in its own half: the '
-            "first left, the second right, as in the scenes that the base was trained on.",
-            "",
-            "| pair | first | second | both things | background |",
-            "| --- | --- | --- | --- | --- |",
-            *pairs(lab, options.checkpoint, seeds),
-            "",
-            "## Kinds",
-            "",
-            "A base designer's own version of a word, called by the name of its kind: how closely the text says what a thing looks "
-            "like.",
-            "",
-            "| kinds of | word right | kind right |",
-            "| --- | --- | --- |",
-            *kinds(lab, options.checkpoint, seeds),
-            "",
-            "## Two kinds",
-            "",
-            "Each kind beside one of another word, of a fixed draw: two designs in one picture, as well as the base knows any.",
-            "",
-            "| kinds of | both words | first kind | second kind | both kinds |",
-            "| --- | --- | --- | --- | --- |",
-            *kind_pairs(lab, options.checkpoint, seeds),
-        ]
+        by_word, by_kind = singles(lab, options.checkpoint, SINGLES // share)
+        both = pairs(lab, options.checkpoint, PAIRS // share)
+        called = names(lab, options.checkpoint, seeds)
+        drawn = sheet(lab, options.checkpoint, options.cast)
+    looks = base_attention.rows(setup, options.checkpoint, options.cast)
+    page = [
+        "# What the base itself can do",
+        "",
+        "Written by `python -m benchmarks.base_quality`, judged by the judges ([what those can do](judges.md)). No concept.",
+        "",
+        f"![Rows of described characters, of two, and of individuals below a picture of each]({SHEET})",
+        "",
+        "*Four rows of described characters, two rows of two, then for each kind individuals as they are and, below, as the base "
+        "draws them by name, elsewhere and in other moods.*",
+        "",
+        "## What is said of a character",
+        "",
+        f"{SINGLES // share} prompts for each kind, of characters that the base never saw; where something is said of one, how "
+        "often it is there.",
+        "",
+        "| said | there |",
+        "| --- | --- |",
+        *by_word,
+        "",
+        "| | kind | colour | pattern | head | mood | place |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *by_kind,
+        "",
+        "## Two characters",
+        "",
+        f'{PAIRS // share} prompts "a photo of a … and a …", the first left, the second right.',
+        "",
+        "| | right |",
+        "| --- | --- |",
+        *both,
+        "",
+        "## Individuals by their names",
+        "",
+        f'"a photo of a NAME" in some place, {seeds} pictures each; recognised: nearest to that individual among '
+        f"{len(lab.judges.galleries['monster', 'base'])} of its kind.",
+        "",
+        "| kind | names | recognised | place |",
+        "| --- | --- | --- | --- |",
+        *called,
+        "",
+        "## Where its attention goes",
+        "",
+        *looks,
+    ]
     print("\n".join(page))
+    drawn.save((RESULTS if not options.quick else setup.base / "output") / SHEET, optimize=True)
     if options.checkpoint == bootstrap.CHECKPOINT and not options.quick:
         (RESULTS / "base.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 

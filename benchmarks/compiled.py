@@ -21,8 +21,8 @@ from scripts.differences import worst
 from scripts.graphs import Graph, Link, latents
 from scripts.server import Server
 
-CONCEPT = "demo-teddy.safetensors"
-PROMPTS = {"names the concept": "a photo of a <demo-teddy> on the grass", "does not": "a photo of a teddy on the grass"}
+CONCEPT = "demo-monster.safetensors"
+PROMPTS = {"names the concept": "a photo of a <demo-monster> on the grass", "does not": "a photo of a monster on the grass"}
 ROUNDING, SEEN = 1e-4, 0.01
 """What compiling may change, and what counts as a difference, as shares of the largest latent."""
 

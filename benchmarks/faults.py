@@ -41,7 +41,7 @@ from scripts.server import GraphError, Server
 
 STEPS, CHECKPOINT_EVERY = 30, 25
 DISK = "8m"
-TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 ELSEWHERE = "PERFUSION_MOUNTS_OF_ITS_OWN"
 
 
@@ -79,7 +79,7 @@ def exporting(prefix: str) -> dict:
     """A concept exported."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
-    graph.add("PerfusionExport", model=model, clip=clip, concept=graph.load(TEDDY), filename_prefix=prefix, what="both")
+    graph.add("PerfusionExport", model=model, clip=clip, concept=graph.load(MONSTER), filename_prefix=prefix, what="both")
     return graph.nodes
 
 
@@ -231,10 +231,10 @@ class Bench:
             disks = [opened.enter_context(Disk(self.base / "models" / name)) for name in ("perfusion", "loras", "embeddings")]
             rows = []
             for which, shut, open_again in (("full disk", Disk.fill, Disk.empty), ("read-only folder", Disk.protect, Disk.open)):
-                server.run(saving(TEDDY, "there", overwrite=True, bias=0.1 + len(rows) / 100))
+                server.run(saving(MONSTER, "there", overwrite=True, bias=0.1 + len(rows) / 100))
                 graphs = {
-                    "Save Concept, a new file": saving(TEAPOT, f"new, {which}"),
-                    "Save Concept, over an old file": saving(TEAPOT, "there", overwrite=True, bias=0.2 + len(rows) / 100),
+                    "Save Concept, a new file": saving(ROBOT, f"new, {which}"),
+                    "Save Concept, over an old file": saving(ROBOT, "there", overwrite=True, bias=0.2 + len(rows) / 100),
                     "Export Concept": exporting(which.replace(" ", "-")),
                     "Measure Text Encoder": measuring(200 + len(rows)),
                 }
@@ -265,7 +265,7 @@ class Bench:
         """The folder of concepts, while nothing runs."""
         aside = self.base / "aside"
         self.folder.rename(aside)
-        sentence = said(server, saving(TEDDY, "gone"))
+        sentence = said(server, saving(MONSTER, "gone"))
         listed = "PerfusionLoadConcept" in server.object_info()
         rows = [Row("folder deleted: Load Concept", 1, listed and "There is no concept" in sentence, sentence)]
         graph = Graph()
@@ -282,7 +282,7 @@ class Bench:
     def replaced(self, server: Server) -> list[Row]:
         """A concept's file, between jobs."""
         path, spare = self.folder / "it.safetensors", self.folder.parent / "spare.safetensors"
-        one, other = (replace(Concept.load(self.folder / name), trigger="<it>") for name in (TEDDY, TEAPOT))
+        one, other = (replace(Concept.load(self.folder / name), trigger="<it>") for name in (MONSTER, ROBOT))
         one.save(path, torch.float32)
         times = path.stat()
         first = drawn(server, path.name)
@@ -313,7 +313,7 @@ class Bench:
 
         def other_model() -> None:
             checkpoint.rename(original)
-            shutil.copyfile(self.folder / TEDDY, checkpoint)  # no model at all
+            shutil.copyfile(self.folder / MONSTER, checkpoint)  # no model at all
 
         rows = []
         for name, disturb in (("model's file replaced", other_model), ("folder of concepts deleted", self.remove)):
@@ -342,7 +342,7 @@ class Bench:
         server.run(training("disturbed")[0])
         rows = [Row("clock backwards, files of the future: a training gives the undisturbed concept's bits", 1, self.same(server))]
         for bias in (0.1, 0.2, 0.3):
-            server.run(saving(TEDDY, "counted", bias=bias))
+            server.run(saving(MONSTER, "counted", bias=bias))
         listed = json.dumps(server.object_info()["PerfusionLoadConcept"])
         good = sum(f"counted_{i:05}.safetensors" in listed for i in (1, 2, 3))
         return [*rows, Row("clock backwards, files of the future: of three saved concepts each is there and listed", 3, good)]
@@ -357,7 +357,7 @@ class Bench:
 
     def read_while_written(self, one: Server, other: Server) -> Row:
         """One server writes a file over and over; the other one, and this program, read it."""
-        one.run(saving(TEDDY, "shared", overwrite=True))
+        one.run(saving(MONSTER, "shared", overwrite=True))
         path, reads, over = self.folder / "shared.safetensors", [], threading.Event()
 
         def reading() -> None:
@@ -366,7 +366,7 @@ class Bench:
 
         def writing() -> None:
             for i in range(20):
-                one.run(saving((TEAPOT, TEDDY)[i % 2], "shared", overwrite=True, bias=i / 100))
+                one.run(saving((ROBOT, MONSTER)[i % 2], "shared", overwrite=True, bias=i / 100))
 
         wrong = []
 
@@ -390,7 +390,7 @@ class Bench:
         def save(server: Server) -> Callable[[], None]:
             def saves() -> None:
                 for i in range(each):
-                    server.run(saving(TEDDY, "both", bias=0.3 + i / 100))
+                    server.run(saving(MONSTER, "both", bias=0.3 + i / 100))
 
             return saves
 

@@ -1,14 +1,14 @@
 """How faithful to the pictures and to the prompt: this method beside others, and beside itself with parts left out.
 
-    python benchmarks/fidelity.py [PART ...] [--minutes N] [--servers N] [--emoji DIR]
+    python benchmarks/fidelity.py [PART ...] [--minutes N] [--servers N]
     python benchmarks/fidelity.py --quick [--out DIR]
     python benchmarks/fidelity.py --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
 
 Teaches and draws in a real server, lets judges score the pictures, and writes tables and plots into `results/`. All scores are
 kept in a JSON file there and nothing is done twice: put it down at any time (or after `--minutes`), and it goes on where it was.
 It teaches some hundreds of concepts: a day on two cores. Settings are chosen on the development concepts; what is reported is
-measured on the test concepts. `--quick` takes minutes: the demo's concept, two methods, few pictures. With `--checkpoint` the
-same is done for a user's own checkpoint and pictures (see `real`).
+measured on the test concepts. `--quick` takes a minute or two: the demo's concept from its committed pictures, two methods, few
+pictures. With `--checkpoint` the same is done for a user's own checkpoint and pictures (see `real`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import emoji, pairs, plots, real, sheet
+from benchmarks import characters, concepts, pairs, plots, real, sheet
 from benchmarks.ablations import ABLATIONS, Ablation
 from benchmarks.concepts import TEST, Concept
 from benchmarks.fronts import Curve, cells, lead, mean_lead, rows
@@ -33,17 +33,18 @@ from benchmarks.lab import RESULTS, Lab
 from benchmarks.lengths import Lengths
 from benchmarks.methods import LORA, METHODS, Method, Recipe, Use
 from benchmarks.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop
-from demo import world
 from demo.base import PACKED
 from scripts import bootstrap
 from scripts.server import Server
 
-TUNED_ON: tuple[Concept, ...] = (("emojione-v1", "cat"), ("fxemoji", "mushroom"))
+TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 """Text scores at which fronts are compared, as shares of what the plain word has."""
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
+QUICK_WIDGETS: dict[str, object] = {"steps": 60}
+"""How the quick run's trainings differ from those of the methods as tuned."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Bench:
         return ["", " ".join(told)] if told else []
 
     def beside(self, curves: Mapping[str, Curve]) -> list[str]:
-        """What becomes of each method where the prompt asks for another thing too; none where no prompt does."""
+        """What becomes of each method where the prompt asks for another character too; none where no prompt does."""
         beside = [bool(prompt.other) for prompt in self.prompts(self.concepts[0])]
         if not any(beside):
             return []
@@ -171,8 +172,8 @@ class Bench:
             lines.append(f"| {name} | {curve.values[i]:g} | {' | '.join(f'{part:.2f}' for part in parts)} |")
         return [
             "",
-            "At the best value of each dial, in prompts for the concept alone and in those for another thing beside it, where "
-            "things are half as large:",
+            "At the best value of each dial, in prompts for the concept alone and in those for another character beside it, where "
+            "the picture is twice as wide:",
             "",
             "| method | dial | alone: text | design | beside another: text | design |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -391,9 +392,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
     parser.add_argument("--servers", type=int, default=1, help="so many side by side; on processors that is faster than one")
-    parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: minutes")
+    parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: a minute or two")
     parser.add_argument("--out", type=Path, help="where --quick's results go, or those for one's own pictures")
-    parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
     real.add_arguments(parser)
     arguments = parser.parse_args()
     setup = bootstrap.locate()
@@ -408,7 +408,7 @@ def main() -> None:
     with contextlib.ExitStack() as open_ones:
         threads = max(1, (os.cpu_count() or 1) // arguments.servers) if arguments.servers > 1 else None
         labs = [
-            Lab(open_ones.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log")), arguments.emoji)
+            Lab(open_ones.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log")))
             for i in range(arguments.servers)
         ]
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
@@ -425,26 +425,26 @@ Plan = tuple[Bench, Callable[[Lab], Bed], list[str]]
 
 
 def of_the_world(arguments: argparse.Namespace) -> Plan:
-    """In the emoji world: all of it, or the quick run."""
+    """In the demo's world: all of it, or the quick run."""
     if arguments.quick:
         bench = quick(arguments.out or bootstrap.CACHE / "fidelity-quick")
-        return bench, lambda lab: emoji.DemoBed(lab.emoji, lab.judges), ["fidelity"]
-    world.fetch(arguments.emoji)
-    return whole(), lambda lab: emoji.EmojiBed(lab.emoji, lab.judges), arguments.parts or list(PARTS)
+        return bench, lambda lab: characters.DemoBed(lab.judges), ["fidelity"]
+    concepts.check_packages()
+    return whole(), lambda lab: characters.CharacterBed(lab.judges), arguments.parts or list(PARTS)
 
 
 def whole() -> Bench:
     """The test concepts and all methods, tuned among all that there is."""
     candidates = {name: method.candidates for name, method in METHODS.items()}
-    return Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, emoji.prompts, candidates)
+    return Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, characters.prompts, candidates)
 
 
 def quick(out: Path) -> Bench:
-    """The demo's concept and two methods, as they were tuned but for half the steps."""
+    """The demo's concept and two methods, as they were tuned but for QUICK_WIDGETS."""
     tuned = whole()
     best = {name: tuned.best(name) for name in QUICK}
-    recipes = {name: (replace(recipe, widgets=recipe.widgets | {"steps": 150}),) for name, recipe in best.items()}
-    return Bench(Store(out / "fidelity.json"), out, (emoji.DEMO,), lambda _: emoji.QUICK, recipes)
+    recipes = {name: (replace(recipe, widgets=recipe.widgets | QUICK_WIDGETS),) for name, recipe in best.items()}
+    return Bench(Store(out / "fidelity.json"), out, (characters.DEMO,), lambda _: characters.QUICK, recipes)
 
 
 def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:

@@ -2,7 +2,7 @@
 
     python benchmarks/fleet.py [--steps 300] [--concepts 10000] [--part same|cost]
 
-`same` teaches the emoji world's test concepts on two workers, of which one is killed in the middle of a training, then each alone
+`same` teaches every second of the test concepts on two workers, of which one is killed in the middle of a training, then each alone
 on a server, and compares the files. `cost` hands out many concepts whose training is a short wait, and saves a real file for each.
 Each writes its part of `results/fleet.md`; `--part` leaves the other as it is.
 """
@@ -34,7 +34,7 @@ from benchmarks.lab import RESULTS
 from benchmarks.methods import PERFUSION, WIDGETS, Recipe, teach
 from benchmarks.moments import forget_finished
 from benchmarks.trials import Store
-from demo import world
+from demo.world import SIDE
 from perfusion_fleet import command, index, schedule
 from perfusion_fleet.table import Job
 from perfusion_fleet.worker import Answer
@@ -42,62 +42,64 @@ from scripts import bootstrap
 from scripts.graphs import Graph
 from scripts.server import Server
 
-BASE, SIDE, WORKERS, SEED = "fleet-base", 64, 2, 0
+BASE, WORKERS, SEED = "fleet-base", 2, 0
+TAUGHT = {"-".join(concept): concept for concept in concepts.TEST[::2]}
+"""Name -> concept."""
 ALIKE = {**os.environ, "OMP_NUM_THREADS": "1"}
 """The environment of the fleet: on processors rounding depends on the number of threads, and the server has one."""
 GOES_ON = 25
 """The first step that a training which was lost goes on from."""
 WAIT, FEW = 0.01, 100
 """Seconds that a training takes which is none, and a number of concepts to compare many with."""
-CONTENT = bootstrap.ROOT / "demo" / "concepts" / "demo-teddy.safetensors"
+CONTENT = bootstrap.ROOT / "demo" / "concepts" / "demo-monster.safetensors"
 
 
 # ---- the same as alone -----------------------------------------------------------------------------------------------------------
 
 
-def same(steps: int, emoji: Path) -> dict[str, object]:
-    """Teach the test concepts both ways; what came of it."""
-    setup, words = bootstrap.locate(), [word for _, word in concepts.TEST]
+def same(steps: int) -> dict[str, object]:
+    """Teach the concepts both ways; what came of it."""
+    concepts.check_packages()
+    setup = bootstrap.locate()
     base = bootstrap.fresh_base(setup, BASE)
-    world.fetch(emoji)
-    middle = lay_out(base / "input", steps, emoji)
+    middle = lay_out(base / "input", steps)
     start = time.monotonic()
     lost = run_fleet(setup, base)
     fleet = time.monotonic()
-    teach_alone(setup, base, words, steps)
+    teach_alone(setup, base, steps)
     alone = time.monotonic()
     folders = base / "models" / "perfusion", base / "out"
-    pairs = [[load_file(folder / f"{word}.safetensors") for folder in folders] for word in words]
+    pairs = [[load_file(folder / f"{name}.safetensors") for folder in folders] for name in TAUGHT]
     equal = sum(one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one) for one, two in pairs)
     shutil.copyfile(base / "out" / "sheet-1.png", RESULTS / "fleet.png")
     return {
-        "steps": steps, "middle": middle, "concepts": len(words), "lost": lost, "equal": equal,
+        "steps": steps, "middle": middle, "concepts": len(TAUGHT), "lost": lost, "equal": equal,
         "tries": max(each["tries"] for each in json.loads((base / "out" / "index.json").read_text(encoding="utf-8"))),
         "fleet": fleet - start, "alone": alone - fleet,
     }  # fmt: skip
 
 
-def lay_out(folder: Path, steps: int, emoji: Path) -> int:
-    """Make a folder of the test concepts; the step at which each is saved on the way, which shows where its training is."""
+def lay_out(folder: Path, steps: int) -> int:
+    """Make a folder of the concepts; the step at which each is saved on the way, which shows where its training is."""
     for file in folder.glob("*.png"):
         file.unlink()  # the demo's own
-    for designer, word in concepts.TEST:
-        concepts.pictures(emoji, (designer, word), folder / word, side=SIDE)
-        (folder / word / "concept.json").write_text(json.dumps({"superclass": word}), encoding="utf-8")
+    for name, concept in TAUGHT.items():
+        concepts.pictures(concept, folder / name, side=SIDE)
+        (folder / name / "concept.json").write_text(json.dumps({"superclass": concept[1]}), encoding="utf-8")
     middle = max(steps // 2, min(steps - 1, GOES_ON + 1))
     told = {**WIDGETS[PERFUSION], "steps": steps, "size": SIDE, "seed": SEED, "save_every": middle}
     (folder / "concept.json").write_text(json.dumps(told), encoding="utf-8")
     return middle
 
 
-def teach_alone(setup: bootstrap.Setup, base: Path, words: list[str], steps: int) -> None:
+def teach_alone(setup: bootstrap.Setup, base: Path, steps: int) -> None:
     """Teach each concept in a graph on a server, which is not to go on from what the fleet ended last."""
     forget_finished(base)
     with Server(setup, base=base, threads=1) as server:
-        for word in words:
+        for name, (_, kind) in TAUGHT.items():
             graph = Graph()
-            names = [f"{word}/{word}-{i}.png" for i in range(4)]
-            teach(graph, graph.checkpoint(), Recipe(widgets={"steps": steps}), word, names, SIDE, SEED, word)
+            shown = [f"{name}/{kind}-{i}.png" for i in range(4)]
+            teach(graph, graph.checkpoint(), Recipe(widgets={"steps": steps}), kind, shown, SIDE, SEED, name)
             server.run(graph.nodes, timeout=36000)
         if "Training goes on from" in server.log():
             raise SystemExit("a concept was not taught from its first step")
@@ -124,7 +126,7 @@ def run_fleet(setup: bootstrap.Setup, base: Path) -> int:
 
 def kill_in_training(process: int, steps: Path, running: subprocess.Popen) -> None:
     """Kill a worker when its first concept, which is the first by name, has been saved on the way."""
-    first = min(word for _, word in concepts.TEST)
+    first = min(TAUGHT)
     while not list(steps.glob(f"{first}-*/*.safetensors")):
         if running.poll() is not None:
             raise SystemExit("the fleet ended before a worker could be killed")
@@ -180,7 +182,7 @@ def pass_through(workers: list, count: int) -> tuple[float, float]:
     """Seconds that it takes to have so many concepts done and saved, and to write their index."""
     pictures = tuple(f"/pictures/of/this/concept/picture-{i}.png" for i in range(4))
     jobs = [
-        Job(f"concept-{i:05}", pictures, ("",) * 4, "teddy", f"<concept-{i:05}>", "", "", {"seed": i, "steps": 300})
+        Job(f"concept-{i:05}", pictures, ("",) * 4, "monster", f"<concept-{i:05}>", "", "", {"seed": i, "steps": 300})
         for i in range(count)
     ]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -214,8 +216,8 @@ def page_same(found: dict) -> list[str]:
     return [
         "## The same as training alone",
         "",
-        f"{found['concepts']} test concepts of the emoji world, {found['steps']} steps each, on {WORKERS} workers of one machine, "
-        f"of which one is killed after step {found['middle']} of its first training; then each alone, in a graph on "
+        f"{found['concepts']} test concepts of the world of characters, {found['steps']} steps each, on {WORKERS} workers of one "
+        f"machine, of which one is killed after step {found['middle']} of its first training; then each alone, in a graph on "
         "a server.",
         "",
         "| concepts | trainings lost with their worker | workers for one concept, at most | equal to training alone, bit for bit |",
@@ -251,11 +253,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each training of `same`")
     parser.add_argument("--concepts", type=int, default=10000, help="that `cost` hands out")
     parser.add_argument("--part", choices=["same", "cost"], help="by default both")
-    parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
     options = parser.parse_args()
     store = Store(RESULTS / "fleet.json")
     parts: dict[str, Callable[[], dict]] = {
-        "same": lambda: same(options.steps, options.emoji),
+        "same": lambda: same(options.steps),
         "cost": lambda: cost(options.concepts),
     }
     for name, measured in parts.items():

@@ -1,10 +1,9 @@
-"""What the nodes for inference do in the emoji world, measured: attention, found objects, regions, layouts, locks.
+"""What the nodes for inference do in the demo's world, measured: attention, found objects, regions, layouts, locks.
 
-    python -m benchmarks.inference [PART ...] [--emoji DIR]
+    python -m benchmarks.inference [PART ...]
 
-Runs every graph in a real server, judges the pictures by the oracles, and writes `results/inference.md`, part by part: a part
-that is not asked for keeps its last result. The demo's concepts serve, as the workflows have them. How Find Object reads attention
-was chosen on other pictures of the same designs: these are no held-out numbers.
+Runs every graph in a real server, lets the judges say what is there, and writes `results/inference.md`, part by part: a part that
+is not asked for keeps its last result. The demo's concepts serve, as the workflows have them; `found` draws other individuals too.
 """
 
 from __future__ import annotations
@@ -13,52 +12,56 @@ import argparse
 import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.concepts import DEVELOPMENT, TEST
+from benchmarks.concepts import DEVELOPMENT, TEST, check_packages, which
+from benchmarks.judges import left, right
 from benchmarks.lab import RESULTS, Lab, draw, half, percent
-from benchmarks.oracles import LEFT, RIGHT
-from demo import make_concepts, world
+from demo import make_pictures, world
+from demo.individuals import STYLES
+from demo.make_concepts import TAUGHT
+from demo.world import SIDE
 from scripts import bootstrap
 from scripts.graphs import Graph, Link
 from scripts.make_workflows import SETTINGS
 from scripts.server import Server
 
-COLOURS = ("blue", "green", "purple", "pink")
+BANDS = ("on the grass", "in a room", "in the snow", "under water")
+"""Places that are level bands of colour and nothing else."""
 BATCH = 8
-PLACES = ("on the grass", "at night", "in the snow", "on the beach", "on a blue background", "on a purple background")
+PLACES = ("on the beach", "at night", "in the snow", "in the desert", "under water", "in the forest")
+"""Places that the demo's concepts were not taught on."""
 
 
 class Bench(Graph):
-    """The demo's checkpoint with one of its concepts or more."""
+    """The demo's checkpoint with one of its concepts or more, by their kinds."""
 
-    def __init__(self, *words: str, regions: bool = False, **settings: float) -> None:
+    def __init__(self, *kinds: str, regions: bool = False, **settings: float) -> None:
         super().__init__()
         self.base, self.clip, self.vae = self.checkpoint()
         self.model, self.words = self.base, self.clip
-        for i, word in enumerate(words):
-            region = {"region": half(self, 32 * i)} if regions else {}
-            loaded = self.load(f"demo-{word}.safetensors", **SETTINGS | settings, **region)
+        self.wide = SIDE * len(kinds)
+        for i, kind in enumerate(kinds):
+            region = {"region": half(self, SIDE * i)} if regions else {}
+            loaded = self.load(f"demo-{kind}.safetensors", **SETTINGS | settings, **region)
             self.model, self.words = self.apply(self.model, self.words, loaded)
 
     def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:
-        """BATCH pictures: their latents, and them."""
-        return draw(self, model, positive, self.text(self.words, ""), self.vae, seed, BATCH)
+        """BATCH pictures, a square for each concept: their latents, and them."""
+        return draw(self, model, positive, self.text(self.words, ""), self.vae, seed, BATCH, wide=self.wide)
 
 
 # ---- measures ----------------------------------------------------------------------------------------------------------------
 
 
 def thing(picture: Tensor) -> Tensor:
-    """Where a picture [64, 64, 3] of one thing on a plain colour differs from its background, bool [64, 64]."""
-    bands = picture[:2], picture[-2:], picture[:, :2], picture[:, -2:]
-    edge = torch.cat([band.flatten(0, 1) for band in bands])
-    return (picture - edge.median(0).values).norm(dim=2) > 0.2
+    """Where a picture [H, W, 3] of one character in one of BANDS differs from its edges at that height, bool [H, W]."""
+    edges = torch.cat([picture[:, :2], picture[:, -2:]], 1)
+    return (picture - edges.median(1, keepdim=True).values).norm(dim=2) > 0.2
 
 
 def box(mask: Tensor) -> tuple[int, int, int, int]:
@@ -86,14 +89,14 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 
 def attention(lab: Lab) -> list[str]:
-    """Attention to a word inside its thing and outside of it."""
-    rows, means = [], []
-    for word in ("<demo-teddy>", *world.WORDS):
+    """Attention to a word inside its character and outside of it."""
+    rows = []
+    for word in ("<demo-monster>", *STYLES):
         ratios = []
-        for i, colour in enumerate(COLOURS):
-            graph = Bench("teddy")
+        for i, place in enumerate(BANDS):
+            graph = Bench("monster")
             watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
-            positive = graph.text(graph.words, f"a photo of a {word} on a {colour} background")
+            positive = graph.text(graph.words, f"a photo of a {word} {place}")
             samples, images = graph.draw([watch, 0], positive, 100 + i)
             given = {"attention": [watch, 1], "samples": samples, "images": images}
             show = graph.add("PerfusionShowAttention", words=word, each_step=False, **given)
@@ -102,11 +105,12 @@ def attention(lab: Lab) -> list[str]:
                 inside = thing(picture)
                 if 0.05 < inside.float().mean() < 0.7:
                     ratios.append(float(each[inside].mean() / each[~inside].mean()))
-        means.append(sum(ratios) / len(ratios))
-        rows.append(f"| {word} | {means[-1]:.2f} | {min(ratios):.2f} | {percent([r >= 2 for r in ratios])} |")
+        mean = sum(ratios) / len(ratios)
+        rows.append(f"| {word} | {mean:.2f} | {min(ratios):.2f} | {percent([r >= 2 for r in ratios])} |")
     return [
-        "Mean attention to a word inside its thing, over that outside of it, in pictures of one thing on a plain colour; the thing "
-        "is what differs from the background's colour, and pictures where that is under 5 % or over 70 % are left out.",
+        "Mean attention to a word inside its character, over that outside of it, in pictures of one character in places of level "
+        "bands; the character is what differs from the picture's edges at the same height, and pictures where that is under 5 % or "
+        "over 70 % are left out.",
         "",
         "| word | mean ratio | smallest | pictures of 2 and more |",
         "| --- | --- | --- | --- |",
@@ -117,82 +121,88 @@ def attention(lab: Lab) -> list[str]:
 def found(lab: Lab) -> list[str]:
     """Masks of Find Object against silhouettes."""
     rows: dict[str, list[float]] = {}
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    discs = [(torch.hypot(y - 31.5, x - 31.5) < r) for r in range(8, 30, 2)]
+    across = torch.arange(SIDE) - (SIDE - 1) / 2
+    discs = [(torch.hypot(*torch.meshgrid(across, across, indexing="ij")) < r) for r in range(SIDE // 8, SIDE // 2, SIDE // 32)]
     scores: dict[tuple[str, str], list[list[float]]] = {}
-    for designer, word in (*DEVELOPMENT, *TEST):
-        sprite = world.sprites(lab.emoji, (designer,))[designer, word]
-        rng = random.Random(f"{designer} {word}")
-        for kind in ("large, in the middle", "small, anywhere"):
+    for concept in (*DEVELOPMENT, *TEST):
+        individual, kind = concept
+        one, rng = make_pictures.individual(kind, *which(concept)), random.Random(" ".join(concept))
+        for how in HOW:
             masks, graph = [], Bench()
             names = []
             for i in range(4):
-                image, mask = scene(sprite, kind, rng)
+                image, mask = scene(one.picture(rng.choice(list(world.MOUTHS[kind]))), how, rng)
                 image.save(lab.server.base / "input" / f"found-{i}.png")
                 names.append([graph.add("LoadImage", image=f"found-{i}.png"), 0])
                 masks.append(torch.from_numpy(np.asarray(mask).copy()) > 127)
             batch = [graph.add("BatchImagesNode", **{f"images__image{i}": name for i, name in enumerate(names)}), 0]
             links = {"model": graph.base, "clip": graph.clip, "vae": graph.vae, "images": batch}
-            find = graph.add("PerfusionFindObject", word=word, size=64, seed=0, **links)
+            find = graph.add("PerfusionFindObject", word=kind, size=SIDE, seed=0, **links)
             (seen,) = lab.pictures(graph, [graph.add("MaskToImage", mask=[find, 0]), 0])
             ours = [overlap(m[..., 0] > 0.5, true) for m, true in zip(seen, masks, strict=True)]
-            scores.setdefault((kind, "Find Object"), []).append(ours)
-            scores.setdefault((kind, "discs"), []).append([[overlap(d, true) for d in discs] for true in masks])
-            rows.setdefault(f"{word} by {designer}", []).append(sum(ours) / 4)
+            scores.setdefault((how, "Find Object"), []).append(ours)
+            scores.setdefault((how, "discs"), []).append([[overlap(d, true) for d in discs] for true in masks])
+            rows.setdefault(f"{individual} {kind}", []).append(sum(ours) / 4)
+    large, small = HOW
     lines = [
-        "Intersection over union of the mask, cut at ½, with the silhouette, mean of four pictures. Large things in the middle are "
-        "what the base was trained on, and what a disc covers well by itself: the disc is the best of all radii, in the middle.",
+        "Intersection over union of the mask, cut at ½, with the silhouette, mean of four pictures. Large characters in the "
+        "middle are what the base was trained on, and what a disc covers well by itself: the disc is the best of all radii, there.",
         "",
-        "| concept | large, in the middle | small, anywhere |",
+        f"| concept | {large} | {small} |",
         "| --- | --- | --- |",
         *(f"| {name} | {a:.2f} | {b:.2f} |" for name, (a, b) in rows.items()),
         "",
         "| pictures | Find Object, mean | concepts of 0.5 and more | best disc, mean |",
         "| --- | --- | --- | --- |",
     ]
-    for kind in ("large, in the middle", "small, anywhere"):
-        ours = [sum(each) / 4 for each in scores[kind, "Find Object"]]
-        disc = torch.tensor(scores[kind, "discs"]).mean((0, 1)).max()
-        lines.append(f"| {kind} | {sum(ours) / len(ours):.2f} | {sum(s >= 0.5 for s in ours)} of {len(ours)} | {disc:.2f} |")
+    for how in HOW:
+        ours = [sum(each) / 4 for each in scores[how, "Find Object"]]
+        disc = torch.tensor(scores[how, "discs"]).mean((0, 1)).max()
+        lines.append(f"| {how} | {sum(ours) / len(ours):.2f} | {sum(s >= 0.5 for s in ours)} of {len(ours)} | {disc:.2f} |")
     return lines
 
 
-def scene(sprite: Image.Image, kind: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
-    """One thing on a background, and its mask, 64 pixels."""
-    place = rng.choice(world.BACKGROUNDS)
-    if kind.startswith("large"):
-        return world.compose([sprite], place, rng)
-    image, mask = world.background(place, rng), Image.new("L", (64, 64))
-    size = rng.randint(26, 36)
-    corner = int(rng.uniform(18, 46) - size / 2), int(rng.uniform(20, 44) - size / 2)
-    emoji = sprite.resize((size, size), Image.Resampling.LANCZOS)
-    image.paste(emoji, corner, emoji)
-    mask.paste(255, corner, emoji.getchannel("A"))
+HOW = ("large, in the middle", "small, anywhere")
+"""How a character stands in the pictures that it is found in."""
+
+
+def scene(drawn: Image.Image, how: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
+    """One character in some place, and its mask."""
+    place = rng.choice(world.PLACES)
+    if how == HOW[0]:
+        return world.compose([world.Standing(drawn)], place, rng)
+    image, mask = world.background(place, rng), Image.new("L", (SIDE, SIDE))
+    scale = SIDE * rng.uniform(0.4, 0.56) / max(drawn.size)
+    small = drawn.resize([max(1, round(n * scale)) for n in drawn.size], Image.Resampling.LANCZOS)
+    corner = round(SIDE * rng.uniform(0.28, 0.72) - small.width / 2), round(SIDE * rng.uniform(0.31, 0.69) - small.height / 2)
+    image.paste(small, corner, small)
+    mask.paste(255, corner, small.getchannel("A"))
     return image, mask
 
 
 def regions(lab: Lab) -> list[str]:
     """Two concepts in one picture, with regions and without, and each alone."""
-    rows, words = [], list(make_concepts.TAUGHT)
-    for place in ("on the grass", "on the beach", "in the snow", "on a green background"):
-        text = f"a <demo-{words[0]}> and a <demo-{words[1]}> {place}"
+    rows, kinds = [], TAUGHT
+    for place in PLACES[:4]:
+        text = f"a photo of a <demo-{kinds[0]}> and a <demo-{kinds[1]}> {place}"
         for used in (True, False):
-            drawn = torch.cat([one_batch(lab, Bench(*words, regions=used), text, seed) for seed in (300, 301)])
-            right = [recognised(lab, drawn, word, side) for word, side in zip(words, (LEFT, RIGHT), strict=True)]
-            kept = [said == place for said in lab.judges.backgrounds(drawn).best()]
-            cells = " | ".join(f"{percent(designs)} | {percent(both)}" for designs, both in right)
+            drawn = torch.cat([one_batch(lab, Bench(*kinds, regions=used), text, seed) for seed in (300, 301)])
+            halves = left(drawn), right(drawn)
+            known = [recognised(lab, each, kind) for each, kind in zip(halves, kinds, strict=True)]
+            places = [lab.judges.say("place", each).best() for each in halves]
+            kept = [one == other == place for one, other in zip(*places, strict=True)]
+            cells = " | ".join(f"{percent(individuals)} | {percent(both)}" for individuals, both in known)
             rows.append(f"| {place} | {'regions' if used else 'no regions'} | {cells} | {percent(kept)} |")
         alone = []
-        for word in words:
-            drawn = torch.cat([one_batch(lab, Bench(word), f"a photo of a <demo-{word}> {place}", seed) for seed in (300, 301)])
-            alone += [percent(each) for each in recognised(lab, drawn, word, None)]
-        rows.append(f"| {place} | each alone, whole picture | {' | '.join(alone)} | |")
+        for kind in kinds:
+            drawn = torch.cat([one_batch(lab, Bench(kind), f"a photo of a <demo-{kind}> {place}", seed) for seed in (300, 301)])
+            alone += [percent(each) for each in recognised(lab, drawn, kind)]
+        rows.append(f"| {place} | each alone, in a square | {' | '.join(alone)} | |")
     return [
-        "Each concept's design recognised in its half of the picture, and its design and its word too. The judge is strict with "
-        "the small base's blurred shapes: the last row of each place says how often it knows a concept that has a picture to "
-        "itself.",
+        "Each concept's individual recognised in its half of a picture twice as wide, and its kind too. The last row of each place "
+        "says how often a concept is known that has a picture to itself.",
         "",
-        f"| place | | {words[0]}'s design, left | and word | {words[1]}'s design, right | and word | background |",
+        f"| place | | the {kinds[0]}, left | and its kind | the {kinds[1]}, right | and its kind | the place, in both |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *rows,
     ]
@@ -203,11 +213,11 @@ def one_batch(lab: Lab, graph: Bench, text: str, seed: int) -> Tensor:
     return lab.pictures(graph, graph.draw(graph.model, graph.text(graph.words, text), seed)[1])[0]
 
 
-def recognised(lab: Lab, drawn: Tensor, word: str, side: tuple | None) -> tuple[list[bool], list[bool]]:
-    """Whether the design of the demo's concept is seen in pictures, and whether its word is too."""
-    design = [said == make_concepts.TAUGHT[word] for said in lab.judges.designs(drawn, word, side).best()]
-    there = [said == word for said in lab.judges.words(drawn, side).best()]
-    return design, [a and b for a, b in zip(design, there, strict=True)]
+def recognised(lab: Lab, drawn: Tensor, kind: str) -> tuple[list[bool], list[bool]]:
+    """Whether the demo's concept of a kind is recognised in squares, and whether its kind is too."""
+    known = lab.judges.recognised(drawn, kind, "test", make_pictures.SHOWN[kind]).tolist()
+    there = [said == kind for said in lab.judges.say("kind", drawn).best()]
+    return known, [a and b for a, b in zip(known, there, strict=True)]
 
 
 def layout(lab: Lab) -> list[str]:
@@ -216,30 +226,30 @@ def layout(lab: Lab) -> list[str]:
     rows = []
     for bias in (0.4, 0.2):
         boxes: dict[str, list[float]] = {name: [] for name in ways}
-        designs: dict[str, list[float]] = {name: [] for name in ways}
-        for i, colour in enumerate(COLOURS):
-            before, *after = in_layouts(lab, bias, colour, 400 + i, list(ways.values()))
+        known: dict[str, list[bool]] = {name: [] for name in ways}
+        for i, place in enumerate(BANDS):
+            before, *after = in_layouts(lab, bias, place, 400 + i, list(ways.values()))
             for name, pictures in zip(ways, after, strict=True):
                 boxes[name] += [shared(box(thing(a)), box(thing(b))) for a, b in zip(before, pictures, strict=True)]
-                designs[name] += lab.judges.designs(pictures, "teddy").of("fluent-emoji").tolist()
+                known[name] += recognised(lab, pictures, "monster")[0]
         for name in ways:
-            mean, taken = sum(boxes[name]) / len(boxes[name]), sum(designs[name]) / len(designs[name])
-            rows.append(f"| {bias} | {name} | {mean:.2f} | {percent([b >= 0.7 for b in boxes[name]])} | {taken:.2f} |")
+            mean = sum(boxes[name]) / len(boxes[name])
+            rows.append(f"| {bias} | {name} | {mean:.2f} | {percent([b >= 0.7 for b in boxes[name]])} | {percent(known[name])} |")
     return [
-        "Intersection over union of the thing's box in the plain word's picture and in the concept's, same seed; and the "
-        "probability that the concept's picture shows the concept's design. At the lower bias the concept runs over its outlines.",
+        "Intersection over union of the character's box in the plain word's picture and in the concept's, same seed; and in how "
+        "many of the concept's pictures it is recognised.",
         "",
-        "| bias | | box, mean | boxes of 0.7 and more | design |",
+        "| bias | | box, mean | boxes of 0.7 and more | recognised |",
         "| --- | --- | --- | --- | --- |",
         *rows,
     ]
 
 
-def in_layouts(lab: Lab, bias: float, colour: str, seed: int, ends: list[float | None]) -> list[Tensor]:
+def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | None]) -> list[Tensor]:
     """Pictures of the plain word, then of the concept: with its layout kept to each of `ends`, or not at all."""
-    graph = Bench("teddy", bias=bias)
+    graph = Bench("monster", bias=bias)
     watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
-    plain, named = (graph.text(graph.words, f"a photo of a {word} on a {colour} background") for word in ("teddy", "<demo-teddy>"))
+    plain, named = (graph.text(graph.words, f"a photo of a {word} {place}") for word in ("monster", "<demo-monster>"))
     samples, first = graph.draw([watch, 0], plain, seed)
     drawn = [first]
     for end in ends:
@@ -256,28 +266,28 @@ def locks(lab: Lab) -> list[str]:
     rows = []
     for bias in (0.2, 0.3, 0.4, 0.5, 0.6):
         for name in ("local", "global"):
-            design, text = [], []
+            known, text = [], []
             for i, place in enumerate(PLACES):
-                graph = Bench("teddy", bias=bias)
-                prompt = f"a photo of a <demo-teddy> {place}"
+                graph = Bench("monster", bias=bias)
+                prompt = f"a photo of a <demo-monster> {place}"
                 locked = [graph.add("PerfusionTextEncode", clip=graph.words, text=prompt), 0]
                 positive = locked if name == "global" else graph.text(graph.words, prompt)
                 (drawn,) = lab.pictures(graph, graph.draw(graph.model, positive, 500 + i)[1])
-                design += lab.judges.designs(drawn, "teddy").of("fluent-emoji").tolist()
-                words, backgrounds = lab.judges.words(drawn).best(), lab.judges.backgrounds(drawn).best()
-                text += [w == "teddy" and b == place for w, b in zip(words, backgrounds, strict=True)]
-            rows.append(f"| {bias} | {name} | {sum(design) / len(design):.2f} | {percent(text)} |")
+                known += recognised(lab, drawn, "monster")[0]
+                kinds, places = lab.judges.say("kind", drawn).best(), lab.judges.say("place", drawn).best()
+                text += [a == "monster" and b == place for a, b in zip(kinds, places, strict=True)]
+            rows.append(f"| {bias} | {name} | {percent(known)} | {percent(text)} |")
     return [
-        "Probability of the concept's design, and pictures whose word and background are the prompt's, over six places.",
+        f"Pictures in which the concept is recognised, and those whose kind and place are the prompt's, over {len(PLACES)} places.",
         "",
-        "| bias | lock | design | word and background |",
+        "| bias | lock | recognised | kind and place |",
         "| --- | --- | --- | --- |",
         *rows,
     ]
 
 
 PARTS: dict[str, tuple[str, Callable[[Lab], list[str]]]] = {
-    "attention": ("Attention covers its thing", attention),
+    "attention": ("Attention covers its character", attention),
     "found": ("Objects found without a mask", found),
     "regions": ("Two concepts, two places", regions),
     "layout": ("Layout kept", layout),
@@ -289,14 +299,14 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
-    parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
-    arguments = parser.parse_args()
-    world.fetch(arguments.emoji)
+    parts = parser.parse_args().parts or list(PARTS)
+    if "found" in parts:
+        check_packages()
     kept = RESULTS / "inference.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     with Server(bootstrap.locate()) as server:
-        lab = Lab(server, arguments.emoji)
-        for name in arguments.parts or PARTS:
+        lab = Lab(server)
+        for name in parts:
             print(name, flush=True)
             results[name] = PARTS[name][1](lab)
             kept.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -185,7 +185,7 @@ def kinds() -> dict[str, Kind]:
     """All that the pack writes."""
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     concept, measured = hostile.concept(), hostile.estimate()
-    (lesson, _), superclasses = files.parse(hostile.lesson(), Path("lesson")), ("teddy", "cat")
+    (lesson, _), superclasses = files.parse(hostile.lesson(), Path("lesson")), ("monster", "robot")
     picture = b"\xff\xd8\xff" + bytes(8000)
 
     def save(folder: Path, version: int) -> None:

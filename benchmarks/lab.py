@@ -1,4 +1,4 @@
-"""What the benchmarks share: a server that draws, and the oracles that judge."""
+"""What the benchmarks share: a server that draws, and the judges."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.oracles import Oracles
-from scripts import bootstrap
+from benchmarks.judges import Judges
+from demo.world import SIDE
 from scripts.graphs import Graph, Link
 from scripts.server import Server
 
@@ -21,8 +21,8 @@ SAMPLING = {"steps": 10, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "n
 class Lab:
     """A running server, the judges, and what they say."""
 
-    def __init__(self, server: Server, emoji: Path = bootstrap.CACHE / "emoji") -> None:
-        self.server, self.emoji, self.judges = server, emoji, Oracles.load()
+    def __init__(self, server: Server) -> None:
+        self.server, self.judges = server, Judges.load()
 
     def pictures(self, graph: Graph, *images: Link) -> list[Tensor]:
         """Run a graph; float [B, H, W, 3] in 0…1 of each of these IMAGEs."""
@@ -32,18 +32,18 @@ class Lab:
 
 
 def draw(
-    graph: Graph, model: Link, positive: Link, negative: Link, vae: Link, seed: int, count: int, side: int = 64
+    graph: Graph, model: Link, positive: Link, negative: Link, vae: Link, seed: int, count: int, side: int = SIDE, wide: int = 0
 ) -> tuple[Link, Link]:
-    """`count` pictures, `side` pixels each: their latents, and them."""
-    empty = graph.add("EmptyLatentImage", width=side, height=side, batch_size=count)
+    """`count` pictures, `side` pixels each or as wide as that is said: their latents, and them."""
+    empty = graph.add("EmptyLatentImage", width=wide or side, height=side, batch_size=count)
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": [empty, 0]}
     samples = [graph.add("KSampler", seed=seed, **links, **SAMPLING), 0]
     return samples, [graph.add("VAEDecode", samples=samples, vae=vae), 0]
 
 
 def half(graph: Graph, x: int) -> Link:
-    """A mask of 64 pixels, white from column x to x + 32."""
-    black, white = (graph.add("SolidMask", value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
+    """A mask of a picture of two, white from column x to x + SIDE."""
+    black, white = (graph.add("SolidMask", value=v, width=w, height=SIDE) for v, w in ((0.0, 2 * SIDE), (1.0, SIDE)))
     return [graph.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
 
 

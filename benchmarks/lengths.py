@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import plots
+from benchmarks.characters import prompts
 from benchmarks.concepts import Concept
-from benchmarks.emoji import prompts
 from benchmarks.fronts import Curve
 from benchmarks.methods import Recipe, Use
 from benchmarks.trials import Store, Trial, Workshop

@@ -24,23 +24,23 @@ if not __package__:  # run as a file
 import safetensors.torch
 
 from benchmarks.lab import RESULTS
-from demo import world
+from demo.individuals import STYLES
 from perfusion_core import files
 from perfusion_core.concept import READABLE
 from scripts import bootstrap, steps
 from scripts.graphs import Graph
 from scripts.server import Server
 
-TEDDY = "demo-teddy.safetensors"
+MONSTER = "demo-monster.safetensors"
 ASKED = 100
 """Files of the library that are asked for one by one."""
 WORDS = "/perfusion/words"
 
 
 def fill(folder: Path, count: int) -> int:
-    """Concepts as the demo's teddy is, with other words; their bytes."""
-    tensors, metadata = files.read(folder / TEDDY, 2**20, READABLE)
-    kinds = list(world.WORDS)
+    """Concepts as the demo's monster is, with other words; their bytes."""
+    tensors, metadata = files.read(folder / MONSTER, 2**20, READABLE)
+    kinds = list(STYLES)
     for i in range(count):
         told = metadata | {"modelspec.trigger_phrase": f"<thing-{i}>", "superclass": kinds[i % len(kinds)]}
         (folder / f"concept_{i:05}.safetensors").write_bytes(safetensors.torch.save(tensors, told))
@@ -67,7 +67,7 @@ def bytes_read(server: Server) -> int:
 def graph(seed: int) -> dict:
     """A concept that is loaded."""
     made = Graph()
-    made.add("PreviewAny", source=[made.add("PerfusionLoadConcept", concept_name=TEDDY), 1])
+    made.add("PreviewAny", source=[made.add("PerfusionLoadConcept", concept_name=MONSTER), 1])
     made.add("PreviewAny", source=[made.add("PrimitiveInt", value=seed), 0])
     return made.nodes
 
@@ -75,7 +75,7 @@ def graph(seed: int) -> dict:
 def saving(bias: float) -> dict:
     """A concept that is saved under the next number."""
     made = Graph()
-    made.save(made.load(TEDDY, bias=bias), "numbered")
+    made.save(made.load(MONSTER, bias=bias), "numbered")
     return made.nodes
 
 
@@ -87,8 +87,8 @@ def asked(server: Server) -> dict[str, float]:
     found = {"search by trigger word or superclass, the first time": timed(lambda: server.get(WORDS), 1)}
     read = bytes_read(server) - before
     words = json.loads(server.get(WORDS))
-    assert len(words) >= len(names) and words[TEDDY] == ["<demo-teddy>", "teddy"]
-    one = server.base / "models" / "perfusion" / TEDDY
+    assert len(words) >= len(names) and words[MONSTER] == ["<demo-monster>", "monster"]
+    one = server.base / "models" / "perfusion" / MONSTER
 
     def changed() -> None:
         one.touch()

@@ -183,7 +183,7 @@ DEFAULT_SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0}
 
 @dataclass(frozen=True)
 class Method:
-    """A method: how it is used, the values of its dial, and the recipes that it is tuned among in the emoji world."""
+    """A method: how it is used, the values of its dial, and the recipes that it is tuned among in the demo's world."""
 
     use: Use
     values: tuple[float, ...]

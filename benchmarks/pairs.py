@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks import concepts, sheet
-from benchmarks.ablations import SMALL
+from benchmarks import concepts, judges, sheet
 from benchmarks.concepts import TEST
 from benchmarks.lab import SAMPLING, Lab, draw, half, percent
 from benchmarks.methods import RARE, Recipe, Use
-from benchmarks.oracles import LEFT, RIGHT
 from benchmarks.trials import SEEDS, Trial, Workshop
 from perfusion_core.concept import Concept
 from perfusion_core.edit import EXACT, MODES
 from scripts.graphs import Graph, Link
 
-PLACES = ("on the beach", "in the snow", "on a purple background", "on a blue background")
-PAIRS: tuple[tuple[concepts.Concept, concepts.Concept], ...] = tuple((a, TEST[(i + 3) % len(TEST)]) for i, a in enumerate(TEST))
+PLACES = ("on the beach", "in the snow", "at night", "in the desert")
+PAIRS: tuple[tuple[concepts.Concept, concepts.Concept], ...] = tuple(
+    (TEST[i], TEST[(i + 5) % len(TEST)]) for i in range(0, len(TEST), 2)
+)
+"""Each test concept once, beside one of another kind: TEST has four of each, one kind after another."""
 WAYS = {
     "plain words, nothing taught": "",
     "exact (orthogonal)": "exact",
@@ -41,10 +42,6 @@ WAYS = {
 LORAS = {f"two LoRAs, strength {strength:g}": strength for strength in (0.75, 1.0, 1.25)}
 """Concepts taught as LoRAs, both loaded with this strength."""
 LATER = 0.8
-TWICE = ("exact (orthogonal)", "exact, with regions")
-"""Ways that concepts are combined in that were shown small at times while they were taught, too."""
-
-
 FILE = "fidelity-pairs.png"
 
 
@@ -81,7 +78,7 @@ def run(shop: Workshop, recipe: Recipe, lora: Recipe | None, out: Path) -> bool:
 
 def taught(recipe: Recipe, lora: Recipe | None) -> list[tuple[Recipe, Sequence[str]]]:
     """How concepts are taught, and the ways in which those are combined."""
-    return [(recipe, tuple(WAYS)), (SMALL.of(recipe, Use())[0], TWICE), *([(lora, tuple(LORAS))] if lora else [])]
+    return [(recipe, tuple(WAYS)), *([(lora, tuple(LORAS))] if lora else [])]
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
@@ -91,15 +88,15 @@ def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
         found = {}
         for i, (left, right) in enumerate(PAIRS):
             drawn = [pictures(shop, Pair(left, right, recipe, way), [PLACES[i % len(PLACES)]])[0] for way in WAYS]
-            found[f"{left[1]}, {right[1]}"] = [torch.cat(list(each[: sheet.SHOWN]), dim=1) for each in drawn]
+            found[f"{' '.join(left)},\n{' '.join(right)}"] = [each[0] for each in drawn]
         return found
 
     return sheet.draw(shop, "pairs-sheet", [*(recipe.key(left, 0) for left, _ in PAIRS), *WAYS], rows, list(WAYS), out / FILE)
 
 
 def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None = None) -> list[Tensor]:
-    """Pictures [seeds, 64, 64, 3] of a pair in each of these places."""
-    lab, graph = lab or shop.lab, Graph()
+    """Pictures [seeds, side, 2 side, 3] of a pair in each of these places."""
+    lab, graph, side = lab or shop.lab, Graph(), shop.bed.side
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     model, clip, names = ready(graph, shop, pair, lab, model, clip)
     negative = graph.text(clip, "")
@@ -107,22 +104,24 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None 
     locked = "locked" in WAYS.get(pair.way, "")
     prompts = [[graph.add("PerfusionTextEncode", clip=clip, text=t), 0] if locked else graph.text(clip, t) for t in texts]
     seeds = [9000 + 100 * PLACES.index(place) for place in places]
-    links = [draw(graph, model, prompt, negative, vae, seed, SEEDS)[1] for prompt, seed in zip(prompts, seeds, strict=True)]
-    return lab.pictures(graph, *links)
+    ways = zip(prompts, seeds, strict=True)
+    return lab.pictures(
+        graph, *(draw(graph, model, prompt, negative, vae, seed, SEEDS, side, 2 * side)[1] for prompt, seed in ways)
+    )
 
 
 def ready(graph: Graph, shop: Workshop, pair: Pair, lab: Lab, model: Link, clip: Link) -> tuple[Link, Link, list[str]]:
     """A MODEL and a CLIP that know both concepts, and what prompts call them."""
-    words = [word for _, word in (pair.left, pair.right)]
+    kinds = [kind for _, kind in (pair.left, pair.right)]
     if WAYS.get(pair.way) == "":
-        return model, clip, words
+        return model, clip, kinds
     files = [shop.taught(Trial(concept, pair.recipe, Use(), (), ()), lab) for concept in (pair.left, pair.right)]
     if pair.way in LORAS:
         for file in files:
             model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=LORAS[pair.way]), 0]
-        return model, clip, [f"{RARE} {word}" for word in words]
+        return model, clip, [f"{RARE} {kind}" for kind in kinds]
     way = WAYS[pair.way]
-    loaded = [graph.load(file.name, **settings(graph, shop, file, 32 * i, way)) for i, file in enumerate(files)]
+    loaded = [graph.load(file.name, **settings(graph, shop, file, shop.bed.side * i, way)) for i, file in enumerate(files)]
     stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
     return *graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT), [f"<{file.stem}>" for file in files]
 
@@ -137,16 +136,16 @@ def settings(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict
 
 
 def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
-    """Whether word, design and background are recognised: [places, seeds] each, of both sides."""
-    found: dict[str, list] = {"words": [], "designs": [], "places": []}
-    judges = lab.judges
+    """Whether both kinds and both individuals are recognised, [places, seeds, 2] each, and the place, [places, seeds]."""
+    found: dict[str, list] = {"kinds": [], "individuals": [], "places": []}
     for place, images in zip(PLACES, drawn, strict=True):
-        sides = [(pair.left, LEFT), (pair.right, RIGHT)]
-        words = [[said == word for said in judges.words(images, box).best()] for (_, word), box in sides]
-        designs = [[said == who for said in judges.designs(images, word, box).best()] for (who, word), box in sides]
-        found["words"].append(torch.tensor(words).T.int().tolist())
-        found["designs"].append(torch.tensor(designs).T.int().tolist())
-        found["places"].append([int(said == place) for said in judges.backgrounds(images).best()])
+        halves = [(pair.left, judges.left(images)), (pair.right, judges.right(images))]
+        kinds = [[said == kind for said in lab.judges.say("kind", each).best()] for (_, kind), each in halves]
+        known = [lab.judges.recognised(each, concept[1], *concepts.which(concept)) for concept, each in halves]
+        places = [[said == place for said in lab.judges.say("place", each).best()] for _, each in halves]
+        found["kinds"].append(torch.tensor(kinds).T.int().tolist())
+        found["individuals"].append(torch.stack(known, 1).int().tolist())
+        found["places"].append(torch.tensor(places).all(0).int().tolist())
     return found
 
 
@@ -157,26 +156,26 @@ def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe | None, out: Pat
         each = [kept.get(Pair(left, right, taught_by, way).key()) for left, right in PAIRS]
         if any(scores is None for scores in each):
             continue
-        words, designs = (torch.tensor([scores[name] for scores in each if scores]).bool() for name in ("words", "designs"))
-        places = torch.tensor([scores["places"] for scores in each if scores]).bool()
+        kinds, known, places = (
+            torch.tensor([scores[name] for scores in each if scores]).bool() for name in ("kinds", "individuals", "places")
+        )
         plain = WAYS.get(way) == ""
         columns = [
-            "" if plain else percent(designs.all(-1).flatten().tolist()),
-            "" if plain else percent(designs.flatten().tolist()),
-            percent(words.all(-1).flatten().tolist()),
+            "" if plain else percent(known.all(-1).flatten().tolist()),
+            "" if plain else percent(known.flatten().tolist()),
+            percent(kinds.all(-1).flatten().tolist()),
             percent(places.flatten().tolist()),
-            "" if plain else percent((designs.all(-1) & words.all(-1) & places).flatten().tolist()),
+            "" if plain else percent((known.all(-1) & kinds.all(-1) & places).flatten().tolist()),
         ]
-        shown = ", shown small half of the time" if "small" in taught_by.widgets else ""
-        lines.append(f"| {way}{shown} | {' | '.join(columns)} |")
+        lines.append(f"| {way} | {' | '.join(columns)} |")
     if not lines:
         return []
     return [
-        f"{len(PAIRS)} pairs of test concepts that were taught apart, {len(PLACES)} backgrounds, {SEEDS} seeds, with the bias and "
+        f"{len(PAIRS)} pairs of test concepts that were taught apart, {len(PLACES)} places, {SEEDS} seeds, with the bias and "
         "temperature that concepts come with, unless a bias is named. A concept is recognised in its half: the first left, the "
         "second right.",
         "",
-        "| combined | both designs | designs | both words | background | all of it |",
+        "| combined | both individuals | individuals | both kinds | place | all of it |",
         "| --- | --- | --- | --- | --- | --- |",
         *lines,
         *(["", f"![Two concepts in one picture, in each of these ways]({FILE})"] if (out / FILE).exists() else []),

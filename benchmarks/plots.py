@@ -30,7 +30,7 @@ def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
         axes.errorbar(text, design, yerr=along, xerr=across, marker="o", label=name, capsize=2, elinewidth=0.7, linewidth=1.8)
         for value, x, y in zip(curve.values, text, design, strict=True):
             axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set(xlabel="text: word, background and other thing right", ylabel="design: probability of the concept's own", title=title)
+    axes.set(xlabel="text: how much of the prompt is there", ylabel="design: how much of the concept is there", title=title)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     finish(axes, path)
 

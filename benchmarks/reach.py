@@ -1,10 +1,10 @@
 """How near any change of some layers alone comes to a concept: LoRAs of those layers, beside Perfusion's own edit.
 
-    python -m benchmarks.reach [--emoji DIR]
+    python -m benchmarks.reach
 
-Taught on the development concepts with the pictures, masks, noises and steps of Train Concept. Says where a design lives in this
-base, and so what is to be expected of a method that may change only one kind of layer. Writes `results/reach.md`; half an hour on
-two cores. Put it down at any time: it goes on where it was.
+Taught on the development concepts with the pictures, masks, noises and steps of Train Concept. Says where an individual's looks
+live in this base, and so what is to be expected of a method that may change only one kind of layer. Writes `results/reach.md`; half
+an hour on two cores. Put it down at any time: it goes on where it was.
 """
 
 from __future__ import annotations
@@ -23,14 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks import emoji
-from benchmarks.concepts import Concept
+from benchmarks import characters
+from benchmarks.concepts import Concept, check_packages
 from benchmarks.fidelity import OURS, TUNED_ON, whole
+from benchmarks.judges import Judges
 from benchmarks.lab import RESULTS, SAMPLING
 from benchmarks.methods import METHODS
-from benchmarks.oracles import Oracles
 from benchmarks.trials import SEEDS, Store, Trial
-from demo import world
 from demo.base import PACKED
 from scripts import bootstrap, inside
 
@@ -69,7 +68,7 @@ ITSELF = "Perfusion's own edit: the value at its own word"
 class Bench:
     """The host and the pack in this process, a checkpoint, and what is measured with them."""
 
-    def __init__(self, setup: bootstrap.Setup, emoji_sets: Path) -> None:
+    def __init__(self, setup: bootstrap.Setup) -> None:
         """Enter the host: once in a process."""
         inside.enter_with_pack(setup.comfyui)
         self.sampling = importlib.import_module("comfy.sample")
@@ -77,7 +76,7 @@ class Bench:
         self.train, self.ready = inside.part("nodes.train"), inside.part("nodes.pictures")
         checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
         self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
-        self.bed = emoji.EmojiBed(emoji_sets, Oracles.load())
+        self.bed = characters.CharacterBed(Judges.load())
         self.inverse = inside.part("nodes.covariance").measure(self.clip, None).inverse()
         self.training.HELD_OUT = HELD_OUT
         self.recipe = whole().best(OURS)
@@ -156,10 +155,10 @@ class Bench:
     @torch.inference_mode()
     def judged(self, concept: Concept, model: Any, clip: Any, word: str) -> dict[str, float]:
         """Both scores of pictures by a MODEL and a CLIP, with the noises that all trials have."""
-        prompts, drawn = emoji.prompts(concept), []
+        prompts, drawn, side = characters.prompts(concept), [], self.bed.side // 8
         how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
         for i, prompt in enumerate(prompts):
-            seed, latent = 7000 + 100 * i, torch.zeros(SEEDS, 4, self.bed.side // 8, self.bed.side // 8)
+            seed, latent = 7000 + 100 * i, torch.zeros(SEEDS, 4, side, side * (1 + prompt.wide))
             noise = self.sampling.prepare_noise(latent, seed)
             both = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt.text.format(word), "")]
             found = self.sampling.sample(model, noise, *how, *both, latent, disable_pbar=True, seed=seed)
@@ -198,14 +197,12 @@ def page(kept: Mapping[str, dict]) -> list[str]:
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--emoji", type=Path, default=bootstrap.CACHE / "emoji", help="the emoji sets; fetched if missing")
-    sets = parser.parse_args().emoji
-    world.fetch(sets)
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    check_packages()
     store = Store(RESULTS / "reach.json")
     setup = bootstrap.locate()
     store.belongs_to(PACKED)
-    bench = Bench(setup, sets)
+    bench = Bench(setup)
     for name in (ITSELF, *CHANGES):
         for concept in TUNED_ON:
             key = f"{name}/{concept}"

@@ -63,5 +63,5 @@ def concepts(host: Any, model: Any, clip: Any, count: int) -> tuple[Any, ...]:
         }
         values = {layer: torch.randn(rows, generator=generator) for layer, rows in layers.items()}
         target, above = (torch.randn(width, generator=generator) for _ in range(2))
-        found.append(kind(f"<c{i}>", "teddy", host.family_of(model), word, target, target, above, values))
+        found.append(kind(f"<c{i}>", "monster", host.family_of(model), word, target, target, above, values))
     return tuple(found)

@@ -16,7 +16,7 @@ from benchmarks.methods import Recipe
 from benchmarks.trials import Trial, Workshop
 
 SHOWN = 2
-"""Pictures of each."""
+"""Pictures of each; a wide one takes the place of two."""
 EVERY = 2
 """Every how many of the concepts has a row."""
 FILE = "fidelity-sheet.png"
@@ -35,7 +35,7 @@ def run(shop: Workshop, shown: Shown, out: Path) -> bool:
     titles = [f"{name}\n{value:g}" if trials[0].use.dial else name for name, trials, value in each]
 
     def rows() -> Rows:
-        return {f"{designer}\n{word}": row(shop, each, i) for i, (designer, word) in enumerate(concepts)}
+        return {"\n".join(concept): row(shop, each, i) for i, concept in enumerate(concepts)}
 
     of = [trial.key(value) for _, trials, value in each for trial in trials]
     return draw(shop, "sheet", of, rows, ["taught from", *titles], out / FILE)
@@ -56,9 +56,9 @@ def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) 
     """The row of concept i: its training pictures, then each method's; the prompts take turns."""
     pictures = [torch.cat(taught_from(shop, each[0][1][i].concept), dim=1)]
     for _, trials, value in each:
-        asked = trials[i].prompts
-        ((drawn,),) = shop.draw(replace(trials[i], prompts=(asked[i % len(asked)],)), [value])
-        pictures.append(torch.cat(list(drawn[:SHOWN]), dim=1))
+        asked = trials[i].prompts[i % len(trials[i].prompts)]
+        ((drawn,),) = shop.draw(replace(trials[i], prompts=(asked,)), [value])
+        pictures.append(torch.cat(list(drawn[: SHOWN // (1 + asked.wide)]), dim=1))
     return pictures
 
 
@@ -74,7 +74,7 @@ def page(kept: Mapping[str, dict], out: Path) -> list[str]:
         return []
     return [
         "A row for every second concept: two of its training pictures, then two pictures by each method at the value of its dial "
-        "with the best harmonic mean, with the same noise. The prompts take turns.",
+        "with the best harmonic mean, or one of two characters, with the same noise. The prompts take turns.",
         "",
         f"![Pictures of each concept by each method]({FILE})",
     ]

@@ -36,7 +36,7 @@ from scripts.server import GraphError, Server
 
 JOBS, SETTLED = 200, 20
 GROWTH = 1.02
-TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SEEDS = (1, 2, 3)
 STEPS = 40
 """Of what is interrupted on its way."""
@@ -55,7 +55,7 @@ def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
         loaded = [[graph.add("PerfusionCombineConcepts", **joined), 0]]
     if loaded:
         model, clip = graph.apply(model, clip, loaded[0])
-    text = "a <demo-teddy> and a <demo-teapot>" if concepts else "a teddy and a teapot"
+    text = "a <demo-monster> and a <demo-robot>" if concepts else "a monster and a robot"
     return graph, graph.sample(model, graph.text(clip, text), graph.text(clip, ""), steps=steps, seed=seed)
 
 
@@ -74,10 +74,10 @@ def comparison(seed: int, steps: int = 1) -> tuple[Graph, str]:
     """A comparison of two biases, and its node."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
-    model, clip = graph.apply(model, clip, graph.load(TEDDY))
+    model, clip = graph.apply(model, clip, graph.load(MONSTER))
     empty = [graph.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0]
     sweep = graph.add(
-        "PerfusionSweep", model=model, vae=vae, positive=graph.text(clip, "a <demo-teddy>"), negative=graph.text(clip, ""),
+        "PerfusionSweep", model=model, vae=vae, positive=graph.text(clip, "a <demo-monster>"), negative=graph.text(clip, ""),
         latent_image=empty, biases="0.3 0.6", across="temperature", values="0.15", trigger="", seed=seed, seeds=1, steps=steps,
         cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0,
     )  # fmt: skip
@@ -90,14 +90,14 @@ def mistake(seed: int) -> Graph:
     if seed % 3 == 0:
         graph, _ = picture(seed)
         model, clip, _ = graph.checkpoint()
-        model, clip = graph.apply(*graph.apply(model, clip, graph.load(TEDDY)), graph.load(TEDDY))
+        model, clip = graph.apply(*graph.apply(model, clip, graph.load(MONSTER)), graph.load(MONSTER))
         graph.add("PreviewAny", source=graph.text(clip, "a"))
     elif seed % 3 == 1:
         graph, train = lesson(seed)
         graph.nodes[train]["inputs"]["masks"] = [graph.add("SolidMask", value=0.0, width=64, height=64), 0]
     else:
         graph = Graph()
-        both = {f"concepts__concept{i}": graph.load(name) for i, name in enumerate((TEDDY, TEAPOT))}
+        both = {f"concepts__concept{i}": graph.load(name) for i, name in enumerate((MONSTER, ROBOT))}
         graph.save([graph.add("PerfusionCombineConcepts", **both), 0], "never")
     return graph
 
@@ -111,7 +111,7 @@ def interruptions(seed: int) -> dict[str, tuple[dict, Moment]]:
     previewed, _ = lesson(seed, steps=STEPS, preview_every=2)
     taught, train = lesson(seed, steps=STEPS)
     shown, showing = lesson(seed, steps=STEPS, preview_every=2)
-    sampled, latent = picture(seed, TEDDY, steps=STEPS)
+    sampled, latent = picture(seed, MONSTER, steps=STEPS)
     sampled.add("SaveLatent", samples=latent, filename_prefix="latents/never")
     compared, sweep = comparison(seed, STEPS)
     first, _ = lesson(seed, steps=STEPS)
@@ -182,11 +182,11 @@ class Soak:
 
     def apply(self, number: int) -> None:
         """A picture with a concept."""
-        self.drawing(number, TEDDY)
+        self.drawing(number, MONSTER)
 
     def combine(self, number: int) -> None:
         """A picture with two."""
-        self.drawing(number, TEDDY, TEAPOT)
+        self.drawing(number, MONSTER, ROBOT)
 
     def train(self, number: int) -> None:
         """A training."""
@@ -228,7 +228,7 @@ def run(server: Server, jobs: int, minutes: float) -> tuple[Soak, list[dict[str,
     kinds: list[Callable[[int], None]] = [
         soak.train, soak.interrupt, soak.apply, soak.error, soak.combine, soak.sweep, soak.error, soak.apply,
     ]  # fmt: skip
-    for seed, concepts in itertools.product(SEEDS, ((), (TEDDY,), (TEDDY, TEAPOT))):
+    for seed, concepts in itertools.product(SEEDS, ((), (MONSTER,), (MONSTER, ROBOT))):
         soak.draws(seed, *concepts)
     start = time.monotonic()
     for number in range(jobs):

@@ -223,7 +223,7 @@ class Bench:
         bypass = importlib.import_module("comfy.sd").load_bypass_lora_for_models
         with tempfile.TemporaryDirectory() as folder:
             lora = importlib.import_module("comfy.utils").load_torch_file(str(self.lora(model, Path(folder))))
-        empty, prompt = self.host.conditionings(clip, ("", "a photo of a teddy on the grass"))
+        empty, prompt = self.host.conditionings(clip, ("", "a photo of a monster on the grass"))
         plain = (model, prompt, empty)
         runs = {"unpatched": plain, "unpatched again": plain, "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
         return runs | {str(count): self.with_concepts(count, empty) for count in COUNTS}
@@ -245,7 +245,7 @@ class Bench:
         apply = inside.part("nodes.apply").PerfusionApply.execute
         stack = seeded.concepts(self.host, model, clip, 8)
         named = ("a photo of " + ", ".join(each.trigger for each in stack), "")
-        plain = ("a photo of " + ", ".join(["teddy"] * len(stack)), "")
+        plain = ("a photo of " + ", ".join(["monster"] * len(stack)), "")
         with tempfile.TemporaryDirectory() as folder:
             file = self.lora(model, Path(folder))
             importlib.import_module("folder_paths").add_model_folder_path("loras", folder)
@@ -366,9 +366,9 @@ class Bench:
 
     def course(self, recipe: Recipe, steps: int, seed: int, side: int) -> dict[str, dict]:
         """A graph that teaches the demo's pictures."""
-        graph, names = Graph(), [f"teddy-{i}.png" for i in range(4)]
+        graph, names = Graph(), [f"monster-{i}.png" for i in range(4)]
         lasting = replace(recipe, widgets={**recipe.widgets, "steps": steps})
-        teach(graph, graph.checkpoint(seeded.NAME), lasting, "teddy", names, side, seed, f"speed-{recipe.teacher}-{seed}")
+        teach(graph, graph.checkpoint(seeded.NAME), lasting, "monster", names, side, seed, f"speed-{recipe.teacher}-{seed}")
         return graph.nodes
 
     def scale(self) -> Rows:
@@ -382,7 +382,7 @@ class Bench:
                     continue
                 case = {"concepts": 1, "prompt": 77, "size": self.size // 2, "batch": 1} | {axis: value}
                 more = ", red" * (38 * (case["prompt"] // 77 - 1))
-                (prompt,) = self.host.conditionings(clip, ("a photo of a teddy" + more,))
+                (prompt,) = self.host.conditionings(clip, ("a photo of a monster" + more,))
                 runs = {
                     "plain": (model, prompt, empty),
                     "ours": self.with_concepts(case["concepts"], empty, more),
@@ -410,7 +410,7 @@ class Bench:
         for name, (goals, widths, words, width) in shapes.items():
             layers = {f"input_blocks.{i}.1.transformer_blocks.0.attn2": torch.randn(m) for i, m in enumerate(widths)}
             vectors = {encoder: torch.randn(1, size) for encoder, size in words.items()}
-            concept = kind("<it>", "teddy", "sd1", vectors, *(torch.randn(width) for _ in range(3)), layers)
+            concept = kind("<it>", "monster", "sd1", vectors, *(torch.randn(width) for _ in range(3)), layers)
             with tempfile.TemporaryDirectory() as folder:
                 file, sizes = Path(folder) / "it.safetensors", []
                 for dtype in (torch.float16, EIGHT, FOUR):

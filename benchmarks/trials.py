@@ -41,9 +41,18 @@ class Prompt:
 
     text: str
     place: str = ""
-    """The background that it asks for, where a judge knows it."""
+    """The place that it asks for, where a judge knows it."""
+    mood: str = ""
+    """The mood that it asks for."""
+    carries: bool = False
+    """Whether it asks for a balloon."""
     other: str = ""
-    """Another thing that it asks for, to the right, where a judge knows it."""
+    """The kind of another character that it asks for, to the right."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether its pictures are two squares side by side."""
+        return bool(self.other)
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Bed(Protocol):
 
     checkpoint: str
     side: int
-    """Pixels of a picture."""
+    """Pixels of a picture, or of each square of a wide one."""
 
     def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
         """Put the pictures that a recipe learns from into a folder, or name some that the input folder has from the start.
@@ -94,7 +103,7 @@ class Bed(Protocol):
         """
 
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
-        """Scores of pictures [seeds, side, side, 3] of each of the trial's prompts."""
+        """Scores of pictures [seeds, side, side or 2 side, 3] of each of the trial's prompts."""
 
 
 class Store:
@@ -229,7 +238,7 @@ class Workshop:
         return names
 
     def draw(self, trial: Trial, values: Sequence[float], lab: Lab | None = None) -> list[list[Tensor]]:
-        """For each value, pictures [seeds, side, side, 3] of each prompt."""
+        """For each value, pictures [seeds, side, side or 2 side, 3] of each prompt."""
         lab, graph, links = lab or self.lab, Graph(), []
         file = self.taught(trial, lab) if trial.recipe else None
         if file and trial.use.bits in ROUNDED:
@@ -259,7 +268,8 @@ class Workshop:
                 positive: Link = [graph.add("PerfusionTextEncode", clip=clip, text=text), 0]
             else:
                 positive = graph.text(clip, text)
-            links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, SEEDS, self.bed.side)[1])
+            wide = 2 * self.bed.side if prompt.wide else 0
+            links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, SEEDS, self.bed.side, wide)[1])
         return links
 
     def ready(
