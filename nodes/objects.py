@@ -45,7 +45,7 @@ class PerfusionFindObject(io.ComfyNode):
                     default=512,
                     min=64,
                     max=2048,
-                    step=64,
+                    step=32,
                     tooltip="Pixels of the longer side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
                 ),
                 io.Int.Input(
@@ -88,7 +88,7 @@ def mask_of(model: ModelPatcher, clip: CLIP, vae: VAE, picture: Tensor, word: st
     """The mask [H, W] of what a word means in a picture [H, W, 3]."""
     height, width = picture.shape[:2]
     scale = size / max(height, width)
-    seen = [max(64, round(side * scale / 64) * 64) for side in (height, width)]
+    seen = [max(64, round(side * scale / 32) * 32) for side in (height, width)]
     pixels = interpolate(picture[None, ..., :3].movedim(-1, 1).float(), seen, mode="bicubic", antialias=True).clamp(0, 1)
     latents = host.latents_of(vae, model, pixels.movedim(1, -1))
     looked, affinity, shape = host.look(model, clip, latents, word, seed)

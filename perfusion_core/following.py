@@ -19,17 +19,17 @@ CONTEXTS = (
     "a photo of a {} on the beach",
     "a photo of a {} at night",
     "a {} in the snow",
-    "a photo of a {} in a green field",
-    "a {} on a red background",
-    "a painting of a {}",
+    "a photo of a {} in the forest",
+    "a {} at sunset",
+    "a {} in a room",
 )
 """Prompts with `{}` for the thing, as different from each other as can be."""
 
 LEAST = 0.85
 """How far a prompt should be followed, unless a user wants it otherwise.
 
-From there on the emoji world's development concepts have both the background that was asked for and a shape that is still known
-for its word; backgrounds alone are right from 0.8 on.
+Chosen in the demo's first world, where concepts had both the place that was asked for and a shape that was still known for its word
+from there on, and the place alone from 0.8 on.
 """
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 VENV = ROOT / ".venv"
 PACK = "perfusion"
-CHECKPOINT = "emoji-world-sd15.safetensors"
+CHECKPOINT = "characters-sd15.safetensors"
 
 
 @dataclass(frozen=True)

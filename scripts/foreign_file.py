@@ -1,6 +1,6 @@
 """Write a concept of ours as perfusion-pytorch would save it, to have something that the workflow import_a_concept can take in.
 
-python -m scripts.foreign_file        in the set-up's environment: the demo's concept, as models/perfusion/teddy.pt
+python -m scripts.foreign_file        in the set-up's environment: the demo's concept, as models/perfusion/monster.pt
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from perfusion_core.concept import Concept
 from scripts import bootstrap, steps
 from scripts.bootstrap import CHECKPOINT
 
-CONCEPT, FOREIGN = "teddy_00001.safetensors", "teddy.pt"
+CONCEPT, FOREIGN = "monster_00001.safetensors", "monster.pt"
 
 
 def main() -> int:

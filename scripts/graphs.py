@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from scripts.bootstrap import CHECKPOINT
 from scripts.server import Server
 
-TRIGGER = "<my-teddy>"
+TRIGGER = "<my-monster>"
 Link = list
 
 
@@ -35,7 +35,7 @@ class Graph:
 
     def pictures(self, count: int = 4) -> tuple[Link, Link]:
         """The demo's pictures and masks, batched; a single one as it is, for older hosts batch no fewer than two."""
-        keys = [self.add("LoadImage", image=f"teddy-{i}.png") for i in range(count)]
+        keys = [self.add("LoadImage", image=f"monster-{i}.png") for i in range(count)]
         if count == 1:
             return [keys[0], 0], [keys[0], 1]
         images = self.add("BatchImagesNode", **{f"images.image{i}": [key, 0] for i, key in enumerate(keys)})
@@ -43,9 +43,9 @@ class Graph:
         return [images, 0], [masks, 0]
 
     def train(self, model: Link, clip: Link, vae: Link, images: Link, masks: Link | None = None, **widgets: object) -> str:
-        """A short training of the demo's teddy."""
+        """A short training of the demo's monster."""
         inputs = {
-            "superclass": "teddy", "trigger": TRIGGER, "steps": 4, "batch": 4, "size": 64, "seed": 0, "word_rate": 3e-4,
+            "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 4, "size": 64, "seed": 0, "word_rate": 3e-4,
             "output_rate": 0.03, "train_bias": 0.75, "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5,
             "at_once": 4, "precision": "fp32", "preview_every": 0, "min_snr": 0.0,
         }  # fmt: skip
@@ -77,9 +77,11 @@ class Graph:
         """Encode a prompt by the host's own node."""
         return [self.add("CLIPTextEncode", clip=clip, text=text), 0]
 
-    def sample(self, model: Link, positive: Link, negative: Link, steps: int = 3, cfg: float = 3.0, seed: int = 1) -> Link:
-        """Sample a latent of 64 pixels by the host's own KSampler."""
-        empty = self.add("EmptyLatentImage", width=64, height=64, batch_size=1)
+    def sample(
+        self, model: Link, positive: Link, negative: Link, steps: int = 3, cfg: float = 3.0, seed: int = 1, width: int = 64
+    ) -> Link:
+        """Sample a latent of 64 pixels by the host's own KSampler; of two things in a picture twice as wide."""
+        empty = self.add("EmptyLatentImage", width=width, height=64, batch_size=1)
         key = self.add(
             "KSampler", model=model, positive=positive, negative=negative, latent_image=[empty, 0], seed=seed, steps=steps, cfg=cfg,
             sampler_name="euler", scheduler="normal", denoise=1.0,
@@ -91,7 +93,7 @@ _counter = itertools.count()
 
 
 def latents(server: Server, graph: Graph, *samples: Link) -> list[torch.Tensor]:
-    """Run the graph and give these latents as they were sampled, float32 [1, 4, 8, 8]."""
+    """Run the graph and give these latents as they were sampled, float32 [1, 4, 8, width / 8]."""
     prefixes = [f"latents/{next(_counter)}" for _ in samples]
     for prefix, sample in zip(prefixes, samples, strict=True):
         graph.add("SaveLatent", samples=sample, filename_prefix=prefix)

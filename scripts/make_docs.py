@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scripts import bootstrap, foreign_file, steps
 from scripts.main_job import read, tile
-from scripts.make_workflows import TEDDY
+from scripts.make_workflows import MONSTER
 from scripts.server import Server
 from scripts.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt
 
@@ -58,7 +58,7 @@ def main() -> int:
 
 def compare_settings(press: Press) -> Image.Image:
     """The node's own grid."""
-    changes = {("PerfusionLoadConcept", "concept_name"): TEDDY, ("Prompt", "text"): "a photo of a <demo-teddy> on the grass"}
+    changes = {("PerfusionLoadConcept", "concept_name"): MONSTER, ("Prompt", "text"): "a photo of a <demo-monster> on the grass"}
     return Image.open(press.run("compare_settings", "The grid", changes=changes)[0])
 
 
@@ -70,9 +70,9 @@ def find_the_bias(press: Press) -> Image.Image:
 def import_a_concept(press: Press) -> Image.Image:
     """The demo's concept as another implementation's file, and the original."""
     base, rows = press.server.base, []
-    foreign_file.write(base, base / "models" / "perfusion" / TEDDY, foreign_file.FOREIGN)
+    foreign_file.write(base, base / "models" / "perfusion" / MONSTER, foreign_file.FOREIGN)
     for seed in (1, 2):
-        plain, original = (press.use(TEDDY, f"a photo of a {word} on the grass", seed) for word in ("teddy", "<demo-teddy>"))
+        plain, original = (press.use(MONSTER, f"a photo of a {word} on the grass", seed) for word in ("monster", "<demo-monster>"))
         (imported,) = press.run("import_a_concept", "SaveImage", changes={("KSampler", "seed"): seed})
         rows.append([plain, imported, original])
     return sheet(rows, ["the plain word", "imported", "the original"])
@@ -81,9 +81,9 @@ def import_a_concept(press: Press) -> Image.Image:
 def export_a_concept(press: Press) -> Image.Image:
     """The concept with its gate, and without one, as its LoRA is; in prompts that name it and in others."""
     rows = []
-    for word in ("<demo-teddy>", "teddy", "cat"):
+    for word in ("<demo-monster>", "monster", "robot"):
         text = f"a photo of a {word} on the grass"
-        changes = {("PerfusionLoadConcept", "concept_name"): TEDDY}
+        changes = {("PerfusionLoadConcept", "concept_name"): MONSTER}
         changes |= {(title, "text"): text for title in ("The concept", "As the LoRA will be")}
         rows.append(press.run("export_a_concept", "SaveImage", changes=changes))
     return sheet(rows, ["the concept", "as the LoRA is"])
@@ -92,8 +92,8 @@ def export_a_concept(press: Press) -> Image.Image:
 def teach_a_word_alone(press: Press) -> Image.Image:
     """A word that was learned alone, beside the plain word and the whole concept."""
     press.run("teach_a_word_alone")
-    taught = max((press.server.base / "models" / "perfusion").glob("teddy-word_*.safetensors"))
-    ways = {"teddy": TEDDY, "<teddy-word>": taught.name, "<demo-teddy>": TEDDY}
+    taught = max((press.server.base / "models" / "perfusion").glob("monster-word_*.safetensors"))
+    ways = {"monster": MONSTER, "<monster-word>": taught.name, "<demo-monster>": MONSTER}
     places = ("on the grass", "at night", "in the snow")
     rows = [[press.use(name, f"a photo of a {word} {place}", 1) for word, name in ways.items()] for place in places]
     return sheet(rows, ["the plain word", "the word alone", "the whole concept"])
@@ -104,12 +104,12 @@ def lock_keys_globally(press: Press) -> Image.Image:
     rows = []
     for seed in (1, 2):
         changes: dict[tuple[str, str], object] = {(title, "seed"): seed for title in ("Local lock", "Global lock")}
-        plain = changes | {("Prompt, local lock", "text"): "a photo of a teddy in the snow"}
+        plain = changes | {("Prompt, local lock", "text"): "a photo of a monster in the snow"}
         rows.append(
             press.run("lock_keys_globally", "Picture: Local lock", changes=plain)
             + press.run("lock_keys_globally", "Picture: Local lock", "Picture: Global lock", changes=changes)
         )
-    return sheet(rows, ["a teddy in the snow", "local lock", "global lock"])
+    return sheet(rows, ["a monster in the snow", "local lock", "global lock"])
 
 
 def see_attention(press: Press) -> Image.Image:
@@ -122,8 +122,8 @@ def train_without_painting(press: Press) -> Image.Image:
     changes: dict[tuple[str, str], object] = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
     given = {"changes": changes, "kind": "temp", "without": "PerfusionSaveConcept"}
     found = press.run("train_without_painting", "PerfusionFindObject", **given)
-    pictures = [press.server.base / "input" / f"teddy-{i}.png" for i in range(4)]
-    return sheet([pictures, found], ['the pictures, and where "teddy" is in them, read from the base\'s own attention'])
+    pictures = [press.server.base / "input" / f"monster-{i}.png" for i in range(4)]
+    return sheet([pictures, found], ['the pictures, and where "monster" is in them, read from the base\'s own attention'])
 
 
 def inspect_gates(press: Press) -> Image.Image:
@@ -134,11 +134,11 @@ def inspect_gates(press: Press) -> Image.Image:
 def two_places(press: Press) -> Image.Image:
     """Two concepts with their regions, and the plain words, for some seeds."""
     rows = []
-    for words in ("a <demo-teddy> and a <demo-teapot> on the grass", "a teddy and a teapot on the grass"):
+    for words in ("a <demo-monster> and a <demo-robot> on the grass", "a monster and a robot on the grass"):
         drawn = []
         for seed in (1, 2, 3, 4):
             drawn += press.run("two_places", "SaveImage", changes={("KSampler", "seed"): seed, ("Prompt", "text"): words})
-        rows.append(drawn)
+        rows += [drawn[:2], drawn[2:]]
     return sheet(rows, ["above: the two concepts, each with its region; below: the plain words, same seeds"])
 
 
@@ -153,20 +153,21 @@ def keep_layout(press: Press) -> Image.Image:
 def keep_layout_of_a_picture(press: Press) -> Image.Image:
     """A picture, what noise gives back, and the concept in its layout."""
     drawn = press.run("keep_layout_of_a_picture", "Picture: The picture again", "Picture: The concept in its layout")
-    row = [press.server.base / "input" / "plain-teddy.png", *drawn]
+    row = [press.server.base / "input" / "plain-monster.png", *drawn]
     return sheet([row], ["the picture", "drawn from its noise", "concept, its layout"])
 
 
 def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
-    """Rows of pictures under labels; a single label may be as long as a row."""
-    width = MARGIN + max(len(row) for row in rows) * (SIDE + MARGIN)
-    drawn = Image.new("RGB", (width, LABEL + len(rows) * (SIDE + MARGIN)), "white")
+    """Rows of pictures under labels, all pictures of one form; a single label may be as long as a row."""
+    tiles = [[tile(path, SIDE) for path in row] for row in rows]
+    across = tiles[0][0].width + MARGIN
+    drawn = Image.new("RGB", (MARGIN + max(len(row) for row in rows) * across, LABEL + len(rows) * (SIDE + MARGIN)), "white")
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(15)
     for i, label in enumerate(labels):
-        pen.text((MARGIN + i * (SIDE + MARGIN), 4), label, "black", font)
-    for y, row in enumerate(rows):
-        for x, path in enumerate(row):
-            drawn.paste(tile(path, SIDE), (MARGIN + x * (SIDE + MARGIN), LABEL + y * (SIDE + MARGIN)))
+        pen.text((MARGIN + i * across, 4), label, "black", font)
+    for y, row in enumerate(tiles):
+        for x, picture in enumerate(row):
+            drawn.paste(picture, (MARGIN + x * across, LABEL + y * (SIDE + MARGIN)))
     return drawn
 
 

@@ -13,13 +13,15 @@ Box = tuple[int, int, int, int]
 THUMBNAIL = 320
 
 
-def cells(*places: tuple[int, int]) -> list[Box]:
-    """The pictures at these columns and rows of a sheet by `make_docs.sheet`."""
-    corners = [(MARGIN + x * (SIDE + MARGIN), LABEL + y * (SIDE + MARGIN)) for x, y in places]
-    return [(x, y, x + SIDE, y + SIDE) for x, y in corners]
+def cells(*places: tuple[int, int], wide: int = SIDE) -> list[Box]:
+    """The pictures at these columns and rows of a sheet by `make_docs.sheet`, all of one width."""
+    corners = [(MARGIN + x * (wide + MARGIN), LABEL + y * (SIDE + MARGIN)) for x, y in places]
+    return [(x, y, x + wide, y + SIDE) for x, y in corners]
 
 
 SQUARE = cells((0, 0), (1, 0), (0, 1), (1, 1))
+PLACES = [(990, 160 + 104 * row, 1086, 256 + 104 * row) for row in range(4)]
+"""The concept in four places, on the contact sheet by `main_job`."""
 CUT: dict[str, tuple[str, list[Box]]] = {
     "compare_settings": ("compare_settings", [(0, 0, 644, 644)]),
     "export_a_concept": ("export_a_concept", SQUARE),
@@ -32,13 +34,14 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "measure_a_text_encoder": ("train_without_painting", cells((2, 0), (3, 0), (0, 0), (1, 0))),
     "see_attention": ("see_attention", [(90, 34, 282, 226)]),
     "teach_a_word_alone": ("teach_a_word_alone", SQUARE),
-    "share_a_workflow": ("contact_sheet", [(794, 213, 1050, 469)]),
+    "share_a_workflow": ("contact_sheet", PLACES),
     "train_a_concept": ("train_without_painting", cells((0, 0), (1, 0), (2, 0), (3, 0))),
     "train_without_painting": ("train_without_painting", SQUARE),
-    "two_places": ("two_places", SQUARE),
-    "use_concepts": ("contact_sheet", [(794, 213, 1050, 469)]),
+    "two_places": ("two_places", cells((0, 0), (0, 2), wide=2 * SIDE)),
+    "use_concepts": ("contact_sheet", PLACES),
+    "use_two_concepts": ("contact_sheet", [(190, 784, 382, 880), (386, 784, 578, 880)]),
 }
-"""Workflow -> the picture and what is shown of it: one square, or up to four in two rows."""
+"""Workflow -> the picture and what is shown of it: one square, up to four in two rows, or two that are twice as wide as high."""
 
 
 def main() -> None:
@@ -51,12 +54,13 @@ def main() -> None:
 
 
 def tiled(pictures: list[Image.Image]) -> Image.Image:
-    """Squares as one square."""
-    across = 1 if len(pictures) == 1 else 2
-    side = THUMBNAIL // across
+    """Pictures as one square."""
+    square = pictures[0].width == pictures[0].height
+    across, down = (1 if len(pictures) == 1 or not square else 2), (1 if len(pictures) == 1 else 2)
+    wide, high = THUMBNAIL // across, THUMBNAIL // down
     drawn = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
     for i, each in enumerate(pictures):
-        drawn.paste(each.resize((side, side), Image.Resampling.LANCZOS), (i % across * side, i // across * side))
+        drawn.paste(each.resize((wide, high), Image.Resampling.LANCZOS), (i % across * wide, i // across * high))
     return drawn
 
 

@@ -65,7 +65,7 @@ def use(page: Page) -> None:
     page.template(bootstrap.PACK, "use_concepts")
     page.command("Comfy.RefreshNodeDefinitions")
     (loaded,) = page.of_type("PerfusionLoadConcept")
-    page.choose(loaded, "concept_name", "teddy_00001")
+    page.choose(loaded, "concept_name", "monster_00001")
     page.run()
     page.tab.wait_for_timeout(3000)
     shot(page, "walk_used")

@@ -9,17 +9,18 @@ import base64
 import json
 from collections.abc import Callable
 
+from demo.world import SIDE
 from scripts import bootstrap, steps
 from scripts.bootstrap import CHECKPOINT
 from scripts.drawing import Drawing, Node
 from scripts.server import Server
 
 WORKFLOWS = bootstrap.ROOT / "workflows"
-TRAINING = {"steps": 300, "batch": 8, "size": 64, "word_rate": 3e-4, "output_rate": 0.2, "train_bias": 0.75, "min_snr": 5.0}
-TRAINING |= {"train_temperature": 0.1, "superclass": "teddy", "trigger": "<my-teddy>"}
-ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<teddy-word>"}
+TRAINING = {"steps": 300, "batch": 8, "size": SIDE, "word_rate": 3e-4, "output_rate": 0.2, "train_bias": 0.75, "min_snr": 5.0}
+TRAINING |= {"train_temperature": 0.1, "superclass": "monster", "trigger": "<my-monster>"}
+ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<monster-word>"}
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
-TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Node -> widgets that one would make smaller to have a first look."""
 SD15_PREFIX = "sd15_"
@@ -66,9 +67,9 @@ def for_sd15(class_type: str, given: dict) -> dict:
     wanted = {}
     for name, value in given.items():
         if name in ("width", "height", "x") and isinstance(value, int):
-            wanted[name] = 8 * value  # 512 pixels in place of 64
+            wanted[name] = value * 512 // SIDE
         elif isinstance(value, str):
-            for made in ("teddy", "teapot"):
+            for made in ("monster", "robot"):
                 value = value.replace(f"<demo-{made}>", f"<my-{made}>").replace(f"demo-{made}.", f"{made}_00001.")
             wanted[name] = value
     alone = SD15_ALONE if given.get("edit_mode") == "none" else {}
@@ -82,7 +83,7 @@ def advice(sheet: Drawing, text: str) -> str:
 
 def train_a_concept(sheet: Drawing) -> None:
     """Four pictures and their masks in, a concept file out."""
-    training(sheet, "teddy")
+    training(sheet, "monster")
     sheet.note(
         "How to",
         """## Teach a concept
@@ -97,7 +98,7 @@ A stopped training keeps the concept so far under `steps`, and goes on when the 
             sheet,
             """
 
-The numbers here are for the small demo base, which draws 64 pixels. With an SD1.5 checkpoint take `sd15_train_a_concept`.""",
+The numbers here are for the small demo base, which draws 96 pixels. With an SD1.5 checkpoint take `sd15_train_a_concept`.""",
         ),
         0,
         560,
@@ -109,14 +110,14 @@ The numbers here are for the small demo base, which draws 64 pixels. With an SD1
 def use_concepts(sheet: Drawing) -> None:
     """The plain way: load, set, apply, sample."""
     base, model, clip = concept(sheet)
-    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <my-teddy> on the grass")
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <my-monster> on the grass")
     draw(sheet, base, model, clip, positive[0], 1170)
     sheet.note(
         "How to",
         """## Use a concept
 
-Write its trigger word where you would write the plain word: `a photo of a <my-teddy> on the grass`. Weights such as
-`(<my-teddy>:1.2)` work too.
+Write its trigger word where you would write the plain word: `a photo of a <my-monster> on the grass`. Weights such as
+`(<my-monster>:1.2)` work too.
 
 **bias** decides between likeness and prompt: lower it for more of the concept, raise it for more of the prompt. Several
 concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another."""
@@ -134,10 +135,10 @@ latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
 def share_a_workflow(sheet: Drawing) -> None:
     """As use_concepts, with a concept that lies inside the workflow."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(TEDDY))
+    held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(MONSTER))
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=held[0], **SETTINGS)
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
-    text = "a photo of a <demo-teddy> on the grass"
+    text = "a photo of a <demo-monster> on the grass"
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text=text)
     draw(sheet, base, applied[0], applied[1], positive[0], 1170)
     sheet.note(
@@ -159,11 +160,11 @@ and the node shows them.""",
 def compare_settings(sheet: Drawing) -> None:
     """A concept under three biases and three temperatures, with two seeds."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="teddy_00001.safetensors")
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=loaded[0])
-    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-teddy> on the grass")
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-monster> on the grass")
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=applied[1], text="")
-    empty = sheet.add("EmptyLatentImage", 760, width=64, height=64)
+    empty = sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
     links = {"model": applied[0], "vae": base[2], "positive": positive[0], "negative": negative[0], "latent_image": empty[0]}
     swept = {"biases": "0.2, 0.4, 0.6", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
     compared = sheet.add("PerfusionSweep", 1170, 340, **links, **swept, **SAMPLER)
@@ -192,10 +193,10 @@ prompts are encoded once. At most 100 pictures."""
 def find_the_bias(sheet: Drawing) -> None:
     """The bias of a concept found by the model itself, and a picture with it."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=TEDDY)
-    text = sheet.add("PrimitiveStringMultiline", 0, 340, 140, "Prompt", value="a photo of a <demo-teddy> on the beach")
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=MONSTER)
+    text = sheet.add("PrimitiveStringMultiline", 0, 340, 140, "Prompt", value="a photo of a <demo-monster> on the beach")
     links = {"model": base[0], "clip": base[1], "concept": loaded[0], "prompt": text[0]}
-    found = sheet.add("PerfusionAutoBias", 390, 320, **links, size=64)
+    found = sheet.add("PerfusionAutoBias", 390, 320, **links, size=SIDE)
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=found[0])
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, clip=applied[1], text=text[0])
     draw(sheet, base, applied[0], applied[1], positive[0], 1170)
@@ -227,7 +228,7 @@ def measure_a_text_encoder(sheet: Drawing) -> None:
     sheet.add("PreviewAny", 640, 340, 160, "What was measured", source=measured[1])
     links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0], "masks": masks[0]}
     train = sheet.add("PerfusionTrain", 1020, 380, covariance=measured[0], **links, **TRAINING)
-    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="teddy")
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="monster")
     sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
     sheet.note(
         "How to",
@@ -250,12 +251,19 @@ def import_a_concept(sheet: Drawing) -> None:
     """Another implementation's file in, ours out, and a picture."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     taken = sheet.add(
-        "PerfusionImport", 390, 340, model=base[0], clip=base[1], file_name="teddy.pt", trigger="<my-teddy>", superclass="teddy"
+        "PerfusionImport",
+        390,
+        340,
+        model=base[0],
+        clip=base[1],
+        file_name="monster.pt",
+        trigger="<my-monster>",
+        superclass="monster",
     )
     sheet.add("PerfusionSaveConcept", 390, 340, concept=taken[0], filename_prefix="imported")
     chosen = sheet.add("PerfusionConceptSettings", 780, 340, concept=taken[0], **SETTINGS)
     applied = sheet.add("PerfusionApply", 780, 340, model=base[0], clip=base[1], concept=chosen[0], edit_mode="exact")
-    positive = sheet.add("CLIPTextEncode", 1170, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-teddy> on the grass")
+    positive = sheet.add("CLIPTextEncode", 1170, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-monster> on the grass")
     draw(sheet, base, applied[0], applied[1], positive[0], 1580)
     sheet.note(
         "How to",
@@ -267,7 +275,7 @@ Concept*. Known are the files of **perfusion-pytorch** and of **ChenDarYen's Key
 3. Queue. *Save Concept* writes it as `imported_00001`; from then on use *Load Concept*.
 
 Without such a file, `python -m scripts.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's concept as
-`teddy.pt` in the form of perfusion-pytorch.
+`monster.pt` in the form of perfusion-pytorch.
 
 Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same."""
         + advice(
@@ -284,12 +292,14 @@ here are for the small demo base.""",
 def export_a_concept(sheet: Drawing) -> None:
     """A concept as a LoRA and an embedding, and beside it what these will draw."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="teddy_00001.safetensors")
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
-    sheet.add("PerfusionExport", 390, 320, 320, model=base[0], clip=base[1], concept=chosen[0], filename_prefix="teddy")
+    sheet.add("PerfusionExport", 390, 320, 320, model=base[0], clip=base[1], concept=chosen[0], filename_prefix="monster")
     for mode, prompt in (("exact", "The concept"), ("static", "As the LoRA will be")):
         applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0], edit_mode=mode)
-        positive = sheet.add("CLIPTextEncode", 760, 360, 140, prompt, clip=applied[1], text="a photo of a <my-teddy> on the grass")
+        positive = sheet.add(
+            "CLIPTextEncode", 760, 360, 140, prompt, clip=applied[1], text="a photo of a <my-monster> on the grass"
+        )
         draw(sheet, base, applied[0], applied[1], positive[0], 1170)
     sheet.note(
         "How to",
@@ -301,7 +311,7 @@ and **bias** and **strength** stay as they were when it was written. The two pic
 
 **To use them without Perfusion**: press R, put a *Load LoRA* node between checkpoint and sampler with **strength_model** 1 and
 a **strength_clip** of 0, and write the embedding's word in a usual *CLIP Text Encode*, with a space before and after it: `a photo
-of a embedding:teddy_00001 on the grass`. The LoRA is made for the model that stands here, with its LoRAs if it has some.""",
+of a embedding:monster_00001 on the grass`. The LoRA is made for the model that stands here, with its LoRAs if it has some.""",
         0,
         710,
         300,
@@ -311,7 +321,7 @@ of a embedding:teddy_00001 on the grass`. The LoRA is made for the model that st
 
 def teach_a_word_alone(sheet: Drawing) -> None:
     """Textual Inversion: the same pictures in, a word out that edits no layer."""
-    training(sheet, "teddy-word", **ALONE)
+    training(sheet, "monster-word", **ALONE)
     sheet.note(
         "How to",
         """## Teach a word alone
@@ -327,8 +337,7 @@ Good rates lie between 0.0005 and 0.005 with SD1.5."""
             sheet,
             """
 
-The numbers here are for the small demo base, which knows eight words and leaves a word alone little room: it comes to some of the
-colours and loses the teddy. With an SD1.5 checkpoint take `sd15_teach_a_word_alone`.""",
+The numbers here are for the small demo base. With an SD1.5 checkpoint take `sd15_teach_a_word_alone`.""",
         ),
         0,
         560,
@@ -339,8 +348,8 @@ colours and loses the teddy. With an SD1.5 checkpoint take `sd15_teach_a_word_al
 
 def lock_keys_globally(sheet: Drawing) -> None:
     """One prompt with the concept's own keys locked, and with all keys locked."""
-    base, model, clip = concept(sheet, TEDDY)
-    prompt = "a photo of a <demo-teddy> in the snow"
+    base, model, clip = concept(sheet, MONSTER)
+    prompt = "a photo of a <demo-monster> in the snow"
     plain = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt, local lock", clip=clip, text=prompt)
     locked = sheet.add("PerfusionTextEncode", 760, 360, 140, "Prompt, global lock", clip=clip, text=prompt)
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
@@ -363,9 +372,9 @@ Both nodes may stand in one graph; without a trigger word they give the same."""
 
 def see_attention(sheet: Drawing) -> None:
     """Where words looked while a picture was sampled."""
-    base, model, clip = concept(sheet, TEDDY)
+    base, model, clip = concept(sheet, MONSTER)
     watched = sheet.add("PerfusionWatchAttention", 390, model=model)
-    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <demo-teddy> on the grass")
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <demo-monster> on the grass")
     sampled, decoded = draw(sheet, base, watched[0], clip, positive[0], 1170)
     shown = sheet.add(
         "PerfusionShowAttention",
@@ -374,7 +383,7 @@ def see_attention(sheet: Drawing) -> None:
         attention=watched[1],
         samples=sampled[0],
         images=decoded[0],
-        words="<demo-teddy>, on, grass",
+        words="<demo-monster>, on, grass",
     )
     sheet.add("SaveImage", 1930, 760, 360, "Where the words looked", images=shown[0], filename_prefix="attention")
     masks = sheet.add("MaskToImage", 1930, 300, mask=shown[1])
@@ -386,7 +395,7 @@ def see_attention(sheet: Drawing) -> None:
 *Watch Attention* goes between the model and any sampler; pictures stay the same to the bit. *Show Attention* needs what the sampler
 gave, so that it knows which picture is meant.
 
-A label such as `<demo-teddy> 12.2 % gate 0.98` says that this share of all attention went to the word, and that the concept's
+A label such as `<demo-monster> 12.2 % gate 0.98` says that this share of all attention went to the word, and that the concept's
 gate opens to 0.98 at it. A few per cent are usual: most attention goes to the start and to the tokens after the words. The masks
 can be used as any others.""",
         0,
@@ -400,9 +409,9 @@ def train_without_painting(sheet: Drawing) -> None:
     base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
     images, _ = pictures(sheet, masked=False)
     links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0]}
-    found = sheet.add("PerfusionFindObject", 640, word="teddy", size=64, **links)
+    found = sheet.add("PerfusionFindObject", 640, word="monster", size=SIDE, **links)
     train = sheet.add("PerfusionTrain", 1020, 380, masks=found[0], **links, **TRAINING)
-    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="teddy")
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="monster")
     sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
     sheet.note(
         "How to",
@@ -424,7 +433,7 @@ def inspect_gates(sheet: Drawing) -> None:
     """What two concepts do with a prompt, before anything is sampled."""
     _, model, clip = concept_pair(sheet)
     positive = sheet.add(
-        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-teapot> on the grass"
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-monster> and a <demo-robot> on the grass"
     )
     inspected = sheet.add("PerfusionInspect", 1170, 460, 560, model=model, positive=positive[0])
     sheet.add("SaveImage", 1680, 460, 560, "Each concept's gate at each word", images=inspected[0], filename_prefix="gates")
@@ -444,20 +453,44 @@ A gate of nearly 0 at its own word: lower the **bias**. Open at all other words 
     )
 
 
+def use_two_concepts(sheet: Drawing) -> None:
+    """Two concepts that were taught apart, in one picture."""
+    base, model, clip = concept_pair(sheet)
+    text = "a photo of a <demo-monster> and a <demo-robot> in the snow"
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text=text)
+    draw(sheet, base, model, clip, positive[0], 1170, width=2 * SIDE)
+    sheet.note(
+        "How to",
+        """## Two concepts in one picture
+
+Concepts are taught apart and joined with *Combine Concepts*, as many as you like. Each has its own trigger word and its own
+settings. If one takes over the other's place, give each a region (*two_places*), or raise its **bias**."""
+        + advice(
+            sheet,
+            """
+
+The demo base draws two characters side by side, in a picture twice as wide.""",
+        ),
+        0,
+        560,
+        170,
+    )
+
+
 def two_places(sheet: Drawing) -> None:
     """Two concepts in one picture, each in its own place."""
-    left, right = (half(sheet, x) for x in (0, 32))
+    left, right = (half(sheet, x) for x in (0, SIDE))
     base, model, clip = concept_pair(sheet, left, right)
     positive = sheet.add(
-        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-teddy> and a <demo-teapot> on the grass"
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-monster> and a <demo-robot> on the grass"
     )
-    draw(sheet, base, model, clip, positive[0], 1170)
+    draw(sheet, base, model, clip, positive[0], 1170, width=2 * SIDE)
     sheet.note(
         "How to",
         """## Two concepts, two places
 
-Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the teddy's and
-the right half the teapot's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
+Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the monster's and
+the right half the robot's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
 everywhere.""",
         0,
         560,
@@ -467,11 +500,11 @@ everywhere.""",
 
 def keep_layout(sheet: Drawing) -> None:
     """The plain word's picture, then the concept's in its layout, and without."""
-    base, model, clip = concept(sheet, TEDDY)
+    base, model, clip = concept(sheet, MONSTER)
     watched = sheet.add("PerfusionWatchAttention", 390, model=model)
     word, name = (
         sheet.add("CLIPTextEncode", 760, 360, 120, title, clip=clip, text=f"a photo of a {said} on the beach")
-        for title, said in (("Prompt with the plain word", "teddy"), ("Prompt with the concept", "<demo-teddy>"))
+        for title, said in (("Prompt with the plain word", "monster"), ("Prompt with the concept", "<demo-monster>"))
     )
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
     first = sample(sheet, base, watched[0], word[0], negative[0], 1170, "The plain word")
@@ -493,14 +526,14 @@ its own shape. All three samplers have one seed, one sampler and one number of s
 
 def keep_layout_of_a_picture(sheet: Drawing) -> None:
     """A picture turned back into noise, and the concept drawn from it in the picture's layout."""
-    base, model, clip = concept(sheet, TEDDY)
-    loaded = sheet.add("LoadImage", 0, 340, 320, "The picture", image="plain-teddy.png")
-    scaled = sheet.add("ImageScale", 390, 340, image=loaded[0], upscale_method="area", width=64, height=64, crop="center")
+    base, model, clip = concept(sheet, MONSTER)
+    loaded = sheet.add("LoadImage", 0, 340, 320, "The picture", image="plain-monster.png")
+    scaled = sheet.add("ImageScale", 390, 340, image=loaded[0], upscale_method="area", width=SIDE, height=SIDE, crop="center")
     encoded = sheet.add("VAEEncode", 390, 340, pixels=scaled[0], vae=base[2])
     watched = sheet.add("PerfusionWatchAttention", 390, 340, model=model)
     word, name = (
         sheet.add("CLIPTextEncode", 760, 360, 120, title, clip=clip, text=f"a photo of a {said} on the beach")
-        for title, said in (("What the picture shows", "teddy"), ("Prompt with the concept", "<demo-teddy>"))
+        for title, said in (("What the picture shows", "monster"), ("Prompt with the concept", "<demo-monster>"))
     )
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
     sampler = sheet.add("KSamplerSelect", 760, 360, sampler_name="euler")
@@ -543,7 +576,7 @@ def in_base64(name: str) -> str:
 def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
     """The demo's four pictures and their masks, as batches."""
     loaded = [
-        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 180 + 370 * (i // 2), image=f"teddy-{i}.png")
+        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 180 + 370 * (i // 2), image=f"monster-{i}.png")
         for i in range(4)
     ]
     images = sheet.add("BatchImagesNode", 640, top=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
@@ -564,7 +597,7 @@ def training(sheet: Drawing, prefix: str, **changed: object) -> None:
     sheet.add("PreviewImage", 1460, 560, 260, "The concept, step by step", images=train[3])
 
 
-def concept(sheet: Drawing, name: str = "teddy_00001.safetensors") -> tuple[Node, tuple, tuple]:
+def concept(sheet: Drawing, name: str = "monster_00001.safetensors") -> tuple[Node, tuple, tuple]:
     """A checkpoint with a concept: the checkpoint's node, and the MODEL and CLIP that know it."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
@@ -577,8 +610,9 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
     """A checkpoint with the demo's two concepts, each with a region if there are any."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     chosen = []
-    for i, name in enumerate((TEDDY, TEAPOT)):
-        loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
+    for i, name in enumerate((MONSTER, ROBOT)):
+        title = ("First concept", "Second concept")[i]
+        loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, title, concept_name=name)
         own = {"region": regions[i][0]} if regions else {}
         chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **SETTINGS | own))
     both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
@@ -587,8 +621,9 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
 
 
 def half(sheet: Drawing, x: int) -> Node:
-    """A mask of 64 pixels, white from column x to x + 32."""
-    black, white = (sheet.add("SolidMask", -390, 300, value=v, width=w, height=64) for v, w in ((0.0, 64), (1.0, 32)))
+    """A mask of a picture of two, white from column x to x + SIDE."""
+    sizes = ((0.0, 2 * SIDE), (1.0, SIDE))
+    black, white = (sheet.add("SolidMask", -390, 300, value=v, width=w, height=SIDE) for v, w in sizes)
     return sheet.add("MaskComposite", -390, 300, destination=black[0], source=white[0], x=x, y=0, operation="add")
 
 
@@ -596,7 +631,7 @@ def sample(
     sheet: Drawing, base: Node, model: tuple, positive: tuple, negative: tuple, x: int, title: str, empty: Node | None = None
 ) -> tuple[Node, Node]:
     """A sampler with a title, and its picture beside it: the sampler's node, and the empty latent's."""
-    empty = empty or sheet.add("EmptyLatentImage", 760, width=64, height=64)
+    empty = empty or sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": empty[0]}
     sampled = sheet.add("KSampler", x, 300, title=title, **links, **SAMPLER)
     shown(sheet, base, sampled, x + 350, title)
@@ -609,10 +644,12 @@ def shown(sheet: Drawing, base: Node, sampled: Node, x: int, title: str) -> None
     sheet.add("SaveImage", x, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
 
 
-def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, **sampler: object) -> tuple[Node, Node]:
-    """Sample 64 pixels and save the picture: the nodes of the sampler and of the decoder."""
+def draw(
+    sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, width: int = SIDE, **sampler: object
+) -> tuple[Node, Node]:
+    """Sample and save a picture, of two characters where `width` is two squares: the nodes of the sampler and of the decoder."""
     negative = sheet.add("CLIPTextEncode", x - 410, 360, 100, "Negative prompt", clip=clip, text="")
-    empty = sheet.add("EmptyLatentImage", x - 410, width=64, height=64) if "latent_image" not in sampler else None
+    empty = sheet.add("EmptyLatentImage", x - 410, width=width, height=SIDE) if "latent_image" not in sampler else None
     latent = {} if empty is None else {"latent_image": empty[0]}
     settings = SAMPLER | latent | sampler
     sampled = sheet.add("KSampler", x, 300, model=model, positive=positive, negative=negative[0], **settings)
@@ -624,6 +661,7 @@ def draw(sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple,
 DRAWN: list[Callable[[Drawing], None]] = [
     train_a_concept,
     use_concepts,
+    use_two_concepts,
     share_a_workflow,
     compare_settings,
     find_the_bias,

@@ -60,13 +60,13 @@ def loaded() -> tuple[Any, Any, Any]:
 
 def used(model: Any, clip: Any, concept: Any) -> dict:
     """Concepts in all modes, regions and locks."""
-    plain, found = sample(model, clip, TEXT.format("teddy")), {}
+    plain, found = sample(model, clip, TEXT.format("monster")), {}
     drawn = {}
     for mode in ("exact", "approximate", "paper", "static"):
         edited, knowing = host.model_with_edit(model, (concept,), mode), host.clip_with_words(clip, (concept,))
         drawn[mode] = sample(edited, knowing, TEXT.format(concept.trigger))
         if mode == "exact":
-            found["plain prompt"] = worst(sample(edited, knowing, TEXT.format("teddy")), plain)
+            found["plain prompt"] = worst(sample(edited, knowing, TEXT.format("monster")), plain)
     found["modes differ"] = min(worst(drawn[mode], plain) for mode in drawn)
     for name, region in (("everywhere", torch.ones(8, 8)), ("left", torch.eye(8).cumsum(1).flip(1))):
         stack = (replace(concept, region=region), replace(concept, trigger="<other>", region=1 - region + 1e-3))
@@ -96,14 +96,14 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
     training, objects, train = inside.part("perfusion_core.training"), inside.part("nodes.objects"), inside.part("nodes.train")
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).to(model.load_device)  # as with --gpu-only
     with torch.inference_mode():
-        mask = objects.mask_of(model, clip, vae, picture, "teddy", 64, 0)
+        mask = objects.mask_of(model, clip, vae, picture, "monster", 64, 0)
         prepared = train.pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
         latents, weights = train.forms(model, vae, *prepared, small=False)
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.learning():
             student = host.Student(model, clip, precision)
-            lesson = training.start(student, "teddy", settings)
+            lesson = training.start(student, "monster", settings)
             given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
             training.teach(student, lesson, *given, settings)
         losses[name] = lesson.losses[0]
@@ -123,7 +123,7 @@ def divided() -> dict:
     model, clip, _ = loaded()
     with host.learning():
         student = host.Student(model, clip, torch.float32)
-        encodings, _ = student.encode(["a {}"], student.embed("teddy"))
+        encodings, _ = student.encode(["a {}"], student.embed("monster"))
     model.cached_patcher_init = model.non_dynamic_delegate_model = None
     try:
         host.projections(model, torch.ones(1, 768))

@@ -145,8 +145,8 @@ def short_of_memory(model: object, clip: object) -> dict:
 
     def taught(micro: int) -> object:
         settings = training.Settings(steps=3, batch=4, micro=micro)
-        lesson, student.twice = training.start(student, "teddy", settings), False
-        runs = course.Course("teddy", settings, Path(), None, None, None, 0, 0, Path(), None, "auto")
+        lesson, student.twice = training.start(student, "monster", settings), False
+        runs = course.Course("monster", settings, Path(), None, None, None, 0, 0, Path(), None, "auto")
         runs._teach(student, lesson, given, settings, lambda lesson: None)
         return lesson
 
@@ -179,7 +179,7 @@ def short_of_memory(model: object, clip: object) -> dict:
             refused = str(error)
         gave_all, room = student.twice, 4
         settings = training.Settings(batch=2, mode="paper")
-        lesson, draw = training.start(student, "teddy", settings), training.Draw.of(settings, 0, latents[:, 0])
+        lesson, draw = training.start(student, "monster", settings), training.Draw.of(settings, 0, latents[:, 0])
         gradients = []
         for student.twice in (False, True):
             sums, _, loss = training.gradients(student, lesson, draw, *given, settings)
@@ -227,7 +227,7 @@ def moved() -> dict:
     try:
         with host.learning():
             student = host.Student(model, clip, torch.float32)
-            word = {name: vectors.requires_grad_() for name, vectors in student.embed("teddy").items()}
+            word = {name: vectors.requires_grad_() for name, vectors in student.embed("monster").items()}
             student.encode(["a {}"], word)[0].sum().backward()
     finally:
         comfy.model_management.load_models_gpu = load
@@ -246,7 +246,7 @@ def halved() -> dict:
         with host.learning():
             student = host.Student(model, clip, torch.float32)
             student.twice = twice
-            encodings = student.encode(["a {}"], student.embed("teddy"))[0].detach().requires_grad_()
+            encodings = student.encode(["a {}"], student.embed("monster"))[0].detach().requires_grad_()
             student.objective(*given[:2], torch.tensor([0.5]), encodings, None)[0].sum().backward()
         found.append(encodings.grad)
         computes_as_before = not any(layer.comfy_cast_weights for layer in layers)
@@ -366,7 +366,7 @@ def regional(model: object, clip: object, concept: object) -> dict:
                 roundings.append(worst(plain.transpose(1, 2).flatten(2)[:, place], wanted[:, place]))
     everywhere = host.model_with_edit(model, (replace(concept, region=torch.ones(3, 5)),), "exact")
     runs = [sample(m, encode(knowing, text), encode(knowing, "")) for m in (everywhere, whole)]
-    plain = "a photo of a teddy"
+    plain = "a photo of a monster"
     base = [sample(m, encode(knowing, plain), encode(knowing, "")) for m in (applied, model)]
     return {
         "regions": max(shares),
@@ -391,7 +391,7 @@ def kept(model: object, clip: object, concept: object) -> dict:
         "a concept": (applied, named, empty),
         "a region": (placed, named, empty),
         "locked keys": (applied, locking.encode_locked(knowing, text), empty),
-        "a long prompt and a plain one": (applied, named + encode(knowing, "a photo of a teddy"), long),
+        "a long prompt and a plain one": (applied, named + encode(knowing, "a photo of a monster"), long),
         "weights that change": (applied, scheduled(host.layers_of(model), named), empty),
     }
     usual, made = edits.with_applied, projected.Projections._made

@@ -43,7 +43,7 @@ def main() -> dict:
     model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     concept = inside.part("perfusion_core.concept").Concept.load(CONCEPT)
     edited, knowing = host.model_with_edit(model, (concept,), "exact"), host.clip_with_words(clip, (concept,))
-    plain, named = TEXT.format("teddy"), TEXT.format(concept.trigger)
+    plain, named = TEXT.format("monster"), TEXT.format(concept.trigger)
     drawn, found = {}, {}
     for state in ("LOW_VRAM", "NO_VRAM", "HIGH_VRAM"):
         comfy.model_management.unload_all_models()

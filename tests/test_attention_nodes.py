@@ -17,7 +17,7 @@ from perfusion_core.edit import gate
 from scripts.graphs import Graph, Link, latents
 from scripts.server import GraphError, Server
 
-CONCEPT, TRIGGER = "demo-teddy.safetensors", "<demo-teddy>"
+CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
 PROMPT = f"a photo of a {TRIGGER} on the grass"
 
 
@@ -66,7 +66,7 @@ def picture(server: Server, graph: Graph, image: Link) -> np.ndarray:
 
 def test_locked_prompts_without_a_trigger_word_are_plain_ones_and_with_one_differ(server: Server) -> None:
     graph = Bench()
-    pairs = [[f(text) for f in (lambda t: graph.text(graph.words, t), graph.locked)] for text in ("a (teddy:1.2)", PROMPT)]
+    pairs = [[f(text) for f in (lambda t: graph.text(graph.words, t), graph.locked)] for text in ("a (monster:1.2)", PROMPT)]
     found = latents(server, graph, *(graph.sample(graph.model, cond, graph.negative()) for pair in pairs for cond in pair))
     assert torch.equal(found[0], found[1]) and not torch.allclose(found[2], found[3], atol=1e-2)
 
@@ -165,7 +165,7 @@ def test_words_are_shown_with_their_share_their_gate_and_their_steps(server: Ser
 
 
 def test_latents_and_words_that_were_not_seen_are_refused(server: Server) -> None:
-    for said, given, sentence in (("teapot", 0, "has the word 'teapot'"), ("", 1, "These latents are of none of the last")):
+    for said, given, sentence in (("robot", 0, "has the word 'robot'"), ("", 1, "These latents are of none of the last")):
         graph = Bench()
         model, attention = graph.watched(graph.model)
         positive = graph.text(graph.words, PROMPT)
@@ -190,7 +190,7 @@ def test_latents_and_words_that_were_not_seen_are_refused(server: Server) -> Non
 def test_a_layout_is_kept_in_its_span_and_only_there(server: Server) -> None:
     graph = Bench()
     model, attention = graph.watched(graph.model)
-    word, name = (graph.text(graph.words, PROMPT.replace(TRIGGER, said)) for said in ("teddy", TRIGGER))
+    word, name = (graph.text(graph.words, PROMPT.replace(TRIGGER, said)) for said in ("monster", TRIGGER))
     first = graph.sample(model, word, graph.negative())
 
     def kept(start: float, end: float) -> Link:
@@ -292,7 +292,7 @@ def test_an_object_is_found_without_any_mask_and_can_be_trained_on(server: Serve
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures()
-    find = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word="teddy", size=64, seed=0)
+    find = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word="monster", size=64, seed=0)
     shown = [graph.add("PreviewImage", images=[graph.add("MaskToImage", mask=mask), 0]) for mask in ([find, 0], masks)]
     graph.save([graph.train(model, clip, vae, images, [find, 0], steps=1), 0], "found")
     history = server.run(graph.nodes)

@@ -52,17 +52,17 @@ def found(server: Server, prompt: str, least: float) -> float:
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     asked = {"prompt": prompt, "followed": least, "size": 64, "seed": 0, "edit_mode": "exact"}
-    bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("demo-teddy.safetensors"), **asked)
+    bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("demo-monster.safetensors"), **asked)
     shown = graph.add("PreviewAny", source=[bias, 1])
     return float(server.run(graph.nodes)["outputs"][shown]["text"][0])
 
 
 def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) -> None:
-    loose, strict = (found(server, "a photo of a <demo-teddy> in the snow", least) for least in (0.75, 0.9))
+    loose, strict = (found(server, "a photo of a <demo-monster> in the snow", least) for least in (0.75, 0.9))
     assert 0 < loose < strict < 1
     assert 0 < found(server, "", 0.85) < 1
 
 
 def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> None:
-    with pytest.raises(GraphError, match="does not name <demo-teddy>"):
-        found(server, "a photo of a teddy", 0.5)
+    with pytest.raises(GraphError, match="does not name <demo-monster>"):
+        found(server, "a photo of a monster", 0.5)

@@ -341,7 +341,7 @@ def test_sdxl_with_two_encoders_survives_exactly(keys: bool, path: Path) -> None
 def test_the_same_concept_gives_the_same_bytes(path: Path) -> None:
     """And they are what the library would write, but for the order of the metadata."""
     concept = replace(
-        Concept.load(ROOT / "demo" / "concepts" / "demo-teddy.safetensors"),
+        Concept.load(ROOT / "demo" / "concepts" / "demo-monster.safetensors"),
         details={"author": "テディ \u2028\x01", "license": "CC0"},
     )
     written = set()
@@ -1057,7 +1057,7 @@ def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes()
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8"), re.S)
     given: dict = {}
     exec(code, given)
-    path = ROOT / "demo" / "concepts" / "demo-teddy.safetensors"
+    path = ROOT / "demo" / "concepts" / "demo-monster.safetensors"
     concept, (tensors, metadata) = Concept.load(path), given["load"](path)
     layer, first, random = list(concept.layers)[2], 5, torch.Generator().manual_seed(1)
     weights = {which: torch.randn(concept.layers[layer], 768, generator=random) / 28 for which in ("k", "v")}

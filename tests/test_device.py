@@ -18,7 +18,7 @@ HALF = 0.03
 
 @pytest.fixture(scope="module")
 def measured(setup: Setup, base_dir: Path) -> dict:
-    concept = base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
+    concept = base_dir / "models" / "perfusion" / "demo-monster.safetensors"
     checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
     library = accelerator.build(setup.python, CACHE / "accelerator")
     return measure(setup.python, "inside_device", setup.comfyui, checkpoint, concept, library)

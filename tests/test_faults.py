@@ -29,7 +29,7 @@ for name, kind in killed.kinds().items():
     wrong += bool(found.wrong) or found.points() < 10
 sys.exit(wrong)
 """
-TEDDY, TEAPOT = "demo-teddy.safetensors", "demo-teapot.safetensors"
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process forks and kills itself as Unix has it")
@@ -40,11 +40,11 @@ def test_a_program_killed_while_it_writes_leaves_the_old_file_or_the_new_one() -
 
 
 def test_what_came_meanwhile_is_not_written_over(tmp_path: Path) -> None:
-    concept, path = Concept.load(ROOT / "demo" / "concepts" / TEDDY), tmp_path / "concept.safetensors"
+    concept, path = Concept.load(ROOT / "demo" / "concepts" / MONSTER), tmp_path / "concept.safetensors"
     concept.save(path, torch.float32, overwrite=False)
     with pytest.raises(Taken):
         replace(concept, superclass="cat").save(path, overwrite=False)
-    assert Concept.load(path).superclass == "teddy" and [each.name for each in tmp_path.iterdir()] == [path.name]
+    assert Concept.load(path).superclass == "monster" and [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_disk_without_second_names_takes_new_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +87,13 @@ def test_a_folder_of_concepts_that_is_deleted_comes_again(server: Server) -> Non
     server.object_info()  # the host has seen the folder
     folder.rename(aside)
     try:
-        with pytest.raises(GraphError, match="There is no concept 'demo-teddy"):
-            server.run(saving(TEDDY))
+        with pytest.raises(GraphError, match="There is no concept 'demo-monster"):
+            server.run(saving(MONSTER))
         assert "(no concept saved yet)" in str(server.object_info()["PerfusionLoadConcept"])
         folder.mkdir()
-        shutil.copyfile(aside / TEDDY, folder / TEDDY)
-        server.run(saving(TEDDY))
-        assert Concept.load(folder / "after_00001.safetensors").superclass == "teddy"
+        shutil.copyfile(aside / MONSTER, folder / MONSTER)
+        server.run(saving(MONSTER))
+        assert Concept.load(folder / "after_00001.safetensors").superclass == "monster"
     finally:
         shutil.rmtree(folder)
         aside.rename(folder)
@@ -111,7 +111,7 @@ def test_a_file_of_the_same_time_is_read_again_if_its_size_is_another(server: Se
         return latent
 
     found = []
-    for name, dtype in ((TEDDY, torch.float32), (TEAPOT, torch.float16)):
+    for name, dtype in ((MONSTER, torch.float32), (ROBOT, torch.float16)):
         replace(Concept.load(folder / name), trigger="<it>").save(path, dtype)
         os.utime(path, ns=(10**18, 10**18))
         found.append(drawn())

@@ -16,8 +16,8 @@ from scripts.server import Server
 from tests import accelerator
 from tests.measuring import measure
 
-CONCEPT = "demo-teddy.safetensors"
-PLAIN, NAMED = "a photo of a teddy on the grass", "a photo of a <demo-teddy> on the grass"
+CONCEPT = "demo-monster.safetensors"
+PLAIN, NAMED = "a photo of a monster on the grass", "a photo of a <demo-monster> on the grass"
 ROUNDING = 2e-5
 """What float32's rounding may change in two guided steps, as a share of the largest latent."""
 HALF, EIGHT_BITS = 0.03, 0.3

@@ -28,8 +28,8 @@ from scripts.bootstrap import CHECKPOINT, ROOT, Setup
 from scripts.graphs import Graph
 from scripts.server import Server
 
-PICTURES = sorted((ROOT / "demo" / "pictures").glob("teddy-*.png"))
-TINY = {"superclass": "teddy", "size": 64, "steps": 6, "batch": 1, "precision": "fp32", "preview_every": 0, "save_every": 2}
+PICTURES = sorted((ROOT / "demo" / "pictures").glob("monster-*.png"))
+TINY = {"superclass": "monster", "size": 64, "steps": 6, "batch": 1, "precision": "fp32", "preview_every": 0, "save_every": 2}
 """Columns of concepts that are taught in seconds, and leave a trace of it on the way."""
 MIDDLE = 2
 """A step at which they do."""
@@ -256,7 +256,7 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
     assert list(entries) == ["one", "three", "two", "zero"]
     assert [each["state"] for each in entries.values()] == ["trained", "trained", "trained", "failed"]
     assert entries["one"]["tries"] == 2 and "Mask 1 of 1 is empty" in entries["zero"]["fault"]
-    assert "| zero | `<zero>` | teddy | failed |" in (out / "index.md").read_text(encoding="utf-8")
+    assert "| zero | `<zero>` | monster | failed |" in (out / "index.md").read_text(encoding="utf-8")
     with Image.open(out / "sheet-1.png") as sheet:
         assert sheet.size[0] == 3 * 128 and len(sheet.convert("RGB").getcolors(10**6)) > 1000
 

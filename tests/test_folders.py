@@ -10,7 +10,7 @@ from scripts import bootstrap
 from scripts.graphs import Graph
 from scripts.server import Server
 
-TEDDY, THEIRS = "demo-teddy.safetensors", "theirs.safetensors"
+MONSTER, THEIRS = "demo-monster.safetensors", "theirs.safetensors"
 
 
 def files_in(folder: Path) -> set[str]:
@@ -21,12 +21,12 @@ def test_extra_model_paths_are_read_and_written(setup: bootstrap.Setup, tmp_path
     base = bootstrap.fresh_base(setup, "folders-base")
     own, given = base / "models" / "perfusion", tmp_path / "shared" / "concepts"
     given.mkdir(parents=True)
-    (own / "demo-teapot.safetensors").rename(given / THEIRS)
+    (own / "demo-robot.safetensors").rename(given / THEIRS)
     config = tmp_path / "paths.yaml"
     config.write_text(f"mine:\n  base_path: {tmp_path / 'shared'}\n  perfusion: concepts\n", encoding="utf-8")
     before = files_in(own)
     graph = Graph()
-    for i, name in enumerate((TEDDY, THEIRS)):
+    for i, name in enumerate((MONSTER, THEIRS)):
         graph.add(
             "PerfusionSaveConcept", concept=graph.load(name), filename_prefix=f"saved-{i}", overwrite=True, precision="float32"
         )
@@ -36,4 +36,4 @@ def test_extra_model_paths_are_read_and_written(setup: bootstrap.Setup, tmp_path
         server.run(graph.nodes)
     assert files_in(own) == before
     assert {name.split("-")[0] for name in files_in(given) - {THEIRS}} == {"saved", ".work/covariance"}
-    assert [Concept.load(given / f"saved-{i}.safetensors").superclass for i in range(2)] == ["teddy", "teapot"]
+    assert [Concept.load(given / f"saved-{i}.safetensors").superclass for i in range(2)] == ["monster", "robot"]

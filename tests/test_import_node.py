@@ -16,7 +16,7 @@ from scripts.foreign_file import write
 from scripts.graphs import TRIGGER, Graph, Link, concepts, latents
 from scripts.server import GraphError, Server
 
-NAMED, PLAIN, LONG = f"a photo of a {TRIGGER} on the grass", "a photo of a teddy", f"{'very ' * 90} a {TRIGGER} at night"
+NAMED, PLAIN, LONG = f"a photo of a {TRIGGER} on the grass", "a photo of a monster", f"{'very ' * 90} a {TRIGGER} at night"
 
 
 def folder(server: Server) -> Path:
@@ -53,7 +53,7 @@ def positions(server: Server, taught: Path) -> Path:
     outputs = {f"{layer}.{which}.target_output": share * o for layer, o in concept.values.items() for which in ("to_k", "to_v")}
     words = nn.ParameterDict({"*": nn.Parameter(concept.word["clip_l"])})
     saved = {"C_inv": torch.outer(probe, probe), "target_input": concept.target_input, "target_output": outputs}
-    saved["embedding"] = {"initializer_words": ["teddy"], "string_to_token": {"*": 265}, "string_to_param": words}
+    saved["embedding"] = {"initializer_words": ["monster"], "string_to_token": {"*": 265}, "string_to_param": words}
     path = folder(server) / "sub" / "positions.ckpt"
     path.parent.mkdir(exist_ok=True)
     torch.save(saved, path)
@@ -62,7 +62,7 @@ def positions(server: Server, taught: Path) -> Path:
 
 def importing(graph: Graph, model: Link, clip: Link, name: str, **inputs: object) -> Link:
     """Import a file."""
-    given = {"trigger": TRIGGER, "superclass": "teddy", "number": 1} | inputs
+    given = {"trigger": TRIGGER, "superclass": "monster", "number": 1} | inputs
     return [graph.add("PerfusionImport", file_name=name, model=model, clip=clip, **given), 0]
 
 
@@ -79,12 +79,12 @@ def test_imported_it_draws_what_it_draws_from_our_file(
     name, prefix = str(request.getfixturevalue(kind).relative_to(folder(server))), f"imported-{kind}"
     graph = Graph()
     model, clip, _ = graph.checkpoint()
-    taken = importing(graph, model, clip, name, superclass="" if kind == "positions" else "teddy")
+    taken = importing(graph, model, clip, name, superclass="" if kind == "positions" else "monster")
     graph.save(taken, prefix)
     asked = ((NAMED, "exact"), (PLAIN, "exact"), (PLAIN, "paper"), (LONG, "paper"))
     imported = latents(server, graph, *[drawn(graph, model, clip, taken, *each) for each in asked])
     saved, original = Concept.load(folder(server) / f"{prefix}_00001.safetensors"), Concept.load(taught)
-    assert (saved.superclass, saved.trigger, saved.family, saved.bias, saved.temperature) == ("teddy", TRIGGER, "sd1", 0.7, 0.15)
+    assert (saved.superclass, saved.trigger, saved.family, saved.bias, saved.temperature) == ("monster", TRIGGER, "sd1", 0.7, 0.15)
     # What training found for the superclass, from the CLIP alone.
     torch.testing.assert_close(saved.superclass_encoding, original.superclass_encoding, rtol=1e-3, atol=1e-3)
 

@@ -14,7 +14,7 @@ ROUNDING = 5e-6
 
 @pytest.fixture(scope="module")
 def measured(setup: Setup, base_dir: Path) -> dict:
-    concept = base_dir / "models" / "perfusion" / "demo-teddy.safetensors"
+    concept = base_dir / "models" / "perfusion" / "demo-monster.safetensors"
     checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
     return measure(setup.python, "inside_host", setup.comfyui, checkpoint, concept)
 
@@ -36,7 +36,7 @@ def test_a_long_prompt_that_cannot_be_aligned_is_refused(measured: dict) -> None
 def test_recorded_maps_are_the_mean_of_the_layers_own(measured: dict) -> None:
     """In a batch whose rows have prompts of different lengths."""
     assert measured["recorded maps"] < ROUNDING and measured["recorded shape"] == [2, 8, 8] and measured["calls counted"]
-    assert measured["words"] == ["<start>", "a", "photo", "of", "a", "<demo-teddy>", "on", "the", "grass", "<end>"]
+    assert measured["words"] == ["<start>", "a", "photo", "of", "a", "<demo-monster>", "on", "the", "grass", "<end>"]
     assert 0.5 < measured["gate"] <= 1
 
 

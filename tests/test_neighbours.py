@@ -19,8 +19,8 @@ from scripts.differences import worst
 from scripts.graphs import Graph, Link, latents
 from scripts.server import GraphError, Server
 
-CONCEPT, TRIGGER = "demo-teddy.safetensors", "<demo-teddy>"
-PLAIN, NAMED = "a photo of a teddy on the grass", f"a photo of a {TRIGGER} on the grass"
+CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
+PLAIN, NAMED = "a photo of a monster on the grass", f"a photo of a {TRIGGER} on the grass"
 LORA, CONTROL = "neighbour.safetensors", "neighbour-control.safetensors"
 UNET = "model.diffusion_model."
 ROUNDING = 2e-5
@@ -149,16 +149,16 @@ def test_beside_what_patches_the_model(server: Server, name: str) -> None:
 def two_halves(graph: Graph, clip: Link, text: str) -> Link:
     """The prompt in the first half of the steps, another in the second."""
     parts = []
-    for prompt, start, end in ((text, 0.0, 0.5), ("a house at night", 0.5, 1.0)):
+    for prompt, start, end in ((text, 0.0, 0.5), ("a plant at night", 0.5, 1.0)):
         given = {"conditioning": graph.text(clip, prompt), "start": start, "end": end}
         parts.append([graph.add("ConditioningSetTimestepRange", **given), 0])
     return [graph.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1]), 0]
 
 
-def with_a_house(class_type: str, first: str, second: str, **widgets: object) -> Condition:
+def with_a_plant(class_type: str, first: str, second: str, **widgets: object) -> Condition:
     """A node that takes the prompt and another."""
     return lambda graph, clip, text: [
-        graph.add(class_type, **{first: graph.text(clip, text), second: graph.text(clip, "a house at night")}, **widgets), 0
+        graph.add(class_type, **{first: graph.text(clip, text), second: graph.text(clip, "a plant at night")}, **widgets), 0
     ]  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def in_an_area(graph: Graph, clip: Link, text: str) -> Link:
     """The prompt in the left half, another everywhere."""
     area = {"width": 0.5, "height": 1.0, "x": 0.0, "y": 0.0, "strength": 1.0}
     left = [graph.add("ConditioningSetAreaPercentage", conditioning=graph.text(clip, text), **area), 0]
-    other = graph.text(clip, "a house at night")
+    other = graph.text(clip, "a plant at night")
     return [graph.add("ConditioningCombine", conditioning_1=left, conditioning_2=other), 0]
 
 
@@ -175,13 +175,13 @@ def in_a_mask(graph: Graph, clip: Link, text: str) -> Link:
     black, white = ([graph.add("SolidMask", value=value, width=width, height=64), 0] for value, width in ((0.0, 64), (1.0, 32)))
     mask = [graph.add("MaskComposite", destination=black, source=white, x=16, y=0, operation="add"), 0]
     given = {"conditioning": graph.text(clip, text), "mask": mask, "strength": 0.8, "set_cond_area": "default"}
-    masked, other = [graph.add("ConditioningSetMask", **given), 0], graph.text(clip, "a house at night")
+    masked, other = [graph.add("ConditioningSetMask", **given), 0], graph.text(clip, "a plant at night")
     return [graph.add("ConditioningCombine", conditioning_1=masked, conditioning_2=other), 0]
 
 
 def controlled(graph: Graph, clip: Link, text: str) -> Link:
     """With a ControlNet that looks at a picture."""
-    image, net = graph.add("LoadImage", image="teddy-0.png"), graph.add("ControlNetLoader", control_net_name=CONTROL)
+    image, net = graph.add("LoadImage", image="monster-0.png"), graph.add("ControlNetLoader", control_net_name=CONTROL)
     positive = graph.text(clip, text)
     given = {"positive": positive, "negative": positive, "control_net": [net, 0], "image": [image, 0]}
     return [graph.add("ControlNetApplyAdvanced", **given, strength=0.5, start_percent=0.0, end_percent=1.0), 0]
@@ -198,9 +198,9 @@ def with_scheduled_lora(graph: Graph, clip: Link, text: str) -> Link:
 
 
 CONDITIONS: dict[str, Condition] = {
-    "ConditioningCombine": with_a_house("ConditioningCombine", "conditioning_1", "conditioning_2"),
-    "ConditioningConcat": with_a_house("ConditioningConcat", "conditioning_to", "conditioning_from"),
-    "ConditioningAverage": with_a_house(
+    "ConditioningCombine": with_a_plant("ConditioningCombine", "conditioning_1", "conditioning_2"),
+    "ConditioningConcat": with_a_plant("ConditioningConcat", "conditioning_to", "conditioning_from"),
+    "ConditioningAverage": with_a_plant(
         "ConditioningAverage", "conditioning_to", "conditioning_from", conditioning_to_strength=0.9
     ),
     "ConditioningSetTimestepRange": two_halves,
@@ -275,7 +275,7 @@ def test_beside_guiders_of_more_than_two_prompts_or_one_model(server: Server, ob
     with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))
 
     def drawn(model: Link, clip: Link, text: str) -> Link:
-        positive, negative, blank = (graph.text(clip, each) for each in (text, "a teddy", ""))
+        positive, negative, blank = (graph.text(clip, each) for each in (text, "a monster", ""))
         return guided(graph, GUIDERS[name](graph, model, positive, negative, blank))
 
     usual = graph.add("CFGGuider", model=model, positive=graph.text(clip, PLAIN), negative=graph.text(clip, ""), cfg=3.0)
@@ -292,7 +292,7 @@ def test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))
-    positive, negative = graph.text(clip, "a house"), graph.text(with_clip, NAMED)
+    positive, negative = graph.text(clip, "a plant"), graph.text(with_clip, NAMED)
 
     def drawn(one: Link, other: Link, negative: Link) -> Link:
         parts = {"positive": positive, "negative": negative, "cfg": 3.0}
@@ -410,10 +410,10 @@ def test_graphs_with_different_stacks_are_queued_side_by_side(server: Server) ->
         model, clip, _ = graph.checkpoint()
         for name in names:
             model, clip = graph.apply(model, clip, graph.load(f"demo-{name}.safetensors"))
-        sample = graph.sample(model, graph.text(clip, "a <demo-teddy> and a <demo-teapot>"), graph.text(clip, ""), steps=2)
-        return graph, sample
+        text, blank = graph.text(clip, "a <demo-monster> and a <demo-robot>"), graph.text(clip, "")
+        return graph, graph.sample(model, text, blank, steps=2, width=128)
 
-    stacks = (("teddy",), ("teapot", "teddy"), ("teapot",), ())
+    stacks = (("monster",), ("robot", "monster"), ("robot",), ())
     alone = []
     for names in stacks:
         server.free()

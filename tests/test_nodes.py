@@ -85,7 +85,7 @@ def base_and(server: Server, concept: str, prompts: list[str], negative: str = "
 def test_training_gives_a_concept_a_plot_and_a_preview(server: Server, trained: tuple) -> None:
     path, history, (plot, preview) = trained
     concept = Concept.load(path)
-    assert (concept.trigger, concept.superclass, concept.family) == (TRIGGER, "teddy", "sd1")
+    assert (concept.trigger, concept.superclass, concept.family) == (TRIGGER, "monster", "sd1")
     assert len(concept.values) == 7 and concept.word["clip_l"].shape == (1, 768) and not concept.keys
     assert concept.training["steps"] == 6 and concept.details["author"] == "Ann"
     (plotted,), (pictured,) = (server.outputs(history, node, "temp") for node in (plot, preview))
@@ -111,7 +111,7 @@ def test_loading_gives_trigger_and_superclass_for_prompts(server: Server, traine
     loaded = graph.add("PerfusionLoadConcept", concept_name=trained[0].name)
     shown = [graph.add("PreviewAny", source=[loaded, i]) for i in (1, 2)]
     history = server.run(graph.nodes)
-    assert [history["outputs"][node]["text"][0] for node in shown] == [TRIGGER, "teddy"]
+    assert [history["outputs"][node]["text"][0] for node in shown] == [TRIGGER, "monster"]
     assert "base: sd1" in history["outputs"][loaded]["text"][0]
 
 
@@ -147,7 +147,7 @@ def test_a_list_of_pictures_of_any_size_is_taken(server: Server) -> None:
     folder = server.base / "input" / "shapes"
     folder.mkdir()
     for name, size in (("a", (300, 200)), ("b", (64, 190))):
-        with Image.open(server.base / "input" / "teddy-0.png") as picture:
+        with Image.open(server.base / "input" / "monster-0.png") as picture:
             picture.convert("RGB").resize(size).save(folder / f"{name}.png")
     graph = Graph()
     model, clip, vae = graph.checkpoint()
@@ -249,9 +249,9 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
 
     work, known, said = server.base / "models" / "perfusion" / ".work", concepts(server), len(server.log())
 
-    on_the_way = set(work.parent.glob("steps/my-teddy-*/*"))
+    on_the_way = set(work.parent.glob("steps/my-monster-*/*"))
     assert len(stopped(server, graph_of("resumed"))) == 1 and "Training stopped at step" in server.log()[said:]
-    (so_far,) = set(work.parent.glob("steps/my-teddy-*/*")) - on_the_way
+    (so_far,) = set(work.parent.glob("steps/my-monster-*/*")) - on_the_way
     steps = int(so_far.stem)
     assert Concept.load(so_far).training["steps"] == steps >= 25 and concepts(server) == known
     # Of the same name, but not the same: that is another training.
@@ -339,7 +339,7 @@ def test_training_and_applying_leave_the_base_untouched(server: Server, strong: 
         graph = Graph()
         model, clip, vae = graph.checkpoint()
         graph.add("CheckpointSave", model=model, clip=clip, vae=vae, filename_prefix=f"states/{name}")
-        (found,) = latents(server, graph, graph.sample(model, graph.text(clip, "a teddy"), graph.text(clip, ""), seed=len(name)))
+        (found,) = latents(server, graph, graph.sample(model, graph.text(clip, "a monster"), graph.text(clip, ""), seed=len(name)))
         (path,) = (server.base / "output" / "states").glob(f"{name}_*.safetensors")
         weights = load_file(path)
         path.unlink()
@@ -348,7 +348,7 @@ def test_training_and_applying_leave_the_base_untouched(server: Server, strong: 
     def draw(seed: int) -> torch.Tensor:
         graph = Graph()
         model, clip, _ = graph.checkpoint()
-        return latents(server, graph, graph.sample(model, graph.text(clip, "a teddy"), graph.text(clip, ""), seed=seed))[0]
+        return latents(server, graph, graph.sample(model, graph.text(clip, "a monster"), graph.text(clip, ""), seed=seed))[0]
 
     before, _ = state("before")
     drawn = draw(7)
@@ -365,13 +365,13 @@ def test_training_and_applying_leave_the_base_untouched(server: Server, strong: 
 
 
 def test_prompts_without_the_trigger_are_the_base_bit_for_bit(server: Server, strong: str) -> None:
-    base, applied = base_and(server, strong, ["a teddy on the grass", "a photo of a cat", f"a {TRIGGER} on the grass"])
+    base, applied = base_and(server, strong, ["a monster on the grass", "a photo of a robot", f"a {TRIGGER} on the grass"])
     assert torch.equal(base[0], applied[0]) and torch.equal(base[1], applied[1])
     assert not torch.allclose(base[2], applied[2], atol=0.1)
 
 
 def test_strength_0_is_the_base(server: Server, strong: str) -> None:
-    base, applied = base_and(server, strong, [f"a {TRIGGER} on the grass", "a teddy"], strength=0.0)
+    base, applied = base_and(server, strong, [f"a {TRIGGER} on the grass", "a monster"], strength=0.0)
     assert torch.equal(base[0], applied[0]) and torch.equal(base[1], applied[1])
 
 
@@ -381,7 +381,7 @@ def test_the_papers_form_changes_other_prompts_as_published(server: Server, stro
     samples = []
     for mode in ("exact", "paper", "approximate"):
         m, c = graph.apply(model, clip, graph.load(strong), mode)
-        samples += [graph.sample(m, graph.text(c, text), graph.text(c, "")) for text in ("a teddy", f"a {TRIGGER}")]
+        samples += [graph.sample(m, graph.text(c, text), graph.text(c, "")) for text in ("a monster", f"a {TRIGGER}")]
     exact, exact_named, paper, paper_named, approximate, approximate_named = latents(server, graph, *samples)
     assert not torch.equal(exact, paper) and not torch.equal(exact_named, paper_named)
     # With one concept both published forms are Eq. 3.
@@ -394,8 +394,8 @@ def test_in_one_batch_each_prompt_gets_its_own(server: Server, strong: str) -> N
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     m, c = graph.apply(model, clip, graph.load(strong))
-    named, plain = graph.text(c, f"a photo of a {TRIGGER} at night"), graph.text(c, "a photo of a teddy")
-    base_plain = graph.text(clip, "a photo of a teddy")
+    named, plain = graph.text(c, f"a photo of a {TRIGGER} at night"), graph.text(c, "a photo of a monster")
+    base_plain = graph.text(clip, "a photo of a monster")
     both = [graph.add("ConditioningCombine", conditioning_1=named, conditioning_2=plain), 0]
     one = {"steps": 1, "cfg": 1.0}
     alone, base, combined, guided = latents(
@@ -423,10 +423,10 @@ def test_averaged_and_joined_prompts_keep_what_they_name(server: Server, strong:
         return [[average, 0], [graph.add("ConditioningConcat", conditioning_to=to, conditioning_from=by), 0]]
 
     blank = graph.text(c, "")
-    plain = [graph.sample(x, mix, blank) for x, y in ((model, clip), (m, c)) for mix in mixed(y, "a teddy", "a teddy at night")]
+    plain = [graph.sample(x, mix, blank) for x, y in ((model, clip), (m, c)) for mix in mixed(y, "a monster", "a monster at night")]
     # The trigger stands in `from` alone, whose own dictionary these nodes drop.
-    named = [graph.sample(m, mix, blank) for mix in mixed(c, "a house", f"a {TRIGGER}")]
-    closed = [graph.sample(model, mix, blank) for mix in mixed(c, "a house", f"a {TRIGGER}")]
+    named = [graph.sample(m, mix, blank) for mix in mixed(c, "a plant", f"a {TRIGGER}")]
+    closed = [graph.sample(model, mix, blank) for mix in mixed(c, "a plant", f"a {TRIGGER}")]
     base_average, base_join, average, join, named_average, named_join, closed_average, closed_join = latents(
         server, graph, *plain, *named, *closed
     )
@@ -447,7 +447,7 @@ def test_trigger_words_survive_how_people_write(server: Server, strong: str) -> 
         f"a photo of a ({TRIGGER}), at night",
         f"a photo of a ({TRIGGER}:1.1), at night",
         f"{filler} a photo of a {TRIGGER}, at night",
-        f"{filler} a photo of a teddy, at night",
+        f"{filler} a photo of a monster, at night",
     ]
     _, (plain, weight_1, upper, glued, heavier, bracketed, weight_1_1, far, far_plain) = base_and(server, strong, texts)
     assert torch.equal(plain, weight_1) and torch.equal(plain, upper) and torch.equal(plain, glued)
@@ -491,7 +491,7 @@ def second(strong: str, trained: tuple) -> str:
     replace(
         concept,
         trigger="<second-one>",
-        superclass="cat",
+        superclass="robot",
         word={name: vectors.flip(1) for name, vectors in concept.word.items()},
         target_input=concept.target_input + 0.5 * concept.target_input[order],
         values={layer: o.flip(0) for layer, o in concept.values.items()},
@@ -534,7 +534,7 @@ def test_the_static_edit_acts_in_every_prompt_and_trains(server: Server, strong:
     graph.save([graph.train(model, clip, vae, images, masks, steps=2, batch=2, edit_mode="static"), 0], "static")
     m, c = graph.apply(model, clip, graph.load(strong), "static")
     base, static = latents(
-        server, graph, *(graph.sample(x, graph.text(y, "a teddy"), graph.text(y, "")) for x, y in ((model, clip), (m, c)))
+        server, graph, *(graph.sample(x, graph.text(y, "a monster"), graph.text(y, "")) for x, y in ((model, clip), (m, c)))
     )
     assert not torch.allclose(base, static, atol=0.1)
     taught = Concept.load(server.base / "models" / "perfusion" / "static_00001.safetensors")
@@ -545,7 +545,7 @@ def test_the_static_edit_acts_in_every_prompt_and_trains(server: Server, strong:
 def single_and_pair(server: Server, strong: str, second: str) -> None:
     """The strong concept exported as animals/single_00001, and it and the second one together as pair_00001."""
     report = exported(server, [(strong, {})], "animals/single")
-    assert "<my-teddy> is embedding:animals/single_00001 in prompts now" in report
+    assert "<my-monster> is embedding:animals/single_00001 in prompts now" in report
     report = exported(server, [(strong, {}), (second, {"bias": 0.5, "strength": 0.8})], "pair")
     assert "<second-one> is embedding:pair_00001_second-one in prompts now" in report
 
@@ -562,13 +562,15 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
     model, clip, _ = graph.checkpoint()
     one, two = graph.load(strong), graph.load(second, bias=0.5, strength=0.8)
     stack = [graph.add("PerfusionCombineConcepts", concepts__concept0=one, concepts__concept1=two), 0]
-    pair = "embedding:pair_00001_my-teddy", "embedding:pair_00001_second-one"
+    pair = "embedding:pair_00001_my-monster", "embedding:pair_00001_second-one"
     samples = []
     for concept, lora, triggers, words in (
-        (one, "animals/single_00001", (TRIGGER, "cat"), ("embedding:animals/single_00001", "cat")),
+        (one, "animals/single_00001", (TRIGGER, "robot"), ("embedding:animals/single_00001", "robot")),
         (stack, "pair_00001", (TRIGGER, "<second-one>"), pair),
     ):
-        named, said, plain = ("a photo of a {} at night, and a {}".format(*each) for each in (triggers, words, ("teddy", "cat")))
+        named, said, plain = (
+            "a photo of a {} at night, and a {}".format(*each) for each in (triggers, words, ("monster", "robot"))
+        )
         loaded = with_lora(graph, model, clip, f"{lora}.safetensors")
         drawn = (
             (graph.apply(model, clip, concept, "static"), named),
@@ -611,9 +613,9 @@ def test_no_two_embeddings_have_one_name_in_different_folders(server: Server, st
 @pytest.mark.usefixtures("single_and_pair")
 def test_the_host_reads_an_exports_metadata(server: Server) -> None:
     told = server.get("/view_metadata/loras?filename=pair_00001.safetensors")
-    words = ["embedding:pair_00001_my-teddy", "embedding:pair_00001_second-one"]
+    words = ["embedding:pair_00001_my-monster", "embedding:pair_00001_second-one"]
     assert json.loads(told["trained_words"]) == words and told["modelspec.trigger_phrase"] == ", ".join(words)
-    assert told["modelspec.title"] == "my-teddy and second-one" and told["superclass"] == "teddy, cat"
+    assert told["modelspec.title"] == "my-monster and second-one" and told["superclass"] == "monster, robot"
     assert (told["modelspec.author"], told["modelspec.license"]) == ("Ann, Bea", "CC BY 4.0")
     told = server.get("/view_metadata/embeddings?filename=pair_00001_second-one.safetensors")
     assert json.loads(told["trained_words"]) == words[1:] and told["modelspec.author"] == "Bea"
@@ -650,16 +652,18 @@ def test_a_word_alone_is_what_a_stock_embedding_is(server: Server, alone: str) -
     model, clip, _ = graph.checkpoint()
     samples = []
     # The paper's form would change every prompt, if there were an edit.
-    for mode, text in itertools.product(("exact", "paper"), ("a photo of a {} on the grass, (a {}:1.2)", "a teddy at night")):
+    for mode, text in itertools.product(("exact", "paper"), ("a photo of a {} on the grass, (a {}:1.2)", "a monster at night")):
         m, c = graph.apply(model, clip, graph.load(alone), mode)
         samples += [
             graph.sample(model, graph.text(clip, text.replace("{}", "embedding:alone")), graph.text(clip, "")),
             graph.sample(m, graph.text(c, text.replace("{}", "<alone>")), graph.text(c, "")),
         ]
-    samples.append(graph.sample(model, graph.text(clip, "a photo of a teddy on the grass, (a teddy:1.2)"), graph.text(clip, "")))
-    *found, teddy = latents(server, graph, *samples)
+    samples.append(
+        graph.sample(model, graph.text(clip, "a photo of a monster on the grass, (a monster:1.2)"), graph.text(clip, ""))
+    )
+    *found, monster = latents(server, graph, *samples)
     assert all(torch.equal(stock, ours) for stock, ours in zip(found[::2], found[1::2], strict=True))
-    assert not torch.allclose(found[0], teddy, atol=0.05)
+    assert not torch.allclose(found[0], monster, atol=0.05)
 
 
 def test_words_alone_stand_beside_concepts(server: Server, alone: str, strong: str) -> None:
@@ -672,7 +676,7 @@ def test_words_alone_stand_beside_concepts(server: Server, alone: str, strong: s
         graph.apply(*graph.apply(model, clip, word), concept),
         graph.apply(*graph.apply(model, clip, concept), word),
     ]
-    prompts = ("a <alone> on the grass", f"a {TRIGGER} on the grass", f"a {TRIGGER} and a <alone>", "a teddy")
+    prompts = ("a <alone> on the grass", f"a {TRIGGER} on the grass", f"a {TRIGGER} and a <alone>", "a monster")
     ways = [(model, clip), graph.apply(model, clip, concept), *both]
     samples = [graph.sample(m, graph.text(c, prompt), graph.text(c, "")) for prompt in prompts for m, c in ways]
     samples.append(graph.sample(model, graph.text(clip, "a embedding:alone on the grass"), graph.text(clip, "")))

@@ -29,7 +29,7 @@ def fresh(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
     base = bootstrap.fresh_base(setup, "page-base")
     shutil.copyfile(setup.comfyui / "input" / "example.png", base / "input" / "example.png")  # as ComfyUI comes
     folder = base / "models" / "perfusion"
-    own = replace(Concept.load(folder / "demo-teddy.safetensors"), trigger="<my-teddy>")
+    own = replace(Concept.load(folder / "demo-monster.safetensors"), trigger="<my-monster>")
     own.save(folder / foreign_file.CONCEPT, torch.float32)
     foreign_file.write(base, folder / foreign_file.CONCEPT, foreign_file.FOREIGN)
     # What other tests have measured of the text encoder takes a minute.
@@ -64,8 +64,8 @@ def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> No
         (decoded, "IMAGE", saved, "images"),
     ):  # fmt: skip
         page.connect(*link)
-    page.choose(loaded, "concept_name", "demo-teddy")
-    page.write(positive, "text", "a photo of a <demo-teddy> on the grass")
+    page.choose(loaded, "concept_name", "demo-monster")
+    page.write(positive, "text", "a photo of a <demo-monster> on the grass")
     for node, widget, value in ((latent, "width", 64), (latent, "height", 64), (sampler, "steps", 4)):
         page.number(node, widget, value)
     (picture,) = fresh.outputs(page.run(), saved)
@@ -78,24 +78,24 @@ def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> No
 def test_a_concept_is_shown_before_it_is_loaded_and_its_trigger_word_copied(page: Page, fresh: Server) -> None:
     page.empty()
     folder = fresh.base / "models" / "perfusion"
-    signed = replace(Concept.load(folder / "demo-teapot.safetensors"), details={"author": "Ann <b>B</b>", "license": "CC0"})
+    signed = replace(Concept.load(folder / "demo-robot.safetensors"), details={"author": "Ann <b>B</b>", "license": "CC0"})
     signed.save(folder / "signed.safetensors")
     page.command("Comfy.RefreshNodeDefinitions")
     node = page.add("Load Concept (Perfusion)", 0, 0)
     page.choose(node, "concept_name", "signed")
     card = page.card(node)
     page.wait(lambda: "by Ann <b>B</b>" in card.inner_text(), "the author")
-    assert "a teapot, for sd1" in card.inner_text() and "licence CC0" in card.inner_text()
+    assert "a robot, for sd1" in card.inner_text() and "licence CC0" in card.inner_text()
     assert card.locator("img").evaluate("each => each.complete && each.naturalWidth") == 64
-    card.get_by_role("button", name="<demo-teapot>").click()
-    assert page.tab.evaluate("() => navigator.clipboard.readText()") == "<demo-teapot>"
+    card.get_by_role("button", name="<demo-robot>").click()
+    assert page.tab.evaluate("() => navigator.clipboard.readText()") == "<demo-robot>"
     assert page.errors == []
 
 
 def test_a_concept_is_found_by_its_trigger_word_or_its_superclass(page: Page, fresh: Server) -> None:
     page.empty()
     folder = fresh.base / "models" / "perfusion"
-    replace(Concept.load(folder / "demo-teapot.safetensors"), trigger="<grandmas>", superclass="kettle").save(
+    replace(Concept.load(folder / "demo-robot.safetensors"), trigger="<grandmas>", superclass="kettle").save(
         folder / "found.safetensors"
     )
     page.command("Comfy.RefreshNodeDefinitions")
@@ -122,11 +122,11 @@ def test_a_picture_brings_its_concept_to_a_server_that_has_none(
     page.template(bootstrap.PACK, "share_a_workflow")
     page.shorten(SHORT)
     (node,) = page.of_type("PerfusionConceptInWorkflow")
-    page.choose(node, "hold", "demo-teapot")
-    page.wait(lambda: "a teapot" in page.card(node).inner_text(), "the concept that was chosen")
+    page.choose(node, "hold", "demo-robot")
+    page.wait(lambda: "a robot" in page.card(node).inner_text(), "the concept that was chosen")
     assert "KB in the workflow" in page.card(node).inner_text()
     (prompt,) = (each for each in page.of_type("CLIPTextEncode") if page.value(each, "text"))
-    page.write(prompt, "text", "a photo of a <demo-teapot> on the beach")
+    page.write(prompt, "text", "a photo of a <demo-robot> on the beach")
     (saved,) = page.of_type("SaveImage")
     (picture,) = fresh.outputs(page.run(), saved)
     assert page.errors == []
@@ -152,7 +152,7 @@ def test_a_training_can_be_watched_and_stopped_with_what_it_has(page: Page, fres
     page.wait(lambda: page.ask(size, node) == 576, "the concept and its loss, side by side", 180)
     page.command("Comfy.Interrupt")
     page.finish()
-    found = sorted((fresh.base / "models" / "perfusion" / "steps").glob("my-teddy-*/*.safetensors"))
+    found = sorted((fresh.base / "models" / "perfusion" / "steps").glob("my-monster-*/*.safetensors"))
     assert len(found) == 1 and Concept.load(found[0]).preview
     assert page.errors == []
 

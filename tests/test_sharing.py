@@ -20,13 +20,13 @@ from scripts.bootstrap import ROOT
 from scripts.graphs import Graph, latents
 from scripts.server import GraphError, Server
 
-TEDDY = "demo-teddy.safetensors"
-CONTENT = (ROOT / "demo" / "concepts" / TEDDY).read_bytes()
+MONSTER = "demo-monster.safetensors"
+CONTENT = (ROOT / "demo" / "concepts" / MONSTER).read_bytes()
 TEXT = base64.b64encode(CONTENT).decode()
 
 
 def test_a_concept_as_text_is_that_of_its_file() -> None:
-    held, loaded = Concept.from_text(TEXT, "it"), Concept.load(ROOT / "demo" / "concepts" / TEDDY)
+    held, loaded = Concept.from_text(TEXT, "it"), Concept.load(ROOT / "demo" / "concepts" / MONSTER)
     assert (held.trigger, held.superclass, held.training, held.preview) == (
         loaded.trigger,
         loaded.superclass,
@@ -63,12 +63,12 @@ def drawn(server: Server, **bring: str) -> torch.Tensor:
     model, clip, _ = graph.checkpoint()
     widget = {"PerfusionLoadConcept": "concept_name", "PerfusionConceptInWorkflow": "data"}[class_type]
     model, clip = graph.apply(model, clip, [graph.add(class_type, **{widget: value}), 0])
-    (latent,) = latents(server, graph, graph.sample(model, graph.text(clip, "a <demo-teddy>"), graph.text(clip, "")))
+    (latent,) = latents(server, graph, graph.sample(model, graph.text(clip, "a <demo-monster>"), graph.text(clip, "")))
     return latent
 
 
 def test_a_workflow_that_holds_a_concept_draws_what_its_file_draws(server: Server) -> None:
-    held, loaded = drawn(server, PerfusionConceptInWorkflow=TEXT), drawn(server, PerfusionLoadConcept=TEDDY)
+    held, loaded = drawn(server, PerfusionConceptInWorkflow=TEXT), drawn(server, PerfusionLoadConcept=MONSTER)
     assert torch.equal(held, loaded)
 
 
@@ -90,7 +90,7 @@ def asked(server: Server, name: str) -> tuple[int, str]:
 
 def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
     folder: Path = server.base / "models" / "perfusion"
-    address = f"{server.address}/perfusion/file?name={TEDDY}"
+    address = f"{server.address}/perfusion/file?name={MONSTER}"
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address) as answer:
         assert answer.read() == CONTENT and answer.headers.get_content_type() == "application/octet-stream"
     secret = server.base / "secret.safetensors"
@@ -101,7 +101,7 @@ def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
         assert status == 400 and sentence.startswith("There is no concept"), name
     status, sentence = asked(server, "other.safetensors")
     assert status == 400 and "not a whole safetensors file" in sentence
-    concept = Concept.load(folder / TEDDY)
+    concept = Concept.load(folder / MONSTER)
     large = {layer: output.repeat(POSITIONS, 1) for layer, output in concept.values.items()}
     replace(concept, values=large, keys=large).save(folder / "large.safetensors", torch.float32)
     status, sentence = asked(server, "large.safetensors")
@@ -114,11 +114,11 @@ def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> N
     def words() -> dict[str, list[str]]:
         return json.loads(server.get("/perfusion/words"))
 
-    one, path = Concept.load(folder / TEDDY), folder / "found.safetensors"
+    one, path = Concept.load(folder / MONSTER), folder / "found.safetensors"
     for trigger, superclass in (("<first>", "bear"), ("<second>", "wolf")):
         replace(one, trigger=trigger, superclass=superclass).save(path)
         assert words()[path.name] == [trigger, superclass]
-    assert words()[TEDDY] == ["<demo-teddy>", "teddy"] and not any(name.startswith(".work") for name in words())
+    assert words()[MONSTER] == ["<demo-monster>", "monster"] and not any(name.startswith(".work") for name in words())
     for content in (CONTENT[:100], b"", b"no safetensors at all", struct.pack("<Q", 2**60) + CONTENT[8:]):
         path.write_bytes(content)
         assert words()[path.name] == ["", ""]

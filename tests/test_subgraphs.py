@@ -84,7 +84,7 @@ def test_two_concepts_come_to_their_places(page: Page, server: Server, object_in
     connect(page, both)
     page.ask(SET, both, {f"{which}_bias": make_workflows.SETTINGS["bias"] for which in ("first", "second")})
     (drawn,) = server.outputs(page.run())
-    assert pixels(drawn).shape == (64, 64, 3) and np.array_equal(pixels(drawn), pixels(expected))
+    assert pixels(drawn).shape == (64, 128, 3) and np.array_equal(pixels(drawn), pixels(expected))
     assert page.errors == []
 
 

@@ -109,7 +109,7 @@ def test_the_first_of_a_masked_batch_is_taken_as_ksampler_takes_it(server: Serve
     model, clip, vae = graph.checkpoint()
     m, c = graph.apply(model, clip, graph.load(pair[0]))
     prompts = graph.text(c, f"a {TRIGGER}"), graph.text(c, "")
-    loaded = graph.add("LoadImage", image="teddy-0.png")
+    loaded = graph.add("LoadImage", image="monster-0.png")
     small = graph.add("ImageScale", image=[loaded, 0], upscale_method="area", width=64, height=64, crop="disabled")
     encoded = [graph.add("VAEEncode", pixels=[small, 0], vae=vae), 0]
     several = [graph.add("RepeatLatentBatch", samples=encoded, amount=3), 0]

@@ -18,6 +18,7 @@ from scripts import foreign_file
 from scripts.make_workflows import SD15_PREFIX, for_sd15
 from scripts.server import Server
 from scripts.workflow import BYPASS, NEVER, find_node, set_widget, to_prompt
+from tests.older import renamed
 
 WORKFLOWS = Path(__file__).parents[1] / "workflows"
 OLD = Path(__file__).parent / "data" / "workflows"
@@ -35,12 +36,12 @@ def taught(server: Server, object_info: dict) -> tuple[dict, Path]:
     set_widget(workflow, "PerfusionTrain", "steps", 3, object_info)
     set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
     history = server.run(to_prompt(workflow, object_info))
-    return history, server.base / "models" / "perfusion" / "teddy_00001.safetensors"
+    return history, server.base / "models" / "perfusion" / "monster_00001.safetensors"
 
 
 def test_the_training_workflow_teaches_and_shows(server: Server, taught: tuple[dict, Path]) -> None:
     history, path = taught
-    assert Concept.load(path).trigger == "<my-teddy>"
+    assert Concept.load(path).trigger == "<my-monster>"
     assert len(server.outputs(history, kind="temp")) == 2
 
 
@@ -48,7 +49,7 @@ def test_the_using_workflow_draws_the_concept_and_bypassed_the_base(
     server: Server, object_info: dict, taught: tuple[dict, Path]
 ) -> None:
     drawn = {}
-    for name, prompt, mode in (("concept", "a <my-teddy>", 0), ("word", "a teddy", 0), ("base", "a teddy", BYPASS)):
+    for name, prompt, mode in (("concept", "a <my-monster>", 0), ("word", "a monster", 0), ("base", "a monster", BYPASS)):
         workflow = read("use_concepts")
         assert find_node(workflow, "PerfusionLoadConcept")["widgets_values"] == [taught[1].name]
         find_node(workflow, "PerfusionApply")["mode"] = mode
@@ -107,8 +108,8 @@ def test_the_exporting_workflow_writes_what_the_stock_nodes_read(
     history = server.run(to_prompt(workflow, object_info))
     export = str(find_node(workflow, "PerfusionExport")["id"])
     report = history["outputs"][export]["text"][0]
-    assert "<my-teddy> is embedding:teddy_00001 in prompts now" in report and "approximation error" in report
-    lora, word = (load_file(server.base / "models" / kind / "teddy_00001.safetensors") for kind in ("loras", "embeddings"))
+    assert "<my-monster> is embedding:monster_00001 in prompts now" in report and "approximation error" in report
+    lora, word = (load_file(server.base / "models" / kind / "monster_00001.safetensors") for kind in ("loras", "embeddings"))
     assert len(lora) == 3 * 2 * 7 and {tensor.shape[0] for name, tensor in lora.items() if "lora_down" in name} == {1}
     assert torch.equal(word["emb_params"].half(), Concept.load(taught[1]).word["clip_l"].half())
     drawn = []
@@ -125,8 +126,8 @@ def test_the_workflow_for_a_word_alone_saves_one_that_edits_nothing(
     set_widget(workflow, "PerfusionTrain", "steps", 3, object_info)
     set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
     server.run(to_prompt(workflow, object_info))
-    word, concept = Concept.load(taught[1].with_name("teddy-word_00001.safetensors")), Concept.load(taught[1])
-    assert not word.values and concept.values and word.trigger == "<teddy-word>" != concept.trigger
+    word, concept = Concept.load(taught[1].with_name("monster-word_00001.safetensors")), Concept.load(taught[1])
+    assert not word.values and concept.values and word.trigger == "<monster-word>" != concept.trigger
     assert torch.equal(word.superclass_encoding, concept.superclass_encoding)
     # Both started as the plain word, and have learned: Adam moves nothing by more than its rate a step.
     moved = word.word["clip_l"] - concept.word["clip_l"]
@@ -148,13 +149,13 @@ def shortened(name: str, object_info: dict, *titles: str) -> dict:
 
 def test_the_locking_workflow_draws_two_pictures_that_differ_by_the_trigger_word_alone(server: Server, object_info: dict) -> None:
     drawn = {}
-    for word in ("<demo-teddy>", "teddy"):
+    for word in ("<demo-monster>", "monster"):
         workflow = shortened("lock_keys_globally", object_info, "Local lock", "Global lock")
         for title in ("Prompt, local lock", "Prompt, global lock"):
             set_widget(workflow, title, "text", f"a photo of a {word} in the snow", object_info)
         local, locked = (pixels(path) for path in server.outputs(server.run(to_prompt(workflow, object_info))))
         drawn[word] = np.abs(local - locked).max()
-    assert drawn["teddy"] == 0 and drawn["<demo-teddy>"] > 20
+    assert drawn["monster"] == 0 and drawn["<demo-monster>"] > 20
 
 
 def test_the_seeing_workflow_shows_three_words(server: Server, object_info: dict) -> None:
@@ -164,13 +165,13 @@ def test_the_seeing_workflow_shows_three_words(server: Server, object_info: dict
     assert all(pixels(mask).max() == 255 and pixels(mask).std() > 5 for mask in masks)
 
 
-def test_the_unpainted_workflow_finds_teddies_and_teaches(server: Server, object_info: dict) -> None:
+def test_the_unpainted_workflow_finds_monsters_and_teaches(server: Server, object_info: dict) -> None:
     workflow = read("train_without_painting")
     set_widget(workflow, "PerfusionTrain", "steps", 2, object_info)
     set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
-    known = set((server.base / "models" / "perfusion").glob("teddy_*"))
+    known = set((server.base / "models" / "perfusion").glob("monster_*"))
     history = server.run(to_prompt(workflow, object_info))
-    (saved,) = set((server.base / "models" / "perfusion").glob("teddy_*")) - known
+    (saved,) = set((server.base / "models" / "perfusion").glob("monster_*")) - known
     assert Concept.load(saved).training["steps"] == 2
     masks = server.outputs(history, find_node(workflow, "PerfusionFindObject")["id"], "temp")
     assert len(masks) == 4 and all(0.1 < (pixels(mask) > 127).mean() < 0.7 for mask in masks)
@@ -180,7 +181,7 @@ def test_the_inspecting_workflow_reports_on_both_concepts(server: Server, object
     workflow = read("inspect_gates")
     history = server.run(to_prompt(workflow, object_info))
     (text,) = history["outputs"][str(find_node(workflow, "In words")["id"])]["text"]
-    assert all(f"{trigger}: its gate opens to 0.9" in text for trigger in ("<demo-teddy>", "<demo-teapot>"))
+    assert all(f"{trigger}: its gate opens to 0.9" in text for trigger in ("<demo-monster>", "<demo-robot>"))
     assert "In 7 layers" in text and "fight" not in text
     assert pixels(server.outputs(history)[0]).shape[0] > 200
 
@@ -188,6 +189,7 @@ def test_the_inspecting_workflow_reports_on_both_concepts(server: Server, object
 def test_the_places_workflow_needs_its_regions(server: Server, object_info: dict) -> None:
     workflow = shortened("two_places", object_info)
     (placed,) = server.outputs(server.run(to_prompt(workflow, object_info)))
+    assert pixels(placed).shape == (64, 128, 3)
     for node in workflow["nodes"]:
         if node["type"] == "MaskComposite":
             node["mode"] = NEVER
@@ -213,16 +215,16 @@ def test_the_other_layout_workflow_puts_the_concept_in_a_pictures_place(server: 
     titles = ("The picture again", "The concept in its layout")
     keys = [find_node(workflow, f"Picture: {title}")["id"] for title in titles]
     again, kept = (pixels(server.outputs(history, key)[0]) for key in keys)
-    _, place, seed = make_pictures.PLAIN
-    empty, _ = world.compose([], place, random.Random(seed), make_pictures.SIDE)
-    with Image.open(server.base / "input" / "plain-teddy.png") as image:
+    # As demo.make_pictures draws the picture, without its monster.
+    empty = world.background("on the beach", random.Random(5), make_pictures.SIDE, make_pictures.SIDE)
+    with Image.open(server.base / "input" / "plain-monster.png") as image:
         shown, behind = (np.asarray(each.resize((64, 64), Image.Resampling.BOX), dtype=int) for each in (image, empty))
     inside = np.abs(shown - behind).max(2) > 40
     assert np.abs(again - shown)[inside].mean() < 40 and np.abs(again - shown)[~inside].mean() < 15
     changed = np.abs(kept - shown).mean(2)
     assert changed[inside].mean() > 2.5 * changed[~inside].mean()
-    # In the place of the picture's teddy there are the concept's colours.
-    taught = [np.asarray(Image.open(server.base / "input" / f"teddy-{i}.png")) for i in range(4)]
+    # In the place of the picture's monster there are the concept's colours.
+    taught = [np.asarray(Image.open(server.base / "input" / f"monster-{i}.png")) for i in range(4)]
     own = np.concatenate([each[each[..., 3] < 128][:, :3] for each in taught]).mean(0)
     now, before = kept[inside].mean(0), shown[inside].mean(0)
     assert np.linalg.norm(now - own) < np.linalg.norm(now - before)
@@ -242,7 +244,7 @@ def test_a_workflow_for_sd15_is_the_other_but_for_its_numbers(name: str, object_
         before = other[key]["inputs"]
         assert node["inputs"] == before | for_sd15(node["class_type"], {k: v for k, v in before.items() if not isinstance(v, list)})
     texts = json.dumps(own)
-    assert "demo-te" not in texts and '": 64' not in texts and "v1-5-pruned" in texts
+    assert "demo-" not in texts and '": 64' not in texts and "v1-5-pruned" in texts
 
 
 @pytest.mark.parametrize("path", sorted(OLD.glob("*/*.json")), ids=lambda path: path.stem)
@@ -268,6 +270,6 @@ def test_a_workflow_saved_with_an_older_version_still_fits(path: Path, object_in
 
 
 def test_an_older_workflow_runs(server: Server, object_info: dict, taught: tuple[dict, Path]) -> None:
-    workflow = json.loads((OLD / "0.1.0" / "use_concepts.json").read_text(encoding="utf-8"))
+    workflow = renamed(json.loads((OLD / "0.1.0" / "use_concepts.json").read_text(encoding="utf-8")))
     set_widget(workflow, "KSampler", "steps", 2, object_info)
     assert len(server.outputs(server.run(to_prompt(workflow, object_info)))) == 1
