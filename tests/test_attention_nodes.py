@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from demo.world import SIDE
 from perfusion_core.concept import Concept
 from perfusion_core.edit import gate
 from scripts.graphs import Graph, Link, latents
@@ -292,7 +293,7 @@ def test_an_object_is_found_without_any_mask_and_can_be_trained_on(server: Serve
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures()
-    find = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word="monster", size=64, seed=0)
+    find = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word="monster", size=SIDE, seed=0)
     shown = [graph.add("PreviewImage", images=[graph.add("MaskToImage", mask=mask), 0]) for mask in ([find, 0], masks)]
     graph.save([graph.train(model, clip, vae, images, [find, 0], steps=1), 0], "found")
     history = server.run(graph.nodes)

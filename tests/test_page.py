@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser
 
+from demo.world import SIDE
 from perfusion_core.concept import Concept
 from scripts import bootstrap, foreign_file
 from scripts.make_workflows import SD15_PREFIX, SHORT
@@ -86,7 +87,7 @@ def test_a_concept_is_shown_before_it_is_loaded_and_its_trigger_word_copied(page
     card = page.card(node)
     page.wait(lambda: "by Ann <b>B</b>" in card.inner_text(), "the author")
     assert "a robot, for sd1" in card.inner_text() and "licence CC0" in card.inner_text()
-    assert card.locator("img").evaluate("each => each.complete && each.naturalWidth") == 64
+    assert card.locator("img").evaluate("each => each.complete && each.naturalWidth") == SIDE
     card.get_by_role("button", name="<demo-robot>").click()
     assert page.tab.evaluate("() => navigator.clipboard.readText()") == "<demo-robot>"
     assert page.errors == []

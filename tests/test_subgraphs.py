@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo.world import SIDE
 from scripts import bootstrap, make_subgraphs, make_workflows
 from scripts.page import Page
 from scripts.server import Server
@@ -84,7 +85,7 @@ def test_two_concepts_come_to_their_places(page: Page, server: Server, object_in
     connect(page, both)
     page.ask(SET, both, {f"{which}_bias": make_workflows.SETTINGS["bias"] for which in ("first", "second")})
     (drawn,) = server.outputs(page.run())
-    assert pixels(drawn).shape == (64, 128, 3) and np.array_equal(pixels(drawn), pixels(expected))
+    assert pixels(drawn).shape == (SIDE, 2 * SIDE, 3) and np.array_equal(pixels(drawn), pixels(expected))
     assert page.errors == []
 
 

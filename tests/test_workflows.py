@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from demo import make_pictures, world
+from demo.world import SIDE
 from perfusion_core.concept import Concept
 from scripts import foreign_file
 from scripts.make_workflows import SD15_PREFIX, for_sd15
@@ -57,7 +58,7 @@ def test_the_using_workflow_draws_the_concept_and_bypassed_the_base(
         set_widget(workflow, "KSampler", "steps", 4, object_info)
         (path,) = server.outputs(server.run(to_prompt(workflow, object_info)))
         with Image.open(path) as image:
-            assert image.size == (64, 64)
+            assert image.size == (SIDE, SIDE)
             drawn[name] = image.convert("RGB").tobytes()
     assert drawn["word"] == drawn["base"] != drawn["concept"]
 
@@ -161,7 +162,7 @@ def test_the_locking_workflow_draws_two_pictures_that_differ_by_the_trigger_word
 def test_the_seeing_workflow_shows_three_words(server: Server, object_info: dict) -> None:
     history = server.run(to_prompt(shortened("see_attention", object_info), object_info))
     saved, masks = (server.outputs(history, kind=kind) for kind in ("output", "temp"))
-    assert sorted(pixels(path).shape[0] == 64 for path in saved) == [False, True] and len(masks) == 3
+    assert sorted(pixels(path).shape[0] == SIDE for path in saved) == [False, True] and len(masks) == 3
     assert all(pixels(mask).max() == 255 and pixels(mask).std() > 5 for mask in masks)
 
 
@@ -189,7 +190,7 @@ def test_the_inspecting_workflow_reports_on_both_concepts(server: Server, object
 def test_the_places_workflow_needs_its_regions(server: Server, object_info: dict) -> None:
     workflow = shortened("two_places", object_info)
     (placed,) = server.outputs(server.run(to_prompt(workflow, object_info)))
-    assert pixels(placed).shape == (64, 128, 3)
+    assert pixels(placed).shape == (SIDE, 2 * SIDE, 3)
     for node in workflow["nodes"]:
         if node["type"] == "MaskComposite":
             node["mode"] = NEVER
@@ -218,7 +219,7 @@ def test_the_other_layout_workflow_puts_the_concept_in_a_pictures_place(server: 
     # As demo.make_pictures draws the picture, without its monster.
     empty = world.background("on the beach", random.Random(5), make_pictures.SIDE, make_pictures.SIDE)
     with Image.open(server.base / "input" / "plain-monster.png") as image:
-        shown, behind = (np.asarray(each.resize((64, 64), Image.Resampling.BOX), dtype=int) for each in (image, empty))
+        shown, behind = (np.asarray(each.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=int) for each in (image, empty))
     inside = np.abs(shown - behind).max(2) > 40
     assert np.abs(again - shown)[inside].mean() < 40 and np.abs(again - shown)[~inside].mean() < 15
     changed = np.abs(kept - shown).mean(2)
@@ -244,7 +245,7 @@ def test_a_workflow_for_sd15_is_the_other_but_for_its_numbers(name: str, object_
         before = other[key]["inputs"]
         assert node["inputs"] == before | for_sd15(node["class_type"], {k: v for k, v in before.items() if not isinstance(v, list)})
     texts = json.dumps(own)
-    assert "demo-" not in texts and '": 64' not in texts and "v1-5-pruned" in texts
+    assert "demo-" not in texts and f'": {SIDE}' not in texts and "v1-5-pruned" in texts
 
 
 @pytest.mark.parametrize("path", sorted(OLD.glob("*/*.json")), ids=lambda path: path.stem)
