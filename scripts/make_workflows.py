@@ -16,10 +16,10 @@ from scripts.drawing import Drawing, Node
 from scripts.server import Server
 
 WORKFLOWS = bootstrap.ROOT / "workflows"
-TRAINING = {"steps": 300, "batch": 8, "size": SIDE, "word_rate": 3e-4, "output_rate": 0.2, "train_bias": 0.75, "min_snr": 5.0}
+TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 1e-4, "output_rate": 0.1, "train_bias": 0.75, "min_snr": 5.0}
 TRAINING |= {"train_temperature": 0.1, "superclass": "monster", "trigger": "<my-monster>"}
 ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<monster-word>"}
-SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+SETTINGS = {"bias": 0.6, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Node -> widgets that one would make smaller to have a first look."""
@@ -28,7 +28,7 @@ SD15 = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
     "LoadImage": {"image": "example.png"},
     "PerfusionConceptInWorkflow": {"data": ""},
-    "PerfusionTrain": {"size": 512, "steps": 400, "output_rate": 0.03, "min_snr": 0.0},
+    "PerfusionTrain": {"size": 512, "batch": 8, "steps": 400, "word_rate": 3e-4, "output_rate": 0.03, "min_snr": 0.0},
     "PerfusionFindObject": {"size": 512},
     "PerfusionAutoBias": {"size": 512},
     "PerfusionConceptSettings": {"bias": 0.6},
