@@ -166,7 +166,7 @@ def compare_settings(sheet: Drawing) -> None:
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=applied[1], text="")
     empty = sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
     links = {"model": applied[0], "vae": base[2], "positive": positive[0], "negative": negative[0], "latent_image": empty[0]}
-    swept = {"biases": "0.2, 0.4, 0.6", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
+    swept = {"biases": "0.4, 0.6, 0.8", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
     compared = sheet.add("PerfusionSweep", 1170, 340, **links, **swept, **SAMPLER)
     sheet.add("SaveImage", 1560, 760, 460, "The grid", images=compared[0], filename_prefix="comparison")
     sheet.add("PreviewImage", 1560, 760, 320, "Its pictures", images=compared[1])
