@@ -16,10 +16,10 @@ from scripts.drawing import Drawing, Node
 from scripts.server import Server
 
 WORKFLOWS = bootstrap.ROOT / "workflows"
-TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 1e-4, "output_rate": 0.1, "train_bias": 0.75, "min_snr": 5.0}
+TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 2e-4, "output_rate": 0.2, "train_bias": 0.75, "min_snr": 5.0}
 TRAINING |= {"train_temperature": 0.1, "superclass": "monster", "trigger": "<my-monster>"}
 ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<monster-word>"}
-SETTINGS = {"bias": 0.6, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Node -> widgets that one would make smaller to have a first look."""
@@ -166,7 +166,7 @@ def compare_settings(sheet: Drawing) -> None:
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=applied[1], text="")
     empty = sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
     links = {"model": applied[0], "vae": base[2], "positive": positive[0], "negative": negative[0], "latent_image": empty[0]}
-    swept = {"biases": "0.4, 0.6, 0.8", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
+    swept = {"biases": "0.2, 0.4, 0.6", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
     compared = sheet.add("PerfusionSweep", 1170, 340, **links, **swept, **SAMPLER)
     sheet.add("SaveImage", 1560, 760, 460, "The grid", images=compared[0], filename_prefix="comparison")
     sheet.add("PreviewImage", 1560, 760, 320, "Its pictures", images=compared[1])

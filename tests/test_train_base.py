@@ -97,7 +97,7 @@ def test_what_the_autoencoder_learns_from_is_least_for_the_picture_itself() -> N
 def test_latents_are_held_to_a_spread_about_0(change: str, even: bool) -> None:
     z = train_autoencoder.SPREAD * torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
     changed = {"none": z, "scaled": z * 2, "shifted": z + 0.5, "far": z.masked_fill(z > 2, 9.0)}[change]
-    assert (train_autoencoder.unevenness(changed) < 0.01) is even
+    assert bool(train_autoencoder.unevenness(changed) < 0.01) is even
 
 
 def test_decibels_are_those_of_all_pictures_together() -> None:
