@@ -579,7 +579,7 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
             (loaded, plain),
             (graph.apply(model, clip, concept, "exact"), named),
         )
-        samples += [graph.sample(m, graph.text(c, text), graph.text(c, ""), steps=2) for (m, c), text in drawn]
+        samples += [graph.sample(m, graph.text(c, text), graph.text(c, ""), steps=2, cfg=9.0) for (m, c), text in drawn]
     found = latents(server, graph, *samples)
     for static, loaded, *others in (found[:5], found[5:]):
         scale = float(static.abs().max())
