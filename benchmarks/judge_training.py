@@ -24,7 +24,7 @@ from demo.muon import Muon
 from demo.world import SIDE
 from scripts import bootstrap, inside, steps
 
-TAUGHT, STEPS, RATE = 600, 520, 2e-3
+TAUGHT, STEPS, RATE = 2500, 1200, 2e-3
 """Individuals of each kind that it learns from, steps, and the learning rate at its highest."""
 A_KIND = 24
 """Individuals of each kind in a step, two pictures of each."""
