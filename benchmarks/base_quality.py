@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import random
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from torch import Tensor
 from benchmarks import base_attention, judge_training
 from benchmarks.judges import Judges, left, right
 from benchmarks.lab import RESULTS, Lab, draw, percent
-from demo import world
-from demo.individuals import MOODS, NAMES, STYLES, individuals
+from demo import make_pictures, world
+from demo.individuals import MOODS, NAMES, STYLES
 from scripts import bootstrap
 from scripts.graphs import Graph
 from scripts.server import Server
@@ -37,7 +36,7 @@ SHEET = "base.png"
 
 def described(kind: str, rng: random.Random) -> world.Said:
     """A character that the base was never shown, described as its captions were."""
-    one = next(islice(individuals(kind, "development"), rng.randrange(200), None))
+    one = make_pictures.individual(kind, "development", rng.randrange(200))
     return world.describe(one, rng.choice(list(MOODS[kind])), rng.random() < 0.15, rng)
 
 
@@ -65,7 +64,7 @@ class Tally:
 
     def look(self, judges: Judges, images: Tensor, said: Sequence[world.Said]) -> None:
         """Characters [B, 96, 96, 3], and what the caption said of each."""
-        answers = {question: judges.say(question, images).best() for question in (*ASKED.values(), "balloon")}
+        answers = {question: said_of.best() for question, said_of in judges.say_all(images).items()}
         for i, one in enumerate(said):
             for part, question in ASKED.items():
                 if wanted := getattr(one, part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -47,11 +48,12 @@ def write(judges: Judges, cast: Path, comfyui: Path) -> None:
         same[kind] = []
         for i, version in enumerate(versions):
             pictures = version / 255
+            said = judges.say_all(pictures)
             for name in QUESTIONS:
                 asked = looks.answers[name] != training.UNKNOWN
                 if asked.any():
                     wanted = [QUESTIONS[name][n] for n in looks.answers[name][asked].tolist()]
-                    answers[name][i] += [a == b for a, b in zip(judges.say(name, pictures[asked]).best(), wanted, strict=True)]
+                    answers[name][i] += [a == b for a, b in zip(compress(said[name].best(), asked), wanted, strict=True)]
             same[kind].append((judges.identity(pictures) @ judges.galleries[kind, "test"].T).argmax(1) == own)
             errors[i].append((judges.shades(pictures)[:, 0] - looks.shades[:, 0]).abs().mean(1))
     rows = [f"| {name} | {len(found)} | {' | '.join(share(each) for each in answers[name])} |" for name, found in QUESTIONS.items()]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +146,12 @@ class Judges:
         """The answer to one of QUESTIONS; ValueError for another."""
         if question not in QUESTIONS:
             raise ValueError(f"expected one of {', '.join(QUESTIONS)}, but got {question!r}; ask for one of these")
-        return Judgement(QUESTIONS[question], self.network.heads[question](self.features(images)).softmax(1))
+        return self.say_all(images, (question,))[question]
+
+    def say_all(self, images: Tensor, questions: Sequence[str] = tuple(QUESTIONS)) -> dict[str, Judgement]:
+        """The answers to several of QUESTIONS, from one look at the pictures."""
+        features = self.features(images)
+        return {name: Judgement(QUESTIONS[name], self.network.heads[name](features).softmax(1)) for name in questions}
 
     def shades(self, images: Tensor) -> Tensor:
         """The body's colour and the second one, [B, 2, 3] in 0..1."""

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from demo import world
-from demo.individuals import MOODS, Individual, individuals
+from demo.individuals import MOODS, Individual, individuals, named
 
 PLACES = ("in a room", "at sunset", "in the city", "in the forest")
 """Where the pictures are taken; the demo's prompts ask for other places."""
@@ -51,7 +51,7 @@ def main() -> None:
     out = Path(__file__).parent / "pictures"
     for kind, index in SHOWN.items():
         write(individual(kind, "test", index), kind, out)
-    plain = individual("monster", "base", 0).picture("smile", SIDE * 3 // 2)
+    plain = next(iter(named("monster").values())).picture("smile", SIDE * 3 // 2)
     world.compose([world.Standing(plain)], "on the beach", random.Random(5), SIDE)[0].save(out / "plain-monster.png", optimize=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from scripts import bootstrap
+from scripts import bootstrap, main_job
 from scripts.make_docs import LABEL, MARGIN, PICTURES, SIDE
 from scripts.make_workflows import SD15_PREFIX
 
@@ -20,8 +20,21 @@ def cells(*places: tuple[int, int], wide: int = SIDE) -> list[Box]:
 
 
 SQUARE = cells((0, 0), (1, 0), (0, 1), (1, 1))
-PLACES = [(990, 160 + 104 * row, 1086, 256 + 104 * row) for row in range(4)]
-"""The concept in four places, on the contact sheet by `main_job`."""
+
+
+def on_contact_sheet(column: int, row: int, picture: int = 0, wide: int = 1) -> Box:
+    """A picture of `wide` squares in a group of the contact sheet that `main_job.contact_sheet` lays out."""
+    group = main_job.EACH * 2 * main_job.TALL + 2 * main_job.MARGIN
+    across = wide * main_job.TALL
+    x = main_job.LABEL_WIDTH + column * group + picture * (across + main_job.MARGIN // 2)
+    y = main_job.TALL + 2 * main_job.MARGIN + 2 * main_job.HEADER + row * (main_job.TALL + main_job.MARGIN)
+    return x, y, x + across, y + main_job.TALL
+
+
+PLACES = [on_contact_sheet(2, row) for row in range(4)]
+"""The concept in four places."""
+BOTH = [on_contact_sheet(0, len(main_job.PROMPTS), picture, 2) for picture in range(2)]
+"""Two concepts in one picture."""
 CUT: dict[str, tuple[str, list[Box]]] = {
     "compare_settings": ("compare_settings", [(0, 0, 644, 644)]),
     "export_a_concept": ("export_a_concept", SQUARE),
@@ -39,7 +52,7 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "train_without_painting": ("train_without_painting", SQUARE),
     "two_places": ("two_places", cells((0, 0), (0, 2), wide=2 * SIDE)),
     "use_concepts": ("contact_sheet", PLACES),
-    "use_two_concepts": ("contact_sheet", [(190, 784, 382, 880), (386, 784, 578, 880)]),
+    "use_two_concepts": ("contact_sheet", BOTH),
 }
 """Workflow -> the picture and what is shown of it: one square, up to four in two rows, or two that are twice as wide as high."""
 
