@@ -555,9 +555,10 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
     """Weights that hold the edit, against the edit added to what they give.
 
     Both compute in float32 and differ by its rounding, 6e-8 of each layer's output, which two guided steps let grow: to about
-    3e-6 of the latents' largest number, as measured. The edit itself, the LoRA or the embedding left out, and the gated edit are
-    farther by four orders.
+    3e-6 of the latents' largest number, as measured. Without the LoRA, without the embedding and with the gated edit it is another
+    picture, two orders beyond what is let pass; the embedding alone changes about 1 % here.
     """
+    near = 5e-5
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     one, two = graph.load(strong), graph.load(second, bias=0.5, strength=0.8)
@@ -583,8 +584,9 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
     found = latents(server, graph, *samples)
     for static, loaded, *others in (found[:5], found[5:]):
         scale = float(static.abs().max())
-        torch.testing.assert_close(loaded, static, rtol=0, atol=5e-5 * scale)
-        assert all((other - static).abs().max() > 0.02 * scale for other in others)
+        torch.testing.assert_close(loaded, static, rtol=0, atol=near * scale)
+        apart = [float((other - static).abs().max()) / scale for other in others]
+        assert min(apart) > 100 * near, apart
 
 
 def test_an_export_keeps_what_is_there_and_holds_the_bias(server: Server, strong: str) -> None:
