@@ -43,7 +43,7 @@ LEVELS = (0.6, 0.7, 0.8, 0.9)
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
-QUICK_WIDGETS: dict[str, object] = {"steps": 60}
+QUICK_WIDGETS: dict[str, object] = {"steps": 120, "batch": 4}
 """How the quick run's trainings differ from those of the methods as tuned."""
 
 

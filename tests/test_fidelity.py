@@ -314,16 +314,16 @@ def test_scores_belong_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_quick_run_has_perfusion_in_front_of_textual_inversion(setup: bootstrap.Setup, tmp_path: Path) -> None:
-    """At the text score that Textual Inversion has, the individual is recognised in more of Perfusion's pictures."""
+    """With nearly as much of the prompt as the plain word has, the individual is recognised in more of Perfusion's pictures."""
     run = [sys.executable, "benchmarks/fidelity.py", "--quick", "--out", str(tmp_path)]
     subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
     bench = fidelity.quick(tmp_path)
     curves = bench.curves()
     ours, theirs = curves[fidelity.OURS], curves["Textual Inversion"]
-    whole, _, ahead = lead(ours, theirs, theirs.means()[0][0])
-    assert whole > 0 and ahead > 0.5
-    # Both learned something, or there would be nothing to compare.
     plain = curves[fidelity.WORD_ALONE]
+    whole, _, ahead = lead(ours, theirs, 0.9 * plain.means()[0][0])
+    assert whole > 0 and ahead > 0.5
+    # It learned something, or there would be nothing to compare.
     assert ours.means()[1].max() > plain.means()[1][0] + 0.1 and ours.means()[0].max() > 0.7
     page = (tmp_path / "fidelity.md").read_text(encoding="utf-8")
     assert "| Textual Inversion |" in page and (tmp_path / "fidelity.png").exists()
