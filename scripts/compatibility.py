@@ -200,8 +200,9 @@ TABLES = [
     Table(
         "Flags of ComfyUI",
         "Prompts without the trigger word are the base's bit for bit under each. Attention of another kind gives the default's "
-        "pictures but for rounding; with fewer bits a concept does the same to the pictures that the base then gives. Computing in fp16, "
-        "as graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the processor.",
+        "pictures but for rounding; with fewer bits a concept does the same to the pictures that the base then gives. Computing in "
+        "fp16, as graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the "
+        "processor.",
         ("flags", "test", "what to know"),
         [
             *rows_of(
