@@ -30,7 +30,9 @@ from scripts.server import Server
 
 SINGLES, PAIRS, SEEDS = 120, 160, 3
 """Prompts for one character of each kind; for two; pictures of each name."""
-ASKED = {"kind": "kind", "colour": "colour", "pattern": "pattern", "head": "head", "eyes": "eyes", "body": "body", "mood": "mood"}
+PARTS = ("kind", "colour", "pattern", "head", "second", "eyes", "body", "mood")
+"""What may be said of a character; judges' questions have the same names."""
+LABELS = {"second": "the head's colour"}
 SHEET = "base.png"
 
 
@@ -66,9 +68,9 @@ class Tally:
         """Characters [B, 96, 96, 3], and what the caption said of each."""
         answers = {question: said_of.best() for question, said_of in judges.say_all(images).items()}
         for i, one in enumerate(said):
-            for part, question in ASKED.items():
+            for part in PARTS:
                 if wanted := getattr(one, part):
-                    self.add(part, answers[question][i] == wanted)
+                    self.add(LABELS.get(part, part), answers[part][i] == wanted)
             if one.carries:
                 self.add(world.CARRIED, answers["balloon"][i] == "yes")
 

@@ -133,6 +133,8 @@ PARTS: dict[str, dict[str, dict[str, str]]] = {
 """Kind -> part -> variant, as the style calls it -> what a caption may say of it; "" where there is no word."""
 PLAIN = {"head": 0.08, "pattern": 0.35}
 """Share of individuals that have no such part. A plant has always a plant."""
+FLOWERS = ("flower", "tulip", "buds")
+"""Plants that are in the second colour."""
 MOODS: dict[str, dict[str, tuple[str, ...]]] = {
     "monster": {"smiling": ("smile", "grin"), "sad": ("frown",), "surprised": ("ooh",), "grumpy": ("teeth", "zigzag")},
     "blob": {"smiling": ("smileBig", "laugh"), "sad": ("frown",), "surprised": ("o",), "grumpy": ("toothy", "zigzag")},
@@ -189,6 +191,12 @@ class Individual:
         """Which of SPLITS it belongs to, by its looks."""
         share = int.from_bytes(hashlib.sha256(self.looks.encode()).digest()[:4], "big") / 2**32
         return "development" if share < 0.04 else "test" if share < 0.08 else "base"
+
+    @property
+    def tinted(self) -> bool:
+        """Whether what is on its head is in its second colour, as all is but green plants."""
+        head = self.variants.get("head", "")
+        return bool(head) and (self.kind != "plant" or head in FLOWERS)
 
     def said(self, part: str) -> str:
         """The word for one of its parts, or ""."""

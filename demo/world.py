@@ -192,16 +192,25 @@ class Said:
     body: str = ""
     pattern: str = ""
     head: str = ""
+    second: str = ""
+    """The colour of what is on the head."""
     eyes: str = ""
     carries: bool = False
 
     def text(self, word: str = "") -> str:
         """`word` takes the kind's place."""
-        parts = {part: getattr(self, part) for part in ("pattern", "head", "eyes")}
-        after = [words for words in parts.values() if words.startswith("with ")]
+        after = [words for words in (self.pattern, self.tinted_head(), self.eyes) if words.startswith("with ")]
         before = [self.mood, self.body, *(words for words in (self.eyes,) if words not in after), self.colour]
         before += [words for words in (self.pattern,) if words not in after]
         return " ".join([*filter(None, before), word or self.name or self.kind, *after, *([CARRIED] if self.carries else [])])
+
+    def tinted_head(self) -> str:
+        """What is on the head, with its colour: "with teal horns", "with an orange fin"."""
+        if not self.second:
+            return self.head
+        start, _, thing = self.head.rpartition(" ")
+        article = " a" if start != "with" else ""
+        return f"with{article} {self.second} {thing}".replace("a orange", "an orange")
 
 
 class Caption(NamedTuple):
@@ -218,9 +227,9 @@ class Caption(NamedTuple):
         return cls(them, place, f"{form.format(both)} {place}".strip().replace("a orange", "an orange"))
 
 
-MOOD, COLOUR, PART, BARE = 0.4, 0.75, 0.45, 0.15
-"""Share of captions that say a mood; of those that say how a character looks: its colour, each other part; and share that say the
-kind alone."""
+MOOD, COLOUR, PART, TINT, BARE = 0.4, 0.75, 0.45, 0.6, 0.15
+"""Share of captions that say a mood; of those that say how a character looks: its colour, each other part, and the colour of what
+is on the head where that is said; and share that say the kind alone."""
 
 
 def describe(one: Individual, mood: str, carries: bool, rng: random.Random, name: str = "") -> Said:
@@ -231,6 +240,8 @@ def describe(one: Individual, mood: str, carries: bool, rng: random.Random, name
         said |= {part: one.said(part) for part in one.variants if rng.random() < PART}
         if one.kind == "robot" and said.get("head") and said.get("pattern"):
             said.pop(rng.choice(("head", "pattern")))
+        if said.get("head") and one.tinted and rng.random() < TINT:
+            said["second"] = one.colours[1]
     return Said(one.kind, name, **said)
 
 

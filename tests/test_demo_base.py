@@ -289,12 +289,26 @@ def test_captions_say_what_is_to_be_seen() -> None:
             assert said.mood in ("", mood) and said.colour in ("", one.colours[0])
             for part in ("body", "head", "pattern", "eyes"):
                 word = getattr(said, part)
-                assert word in ("", one.said(part)) and word in text
-            assert len(text.split()) == len(set(text.split())) + text.split().count("a") + text.split().count("with") - 1 - (
-                "with" in text
-            )
+                assert word in ("", one.said(part)) and word.split(" ")[-1] in text
+            if said.second:
+                assert one.tinted and said.second == one.colours[1]
+                assert f" {said.second} {said.head.split()[-1]} " in text
+            words = [word for word in text.split() if word not in ("a", "an", "with")]
+            assert len(words) == len(set(words))
             called = world.describe(one, mood, False, rng, "kate")
             assert world.Caption.of("a {}", (called,), "").text in ("a kate", f"a {mood} kate")
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "colour", "said"),
+    [
+        ("monster", "with horns", "teal", "a monster with teal horns"),
+        ("robot", "with an antenna", "red", "a robot with a red antenna"),
+        ("robot", "with a fin", "orange", "a robot with an orange fin"),
+    ],
+)
+def test_what_is_on_the_head_is_said_with_its_colour(kind: str, head: str, colour: str, said: str) -> None:
+    assert world.Caption.of("a {}", (world.Said(kind, head=head, second=colour),), "").text == said
 
 
 def test_two_characters_are_told_apart_by_one_and() -> None:
