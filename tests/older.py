@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from scripts.bootstrap import CHECKPOINT
+import json
+from pathlib import Path
 
-RENAMED = {"emoji-world-sd15.safetensors": CHECKPOINT, "teddy": "monster", "teapot": "robot"}
+RENAMED: dict[str, str] = json.loads((Path(__file__).parent / "data" / "renamed.json").read_text(encoding="utf-8"))
 """Part of a name or a prompt, as of version 0.1.0 -> what stands in its place now: of the checkpoint, pictures, concepts, trigger
 words and superclasses.
 """
