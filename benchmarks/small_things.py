@@ -23,6 +23,7 @@ from benchmarks.concepts import Concept, which
 from benchmarks.demo_quality import RECIPE, USE, named
 from benchmarks.judges import left
 from benchmarks.lab import RESULTS, Lab, read
+from benchmarks.methods import NO_MASK
 from benchmarks.trials import Store, Trial, Workshop
 from demo import make_pictures
 from demo.base import PACKED
@@ -62,6 +63,10 @@ ROWS = (
     Row("twice the rates", rates(2, 2)),
     Row("half the rates", rates(0.5, 0.5)),
     Row("five times the word's rate", rates(5, 1)),
+    Row("no min-SNR", Change({"min_snr": 0.0})),
+    Row("no masks", Change(recipe={"masks": NO_MASK})),
+    *(Row(f"bias {bias:g} in use", Change(values=(bias,))) for bias in (0.2, 0.6)),
+    *(Row(f"temperature {t:g} in use", Change(use={"settings": {"temperature": t}})) for t in (0.1, 0.3)),
 )
 
 
@@ -115,7 +120,7 @@ def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
         for name, found in scores.items()
     ]
     return [
-        "# What carries the small things",
+        "# What carries the small things, and the demo's settings",
         "",
         "Written by `python -m benchmarks.small_things`.",
         "",
