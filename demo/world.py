@@ -227,7 +227,7 @@ class Caption(NamedTuple):
         return cls(them, place, f"{form.format(both)} {place}".strip().replace("a orange", "an orange"))
 
 
-MOOD, COLOUR, PART, TINT, BARE = 0.4, 0.75, 0.45, 0.6, 0.15
+MOOD, COLOUR, PART, TINT, BARE = 0.5, 0.75, 0.6, 0.6, 0.1
 """Share of captions that say a mood; of those that say how a character looks: its colour, each other part, and the colour of what
 is on the head where that is said; and share that say the kind alone."""
 

@@ -26,7 +26,7 @@ class Tiny(nn.Module):
 
 
 class Words(train_base.Encodings):
-    """Encodings of short rows of numbers, in place of CLIP's; "9" is the word that tells two characters apart."""
+    """Encodings of short rows of numbers, in place of CLIP's; 9 is the word that tells two characters apart, 2 what parts follow."""
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.context = torch.tensor(rows, dtype=torch.float32)[..., None]
@@ -36,7 +36,7 @@ class Words(train_base.Encodings):
         self.ranked = told.gather(0, self.order).T.contiguous()
 
     def row(self, text: str) -> list[int]:
-        return [0, 9] if text == "and" else [int(word) for word in text.split()]
+        return {"and": [0, 9], "with": [0, 2]}.get(text) or [int(word) for word in text.split()]
 
 
 def drawn(words: Words, text: str) -> list[set[int]]:
@@ -60,6 +60,12 @@ def test_of_two_characters_it_stays_known_which_is_which() -> None:
     words = Words([[1, 9, 5, 7], [1, 4, 5, 7], [1, 9, 5, 8]])
     assert drawn(words, "1 9 5 7") == [{0, 1, 2}, {0, 2}, {0, 2}, {0}]
     assert drawn(words, "1 4 5 7") == [{0, 1, 2}, {1}, {1}, {1}]
+
+
+def test_of_two_colours_it_stays_known_which_is_that_of_the_horns() -> None:
+    words = Words([[1, 2, 5, 9, 5], [1, 4, 5, 9, 5], [1, 2, 5, 2, 5], [1, 4, 5, 2, 5]])
+    assert drawn(words, "1 2 5 9 5") == [{0, 1, 2, 3}, {0, 2}, {0, 2}, {0, 1}, {0, 1}]
+    assert drawn(words, "1 4 5 2 5") == [{0, 1, 2, 3}, {1, 3}, {1, 3}, {2, 3}, {2, 3}]
 
 
 def test_muon_moves_along_orthogonal_directions() -> None:
