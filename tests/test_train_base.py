@@ -26,7 +26,7 @@ class Tiny(nn.Module):
 
 
 class Words(train_base.Encodings):
-    """Encodings of short rows of numbers, in place of CLIP's; 9 is the word that tells two characters apart, 2 what parts follow."""
+    """Encodings of short rows of numbers, in place of CLIP's; 9 is "and", which tells two characters apart, and 2 is "with"."""
 
     def __init__(self, rows: list[list[int]]) -> None:
         self.context = torch.tensor(rows, dtype=torch.float32)[..., None]
