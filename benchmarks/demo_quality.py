@@ -120,9 +120,7 @@ def main() -> None:
     test = options.split == "test"
     concepts, store = (TEST, Store(RESULTS / "demo.json")) if test else (DEVELOPMENT, Store(bootstrap.CACHE / "development.json"))
     digest, setup = store.belongs_to(PACKED), bootstrap.locate()
-    base = bootstrap.CACHE / f"demo-{digest}"
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base)
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{digest}")
     with contextlib.ExitStack() as opened:
         threads = max(1, (os.cpu_count() or 1) // options.servers) if options.servers > 1 else None
         labs = [

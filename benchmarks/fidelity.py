@@ -406,8 +406,7 @@ def main() -> None:
     digest = bench.store.belongs_to(arguments.checkpoint or PACKED)
     # What the quick run taught belongs to its results: anew for new ones.
     base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base, checkpoint)
+    bootstrap.stocked_base(setup, base, checkpoint)
     with contextlib.ExitStack() as open_ones:
         threads = max(1, (os.cpu_count() or 1) // arguments.servers) if arguments.servers > 1 else None
         labs = [

@@ -11,25 +11,26 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import characters, plots
+from benchmarks import characters, plots, sheet
 from benchmarks.ablations import Change
 from benchmarks.concepts import Concept, which
-from benchmarks.demo_quality import RECIPE, USE, named
+from benchmarks.demo_quality import named, taught
 from benchmarks.judges import left
-from benchmarks.lab import RESULTS, Lab, read
+from benchmarks.lab import RESULTS, Lab
 from benchmarks.methods import NO_MASK
 from benchmarks.trials import Store, Trial, Workshop
 from demo import make_pictures
 from demo.base import PACKED
 from demo.individuals import STYLES
 from scripts import bootstrap
-from scripts.make_workflows import SETTINGS, TRAINING
+from scripts.make_workflows import TRAINING
 from scripts.server import Server
 
 UNKNOWN: tuple[Concept, ...] = tuple((f"development-{i}", kind) for i, kind in enumerate(STYLES))
@@ -74,8 +75,9 @@ def trial(row: Row, concept: Concept) -> Trial:
     """What is taught and drawn."""
     if row.change is None:
         return named(concept[1], which(concept)[1])
-    recipe, use = row.change.of(RECIPE, USE)
-    return Trial(concept, recipe, use, row.change.values or (SETTINGS["bias"],), characters.prompts(concept))
+    one = taught(concept)
+    recipe, use = row.change.of(one.recipe, one.use)
+    return replace(one, recipe=recipe, use=use, values=row.change.values or one.values)
 
 
 def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
@@ -89,27 +91,30 @@ def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
 
 def measure(shop: Workshop, one: Trial) -> dict[str, float]:
     """Scores of its pictures; some of them are kept as they are, for the sheet."""
-    key = f"{one.key(one.values[0])}"
-    if key not in shop.store.kept:
+    key = one.key(one.values[0])
+    if key not in shop.store.kept or not drawn_to(one).exists():
         (drawn,) = shop.draw(one, one.values)
         alone = torch.cat([left(images) for images in drawn])
         known = shop.lab.judges.recognised(alone, one.concept[1], *which(one.concept))
         found = {"recognised": known.float().mean().item(), "details": details(shop.lab, one.concept, alone).mean().item()}
         found["text"] = float(shop.bed.judge(one, drawn).text.mean())
         shop.store.keep({key: {name: round(value, 3) for name, value in found.items()}})
-        (bootstrap.CACHE / "small_things").mkdir(exist_ok=True)
-        torch.save([drawn[i][0] for i in SHOWN], bootstrap.CACHE / "small_things" / f"{key.replace('/', '-')}.pt")
+        drawn_to(one).parent.mkdir(exist_ok=True)
+        torch.save([drawn[i][0] for i in SHOWN], drawn_to(one))
     return shop.store.kept[key]
+
+
+def drawn_to(one: Trial) -> Path:
+    """Where pictures of a trial are kept for the sheet."""
+    return bootstrap.CACHE / "small_things" / f"{one.key(one.values[0]).replace('/', '-')}.pt"
 
 
 def shown(shop: Workshop, row: Row) -> list[Tensor]:
     """A row of the sheet: for each individual one of its training pictures, and what was drawn."""
     strips = []
     for concept in row.concepts:
-        one = trial(row, concept)
-        drawn = torch.load(bootstrap.CACHE / "small_things" / f"{one.key(one.values[0]).replace('/', '-')}.pt", weights_only=True)
-        taught = read(shop.lab.server.base / "input" / shop.shown(concept, RECIPE)[0])
-        strips.append(torch.cat([taught, *drawn], 1))
+        drawn = torch.load(drawn_to(trial(row, concept)), weights_only=True)
+        strips.append(torch.cat([sheet.taught_from(shop, concept)[0], *drawn], 1))
     return strips
 
 
@@ -140,23 +145,21 @@ def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other row after so long")
     options = parser.parse_args()
     store, setup, until = Store(RESULTS / "small_things.json"), bootstrap.locate(), time.time() + 60 * options.minutes
-    base = bootstrap.CACHE / f"demo-{store.belongs_to(PACKED)}"
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base)
-    scores, sheet = {}, {}
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{store.belongs_to(PACKED)}")
+    scores, pictures = {}, {}
     with Server(setup, base=base) as server:
         lab = Lab(server)
         shop = Workshop([lab], characters.CharacterBed(lab.judges), store)
         for row in ROWS:
-            if time.time() > until:
+            if scores and time.time() > until:
                 break
             scores[row.name] = [measure(shop, trial(row, concept)) for concept in row.concepts]
-            sheet[row.name.replace(", ", ",\n")] = shown(shop, row)
+            pictures[row.name.replace(", ", ",\n")] = shown(shop, row)
             print(row.name, scores[row.name], flush=True)
-        plots.sheet(sheet, list(STYLES), RESULTS / SHEET)
+        plots.sheet(pictures, list(STYLES), RESULTS / SHEET)
     (RESULTS / "small_things.md").write_text("\n".join(page(scores)), encoding="utf-8")
 
 

@@ -29,9 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=TAUGHT)
     arguments = parser.parse_args()
-    setup, base = bootstrap.locate(), bootstrap.CACHE / "concepts-base"
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base)
+    setup = bootstrap.locate()
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / "concepts-base")
     (HERE / "concepts").mkdir(exist_ok=True)
     with Server(setup, base=base) as server:
         info = server.object_info()

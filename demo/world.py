@@ -197,20 +197,20 @@ class Said:
     eyes: str = ""
     carries: bool = False
 
-    def text(self, word: str = "") -> str:
-        """`word` takes the kind's place."""
+    def text(self) -> str:
+        """As it stands in a caption, without its article; `Caption.of` puts "an" where it belongs."""
         after = [words for words in (self.pattern, self.tinted_head(), self.eyes) if words.startswith("with ")]
         before = [self.mood, self.body, *(words for words in (self.eyes,) if words not in after), self.colour]
         before += [words for words in (self.pattern,) if words not in after]
-        return " ".join([*filter(None, before), word or self.name or self.kind, *after, *([CARRIED] if self.carries else [])])
+        return " ".join([*filter(None, before), self.name or self.kind, *after, *([CARRIED] if self.carries else [])])
 
     def tinted_head(self) -> str:
-        """What is on the head, with its colour: "with teal horns", "with an orange fin"."""
+        """What is on the head, with its colour: "with teal horns", "with a teal fin"."""
         if not self.second:
             return self.head
         start, _, thing = self.head.rpartition(" ")
         article = " a" if start != "with" else ""
-        return f"with{article} {self.second} {thing}".replace("a orange", "an orange")
+        return f"with{article} {self.second} {thing}"
 
 
 class Caption(NamedTuple):

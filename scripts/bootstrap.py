@@ -69,9 +69,7 @@ def fresh_base(setup: Setup, name: str) -> Path:
     """A base directory in the cache that nobody has used, with the pack and all of the demo."""
     base = CACHE / name
     shutil.rmtree(base, ignore_errors=True)
-    make_base(base)
-    share_checkpoint(setup, base)
-    return base
+    return stocked_base(setup, base)
 
 
 def make_base(base: Path) -> None:
@@ -87,6 +85,13 @@ def lay_out(base: Path) -> None:
     for source, target in (("pictures", "input"), ("concepts", "models/perfusion")):
         for file in sorted((ROOT / "demo" / source).iterdir()):
             shutil.copyfile(file, base / target / file.name)
+
+
+def stocked_base(setup: Setup, base: Path, checkpoint: Path | None = None) -> Path:
+    """Make a base directory, as `make_base` does, or complete it, and give it a checkpoint, by default the demo's; it."""
+    make_base(base)
+    share_checkpoint(setup, base, checkpoint)
+    return base
 
 
 def share_checkpoint(setup: Setup, base: Path, source: Path | None = None) -> None:

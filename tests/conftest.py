@@ -34,8 +34,7 @@ def base_dir(setup: bootstrap.Setup) -> Path:
     base = bootstrap.CACHE / f"test-base{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     for folder in ("input", "output", "temp", "models", "user"):
         shutil.rmtree(base / folder, ignore_errors=True)
-    bootstrap.make_base(base)
-    bootstrap.share_checkpoint(setup, base)
+    bootstrap.stocked_base(setup, base)
     shutil.copyfile(Path(__file__).with_name("other_packs.py"), base / "custom_nodes" / "other_packs.py")
     return base
 
