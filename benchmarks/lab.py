@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.judges import Judges
+from benchmarks.world.judges import Judges
 from demo.world import SIDE
-from scripts.graphs import Graph, Link
-from scripts.server import Server
+from scripts.harness.graphs import Graph, Link
+from scripts.harness.server import Server
 
 RESULTS = Path(__file__).with_name("results")
 SAMPLING = {"steps": 10, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}

@@ -14,9 +14,9 @@ import shutil
 from pathlib import Path
 
 from demo import make_pictures
-from scripts import bootstrap
-from scripts.server import Server
-from scripts.workflow import set_widget, to_prompt
+from scripts.harness.server import Server
+from scripts.harness.workflow import set_widget, to_prompt
+from scripts.setup import bootstrap
 
 TAUGHT = ("monster", "robot")
 """Kinds whose individual is taught; see `make_pictures.SHOWN`."""

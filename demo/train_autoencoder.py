@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from demo import world
 from demo.individuals import STYLES
 from demo.muon import Muon
-from scripts import inside
+from scripts.harness import inside
 
 SCENES, SMALL, CROP = 18000, 6000, 64
 """Scenes of the world's size, of which squares of CROP pixels are seen, and scenes as small as that, the UNet's first lessons."""

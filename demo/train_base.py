@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from demo import base, world
 from demo.individuals import STYLES
 from demo.muon import Muon
-from scripts import inside
+from scripts.harness import inside
 
 BATCH = {64: 48, 96: 24}
 """Side of a scene in pixels -> scenes of a step; in every third step half as many, of two characters."""

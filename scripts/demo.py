@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder, whose demo.py would hide the package demo
 
-from scripts import bootstrap, environment, server, steps  # noqa: E402
+from scripts.harness import server  # noqa: E402
+from scripts.setup import bootstrap, environment, steps  # noqa: E402
 
 
 def main() -> int:
@@ -26,7 +27,7 @@ def main() -> int:
     if arguments.ui:
         return show(setup, 8188 if arguments.port is None else arguments.port)
     took = f"{time.monotonic() - start:.1f}"
-    job = ["-m", "scripts.main_job", "--port", str(arguments.port or 0), "--setup-seconds", took]
+    job = ["-m", "scripts.harness.demo_job", "--port", str(arguments.port or 0), "--setup-seconds", took]
     return environment.run_inside(setup.tools, job, ROOT)
 
 

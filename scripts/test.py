@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder, whose demo.py would hide the package demo
 
-from scripts import bootstrap, environment, steps  # noqa: E402
+from scripts.setup import bootstrap, environment, steps  # noqa: E402
 
 SIDE_BY_SIDE = 2
 

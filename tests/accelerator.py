@@ -15,8 +15,8 @@ import sys
 import types
 from pathlib import Path
 
-from scripts.environment import clean_environment
-from scripts.steps import digest
+from scripts.setup.environment import clean_environment
+from scripts.setup.steps import digest
 
 SOURCE = Path(__file__).with_name("accelerator.cpp")
 NAME = "npu"

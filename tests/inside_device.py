@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts import inside
+from scripts.harness import inside
 from tests import accelerator
 
 COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:])
@@ -28,7 +28,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from scripts.differences import worst  # noqa: E402
+from scripts.harness.differences import worst  # noqa: E402
 
 host = inside.part("nodes.host")
 Concept = inside.part("perfusion_core.concept").Concept

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from scripts import inside
+from scripts.harness import inside
 
 COMFYUI, FAMILY, FOLDER = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 inside.enter_with_pack(COMFYUI)
@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from scripts.differences import worst  # noqa: E402
+from scripts.harness.differences import worst  # noqa: E402
 from tests import tiny  # noqa: E402
 
 host, training, train, exports = (

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from scripts import inside
+from scripts.harness import inside
 
 COMFYUI, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
 inside.enter_with_pack(COMFYUI)
@@ -24,7 +24,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from scripts.differences import worst  # noqa: E402
+from scripts.harness.differences import worst  # noqa: E402
 
 host, locking, edits, attention, projected = (
     inside.part(f"nodes.host{name}") for name in ("", ".locking", ".edits", ".attention", ".projections")

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from scripts import inside
+from scripts.harness import inside
 
 inside.enter_with_pack(Path(sys.argv[1]))
 

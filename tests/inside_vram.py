@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts import inside
+from scripts.harness import inside
 from tests import accelerator
 
 COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:])
@@ -24,7 +24,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from scripts.differences import worst  # noqa: E402
+from scripts.harness.differences import worst  # noqa: E402
 
 host = inside.part("nodes.host")
 TEXT = "a photo of a {} on the grass"

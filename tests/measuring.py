@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from scripts.bootstrap import ROOT
+from scripts.setup.bootstrap import ROOT
 
 
 def measure(python: Path, module: str, *arguments: Path | str) -> dict:

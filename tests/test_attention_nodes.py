@@ -15,8 +15,8 @@ from PIL import Image
 from demo.world import SIDE
 from perfusion_core.concept import Concept
 from perfusion_core.edit import gate
-from scripts.graphs import Graph, Link, latents
-from scripts.server import GraphError, Server
+from scripts.harness.graphs import Graph, Link, latents
+from scripts.harness.server import GraphError, Server
 
 CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
 PROMPT = f"a photo of a {TRIGGER} on the grass"

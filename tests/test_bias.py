@@ -5,8 +5,8 @@ import torch
 
 from demo.world import SIDE
 from perfusion_core.following import Judgement, followed, lowest
-from scripts.graphs import Graph
-from scripts.server import GraphError, Server
+from scripts.harness.graphs import Graph
+from scripts.harness.server import GraphError, Server
 
 
 def test_followed_is_1_where_prompts_do_what_they_do_to_the_plain_word_and_0_where_they_do_nothing() -> None:

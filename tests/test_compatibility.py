@@ -9,8 +9,9 @@ from xml.sax.saxutils import quoteattr
 
 import pytest
 
-from scripts import comfyui, compatibility, make_compatibility
-from scripts.bootstrap import ROOT
+from scripts.release import compatibility, make_compatibility
+from scripts.setup import comfyui
+from scripts.setup.bootstrap import ROOT
 
 FIRST = """<testsuites><testsuite>
 <testcase classname="tests.test_a" name="test_one[x]"><failure message="no" /></testcase>

@@ -41,7 +41,7 @@ from perfusion_core.edit import EXACT, MODES
 from perfusion_core.export import corrections
 from perfusion_core.rounding import EIGHT, FOUR
 from perfusion_core.training import Settings
-from scripts.bootstrap import ROOT
+from scripts.setup.bootstrap import ROOT
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 

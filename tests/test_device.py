@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bootstrap import CACHE, CHECKPOINT, Setup
+from scripts.setup.bootstrap import CACHE, CHECKPOINT, Setup
 from tests import accelerator
 from tests.measuring import measure
 

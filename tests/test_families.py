@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.bootstrap import Setup
+from scripts.setup.bootstrap import Setup
 from tests.measuring import measure
 
 ROUNDING = 5e-6

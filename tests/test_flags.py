@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.bootstrap import CACHE, CHECKPOINT, Setup
-from scripts.differences import worst
-from scripts.graphs import Graph, latents
-from scripts.server import Server
+from scripts.harness.differences import worst
+from scripts.harness.graphs import Graph, latents
+from scripts.harness.server import Server
+from scripts.setup.bootstrap import CACHE, CHECKPOINT, Setup
 from tests import accelerator
 from tests.measuring import measure
 

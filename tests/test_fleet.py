@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.moments import forget_finished
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
 from perfusion_fleet import schedule, table
 from perfusion_fleet.worker import Answer
-from scripts.bootstrap import CHECKPOINT, ROOT, Setup
-from scripts.graphs import Graph
-from scripts.server import Server
+from scripts.harness.graphs import Graph
+from scripts.harness.moments import forget_finished
+from scripts.harness.server import Server
+from scripts.setup.bootstrap import CHECKPOINT, ROOT, Setup
 
 PICTURES = sorted((ROOT / "demo" / "pictures").glob("monster-*.png"))
 TINY = {"superclass": "monster", "size": 64, "steps": 6, "batch": 1, "precision": "fp32", "preview_every": 0, "save_every": 2}

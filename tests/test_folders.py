@@ -6,9 +6,9 @@ from pathlib import Path
 
 from perfusion_core.concept import Concept
 from perfusion_core.prompts import captions
-from scripts import bootstrap
-from scripts.graphs import Graph
-from scripts.server import Server
+from scripts.harness.graphs import Graph
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
 
 MONSTER, THEIRS = "demo-monster.safetensors", "theirs.safetensors"
 

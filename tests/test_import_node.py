@@ -12,9 +12,9 @@ from torch import nn
 
 from perfusion_core.concept import POSITIONS, Concept
 from perfusion_core.foreign import MAX_BYTES
-from scripts.foreign_file import write
-from scripts.graphs import TRIGGER, Graph, Link, concepts, latents
-from scripts.server import GraphError, Server
+from scripts.build.foreign_file import write
+from scripts.harness.graphs import TRIGGER, Graph, Link, concepts, latents
+from scripts.harness.server import GraphError, Server
 
 NAMED, PLAIN, LONG = f"a photo of a {TRIGGER} on the grass", "a photo of a monster", f"{'very ' * 90} a {TRIGGER} at night"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bootstrap import CHECKPOINT, Setup
+from scripts.setup.bootstrap import CHECKPOINT, Setup
 from tests.measuring import measure
 
 ROUNDING = 5e-6

@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from scripts.bootstrap import CHECKPOINT
-from scripts.differences import worst
-from scripts.graphs import Graph, Link, latents
-from scripts.server import GraphError, Server
+from scripts.harness.differences import worst
+from scripts.harness.graphs import Graph, Link, latents
+from scripts.harness.server import GraphError, Server
+from scripts.setup.bootstrap import CHECKPOINT
 
 CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
 PLAIN, NAMED = "a photo of a monster on the grass", f"a photo of a {TRIGGER} on the grass"

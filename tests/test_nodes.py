@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from perfusion_core.concept import Concept
 from perfusion_core.files import parse
 from perfusion_core.following import Judgement
-from scripts.bootstrap import CHECKPOINT, Setup, fresh_base
-from scripts.graphs import TRIGGER, Graph, concepts, latents
-from scripts.server import GraphError, Server
+from scripts.harness.graphs import TRIGGER, Graph, concepts, latents
+from scripts.harness.server import GraphError, Server
+from scripts.setup.bootstrap import CHECKPOINT, Setup, fresh_base
 
 
 @pytest.fixture(scope="session")

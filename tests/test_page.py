@@ -15,10 +15,11 @@ from playwright.sync_api import Browser
 
 from demo.world import SIDE
 from perfusion_core.concept import Concept
-from scripts import bootstrap, foreign_file
-from scripts.make_workflows import SD15_PREFIX, SHORT
-from scripts.page import Page
-from scripts.server import Server
+from scripts.build import foreign_file
+from scripts.build.make_workflows import SD15_PREFIX, SHORT
+from scripts.harness.page import Page
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
 
 WORKFLOWS = sorted(path.stem for path in (bootstrap.ROOT / "workflows").glob("*.json"))
 TEMPLATES = [name for name in WORKFLOWS if not name.startswith(SD15_PREFIX)]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.bootstrap import ROOT
-from scripts.server import Server
+from scripts.harness.server import Server
+from scripts.setup.bootstrap import ROOT
 
 LANGUAGES = ("de", "fr", "zh")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))

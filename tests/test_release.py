@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import comfyui, release_check
-from scripts.bootstrap import ROOT
-from scripts.release_check import FAILED, KNOWN, LEFT_OUT, OWN, PASSED
+from scripts.release import release_check
+from scripts.release.release_check import FAILED, KNOWN, LEFT_OUT, OWN, PASSED
+from scripts.setup import comfyui
+from scripts.setup.bootstrap import ROOT
 
 TOLD = {
     "project.name": "perfusion",

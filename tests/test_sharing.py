@@ -16,9 +16,9 @@ import torch
 
 from perfusion_core import PerfusionError
 from perfusion_core.concept import MAX_TEXT, POSITIONS, Concept
-from scripts.bootstrap import ROOT
-from scripts.graphs import Graph, latents
-from scripts.server import GraphError, Server
+from scripts.harness.graphs import Graph, latents
+from scripts.harness.server import GraphError, Server
+from scripts.setup.bootstrap import ROOT
 
 MONSTER = "demo-monster.safetensors"
 CONTENT = (ROOT / "demo" / "concepts" / MONSTER).read_bytes()

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from demo.world import SIDE
-from scripts import bootstrap, make_subgraphs, make_workflows
-from scripts.page import Page
-from scripts.server import Server
-from scripts.workflow import set_widget, to_prompt
+from scripts.build import make_subgraphs, make_workflows
+from scripts.harness.page import Page
+from scripts.harness.server import Server
+from scripts.harness.workflow import set_widget, to_prompt
+from scripts.setup import bootstrap
 
 TEACH, PLACES = "Teach a concept", "Two concepts, two places"
 INPUTS = {
@@ -47,7 +48,7 @@ def test_the_files_are_what_the_script_writes(object_info: dict) -> None:
     assert {path.stem for path in make_subgraphs.SUBGRAPHS.iterdir()} == set(make_subgraphs.DRAWN) == set(INPUTS)
     for name in make_subgraphs.DRAWN:
         file = make_subgraphs.SUBGRAPHS / f"{name}.json"
-        assert file.read_text(encoding="utf-8") == make_subgraphs.text(name, object_info), "run python -m scripts.make_subgraphs"
+        assert file.read_text(encoding="utf-8") == make_subgraphs.text(name, object_info), "run make_subgraphs"
 
 
 def test_the_host_lists_them_as_this_packs(server: Server) -> None:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from perfusion_core.concept import Concept
-from scripts.graphs import TRIGGER, Graph, Link, latents
-from scripts.server import GraphError, Server
+from scripts.harness.graphs import TRIGGER, Graph, Link, latents
+from scripts.harness.server import GraphError, Server
 
 OTHER = "<other-one>"
 PROMPT = f"a photo of a {TRIGGER} and a {OTHER}"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.server import GraphError, Server
-from scripts.workflow import WorkflowError, find_node, set_widget, to_prompt
+from scripts.harness.server import GraphError, Server
+from scripts.harness.workflow import WorkflowError, find_node, set_widget, to_prompt
 
 
 def node(number: int, kind: str, inputs=(), outputs=(), values=(), **more) -> dict:

@@ -1,0 +1,1 @@
+"""Likeness to the pictures and faithfulness to the prompt."""

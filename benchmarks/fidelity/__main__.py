@@ -1,0 +1,5 @@
+"""`python -m benchmarks.fidelity`: see `bench`."""
+
+from benchmarks.fidelity.bench import main
+
+main()

@@ -1,0 +1,117 @@
+"""The world of characters as a bed for trials: pictures of individuals that the base was never shown, prompts for other places, and
+the judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.fidelity import concepts
+from benchmarks.fidelity.concepts import Concept
+from benchmarks.fidelity.methods import PLAIN, Recipe
+from benchmarks.fidelity.trials import Prompt, Scores, Trial
+from benchmarks.world.judges import Judges, left, right
+from demo import make_pictures
+from demo.world import SIDE
+from scripts.setup import bootstrap
+
+TAUGHT_ON = make_pictures.PLACES
+"""Places of the training pictures; prompts ask for others."""
+
+
+def prompts(concept: Concept) -> tuple[Prompt, ...]:
+    """What is asked for with a concept. Of a robot's mood nothing can be seen."""
+    moody = concept[1] != "robot"
+    other = "robot" if moody else "monster"
+    return (
+        Prompt("a photo of a {} on the beach", "on the beach"),
+        Prompt("a picture of the {} at night", "at night"),
+        Prompt("a {} in the snow", "in the snow"),
+        Prompt("a photo of a sad {} under water", "under water", mood="sad")
+        if moody
+        else Prompt("a good photo of the {} under water", "under water"),
+        Prompt("a photo of a {} holding a balloon in the desert", "in the desert", carries=True),
+        Prompt(f"a photo of a {{}} and a {other} on the beach", "on the beach", other=other),
+    )
+
+
+@dataclass(frozen=True)
+class CharacterBed:
+    """See `trials.Bed`."""
+
+    judges: Judges
+    checkpoint: str = bootstrap.CHECKPOINT
+    side: int = SIDE
+
+    def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
+        """See `trials.Bed.pictures`."""
+        concepts.check_packages()
+        one = make_pictures.individual(concept[1], *concepts.which(concept))
+        places = [TAUGHT_ON[i % len(TAUGHT_ON)] for i in range(recipe.pictures)]
+        files = make_pictures.write(one, concept[1], folder / concept[0], places, SIDE, first_seed=1000)
+        names = [f"{concept[0]}/{file.name}" for file in files]
+        if recipe.masks == PLAIN:
+            for name in names:
+                unsquared(Image.open(folder / name)).save(folder / name.replace(".png", "-plain.png"))
+            names = [name.replace(".png", "-plain.png") for name in names]
+        return names
+
+    def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
+        """Whether the concept is recognised; and how much is there of what the prompt says, the kind among it."""
+        split, number = concepts.which(trial.concept)
+        kind, design, text = trial.concept[1], [], []
+        for prompt, images in zip(trial.prompts, drawn, strict=True):
+            squares = [left(images), right(images)] if prompt.wide else [images]
+            design.append(self.judges.recognised(squares[0], kind, split, number).float())
+            text.append(self.there(prompt, kind, squares))
+        return Scores(torch.stack(design).numpy(), torch.stack(text).numpy())
+
+    def there(self, prompt: Prompt, kind: str, squares: list[Tensor]) -> Tensor:
+        """The share of what a prompt says that is there, [B]; a place must be there on both sides."""
+
+        def said(question: str, answer: str, images: Tensor) -> Tensor:
+            return torch.tensor([best == answer for best in self.judges.say(question, images).best()])
+
+        found = [said("kind", kind, squares[0])]
+        if prompt.place:
+            found.append(torch.stack([said("place", prompt.place, images) for images in squares]).all(0))
+        if prompt.mood:
+            found.append(said("mood", prompt.mood, squares[0]))
+        if prompt.carries:
+            found.append(said("balloon", "yes", squares[0]))
+        if prompt.other:
+            found.append(said("kind", prompt.other, squares[1]))
+        return torch.stack(found).float().mean(0)
+
+
+@dataclass(frozen=True)
+class DemoBed(CharacterBed):
+    """The demo's own pictures, which every base directory comes with: nothing is drawn for them."""
+
+    def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
+        """See `trials.Bed.pictures`."""
+        return [f"{concept[1]}-{i}.png" for i in range(recipe.pictures)]
+
+
+DEMO: Concept = (f"test-{make_pictures.SHOWN['monster']}", "monster")
+QUICK = (
+    Prompt("a photo of a {} on the beach", "on the beach"),
+    Prompt("a photo of a sad {} in the snow", "in the snow", mood="sad"),
+    Prompt("a photo of a {} and a robot at night", "at night", other="robot"),
+)
+"""Prompts for it, for places that its pictures do not have."""
+
+
+def unsquared(image: Image.Image) -> Image.Image:
+    """A training picture whose mask gives each latent its share of the object as its weight: training squares what it is given."""
+    alpha = 255 - np.asarray(image.getchannel("A"), dtype=np.float64)
+    cells = alpha.reshape(SIDE // 8, 8, SIDE // 8, 8).mean((1, 3))
+    root = np.sqrt(cells / cells.max()) * 127
+    image.putalpha(Image.fromarray((255 - root.repeat(8, 0).repeat(8, 1)).round().astype(np.uint8)))
+    return image

@@ -1,0 +1,72 @@
+"""Concepts to be taught: individuals that the base was never shown, and training pictures of them.
+
+    python -m benchmarks.fidelity.concepts OUT INDIVIDUAL KIND [--count 4] [--side 256] [--seed 0]
+
+INDIVIDUAL is a split and a number, such as test-3. Settings are chosen on DEVELOPMENT; what is reported is measured on TEST. To
+draw individuals takes packages that nothing else here needs: `check_packages` names them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+from demo import make_pictures, world
+from demo.individuals import STYLES
+
+Concept = tuple[str, str]
+"""(individual, kind), such as ("test-3", "monster")."""
+
+DEVELOPMENT: tuple[Concept, ...] = tuple((f"development-{i}", kind) for kind in STYLES for i in range(5))
+TEST: tuple[Concept, ...] = tuple((f"test-{i}", kind) for kind in STYLES for i in sorted({0, 1, 2, make_pictures.SHOWN[kind]}))
+"""The first three of each kind, and the one that the demo's pictures show."""
+MODULES = ("dicebear", "dicebear_styles", "resvg_py")
+PACKAGES = "dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py"
+"""What MODULES are in."""
+
+
+def which(concept: Concept) -> tuple[str, int]:
+    """Split and number of its individual."""
+    split, _, number = concept[0].rpartition("-")
+    return split, int(number)
+
+
+def check_packages() -> None:
+    """SystemExit where what draws individuals is not installed."""
+    missing = [module for module in MODULES if find_spec(module) is None]
+    if missing:
+        raise SystemExit(f"expected what draws individuals, but there is no {', no '.join(missing)}; run pip install {PACKAGES}")
+
+
+def pictures(concept: Concept, out: Path, count: int = 4, side: int = 256, seed: int = 0) -> list[Path]:
+    """Write `count` training pictures of a concept into `out`, as the demo's are: RGBA, alpha low where the character is.
+
+    The same bytes for the same seed. Places differ as long as there are enough. ValueError for what is no concept.
+    """
+    if concept not in DEVELOPMENT + TEST:
+        raise ValueError(f"expected a concept of DEVELOPMENT or TEST, but got {concept}; take one of these")
+    check_packages()
+    rounds, rng = -(-count // len(world.PLACES)), random.Random(seed)
+    places = [place for _ in range(rounds) for place in rng.sample(world.PLACES, len(world.PLACES))][:count]
+    one = make_pictures.individual(concept[1], *which(concept))
+    # Each seed has a stretch of the pictures' own seeds for itself.
+    return make_pictures.write(one, concept[1], out, places, side, first_seed=1000 * (seed + 1))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("individual")
+    parser.add_argument("kind", choices=list(STYLES))
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--side", type=int, default=256, help="in pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        files = pictures((options.individual, options.kind), options.out, options.count, options.side, options.seed)
+    except ValueError as error:
+        parser.error(str(error))
+    for file in files:
+        print(file)

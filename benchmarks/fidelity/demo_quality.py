@@ -1,0 +1,159 @@
+"""What the demo's own settings come to, on individuals that no setting was chosen on: likeness, faithfulness to the prompt, pairs.
+
+    python -m benchmarks.fidelity.demo_quality [--servers N] [--split development]
+
+Teaches individuals with the numbers of `workflows/train_a_concept.json` and draws them with those of `use_concepts.json`; beside
+them the plain word, and individuals that the base knows by name, which is the line that no concept can be expected to pass. Writes
+`results/demo.md` and its scores, `demo.json`, and does nothing twice. With `--split development`, where settings are chosen, it
+only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.fidelity import characters, pairs
+from benchmarks.fidelity.bench import NOTHING
+from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, Concept, which
+from benchmarks.fidelity.methods import Recipe, Use
+from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
+from benchmarks.lab import RESULTS, Lab, draw
+from benchmarks.world.judges import left, right
+from demo.base import PACKED
+from demo.individuals import NAMES
+from demo.world import SIDE
+from scripts.build.make_workflows import SETTINGS, TRAINING
+from scripts.harness.graphs import Graph
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
+
+RECIPE = Recipe(widgets={name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")})
+USE = Use("bias", settings={"temperature": SETTINGS["temperature"]})
+NAMED = 3
+"""Individuals of each kind that the base is asked for by name."""
+
+
+def plain(concept: Concept) -> Trial:
+    """The plain word in the same prompts."""
+    return Trial(concept, None, NOTHING.use, NOTHING.values, characters.prompts(concept))
+
+
+def taught(concept: Concept) -> Trial:
+    """The concept at the demo's settings."""
+    return Trial(concept, RECIPE, USE, (SETTINGS["bias"],), characters.prompts(concept))
+
+
+def named(kind: str, index: int) -> Trial:
+    """An individual that the base knows, by its name in the same prompts."""
+    trial = plain((f"base-{index}", kind))
+    return replace(trial, prompts=tuple(replace(each, text=each.text.format(NAMES[kind][index])) for each in trial.prompts))
+
+
+def scores(store: Store, trials: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
+    """How often it is recognised and how much of the prompt is there, for each trial."""
+    found = [store.get(trial, trial.values[0]) for trial in trials]
+    return np.array([each.design.mean() for each in found]), np.array([each.text.mean() for each in found])
+
+
+def together(shop: Workshop, one: Concept, two: Concept) -> list[bool]:
+    """Whether both are recognised in each picture that has both, at the demo's settings."""
+    lab, graph = shop.lab, Graph()
+    files = [shop.taught(taught(concept)) for concept in (one, two)]
+    key = "/".join(["pair", f"{SETTINGS['bias']:g}", *(file.stem for file in files)])
+    if key not in shop.store.kept:
+        model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
+        chosen = {name: SETTINGS[name] for name in ("bias", "temperature")}
+        loaded = [graph.load(file.name, **chosen) for file in files]
+        stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
+        model, clip = graph.apply(model, clip, [stack, 0])
+        negative, words = graph.text(clip, ""), " and a ".join(f"<{file.stem}>" for file in files)
+        prompts = [graph.text(clip, f"a photo of a {words} {place}") for place in pairs.PLACES]
+        links = [draw(graph, model, each, negative, vae, 9000 + i, SEEDS, SIDE, 2 * SIDE)[1] for i, each in enumerate(prompts)]
+        drawn = torch.cat(lab.pictures(graph, *links))
+        halves = zip((one, two), (left(drawn), right(drawn)), strict=True)
+        known = [lab.judges.recognised(images, concept[1], *which(concept)) for concept, images in halves]
+        shop.store.keep({key: {"both": torch.stack(known).all(0).tolist()}})
+    return shop.store.kept[key]["both"]
+
+
+def page(store: Store, concepts: tuple[Concept, ...], both: list[bool]) -> list[str]:
+    """What there is to tell."""
+    known = [named(kind, i) for kind in NAMES for i in range(NAMED)]
+    (ours, text), (_, word), (line, said) = (
+        scores(store, trials) for trials in ([*map(taught, concepts)], [*map(plain, concepts)], known)
+    )
+    rows = [
+        f"| {' '.join(concept)} | {100 * a:.0f} % | {100 * b:.0f} % | {100 * c:.0f} % |"
+        for concept, a, b, c in zip(concepts, ours, text, word, strict=True)
+    ]
+    return [
+        f"{len(concepts)} individuals, {len(characters.prompts(concepts[0]))} prompts each for places, moods and company that the "
+        f"pictures do not have, {SEEDS} seeds. Recognised: nearest to that individual among 240 of its kind. Text: the share of "
+        "what the prompt says, the kind included, that is there.",
+        "",
+        "| individual | recognised | text | the plain word's text |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        f"| **mean** | {100 * ours.mean():.0f} % | {100 * text.mean():.0f} % | {100 * word.mean():.0f} % |",
+        f"| {len(known)} that the base knows by name | {100 * line.mean():.0f} % | {100 * said.mean():.0f} % | |",
+        "",
+        f"Recognised {ours.mean() / line.mean():.2f} times as often as what the base knows by name; text "
+        f"{text.mean() / word.mean():.2f} times the plain word's.",
+        "",
+        f"Two concepts taught apart, in one picture, in {len(pairs.PLACES)} places: both recognised in "
+        f"{100 * np.mean(both):.0f} % of {len(both)} pictures.",
+    ]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--servers", type=int, default=1, help="so many side by side")
+    parser.add_argument("--split", choices=("test", "development"), default="test")
+    options = parser.parse_args()
+    test = options.split == "test"
+    concepts, store = (TEST, Store(RESULTS / "demo.json")) if test else (DEVELOPMENT, Store(bootstrap.CACHE / "development.json"))
+    digest, setup = store.belongs_to(PACKED), bootstrap.locate()
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{digest}")
+    with contextlib.ExitStack() as opened:
+        threads = max(1, (os.cpu_count() or 1) // options.servers) if options.servers > 1 else None
+        labs = [
+            Lab(opened.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log")))
+            for i in range(options.servers)
+        ]
+        shop = Workshop(labs, characters.CharacterBed(labs[0].judges), store)
+        shop.run([*map(plain, concepts), *(named(kind, i) for kind in NAMES for i in range(NAMED)), *map(taught, concepts)])
+        both = [found for each in paired(concepts) for found in together(shop, *each)]
+    lines = [
+        "# The demo's settings",
+        "",
+        "Written by `python -m benchmarks.fidelity.demo_quality`.",
+        "",
+        *page(store, concepts, both),
+        "",
+    ]
+    print("\n".join(lines))
+    if test:
+        (RESULTS / "demo.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def paired(concepts: tuple[Concept, ...]) -> list[tuple[Concept, Concept]]:
+    """Each once, beside one of another kind."""
+    found, rest = [], sorted(concepts, key=lambda concept: (which(concept)[1], concept[1]))
+    while len(rest) > 1:
+        first = rest.pop(0)
+        second = next((each for each in rest if each[1] != first[1]), None)
+        if second:
+            rest.remove(second)
+            found.append((first, second))
+    return found
+
+
+if __name__ == "__main__":
+    main()

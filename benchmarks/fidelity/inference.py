@@ -1,0 +1,326 @@
+"""What the nodes for inference do in the demo's world, measured: attention, found objects, regions, layouts, locks.
+
+    python -m benchmarks.fidelity.inference [PART ...]
+
+Runs every graph in a real server, lets the judges say what is there, and writes `results/inference.md`, part by part: a part that
+is not asked for keeps its last result. The demo's concepts serve, as the workflows have them; `found` draws other individuals too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, check_packages, which
+from benchmarks.lab import RESULTS, Lab, draw, half, percent
+from benchmarks.world.judges import left, right
+from demo import make_pictures, world
+from demo.individuals import STYLES
+from demo.make_concepts import TAUGHT
+from demo.world import SIDE
+from scripts.build.make_workflows import SETTINGS
+from scripts.harness.graphs import Graph, Link
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
+
+BANDS = ("on the grass", "in a room", "in the snow", "under water")
+"""Places that are level bands of colour and nothing else."""
+BATCH = 8
+PLACES = ("on the beach", "at night", "in the snow", "in the desert", "under water", "in the forest")
+"""Places that the demo's concepts were not taught on."""
+
+
+class Bench(Graph):
+    """The demo's checkpoint with one of its concepts or more, by their kinds."""
+
+    def __init__(self, *kinds: str, regions: bool = False, **settings: float) -> None:
+        super().__init__()
+        self.base, self.clip, self.vae = self.checkpoint()
+        self.model, self.words = self.base, self.clip
+        self.wide = SIDE * len(kinds)
+        for i, kind in enumerate(kinds):
+            region = {"region": half(self, SIDE * i)} if regions else {}
+            loaded = self.load(f"demo-{kind}.safetensors", **SETTINGS | settings, **region)
+            self.model, self.words = self.apply(self.model, self.words, loaded)
+
+    def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:
+        """BATCH pictures, a square for each concept: their latents, and them."""
+        return draw(self, model, positive, self.text(self.words, ""), self.vae, seed, BATCH, wide=self.wide)
+
+
+# ---- measures ----------------------------------------------------------------------------------------------------------------
+
+
+def thing(picture: Tensor) -> Tensor:
+    """Where a picture [H, W, 3] of one character in one of BANDS differs from its edges at that height, bool [H, W]."""
+    edges = torch.cat([picture[:, :2], picture[:, -2:]], 1)
+    return (picture - edges.median(1, keepdim=True).values).norm(dim=2) > 0.2
+
+
+def box(mask: Tensor) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a mask; rows and columns with hardly anything in them are left out."""
+    columns, rows = ((mask.sum(d) >= 3).nonzero().flatten() for d in (0, 1))
+    if not len(columns) or not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """Area that two boxes share, over that which they cover together."""
+    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(wide, 0) * max(high, 0)
+    areas = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
+    return both / (areas - both) if areas > both else 0.0
+
+
+def overlap(a: Tensor, b: Tensor) -> float:
+    """The same of two masks."""
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------------------
+
+
+def attention(lab: Lab) -> list[str]:
+    """Attention to a word inside its character and outside of it."""
+    rows = []
+    for word in ("<demo-monster>", *STYLES):
+        ratios = []
+        for i, place in enumerate(BANDS):
+            graph = Bench("monster")
+            watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
+            positive = graph.text(graph.words, f"a photo of a {word} {place}")
+            samples, images = graph.draw([watch, 0], positive, 100 + i)
+            given = {"attention": [watch, 1], "samples": samples, "images": images}
+            show = graph.add("PerfusionShowAttention", words=word, each_step=False, **given)
+            drawn, maps = lab.pictures(graph, images, [graph.add("MaskToImage", mask=[show, 1]), 0])
+            for picture, each in zip(drawn, maps[..., 0], strict=True):
+                inside = thing(picture)
+                if 0.05 < inside.float().mean() < 0.7:
+                    ratios.append(float(each[inside].mean() / each[~inside].mean()))
+        mean = sum(ratios) / len(ratios)
+        rows.append(f"| {word} | {mean:.2f} | {min(ratios):.2f} | {percent([r >= 2 for r in ratios])} |")
+    return [
+        "Mean attention to a word inside its character, over that outside of it, in pictures of one character in places of level "
+        "bands; the character is what differs from the picture's edges at the same height, and pictures where that is under 5 % or "
+        "over 70 % are left out.",
+        "",
+        "| word | mean ratio | smallest | pictures of 2 and more |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
+def found(lab: Lab) -> list[str]:
+    """Masks of Find Object against silhouettes."""
+    rows: dict[str, list[float]] = {}
+    across = torch.arange(SIDE) - (SIDE - 1) / 2
+    discs = [(torch.hypot(*torch.meshgrid(across, across, indexing="ij")) < r) for r in range(SIDE // 8, SIDE // 2, SIDE // 32)]
+    scores: dict[tuple[str, str], list[list[float]]] = {}
+    for concept in (*DEVELOPMENT, *TEST):
+        individual, kind = concept
+        one, rng = make_pictures.individual(kind, *which(concept)), random.Random(" ".join(concept))
+        for how in HOW:
+            masks, graph = [], Bench()
+            names = []
+            for i in range(4):
+                image, mask = scene(one.picture(rng.choice(list(world.MOUTHS[kind]))), how, rng)
+                image.save(lab.server.base / "input" / f"found-{i}.png")
+                names.append([graph.add("LoadImage", image=f"found-{i}.png"), 0])
+                masks.append(torch.from_numpy(np.asarray(mask).copy()) > 127)
+            batch = [graph.add("BatchImagesNode", **{f"images__image{i}": name for i, name in enumerate(names)}), 0]
+            links = {"model": graph.base, "clip": graph.clip, "vae": graph.vae, "images": batch}
+            find = graph.add("PerfusionFindObject", word=kind, size=SIDE, seed=0, **links)
+            (seen,) = lab.pictures(graph, [graph.add("MaskToImage", mask=[find, 0]), 0])
+            ours = [overlap(m[..., 0] > 0.5, true) for m, true in zip(seen, masks, strict=True)]
+            scores.setdefault((how, "Find Object"), []).append(ours)
+            scores.setdefault((how, "discs"), []).append([[overlap(d, true) for d in discs] for true in masks])
+            rows.setdefault(f"{individual} {kind}", []).append(sum(ours) / 4)
+    large, small = HOW
+    lines = [
+        "Intersection over union of the mask, cut at ½, with the silhouette, mean of four pictures. Large characters in the "
+        "middle are what the base was trained on, and what a disc covers well by itself: the disc is the best of all radii, there.",
+        "",
+        f"| concept | {large} | {small} |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {a:.2f} | {b:.2f} |" for name, (a, b) in rows.items()),
+        "",
+        "| pictures | Find Object, mean | concepts of 0.5 and more | best disc, mean |",
+        "| --- | --- | --- | --- |",
+    ]
+    for how in HOW:
+        ours = [sum(each) / 4 for each in scores[how, "Find Object"]]
+        disc = torch.tensor(scores[how, "discs"]).mean((0, 1)).max()
+        lines.append(f"| {how} | {sum(ours) / len(ours):.2f} | {sum(s >= 0.5 for s in ours)} of {len(ours)} | {disc:.2f} |")
+    return lines
+
+
+HOW = ("large, in the middle", "small, anywhere")
+"""How a character stands in the pictures that it is found in."""
+
+
+def scene(drawn: Image.Image, how: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
+    """One character in some place, and its mask."""
+    place = rng.choice(world.PLACES)
+    if how == HOW[0]:
+        return world.compose([world.Standing(drawn)], place, rng)
+    image, mask = world.background(place, rng), Image.new("L", (SIDE, SIDE))
+    scale = SIDE * rng.uniform(0.4, 0.56) / max(drawn.size)
+    small = drawn.resize([max(1, round(n * scale)) for n in drawn.size], Image.Resampling.LANCZOS)
+    corner = round(SIDE * rng.uniform(0.28, 0.72) - small.width / 2), round(SIDE * rng.uniform(0.31, 0.69) - small.height / 2)
+    image.paste(small, corner, small)
+    mask.paste(255, corner, small.getchannel("A"))
+    return image, mask
+
+
+def regions(lab: Lab) -> list[str]:
+    """Two concepts in one picture, with regions and without, and each alone."""
+    rows, kinds = [], TAUGHT
+    for place in PLACES[:4]:
+        text = f"a photo of a <demo-{kinds[0]}> and a <demo-{kinds[1]}> {place}"
+        for used in (True, False):
+            drawn = torch.cat([one_batch(lab, Bench(*kinds, regions=used), text, seed) for seed in (300, 301)])
+            halves = left(drawn), right(drawn)
+            known = [recognised(lab, each, kind) for each, kind in zip(halves, kinds, strict=True)]
+            places = [lab.judges.say("place", each).best() for each in halves]
+            kept = [one == other == place for one, other in zip(*places, strict=True)]
+            cells = " | ".join(f"{percent(individuals)} | {percent(both)}" for individuals, both in known)
+            rows.append(f"| {place} | {'regions' if used else 'no regions'} | {cells} | {percent(kept)} |")
+        alone = []
+        for kind in kinds:
+            drawn = torch.cat([one_batch(lab, Bench(kind), f"a photo of a <demo-{kind}> {place}", seed) for seed in (300, 301)])
+            alone += [percent(each) for each in recognised(lab, drawn, kind)]
+        rows.append(f"| {place} | each alone, in a square | {' | '.join(alone)} | |")
+    return [
+        "Each concept's individual recognised in its half of a picture twice as wide, and its kind too. The last row of each place "
+        "says how often a concept is known that has a picture to itself.",
+        "",
+        f"| place | | the {kinds[0]}, left | and its kind | the {kinds[1]}, right | and its kind | the place, in both |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
+def one_batch(lab: Lab, graph: Bench, text: str, seed: int) -> Tensor:
+    """BATCH pictures of a prompt."""
+    return lab.pictures(graph, graph.draw(graph.model, graph.text(graph.words, text), seed)[1])[0]
+
+
+def recognised(lab: Lab, drawn: Tensor, kind: str) -> tuple[list[bool], list[bool]]:
+    """Whether the demo's concept of a kind is recognised in squares, and whether its kind is too."""
+    known = lab.judges.recognised(drawn, kind, "test", make_pictures.SHOWN[kind]).tolist()
+    there = [said == kind for said in lab.judges.say("kind", drawn).best()]
+    return known, [a and b for a, b in zip(known, there, strict=True)]
+
+
+def layout(lab: Lab) -> list[str]:
+    """The concept's picture in the layout of the plain word's."""
+    ways = {"Keep Layout to the end": 1.0, "Keep Layout to 0.8": 0.8, "Keep Layout to 0.5": 0.5, "without": None}
+    rows = []
+    for bias in (0.4, 0.2):
+        boxes: dict[str, list[float]] = {name: [] for name in ways}
+        known: dict[str, list[bool]] = {name: [] for name in ways}
+        for i, place in enumerate(BANDS):
+            before, *after = in_layouts(lab, bias, place, 400 + i, list(ways.values()))
+            for name, pictures in zip(ways, after, strict=True):
+                boxes[name] += [shared(box(thing(a)), box(thing(b))) for a, b in zip(before, pictures, strict=True)]
+                known[name] += recognised(lab, pictures, "monster")[0]
+        for name in ways:
+            mean = sum(boxes[name]) / len(boxes[name])
+            rows.append(f"| {bias} | {name} | {mean:.2f} | {percent([b >= 0.7 for b in boxes[name]])} | {percent(known[name])} |")
+    return [
+        "Intersection over union of the character's box in the plain word's picture and in the concept's, same seed; and in how "
+        "many of the concept's pictures it is recognised.",
+        "",
+        "| bias | | box, mean | boxes of 0.7 and more | recognised |",
+        "| --- | --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
+def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | None]) -> list[Tensor]:
+    """Pictures of the plain word, then of the concept: with its layout kept to each of `ends`, or not at all."""
+    graph = Bench("monster", bias=bias)
+    watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
+    plain, named = (graph.text(graph.words, f"a photo of a {word} {place}") for word in ("monster", "<demo-monster>"))
+    samples, first = graph.draw([watch, 0], plain, seed)
+    drawn = [first]
+    for end in ends:
+        model = graph.model
+        if end is not None:
+            given = {"model": graph.model, "attention": [watch, 1], "samples": samples}
+            model = [graph.add("PerfusionKeepLayout", start=0.0, end=end, **given), 0]
+        drawn.append(graph.draw(model, named, seed)[1])
+    return lab.pictures(graph, *drawn)
+
+
+def locks(lab: Lab) -> list[str]:
+    """Global key-locking beside local."""
+    rows = []
+    for bias in (0.2, 0.3, 0.4, 0.5, 0.6):
+        for name in ("local", "global"):
+            known, text = [], []
+            for i, place in enumerate(PLACES):
+                graph = Bench("monster", bias=bias)
+                prompt = f"a photo of a <demo-monster> {place}"
+                locked = [graph.add("PerfusionTextEncode", clip=graph.words, text=prompt), 0]
+                positive = locked if name == "global" else graph.text(graph.words, prompt)
+                (drawn,) = lab.pictures(graph, graph.draw(graph.model, positive, 500 + i)[1])
+                known += recognised(lab, drawn, "monster")[0]
+                kinds, places = lab.judges.say("kind", drawn).best(), lab.judges.say("place", drawn).best()
+                text += [a == "monster" and b == place for a, b in zip(kinds, places, strict=True)]
+            rows.append(f"| {bias} | {name} | {percent(known)} | {percent(text)} |")
+    return [
+        f"Pictures in which the concept is recognised, and those whose kind and place are the prompt's, over {len(PLACES)} places.",
+        "",
+        "| bias | lock | recognised | kind and place |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
+PARTS: dict[str, tuple[str, Callable[[Lab], list[str]]]] = {
+    "attention": ("Attention covers its character", attention),
+    "found": ("Objects found without a mask", found),
+    "regions": ("Two concepts, two places", regions),
+    "layout": ("Layout kept", layout),
+    "locks": ("Global key-locking beside local", locks),
+}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
+    parts = parser.parse_args().parts or list(PARTS)
+    if "found" in parts:
+        check_packages()
+    kept = RESULTS / "inference.json"
+    results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    with Server(bootstrap.locate()) as server:
+        lab = Lab(server)
+        for name in parts:
+            print(name, flush=True)
+            results[name] = PARTS[name][1](lab)
+            kept.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            report(results)
+
+
+def report(results: dict[str, list[str]]) -> None:
+    """Write what there is."""
+    lines = ["# Inference, measured", "", "Written by `python -m benchmarks.fidelity.inference`.", ""]
+    for name, (title, _) in PARTS.items():
+        if name in results:
+            lines += [f"## {title}", "", *results[name], ""]
+    (RESULTS / "inference.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

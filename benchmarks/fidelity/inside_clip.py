@@ -1,0 +1,65 @@
+"""The judge of real checkpoints beside transformers' CLIP, on the same file; a process of its own, for it enters the host.
+
+    python -m tests.inside_clip COMFYUI CLIP PICTURE ...
+
+The pictures are 224 pixels a side, what CLIP sees: no resizing is part of the comparison. Prints [image and text similarity,
+prompts, pictures] of both, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.fidelity import real
+from benchmarks.fidelity.methods import Use
+from benchmarks.fidelity.trials import Prompt, Trial
+from benchmarks.lab import read
+
+PROMPTS = (Prompt("a photo of a {}"), Prompt("a {} at night, in the rain"))
+MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def main(comfyui: str, clip: str, *pictures: str) -> None:
+    """Compare."""
+    first, *others = map(Path, pictures)
+    shown = torch.stack([read(path) for path in (first, *others)])
+    trial = Trial(("mine", "teddy"), None, Use(""), (0.0,), PROMPTS)
+    # The first picture stands for the training pictures, the others for drawn ones.
+    bed = real.RealBed("", shown.shape[1], (first,), real.Clip(Path(comfyui), Path(clip)))
+    scores = bed.judge(trial, [shown[1:]] * len(PROMPTS))
+    print(json.dumps([[scores.design.tolist(), scores.text.tolist()], by_transformers(Path(comfyui), Path(clip), shown)]))
+
+
+def by_transformers(comfyui: Path, file: Path, shown: torch.Tensor) -> list:
+    """The same by transformers."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    vision = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "patch_size": 14}
+    text = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "eos_token_id": 49407,
+    }
+    model = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=768)).eval()
+    missing = model.load_state_dict({name: value.float() for name, value in load_file(file).items()}, strict=False).missing_keys
+    if any(not name.endswith(("position_ids", "logit_scale")) for name in missing):
+        raise ValueError(f"the seeded CLIP lacks {missing[:3]}")
+    tokenizer = CLIPTokenizer.from_pretrained(comfyui / "comfy" / "sd1_tokenizer")
+    asked = tokenizer([prompt.text.format("teddy") for prompt in PROMPTS], padding="max_length", max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        pixels = (shown.movedim(3, 1) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(SPREAD)[:, None, None]
+        found = model(**asked, pixel_values=pixels)
+    images, texts = found.image_embeds, found.text_embeds
+    drawn = images[1:]
+    return [(drawn @ images[0]).expand(len(PROMPTS), -1).tolist(), (texts @ drawn.T).tolist()]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,224 @@
+"""How each method teaches a concept and uses it: graphs of this pack's own nodes and the host's, and of nothing else.
+
+A `Recipe` says how a concept is taught, a `Use` how what was learned is used. Each method has one dial that trades likeness
+to the pictures for faithfulness to the prompt; its values are swept at inference, with no new training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks.fidelity.concepts import Concept
+from perfusion_core.prompts import TEMPLATES
+from perfusion_core.training import processor_has_bfloat16
+from scripts.harness.graphs import Graph, Link
+
+PERFUSION, LORA = "perfusion", "lora"
+FOLLOWED = "followed"
+TRIGGER = "<it>"
+RARE = "zxq"
+"""What a LoRA's prompts name the concept by, before its word, as DreamBooth does."""
+PAINTED, PLAIN, FOUND, NO_MASK = "painted", "plain", "found", "none"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a concept is taught.
+
+    Attributes:
+        teacher: PERFUSION for Train Concept, LORA for the host's Train LoRA.
+        widgets: what differs from `WIDGETS` of that node.
+        pictures: how many.
+        masks: PAINTED silhouettes; PLAIN ones, that weigh a latent by its share of the object and not by that squared; those FOUND
+            by Find Object; or NO_MASK. Train LoRA takes none.
+        positions: which tokens the covariance is measured at; "" leaves it to Train Concept.
+    """
+
+    teacher: str = PERFUSION
+    widgets: Mapping[str, object] = field(default_factory=dict)
+    pictures: int = 4
+    masks: str = PAINTED
+    positions: str = ""
+
+    def all_widgets(self) -> dict[str, object]:
+        """What the training node is given."""
+        return {**WIDGETS[self.teacher], **self.widgets}
+
+    def key(self, concept: Concept, seed: int) -> str:
+        """A name for what it makes of a concept: the same for the same, another for anything else."""
+        parts = [asdict(self) | {"widgets": self.all_widgets()}, concept, seed]
+        return f"{concept[0]}-{concept[1]}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a concept is used: its dial, and what else differs from the defaults.
+
+    The dial is "bias", "strength", FOLLOWED (what Find Bias is asked for, which then finds a bias for each prompt), or "" for none.
+    `bits` of the numbers in the concept's file: 32, or 8 or 4 that it is saved in before it is used.
+    """
+
+    dial: str = "bias"
+    mode: str = "exact"
+    lock: str = "local"
+    settings: Mapping[str, float] = field(default_factory=dict)
+    bits: int = 32
+
+    def told(self) -> dict[str, object]:
+        """What keys of scores are made of: that of before there were files of fewer bits."""
+        told = asdict(self)
+        if self.bits == 32:
+            del told["bits"]
+        return told
+
+
+WIDGETS: dict[str, dict[str, object]] = {
+    PERFUSION: {
+        "steps": 300, "batch": 8, "word_rate": 3e-4, "output_rate": 0.2, "train_bias": 0.75,
+        "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5, "at_once": 8, "precision": "auto",
+        "preview_every": 0, "min_snr": 5.0,
+    },
+    LORA: {
+        # One at a time: it would show each picture of a batch with the captions of all of them, which is also 8 times the work.
+        "steps": 300, "batch_size": 1, "grad_accumulation_steps": 8, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
+        "loss_function": "MSE", "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False,
+        "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
+        # Bypass: the same sums, a third quicker.
+        "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": True,
+    },
+}  # fmt: skip
+"""What the training nodes are given unless a recipe says otherwise."""
+
+
+def teach(
+    graph: Graph, base: tuple[Link, Link, Link], recipe: Recipe, word: str, names: list[str], side: int, seed: int, file: str
+) -> None:
+    """Add the nodes that teach a concept from pictures of these names in the input folder, and save it as `file`."""
+    model, clip, vae = base
+    loaded = [graph.add("LoadImage", image=name) for name in names]
+    images = batch(graph, "image", [[key, 0] for key in loaded])
+    if recipe.teacher == LORA:
+        teach_lora(graph, recipe, base, scaled(graph, images, side), word, len(names), seed, file)
+        return
+    more: dict[str, object] = {}
+    if recipe.masks == FOUND:
+        found = graph.add("PerfusionFindObject", model=model, clip=clip, vae=vae, images=images, word=word, size=side, seed=0)
+        more["masks"] = [found, 0]
+    elif recipe.masks != NO_MASK:
+        more["masks"] = batch(graph, "mask", [[key, 1] for key in loaded])
+    if recipe.positions:
+        more["covariance"] = [graph.add("PerfusionCovariance", clip=clip, captions="", positions=recipe.positions), 0]
+    more |= {"superclass": word, "trigger": f"<{file}>", "size": side, "seed": seed}
+    given = {"model": model, "clip": clip, "vae": vae, "images": images}
+    taught = graph.add("PerfusionTrain", **given, **more, **recipe.all_widgets())
+    graph.add("PerfusionSaveConcept", concept=[taught, 0], filename_prefix=file, overwrite=True, precision="float32")
+
+
+def batch(graph: Graph, kind: str, links: list[Link]) -> Link:
+    """IMAGEs or MASKs as one batch."""
+    if len(links) == 1:
+        return links[0]
+    return [graph.add(f"Batch{kind.title()}sNode", **{f"{kind}s__{kind}{i}": link for i, link in enumerate(links)}), 0]
+
+
+def scaled(graph: Graph, images: Link, side: int) -> Link:
+    """The middle square of pictures, `side` pixels."""
+    given = {"upscale_method": "area", "width": side, "height": side, "crop": "center"}
+    return [graph.add("ImageScale", image=images, **given), 0]
+
+
+def dtype_here() -> str:
+    """What this machine trains LoRAs in: bf16 where that is fast, as Train Concept's `auto` does; elsewhere it takes tenfold.
+
+    A recipe's key says bf16 for either: numbers of two machines differ in their last digits in any case.
+    """
+    return "bf16" if torch.cuda.is_available() or processor_has_bfloat16() else "fp32"
+
+
+def teach_lora(
+    graph: Graph, recipe: Recipe, base: tuple[Link, Link, Link], images: Link, word: str, count: int, seed: int, file: str
+) -> None:
+    """The host's trainer on `count` pictures and their mirror images, each with a caption of its own."""
+    model, clip, vae = base
+    mirrored = [graph.add("ImageFlip", image=images, flip_method="y-axis: horizontally"), 0]
+    latents = [graph.add("VAEEncode", pixels=batch(graph, "image", [images, mirrored]), vae=vae), 0]
+    captions = [TEMPLATES[i % len(TEMPLATES)].format(f"{RARE} {word}") for i in range(2 * count)]
+    positive = graph.text(clip, captions[0])
+    for caption in captions[1:]:
+        # One after another, in one CONDITIONING: the trainer gives each picture its own.
+        positive = [graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=graph.text(clip, caption)), 0]
+    given = {"model": model, "latents": latents, "positive": positive, "seed": seed}
+    taught = graph.add("TrainLoraNode", **given, **recipe.all_widgets() | {"training_dtype": dtype_here()})
+    graph.add("SaveLoRA", lora=[taught, 0], prefix=f"loras/{file}")
+
+
+def use(
+    graph: Graph, base: tuple[Link, Link], recipe: Recipe, how: Use, file: Path, word: str, value: float, side: int, prompt: str
+) -> tuple[Link, Link, str]:
+    """A MODEL and a CLIP with what was learned, its dial at `value`, and what stands for the concept in prompts.
+
+    `prompt`, with {} for the concept, is what a bias is found for, with pictures of `side` pixels.
+    """
+    model, clip = base
+    if recipe.teacher == LORA:
+        loaded = graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=value)
+        return [loaded, 0], clip, f"{RARE} {word}"
+    dial = {how.dial: value} if how.dial not in ("", FOLLOWED) else {}
+    concept = graph.load(str(file), **{**DEFAULT_SETTINGS, "trigger": TRIGGER, **how.settings, **dial})
+    if how.dial == FOLLOWED:
+        asked = {"prompt": prompt.format(TRIGGER), "followed": value, "size": side, "seed": 0, "edit_mode": how.mode}
+        concept = [graph.add("PerfusionAutoBias", model=model, clip=clip, concept=concept, **asked), 0]
+    model, clip = graph.apply(model, clip, concept, how.mode)
+    return model, clip, TRIGGER
+
+
+DEFAULT_SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: how it is used, the values of its dial, and the recipes that it is tuned among in the demo's world."""
+
+    use: Use
+    values: tuple[float, ...]
+    candidates: tuple[Recipe, ...]
+
+
+def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe, ...]:
+    """Recipes for Train Concept that differ in their widgets."""
+    return tuple(Recipe(widgets=shared | each) for each in widgets)
+
+
+EDITS: list[dict[str, object]] = [{}, {"word_rate": 1e-4}, {"output_rate": 0.1}]
+"""What is tried for those that learn a word and outputs."""
+
+METHODS: dict[str, Method] = {
+    "Perfusion": Method(
+        Use("bias"),
+        (0.0, 0.2, 0.4, 0.6, 0.8),
+        recipes(EDITS),
+    ),
+    "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
+    "static edit (ROME)": Method(
+        Use("strength", mode="static"),
+        (0.2, 0.4, 0.6, 0.8, 1.0),
+        recipes(EDITS, edit_mode="static"),
+    ),
+    "LoRA": Method(
+        Use("strength"),
+        (0.25, 0.5, 0.75, 1.0, 1.25),
+        tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (1e-3, 3e-4, 3e-3)),
+    ),
+    # The host has no full fine-tune; this is the most that its trainer can learn: rank 128 on every layer, all norms and biases.
+    "full fine-tune": Method(
+        Use("strength"),
+        (0.25, 0.5, 0.75, 1.0, 1.25),
+        tuple(Recipe(LORA, {"learning_rate": rate, "rank": 128}) for rate in (3e-4, 1e-4, 1e-3)),
+    ),
+}

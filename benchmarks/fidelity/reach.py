@@ -1,0 +1,218 @@
+"""How near any change of some layers alone comes to a concept: LoRAs of those layers, beside Perfusion's own edit.
+
+    python -m benchmarks.fidelity.reach
+
+Taught on the development concepts with the pictures, masks, noises and steps of Train Concept. Says where an individual's looks
+live in this base, and so what is to be expected of a method that may change only one kind of layer. Writes `results/reach.md`; half
+an hour on two cores. Put it down at any time: it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.fidelity import characters
+from benchmarks.fidelity.bench import OURS, TUNED_ON, whole
+from benchmarks.fidelity.concepts import Concept, check_packages
+from benchmarks.fidelity.methods import METHODS
+from benchmarks.fidelity.trials import SEEDS, Store, Trial
+from benchmarks.lab import RESULTS, SAMPLING
+from benchmarks.world.judges import Judges
+from demo.base import PACKED
+from scripts.harness import inside
+from scripts.setup import bootstrap
+
+SEED, RATE = 0, 1e-3
+HELD_OUT = 64
+"""Noises that a loss is measured with: four times what Train Concept takes."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Which of a UNet's weights may change, and by what rank."""
+
+    chosen: Callable[[str], bool]
+    """Of a weight's name."""
+    rank: int = 8
+
+
+def of(*parts: str) -> Callable[[str], bool]:
+    """Whether a weight's name holds one of these."""
+    return lambda name: any(part in name for part in parts)
+
+
+CROSS, KEYS, VALUES = ".attn2.", ".attn2.to_k.", ".attn2.to_v."
+CHANGES: dict[str, Change] = {
+    "values of cross-attention, rank 1": Change(of(VALUES), 1),
+    "values of cross-attention": Change(of(VALUES)),
+    "keys and values of cross-attention": Change(of(KEYS, VALUES)),
+    "keys and values of cross-attention, rank 64": Change(of(KEYS, VALUES), 64),
+    "all of self-attention": Change(of(".attn1.")),
+    "all but cross-attention": Change(lambda name: not of(CROSS)(name)),
+    "everything": Change(of("")),
+}
+ITSELF = "Perfusion's own edit: the value at its own word"
+
+
+class Bench:
+    """The host and the pack in this process, a checkpoint, and what is measured with them."""
+
+    def __init__(self, setup: bootstrap.Setup) -> None:
+        """Enter the host: once in a process."""
+        inside.enter_with_pack(setup.comfyui)
+        self.sampling = importlib.import_module("comfy.sample")
+        self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training")
+        self.train, self.ready = inside.part("nodes.train"), inside.part("nodes.pictures")
+        checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
+        self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
+        self.bed = characters.CharacterBed(Judges.load())
+        self.inverse = inside.part("nodes.covariance").measure(self.clip, None).inverse()
+        self.training.HELD_OUT = HELD_OUT
+        self.recipe = whole().best(OURS)
+        self.settings = self.train.settings_of({**self.recipe.all_widgets(), "seed": SEED})
+        precision = self.host.best_precision(self.model.load_device)
+        self.student = self.host.Student(self.model, self.clip, precision, self.settings.min_snr)
+
+    @torch.no_grad()
+    def shown(self, concept: Concept) -> tuple[Tensor, Tensor]:
+        """Latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of a concept's pictures, as Train Concept has them."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
+            rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
+        images, marks = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
+        latents, masks = self.train.forms(self.model, self.vae, images, marks, small=False)
+        return latents.clone(), masks.clone()
+
+    def ours(self, concept: Concept) -> dict[str, float]:
+        """What Train Concept makes of it."""
+        latents, masks = self.shown(concept)
+        with self.host.learning():
+            lesson = self.training.start(self.student, concept[1], self.settings)
+            self.training.teach(self.student, lesson, latents, masks, self.inverse.clone(), self.settings)
+            loss = self.training.held_out_loss(self.student, lesson, latents, masks, self.inverse.clone(), self.settings)
+        made = self.train.concept_of(lesson, self.inverse, "<it>", concept[1], "sd1", self.settings)
+        model, clip = self.host.model_with_edit(self.model, (made,), "exact"), self.host.clip_with_words(self.clip, (made,))
+        count = sum(each.numel() for each in lesson.learned())
+        return {"numbers": count, "loss": loss, **self.judged(concept, model, clip, "<it>")}
+
+    def changed(self, concept: Concept, change: Change) -> dict[str, float]:
+        """What a LoRA of some layers makes of it, taught like a concept: by the plain word, which stays as it is."""
+        latents, masks = self.shown(concept)
+        with self.host.learning():
+            settings = replace(self.settings, mode=self.training.NONE)
+            lesson = self.training.start(self.student, concept[1], settings)
+            pairs = self.lora(change)
+            own = self.student.unet_weights
+            optimizer = torch.optim.AdamW([each for pair in pairs.values() for each in pair], RATE, weight_decay=0)
+            try:
+                for step in range(settings.steps):
+                    self.student.unet_weights = own | moved(own, pairs)
+                    optimizer.zero_grad()
+                    self.loss(lesson, step, latents, masks, settings).backward()
+                    optimizer.step()
+                found = {name: weight.detach() for name, weight in moved(own, pairs).items()}
+                self.student.unet_weights = own | found
+                loss = self.training.held_out_loss(self.student, lesson, latents, masks, self.inverse, settings)
+            finally:
+                self.student.unet_weights = own
+        model = self.model.clone()
+        model.add_patches({f"diffusion_model.{name}": (weight - own[name],) for name, weight in found.items()})
+        count = sum(each.numel() for pair in pairs.values() for each in pair)
+        return {"numbers": count, "loss": loss, **self.judged(concept, model, self.clip, concept[1])}
+
+    def lora(self, change: Change) -> dict[str, tuple[Tensor, Tensor]]:
+        """Weight's name -> B, which is 0, and A of its change B A."""
+        torch.manual_seed(SEED)
+        pairs = {}
+        for name, weight in self.student.unet_weights.items():
+            if weight.ndim >= 2 and change.chosen(name):
+                rows, columns = len(weight), weight[0].numel()
+                down = torch.randn(change.rank, columns) / math.sqrt(columns)
+                pairs[name] = torch.zeros(rows, change.rank).requires_grad_(), down.requires_grad_()
+        return pairs
+
+    def loss(self, lesson: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
+        """The loss of a step's draw, as `teach` has it."""
+        draw = self.training.Draw.of(settings, step, latents[:, 0])
+        distinct, which = draw.templates.unique(return_inverse=True)
+        with torch.no_grad():
+            encodings, _ = self.student.encode([self.training.TEMPLATES[i] for i in distinct], lesson.word)
+        shown = draw.pictures, draw.flipped.long()
+        prediction, target = self.student.objective(latents[shown], draw.noise, draw.time, encodings[which], None)
+        return self.training.masked_error(prediction, target, masks[shown])
+
+    @torch.inference_mode()
+    def judged(self, concept: Concept, model: Any, clip: Any, word: str) -> dict[str, float]:
+        """Both scores of pictures by a MODEL and a CLIP, with the noises that all trials have."""
+        prompts, drawn, side = characters.prompts(concept), [], self.bed.side // 8
+        how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
+        for i, prompt in enumerate(prompts):
+            seed, latent = 7000 + 100 * i, torch.zeros(SEEDS, 4, side, side * (1 + prompt.wide))
+            noise = self.sampling.prepare_noise(latent, seed)
+            both = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt.text.format(word), "")]
+            found = self.sampling.sample(model, noise, *how, *both, latent, disable_pbar=True, seed=seed)
+            drawn.append(self.vae.decode(found).clamp(0, 1).float().cpu())
+        scores = self.bed.judge(Trial(concept, None, METHODS[OURS].use, (), prompts), drawn)
+        return {"text": float(scores.text.mean()), "design": float(scores.design.mean())}
+
+
+def moved(own: Mapping[str, Tensor], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The weights that a LoRA changes, changed."""
+    return {name: own[name] + (up @ down).reshape(own[name].shape) for name, (up, down) in pairs.items()}
+
+
+def page(kept: Mapping[str, dict]) -> list[str]:
+    """What is measured so far."""
+    lines = []
+    for name in (ITSELF, *CHANGES):
+        found = [kept[key] for key in (f"{name}/{concept}" for concept in TUNED_ON) if key in kept]
+        if len(found) == len(TUNED_ON):
+            means = {key: float(np.mean([each[key] for each in found])) for key in ("numbers", "loss", "text", "design")}
+            lines.append(f"| {name} | {means['numbers']:.0f} | {means['loss']:.3f} | {means['text']:.2f} | {means['design']:.2f} |")
+    return [
+        "# How near a change of some layers comes to a concept",
+        "",
+        "Written by `python -m benchmarks.fidelity.reach`.",
+        "",
+        f"{len(TUNED_ON)} development concepts, taught alike. LoRAs are of rank 8 unless another is named, change the layers that "
+        "are named and no others, and leave the word as it is. Loss: on noises that no step draws.",
+        "",
+        "| what may change | numbers learned | loss | text | design |",
+        "| --- | --- | --- | --- | --- |",
+        *lines,
+        "",
+    ]
+
+
+def main() -> None:
+    """Measure and write."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
+    check_packages()
+    store = Store(RESULTS / "reach.json")
+    setup = bootstrap.locate()
+    store.belongs_to(PACKED)
+    bench = Bench(setup)
+    for name in (ITSELF, *CHANGES):
+        for concept in TUNED_ON:
+            key = f"{name}/{concept}"
+            if key not in store.kept:
+                found = bench.changed(concept, CHANGES[name]) if name in CHANGES else bench.ours(concept)
+                store.keep({key: {what: round(value, 4) for what, value in found.items()}})
+                print(key, store.kept[key], flush=True)
+                (RESULTS / "reach.md").write_text("\n".join(page(store.kept)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

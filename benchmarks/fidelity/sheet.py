@@ -1,0 +1,80 @@
+"""A contact sheet: what each method draws of concepts at the best value of its dial, with the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.fidelity import plots
+from benchmarks.fidelity.concepts import Concept
+from benchmarks.fidelity.fronts import Curve
+from benchmarks.fidelity.methods import Recipe
+from benchmarks.fidelity.trials import Trial, Workshop
+from benchmarks.lab import read
+
+SHOWN = 2
+"""Pictures of each; a wide one takes the place of two."""
+EVERY = 2
+"""Every how many of the concepts has a row."""
+FILE = "fidelity-sheet.png"
+
+Rows = Mapping[str, Sequence[torch.Tensor]]
+Shown = Sequence[tuple[str, list[Trial], Curve]]
+"""A method's name, its trials of the concepts in turn, and its curve."""
+
+
+def run(shop: Workshop, shown: Shown, out: Path) -> bool:
+    """Draw it, if it is not the sheet that is there; False if there was no time for it."""
+    each = [(name, trials[::EVERY], curve.values[curve.best()]) for name, trials, curve in shown]
+    if not each:
+        return True
+    concepts = [trial.concept for trial in each[0][1]]
+    titles = [f"{name}\n{value:g}" if trials[0].use.dial else name for name, trials, value in each]
+
+    def rows() -> Rows:
+        return {"\n".join(concept): row(shop, each, i) for i, concept in enumerate(concepts)}
+
+    of = [trial.key(value) for _, trials, value in each for trial in trials]
+    return draw(shop, "sheet", of, rows, ["taught from", *titles], out / FILE)
+
+
+def draw(shop: Workshop, name: str, of: list[str], rows: Callable[[], Rows], columns: Sequence[str], path: Path) -> bool:
+    """Draw a sheet, if it is not the one that is there: the store notes under `name` what it is of. False without time for it."""
+    if shop.store.kept.get(name) == {"of": of} and path.exists():
+        return True
+    if not shop.in_time():
+        return False
+    plots.sheet(rows(), columns, path)
+    shop.store.keep({name: {"of": of}})
+    return True
+
+
+def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) -> list[torch.Tensor]:
+    """The row of concept i: its training pictures, then each method's; the prompts take turns."""
+    pictures = [torch.cat(taught_from(shop, each[0][1][i].concept), dim=1)]
+    for _, trials, value in each:
+        asked = trials[i].prompts[i % len(trials[i].prompts)]
+        ((drawn,),) = shop.draw(replace(trials[i], prompts=(asked,)), [value])
+        pictures.append(torch.cat(list(drawn[: SHOWN // (1 + asked.wide)]), dim=1))
+    return pictures
+
+
+def taught_from(shop: Workshop, concept: Concept) -> list[torch.Tensor]:
+    """Some of a concept's training pictures."""
+    folder = shop.lab.server.base / "input"
+    return [read(folder / name) for name in shop.shown(concept, Recipe(pictures=SHOWN))]
+
+
+def page(kept: Mapping[str, dict], out: Path) -> list[str]:
+    """The sheet, if there is one."""
+    if "sheet" not in kept or not (out / FILE).exists():
+        return []
+    return [
+        "A row for every second concept: two of its training pictures, then two pictures by each method at the value of its dial "
+        "with the best harmonic mean, or one of two characters, with the same noise. The prompts take turns.",
+        "",
+        f"![Pictures of each concept by each method]({FILE})",
+    ]

@@ -1,0 +1,167 @@
+"""What carries the small things (a crown, the third of three eyes) from four pictures into a concept: one thing changed at a time.
+
+    python -m benchmarks.fidelity.small_things [--minutes N]
+
+On development individuals, one of each kind, with the demo's settings. Beside them what the base makes of individuals that it knows
+by name, which no method can be expected to pass. Writes `results/small_things.md` and a sheet of pictures beside it; all scores are
+kept in a JSON file there, and nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.fidelity import characters, plots, sheet
+from benchmarks.fidelity.ablations import Change
+from benchmarks.fidelity.concepts import Concept, which
+from benchmarks.fidelity.demo_quality import named, taught
+from benchmarks.fidelity.methods import NO_MASK
+from benchmarks.fidelity.trials import Store, Trial, Workshop
+from benchmarks.lab import RESULTS, Lab
+from benchmarks.world.judges import left
+from demo import make_pictures
+from demo.base import PACKED
+from demo.individuals import STYLES
+from scripts.build.make_workflows import TRAINING
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
+
+UNKNOWN: tuple[Concept, ...] = tuple((f"development-{i}", kind) for i, kind in enumerate(STYLES))
+KNOWN: tuple[Concept, ...] = tuple(("base-0", kind) for kind in STYLES)
+SHOWN = (0, 3)
+"""Prompts whose first picture is on the sheet."""
+SHEET = "small_things.png"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is tried, on which individuals; without a change, the base draws them by name."""
+
+    name: str
+    change: Change | None
+    concepts: tuple[Concept, ...] = UNKNOWN
+
+
+def rates(word: float, output: float) -> Change:
+    """The demo's rates, times these."""
+    return Change({"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]})
+
+
+ROWS = (
+    Row("the base's own names", None, KNOWN),
+    Row("concepts of individuals that the base knows by name", Change(), KNOWN),
+    Row("the demo's settings", Change()),
+    Row("the gate fully open, in training and in use", Change({"train_bias": 0.0}, values=(0.0,))),
+    Row("keys trained too", Change({"lock": "trained"})),
+    Row("three times the steps", Change({"steps": 3 * TRAINING["steps"]})),
+    Row("twice the rates", rates(2, 2)),
+    Row("half the rates", rates(0.5, 0.5)),
+    Row("five times the word's rate", rates(5, 1)),
+    Row("no min-SNR", Change({"min_snr": 0.0})),
+    Row("no masks", Change(recipe={"masks": NO_MASK})),
+    *(Row(f"bias {bias:g} in use", Change(values=(bias,))) for bias in (0.2, 0.6)),
+    *(Row(f"temperature {t:g} in use", Change(use={"settings": {"temperature": t}})) for t in (0.1, 0.3)),
+)
+
+
+def trial(row: Row, concept: Concept) -> Trial:
+    """What is taught and drawn."""
+    if row.change is None:
+        return named(concept[1], which(concept)[1])
+    one = taught(concept)
+    recipe, use = row.change.of(one.recipe, one.use)
+    return replace(one, recipe=recipe, use=use, values=row.change.values or one.values)
+
+
+def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
+    """The share of what the individual looks like that is there, both of its colours included, [B]."""
+    one = make_pictures.individual(concept[1], *which(concept))
+    looks = {part: one.said(part) for part, variant in one.parts if not variant or one.said(part)}
+    looks |= {"colour": one.colours[0], "second": one.colours[1]}
+    found = lab.judges.say_all(images, tuple(looks))
+    return torch.tensor([[best == answer for best in found[part].best()] for part, answer in looks.items()]).float().mean(0)
+
+
+def measure(shop: Workshop, one: Trial) -> dict[str, float]:
+    """Scores of its pictures; some of them are kept as they are, for the sheet."""
+    key = one.key(one.values[0])
+    if key not in shop.store.kept or not drawn_to(one).exists():
+        (drawn,) = shop.draw(one, one.values)
+        alone = torch.cat([left(images) for images in drawn])
+        known = shop.lab.judges.recognised(alone, one.concept[1], *which(one.concept))
+        found = {"recognised": known.float().mean().item(), "details": details(shop.lab, one.concept, alone).mean().item()}
+        found["text"] = float(shop.bed.judge(one, drawn).text.mean())
+        shop.store.keep({key: {name: round(value, 3) for name, value in found.items()}})
+        drawn_to(one).parent.mkdir(exist_ok=True)
+        torch.save([drawn[i][0] for i in SHOWN], drawn_to(one))
+    return shop.store.kept[key]
+
+
+def drawn_to(one: Trial) -> Path:
+    """Where pictures of a trial are kept for the sheet."""
+    return bootstrap.CACHE / "small_things" / f"{one.key(one.values[0]).replace('/', '-')}.pt"
+
+
+def shown(shop: Workshop, row: Row) -> list[Tensor]:
+    """A row of the sheet: for each individual one of its training pictures, and what was drawn."""
+    strips = []
+    for concept in row.concepts:
+        drawn = torch.load(drawn_to(trial(row, concept)), weights_only=True)
+        strips.append(torch.cat([sheet.taught_from(shop, concept)[0], *drawn], 1))
+    return strips
+
+
+def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
+    """All that was found."""
+    rows = [
+        f"| {name} | " + " | ".join(f"{100 * np.mean([each[part] for each in found]):.0f} %" for part in found[0]) + " |"
+        for name, found in scores.items()
+    ]
+    return [
+        "# What carries the small things, and the demo's settings",
+        "",
+        "Written by `python -m benchmarks.fidelity.small_things`.",
+        "",
+        f"{len(UNKNOWN)} development individuals, one of each kind, that the base never saw, and {len(KNOWN)} that it knows by "
+        "name. Recognised: nearest to that individual among 240 of its kind. Details: the share of its body, head, pattern, eyes "
+        "and two colours that is there. Text: the share of what the prompt says.",
+        "",
+        "| | recognised | details | text |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        f"![For each row and individual a training picture and two drawn ones]({SHEET})",
+        "",
+    ]
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other row after so long")
+    options = parser.parse_args()
+    store, setup, until = Store(RESULTS / "small_things.json"), bootstrap.locate(), time.time() + 60 * options.minutes
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{store.belongs_to(PACKED)}")
+    scores, pictures = {}, {}
+    with Server(setup, base=base) as server:
+        lab = Lab(server)
+        shop = Workshop([lab], characters.CharacterBed(lab.judges), store)
+        for row in ROWS:
+            if scores and time.time() > until:
+                break
+            scores[row.name] = [measure(shop, trial(row, concept)) for concept in row.concepts]
+            pictures[row.name.replace(", ", ",\n")] = shown(shop, row)
+            print(row.name, scores[row.name], flush=True)
+        plots.sheet(pictures, list(STYLES), RESULTS / SHEET)
+    (RESULTS / "small_things.md").write_text("\n".join(page(scores)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Trials: a concept taught by a recipe, drawn at several values of its dial, and judged. Nothing is done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.fidelity.concepts import Concept
+from benchmarks.fidelity.methods import FOLLOWED, LORA, Recipe, Use, teach, use
+from benchmarks.lab import SAMPLING, Lab, draw
+from perfusion_core.concept import Concept as File
+from perfusion_core.files import write_bytes
+from perfusion_core.rounding import EIGHT, FOUR
+from scripts.harness.graphs import Graph, Link
+
+T = TypeVar("T")
+SEEDS = 4
+ROUNDED = {8: EIGHT, 4: FOUR}
+"""Bits of a file's numbers -> how it is saved."""
+SAMPLES, SAMPLE = 32, 2**18
+"""Places all over a checkpoint, and bytes of each, that tell it from others."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with `{}` for the concept."""
+
+    text: str
+    place: str = ""
+    """The place that it asks for, where a judge knows it."""
+    mood: str = ""
+    """The mood that it asks for."""
+    carries: bool = False
+    """Whether it asks for a balloon."""
+    other: str = ""
+    """The kind of another character that it asks for, to the right."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether its pictures are two squares side by side."""
+        return bool(self.other)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A concept, how it is taught and used, and the values of the dial. Without a recipe: the plain word on the base itself."""
+
+    concept: Concept
+    recipe: Recipe | None
+    use: Use
+    values: tuple[float, ...]
+    prompts: tuple[Prompt, ...]
+    seed: int = 0
+    at: int = 0
+    """The training step whose concept is taken; 0 for what the training ended with."""
+
+    def name(self) -> str:
+        """Of the trained file."""
+        return self.recipe.key(self.concept, self.seed) if self.recipe else "-".join(("plain", *self.concept))
+
+    def key(self, value: float) -> str:
+        """Of the scores at a value of the dial."""
+        how = [self.use.told(), [prompt.text for prompt in self.prompts], SEEDS, SAMPLING]
+        at = f"/{self.at}" if self.at else ""
+        return f"{self.name()}{at}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the judges said of the pictures, [prompts, seeds] each, from 0 to 1."""
+
+    design: np.ndarray
+    """How much they show the concept."""
+    text: np.ndarray
+    """How much they show the rest of the prompt."""
+
+
+class Bed(Protocol):
+    """What trials are about: a checkpoint, pictures to learn from, and judges."""
+
+    checkpoint: str
+    side: int
+    """Pixels of a picture, or of each square of a wide one."""
+
+    def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
+        """Put the pictures that a recipe learns from into a folder, or name some that the input folder has from the start.
+
+        Their names there; the alpha channel is the mask.
+        """
+
+    def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
+        """Scores of pictures [seeds, side, side or 2 side, 3] of each of the trial's prompts."""
+
+
+class Store:
+    """Scores that were measured, in a JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.writing = path, threading.Lock()
+        self.kept: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def belongs_to(self, checkpoint: Path) -> str:
+        """A short digest of the checkpoint, by samples of it: scores belong to one. SystemExit if they are another's."""
+        size, found = checkpoint.stat().st_size, hashlib.sha256()
+        with checkpoint.open("rb") as file:
+            for i in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE) * i // (SAMPLES - 1))
+                found.update(file.read(SAMPLE))
+        short = found.hexdigest()[:12]
+        if self.kept.setdefault("checkpoint", {"digest": short})["digest"] != short:
+            raise SystemExit(f"{self.path} holds scores of another checkpoint than {checkpoint}; move it away to measure anew.")
+        return short
+
+    def get(self, trial: Trial, value: float) -> Scores | None:
+        """The scores of a trial at a value, if they were measured."""
+        found = self.kept.get(trial.key(value))
+        return None if found is None else Scores(np.array(found["design"]), np.array(found["text"], dtype=float))
+
+    def missing(self, trial: Trial) -> list[float]:
+        """Values that were not measured yet."""
+        return [value for value in trial.values if trial.key(value) not in self.kept]
+
+    def put(self, trial: Trial, found: Mapping[float, Scores]) -> None:
+        """Keep scores of a trial."""
+
+        def rounded(scores: Scores) -> dict:
+            return {name: getattr(scores, name).astype(float).round(3).tolist() for name in ("design", "text")}
+
+        self.keep({trial.key(value): rounded(scores) for value, scores in found.items()})
+
+    def keep(self, found: Mapping[str, dict]) -> None:
+        """Keep anything under keys; the file is written whole or not at all."""
+        with self.writing:
+            self.kept |= found
+            lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
+            write_bytes(self.path, ("{\n" + lines + "\n}\n").encode())
+
+
+class Workshop:
+    """Servers of one base directory that trials run in side by side, and what they share."""
+
+    def __init__(self, labs: Sequence[Lab], bed: Bed, store: Store, until: float = float("inf")) -> None:
+        """`until`: when to stop, by `time.time`."""
+        self.labs, self.bed, self.store, self.until = labs, bed, store, until
+        self.teaching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @property
+    def lab(self) -> Lab:
+        """The one for what is not done side by side."""
+        return self.labs[0]
+
+    def in_time(self) -> bool:
+        """Whether something new may be started."""
+        return time.time() < self.until
+
+    def run(self, trials: Iterable[Trial]) -> bool:
+        """Do what is missing of these trials; False if there was no time for all of it."""
+        return self.side_by_side(self.measure, [trial for trial in trials if self.store.missing(trial)])
+
+    def side_by_side(self, done: Callable[[Lab, T], bool], jobs: Iterable[T]) -> bool:
+        """Do jobs, each with a free lab; whether all were done."""
+        free: SimpleQueue[Lab] = SimpleQueue()
+        for lab in self.labs:
+            free.put(lab)
+
+        def one(job: T) -> bool:
+            lab = free.get()
+            try:
+                return done(lab, job)
+            finally:
+                free.put(lab)
+
+        with ThreadPoolExecutor(len(self.labs)) as pool:
+            return all(list(pool.map(one, jobs)))
+
+    def measure(self, lab: Lab, trial: Trial) -> bool:
+        """Do what is missing of a trial; False if there was no time for it."""
+        missing = self.store.missing(trial)
+        if not missing:
+            return True
+        if not self.in_time():
+            return False
+        start = time.time()
+        if trial.recipe:
+            self.taught(trial, lab)
+        middle = time.time()
+        drawn = self.draw(trial, missing, lab)
+        self.store.put(trial, {value: self.bed.judge(trial, each) for value, each in zip(missing, drawn, strict=True)})
+        print(f"{trial.name()}: taught {middle - start:.0f} s, drawn {time.time() - middle:.0f} s", flush=True)
+        return True
+
+    def taught(self, trial: Trial, lab: Lab | None = None) -> Path:
+        """The file that the trial's recipe makes of the concept, by its name within its folder; made now if there is none."""
+        lab, recipe, name = lab or self.lab, trial.recipe, trial.name()
+        folder = lab.server.base / "models" / ("loras" if recipe.teacher == LORA else "perfusion")
+        file = Path(f"{name}.safetensors")
+        with self.teaching[name]:
+            if not (folder / file).exists():
+                self.teach(trial, lab, folder / file)
+        if trial.at:
+            (file,) = (path.relative_to(folder) for path in folder.glob(f"steps/{name}-*/{trial.at:05}.safetensors"))
+        return file
+
+    def teach(self, trial: Trial, lab: Lab, file: Path) -> None:
+        """Teach the trial's concept by its recipe."""
+        base, recipe, graph = lab.server.base, trial.recipe, Graph()
+        names = self.shown(trial.concept, recipe)
+        teach(graph, graph.checkpoint(self.bed.checkpoint), recipe, trial.concept[1], names, self.bed.side, trial.seed, file.stem)
+        lab.server.run(graph.nodes, timeout=36000)
+        if recipe.teacher == LORA:
+            file.parent.mkdir(exist_ok=True)
+            (made,) = (base / "output" / "loras").glob(f"{file.stem}_*.safetensors")
+            shutil.move(made, file)
+
+    def shown(self, concept: Concept, recipe: Recipe) -> list[str]:
+        """Put the pictures that a recipe learns from into the input folder, each in one go; their names there."""
+        base = self.lab.server.base
+        with tempfile.TemporaryDirectory(dir=base) as scratch:
+            names = self.bed.pictures(Path(scratch), concept, recipe)
+            for made, target in ((Path(scratch) / name, base / "input" / name) for name in names):
+                if made.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    made.replace(target)
+        return names
+
+    def draw(self, trial: Trial, values: Sequence[float], lab: Lab | None = None) -> list[list[Tensor]]:
+        """For each value, pictures [seeds, side, side or 2 side, 3] of each prompt."""
+        lab, graph, links = lab or self.lab, Graph(), []
+        file = self.taught(trial, lab) if trial.recipe else None
+        if file and trial.use.bits in ROUNDED:
+            file = self.rounded(lab, file, trial.use.bits)
+        for value in values:
+            links += self.pictures(graph, trial, file, value)
+        drawn = iter(lab.pictures(graph, *links))
+        return [[next(drawn) for _ in trial.prompts] for _ in values]
+
+    def rounded(self, lab: Lab, file: Path, bits: int) -> Path:
+        """The same concept in a file of so many bits; its name within its folder."""
+        folder, name = lab.server.base / "models" / "perfusion", Path(f"{bits}-bits") / file
+        (folder / name).parent.mkdir(exist_ok=True)
+        File.load(folder / file).save(folder / name, ROUNDED[bits])
+        return name
+
+    def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
+        """Nodes that draw each prompt: every method with the same noise."""
+        model, clip, vae = graph.checkpoint(self.bed.checkpoint)
+        base, links = (model, clip), []
+        for i, prompt in enumerate(trial.prompts):
+            if i == 0 or trial.use.dial == FOLLOWED:
+                model, clip, name = self.ready(graph, base, trial, file, value, prompt.text)
+                negative = graph.text(clip, "")
+            text = prompt.text.format(name)
+            if trial.use.lock == "global":
+                positive: Link = [graph.add("PerfusionTextEncode", clip=clip, text=text), 0]
+            else:
+                positive = graph.text(clip, text)
+            wide = 2 * self.bed.side if prompt.wide else 0
+            links.append(draw(graph, model, positive, negative, vae, 7000 + 100 * i, SEEDS, self.bed.side, wide)[1])
+        return links
+
+    def ready(
+        self, graph: Graph, base: tuple[Link, Link], trial: Trial, file: Path | None, value: float, prompt: str
+    ) -> tuple[Link, Link, str]:
+        """A MODEL and a CLIP to draw with, and what stands for the concept."""
+        word = trial.concept[1]
+        if trial.recipe is None or file is None:
+            return *base, word
+        return use(graph, base, trial.recipe, trial.use, file, word, value, self.bed.side, prompt)

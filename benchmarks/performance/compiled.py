@@ -1,0 +1,67 @@
+"""A concept under the host's TorchCompileModel, with a real compiler: `python -m benchmarks.performance.compiled [--backend NAME]`.
+
+Tests capture the model and run it as it is; Inductor takes minutes. Compiled are the plain base and the base with a concept; each
+draws a prompt with the trigger word and one without, and is compared with what it draws uncompiled. Writes `results/compiled.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks.lab import RESULTS
+from scripts.harness.differences import worst
+from scripts.harness.graphs import Graph, Link, latents
+from scripts.harness.server import Server
+from scripts.setup import bootstrap, steps
+
+CONCEPT = "demo-monster.safetensors"
+PROMPTS = {"names the concept": "a photo of a <demo-monster> on the grass", "does not": "a photo of a monster on the grass"}
+ROUNDING, SEEN = 1e-4, 0.01
+"""What compiling may change, and what counts as a difference, as shares of the largest latent."""
+
+
+def drawn(server: Server, backend: str | None, with_concept: bool) -> list[torch.Tensor]:
+    """The latents of each prompt; compiled, if by a backend."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))
+    used: Link = with_model if with_concept else model
+    if backend is not None:
+        used = [graph.add("TorchCompileModel", model=used, backend=backend), 0]
+    asked = [(graph.text(with_clip, text), graph.text(clip, "")) for text in PROMPTS.values()]
+    return latents(server, graph, *(graph.sample(used, *each, steps=4, seed=7) for each in asked))
+
+
+def main() -> int:
+    """Draw, compare, write; 1 where compiling changed a picture, or the concept is not seen."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backend", default="inductor")
+    backend = parser.parse_args().backend
+    setup = bootstrap.locate()
+    with Server(setup, base=bootstrap.fresh_base(setup, "compiled-base")) as server:
+        base, plain = drawn(server, None, False), drawn(server, None, True)
+        base_compiled = drawn(server, backend, False)
+        compiled = drawn(server, backend, True)
+    good, rows = True, []
+    for i, name in enumerate(PROMPTS):
+        changed, seen, noise = worst(compiled[i], plain[i]), worst(compiled[i], base_compiled[i]), worst(base_compiled[i], base[i])
+        good = good and changed < ROUNDING and (seen > SEEN) == (i == 0)
+        rows.append(f"| {name} | {noise:.1e} | {changed:.1e} | {seen:.1e} |")
+    text = f"""# Compiled
+
+Written by `python -m benchmarks.performance.compiled`: torch {torch.__version__}, backend {backend}; the demo base, 4 steps. \
+The largest differences between latents, as a share of the largest number.
+
+| prompt | the plain base, compiled or not | with the concept, compiled or not | compiled, with the concept or not |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
+    (RESULTS / "compiled.md").write_text(text, encoding="utf-8")
+    steps.say(text)
+    return not good
+
+
+if __name__ == "__main__":
+    steps.exit_with(main)

@@ -1,0 +1,487 @@
+"""How fast and how small: this pack beside the plain model, and beside what people would take instead.
+
+    python -m benchmarks.performance.speed [PART ...] [--rounds N] [--size PIXELS]
+
+Every figure is a ratio of two things measured in turn in one run, the median over all rounds. What serves is a checkpoint of
+SD1.5's layout with seeded weights, which it makes (2 GB in the set-up), and for covariance and training steps the demo's base.
+Writes `results/speed.md`, part by part: a part that is not asked for keeps its last result, and a plot that was stopped goes on
+where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import importlib
+import itertools
+import platform
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.fidelity import plots
+from benchmarks.fidelity.methods import LORA, Recipe, teach
+from benchmarks.fidelity.trials import Store
+from benchmarks.lab import RESULTS
+from benchmarks.performance import seeded
+from perfusion_core.rounding import EIGHT, FOUR
+from scripts.harness import inside
+from scripts.harness.graphs import Graph
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
+
+COUNTS = (1, 8, 32)
+WIDTHS = (320, 640, 1280)
+AXES = {"concepts": (1, 2, 4, 8, 16, 32), "prompt": (77, 154, 231, 308), "size": (256, 512, 768, 1024), "batch": (1, 4, 16)}
+TAUGHT_AT = 256
+"""Pixels of the pictures that trainings are timed with."""
+SHORT, LONG = 2, 8
+BATCH, LESSON = 16, 400
+"""Pictures of a step, and steps, of a whole training on a graphics card."""
+SMALL_CARD = "8 GB"
+ONE_PICTURE = Recipe(widgets={"batch": 1, "at_once": 1})
+ONE_PICTURE_LORA = Recipe(LORA, {"grad_accumulation_steps": 1})
+Rows = list[str]
+
+
+def paired(ways: Mapping[str, Callable[[], float | None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, in turn in each of the rounds: what it says of itself, or else what passed."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            gc.collect()
+            start = time.perf_counter()
+            said = way()
+            found[name].append(time.perf_counter() - start if said is None else said)
+    return found
+
+
+def ratios(found: Mapping[str, list[float]], to: str) -> dict[str, float]:
+    """Median over rounds of each way's time over that of another one, in the same round."""
+    return {name: median(a / b for a, b in zip(times, found[to], strict=True)) for name, times in found.items()}
+
+
+@dataclass
+class Bench:
+    """The host in this process, and a checkpoint of SD1.5's size."""
+
+    rounds: int
+    size: int
+    store: Store
+    """Part -> the machine and its rows, or points of a part that was stopped."""
+
+    def __post_init__(self) -> None:
+        """Enter the host: once in a process."""
+        self.setup = bootstrap.locate()
+        inside.enter_with_pack(self.setup.comfyui, cpu=not torch.cuda.is_available())
+        self.host = inside.part("nodes.host")
+        self.sample = importlib.import_module("comfy.sample")
+        self.management = importlib.import_module("comfy.model_management")
+        self.device = self.management.get_torch_device()
+        self.precision = self.host.best_precision(self.device)
+
+    @functools.cached_property
+    def loaded(self) -> tuple[Any, Any]:
+        """MODEL and CLIP in the precision that this machine is fast in."""
+        return self.load(self.precision)
+
+    def load(self, precision: torch.dtype) -> tuple[Any, Any]:
+        """MODEL, in this precision, and CLIP."""
+        path = seeded.checkpoint(self.setup)
+        read = importlib.import_module("comfy.sd").load_checkpoint_guess_config
+        return read(str(path), output_vae=False, model_options={"dtype": precision})[:2]
+
+    @torch.inference_mode()
+    def steps(self, model: Any, positive: list, negative: list, size: int, count: int = 1, steps: int = 3) -> list[float]:
+        """Seconds of each step of a sampling run with guidance; the first has all that is done before it."""
+        latents = torch.zeros(count, 4, size // 8, size // 8)
+        noise, marks = self.sample.prepare_noise(latents, 0), [time.perf_counter()]
+        how = {"disable_pbar": True, "seed": 0, "callback": lambda *_: marks.append(self.now())}
+        self.sample.sample(model, noise, steps, 7.0, "euler", "normal", positive, negative, latents, **how)
+        return [after - before for before, after in itertools.pairwise(marks)]
+
+    def now(self) -> float:
+        """The time at which the device is done with all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lora(self, model: Any, folder: Path, rank: int = 4) -> Path:
+        """A LoRA of all attention layers."""
+        made = {}
+        for name, weight in model.model.diffusion_model.state_dict().items():
+            if ".attn" in name and weight.ndim == 2:
+                stem = f"diffusion_model.{name.removesuffix('.weight')}"
+                made[f"{stem}.lora_up.weight"] = torch.randn(len(weight), rank) / 100
+                made[f"{stem}.lora_down.weight"] = torch.randn(rank, weight.shape[1]) / 100
+        importlib.import_module("safetensors.torch").save_file(made, folder / "lora.safetensors")
+        return folder / "lora.safetensors"
+
+    # ---- parts -----------------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def projection(self) -> Rows:
+        """One projection of two prompts: the host's Linear, and ours."""
+        rows = []
+        for width in WIDTHS:
+            x = torch.randn(2, 77, 768, device=self.device)
+            ways = {name: functools.partial(repeated, way, x, self.now) for name, way in self.projections(width, x).items()}
+            found = ratios(paired(ways, max(self.rounds, 5)), "plain")
+            shown = ("made", "input", "rest", "kept", "theirs")
+            rows.append(f"| {width} | ≤ 1.10 | {' | '.join(f'{found[name]:.2f}' for name in shown)} |")
+        return [
+            "Values of two prompts of 77 tokens, over the time of the plain Linear. In a sampling run a layer's are made in the "
+            "first step (*made*; of it, *input* is the projection of the target input, *rest* what is computed and added at every "
+            "token) and kept for all others (*kept*).",
+            "",
+            "| width | goal | made | of it: input | of it: rest | kept | perfusion-pytorch |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+
+    def projections(self, width: int, x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+        """A Linear of this width, our edit of it, what that consists of, and perfusion-pytorch's."""
+        made = inside.part("nodes.host.projections").Projections
+        edits = inside.part("perfusion_core.edit")
+        plain = nn.Linear(768, width, bias=False).to(self.device)
+        theirs = importlib.import_module("perfusion_pytorch").Rank1EditModule(plain, C=torch.eye(768, device=self.device))
+        theirs = theirs.to(self.device).eval()
+        theirs.initted.fill_(True)
+        theirs.ema_concept_text_encs.normal_()
+        one, ones = torch.randn(1, 768), torch.ones(1)
+        edit = edits.Edit("exact", one, one / one.square().sum(), one, ones * 0.4, ones * 0.15, ones, {"l": torch.randn(1, width)})
+        edit = edit.to(self.device)
+        new, kept = (made([edit], x) for _ in range(2))
+        kept.kept = {}
+        output, projected = plain(x), plain(edit.target_inputs)
+        return {
+            "plain": plain,
+            "made": new._forward(plain.forward, "l", False),
+            "input": lambda _: plain(edit.target_inputs),
+            "rest": lambda _: output + edit.value_correction("l", new.by[0], lambda _: projected),
+            "kept": kept._forward(plain.forward, "l", False),
+            "theirs": theirs,
+        }
+
+    def step(self) -> Rows:
+        """A sampler's step of the whole UNet, with guidance."""
+        runs = self.runs()
+        firsts: dict[str, list[float]] = {name: [] for name in runs}
+
+        def run(name: str) -> float:
+            first, *later = self.steps(*runs[name], self.size)
+            firsts[name].append(first)
+            return median(later)
+
+        times = paired({name: functools.partial(run, name) for name in runs}, self.rounds)
+        found, first = ratios(times, "unpatched"), ratios(firsts, "unpatched")
+        goals = dict(zip(map(str, COUNTS), ("≤ 1.00", "≤ 1.01", "≤ 1.03"), strict=True))
+        named = {name: f"{name} concepts, all in the prompt" if name in goals else name for name in runs}
+        return [
+            f"A step at {self.size} px with guidance, {str(self.precision).removeprefix('torch.')}; unpatched it took "
+            f"{median(times['unpatched']):.2f} s. *Again*: what is noise. *First*: the first step, with all that "
+            "is done before it.",
+            "",
+            "| | goal | step | first |",
+            "| --- | --- | --- | --- |",
+            *(f"| {named[name]} | {goals.get(name, '')} | {found[name]:.3f} | {first[name]:.3f} |" for name in runs),
+        ]
+
+    def overhead(self) -> Rows:
+        """What a step takes beyond the plain model's, where the model itself takes little: no size of pictures changes it."""
+        runs = self.runs()
+
+        def run(name: str) -> float:
+            return median(self.steps(*runs[name], 64, steps=11)[1:])
+
+        times = paired({name: functools.partial(run, name) for name in runs}, max(self.rounds, 15))
+        plain = times["unpatched"]
+        beyond = {name: 1000 * median(a - b for a, b in zip(each, plain, strict=True)) for name, each in times.items()}
+        return [
+            f"Milliseconds that a step takes beyond the plain model's, at 64 px, where that takes {1000 * median(plain):.0f} ms: "
+            "what there is to do beside the model does not grow with the picture.",
+            "",
+            "| | ms more |",
+            "| --- | --- |",
+            *(f"| {f'{name} concepts' if name.isdigit() else name} | {beyond[name]:+.1f} |" for name in list(runs)[1:]),
+        ]
+
+    def runs(self) -> dict[str, tuple[Any, list, list]]:
+        """MODEL and both conditionings, plain, with a LoRA, and with each of COUNTS concepts."""
+        model, clip = self.loaded
+        bypass = importlib.import_module("comfy.sd").load_bypass_lora_for_models
+        with tempfile.TemporaryDirectory() as folder:
+            lora = importlib.import_module("comfy.utils").load_torch_file(str(self.lora(model, Path(folder))))
+        empty, prompt = self.host.conditionings(clip, ("", "a photo of a monster on the grass"))
+        plain = (model, prompt, empty)
+        runs = {"unpatched": plain, "unpatched again": plain, "LoRA": (bypass(model, clip, lora, 1.0, 0.0)[0], prompt, empty)}
+        return runs | {str(count): self.with_concepts(count, empty) for count in COUNTS}
+
+    def with_concepts(self, count: int, empty: list, more: str = "") -> tuple[Any, list, list]:
+        """MODEL and both conditionings of a run that names so many concepts."""
+        model, clip = self.loaded
+        stack = seeded.concepts(self.host, model, clip, count)
+        knowing = self.host.clip_with_words(clip, stack)
+        (named,) = self.host.conditionings(knowing, ("a photo of " + ", ".join(each.trigger for each in stack) + more,))
+        return self.host.model_with_edit(model, stack, "exact"), named, empty
+
+    @torch.inference_mode()
+    def applying(self) -> Rows:
+        """From the nodes to the first step, beyond what the plain model takes."""
+        # Small pictures on a processor: to bring weights in bfloat16 into its order takes ten times as long as all else.
+        model, clip = self.load(torch.float32) if self.device.type == "cpu" else self.loaded
+        nodes = importlib.import_module("nodes")
+        apply = inside.part("nodes.apply").PerfusionApply.execute
+        stack = seeded.concepts(self.host, model, clip, 8)
+        named = ("a photo of " + ", ".join(each.trigger for each in stack), "")
+        plain = ("a photo of " + ", ".join(["monster"] * len(stack)), "")
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.lora(model, Path(folder))
+            importlib.import_module("folder_paths").add_model_folder_path("loras", folder)
+            loader = nodes.LoraLoader()
+
+            def lora() -> tuple[Any, Any]:
+                return loader.load_lora(model, clip, file.name, 1.0, 1.0)
+
+            ways = {
+                "unpatched": lambda: (model, clip),
+                "Apply Concept": lambda: apply(model, clip, stack, "exact").args,
+                "LoRA": lora,
+            }
+
+            def run(way: Callable[[], tuple[Any, Any]]) -> float:
+                start = time.perf_counter()
+                patched, knowing = way()
+                both = self.host.conditionings(knowing, named if getattr(knowing, "stack", ()) else plain)
+                middle = time.perf_counter()
+                first, *later = self.steps(patched, *both, 64, steps=4)
+                return middle - start + first - median(later)
+
+            lora()  # its file is read once
+            times = paired({name: functools.partial(run, way) for name, way in ways.items()}, max(self.rounds, 7))
+        beyond = {
+            n: median(a - b for a, b in zip(times[n], times["unpatched"], strict=True)) * 1000 for n in ("Apply Concept", "LoRA")
+        }
+        return [
+            "From the node to the end of the first step, less a later step and less the same of the plain model.",
+            "",
+            "| | goal | took |",
+            "| --- | --- | --- |",
+            f"| 8 concepts | ≤ 50 ms | {beyond['Apply Concept']:.0f} ms |",
+            f"| a LoRA of rank 4, of all attention | | {beyond['LoRA']:.0f} ms |",
+        ]
+
+    @torch.inference_mode()
+    def covariance(self) -> Rows:
+        """The text encoder over many captions: time, and memory that grows with their number."""
+        _, clip = self.loaded
+        estimate_of = inside.part("perfusion_core.covariance").Estimate
+        count = 100_000 if self.device.type == "cuda" else 4_000
+        texts = sorted(inside.part("perfusion_core.prompts").captions(count), key=len)
+        at_once = inside.part("nodes.covariance").CAPTIONS_AT_ONCE
+        self.host.prepare_clip(clip)
+        estimate, marks, start = estimate_of(self.host.encoding_width(clip)), [], time.perf_counter()
+        for i in range(0, count, at_once):
+            estimate.add(self.host.contents(clip, texts[i : i + at_once], self.precision, self.host.UNPADDED))
+            marks.append(resident())
+        took = time.perf_counter() - start
+        goal = "< 60 s on an H100" if self.device.type == "cuda" else "(a graphics card's)"
+        grown = marks[-1] - marks[len(marks) // 4]
+        return [
+            "The shortest captions come first: what memory grows by is what the longest take at once.",
+            "",
+            "| captions | goal | took | memory grown since the first quarter |",
+            "| --- | --- | --- | --- |",
+            f"| {count} | {goal} | {took:.0f} s | {grown:+.0f} MB |",
+        ]
+
+    def training(self) -> Rows:
+        """A training step, and what it holds in memory, beside the host's Train LoRA: both as nodes of a real server."""
+        seeded.checkpoint(self.setup)
+        found, peaks = {}, {}
+        for name, recipe in (("Train Concept", ONE_PICTURE), ("Train LoRA", ONE_PICTURE_LORA)):
+            with Server(self.setup) as server:
+                found[name] = self.seconds_a_step(server, recipe, TAUGHT_AT)
+                peaks[name] = resident(server.process.pid, "VmHWM") if server.process else 0
+        (ours, theirs), (mine, other) = found.values(), peaks.values()
+        return [
+            f"One picture of {TAUGHT_AT} px a step, the same checkpoint and precision; the server's memory at its most.",
+            "",
+            "| | goal | Train Concept | Train LoRA | ratio |",
+            "| --- | --- | --- | --- | --- |",
+            f"| a step | ≤ 0.75 | {ours:.2f} s | {theirs:.2f} s | {ours / theirs:.2f} |",
+            f"| memory | ≤ 0.6 | {mine / 1024:.1f} GB | {other / 1024:.1f} GB | {mine / other:.2f} |",
+        ]
+
+    def card(self) -> Rows:
+        """A training as on a graphics card: its time where there is one, and how it would be made to fit a small one."""
+        seeded.checkpoint(self.setup)
+        took = self.lesson() if self.device.type == "cuda" else "not measured: this machine has no graphics card"
+        return [
+            f"SD1.5's layout at {self.size} px, {BATCH} pictures a step.",
+            "",
+            "| | goal | found |",
+            "| --- | --- | --- |",
+            f"| {LESSON} steps | < 60 s on an H100 | {took} |",
+            f"| a step on a card of {SMALL_CARD} | fits | computes {self.fitted()} |",
+        ]
+
+    def lesson(self) -> str:
+        """Seconds that a whole training would take."""
+        with Server(self.setup) as server:
+            step = self.seconds_a_step(server, Recipe(widgets={"batch": BATCH, "at_once": BATCH}), self.size)
+        return f"{LESSON * step:.0f} s, told from {LONG - SHORT} steps"
+
+    def fitted(self) -> str:
+        """How Train Concept makes a step fit a small card, as it says before the first one; the server is stopped then."""
+        fits = Recipe(widgets={"batch": BATCH, "at_once": BATCH, "memory": SMALL_CARD})
+        with Server(self.setup) as server:
+            server.queue(self.course(fits, 1, 6, self.size))
+            for _ in range(600):
+                if said := re.search(r"Training computes (.*), and [0-9.]+ GB are free", server.log()):
+                    return said[1]
+                time.sleep(1)
+        raise SystemExit(f"expected Train Concept to say how much it computes at once, but it did not; see {server.log_file}.")
+
+    def seconds_a_step(self, server: Server, recipe: Recipe, side: int) -> float:
+        """Of a training: what a longer one takes beyond a shorter one."""
+
+        def run(steps: int, seed: int) -> None:
+            server.run(self.course(recipe, steps, seed, side), timeout=36000)
+
+        run(SHORT, 0)  # loads the model, measures the text encoder
+        seconds = paired({"long": functools.partial(run, LONG, 1), "short": functools.partial(run, SHORT, 2)}, 1)
+        return (seconds["long"][0] - seconds["short"][0]) / (LONG - SHORT)
+
+    def course(self, recipe: Recipe, steps: int, seed: int, side: int) -> dict[str, dict]:
+        """A graph that teaches the demo's pictures."""
+        graph, names = Graph(), [f"monster-{i}.png" for i in range(4)]
+        lasting = replace(recipe, widgets={**recipe.widgets, "steps": steps})
+        teach(graph, graph.checkpoint(seeded.NAME), lasting, "monster", names, side, seed, f"speed-{recipe.teacher}-{seed}")
+        return graph.nodes
+
+    def scale(self) -> Rows:
+        """The cost of a step over that of the plain model, along four axes."""
+        model, clip = self.loaded
+        (empty,) = self.host.conditionings(clip, ("",))
+        points = self.store.kept.get("scale", {}).get("points", {})  # of a run that was stopped
+        for axis, values in AXES.items():
+            for value in values:
+                if f"{axis} {value}" in points:
+                    continue
+                case = {"concepts": 1, "prompt": 77, "size": self.size // 2, "batch": 1} | {axis: value}
+                more = ", red" * (38 * (case["prompt"] // 77 - 1))
+                (prompt,) = self.host.conditionings(clip, ("a photo of a monster" + more,))
+                runs = {
+                    "plain": (model, prompt, empty),
+                    "ours": self.with_concepts(case["concepts"], empty, more),
+                }
+                ways = {
+                    name: functools.partial(lambda run, c: self.steps(*run, c["size"], c["batch"], steps=2)[1], run, case)
+                    for name, run in runs.items()
+                }
+                points[f"{axis} {value}"] = ratios(paired(ways, self.rounds), "plain")["ours"]
+                self.store.keep({"scale": {"points": points}})
+        found = {axis: [(value, points[f"{axis} {value}"]) for value in values] for axis, values in AXES.items()}
+        plots.costs(found, RESULTS / "scale.png")
+        return ["![The cost of a step along four axes](scale.png)", "", "| axis | value | step |", "| --- | --- | --- |"] + [
+            f"| {axis} | {value} | {ratio:.3f} |" for axis, each in found.items() for value, ratio in each
+        ]
+
+    def files(self) -> Rows:
+        """Sizes of concept files."""
+        kind = inside.part("perfusion_core.concept").Concept
+        shapes = {
+            "SD1.5": ("≤ 32 KB, compact ≤ 16 KB", [320] * 5 + [640] * 5 + [1280] * 6, {"clip_l": 768}, 768),
+            "SDXL": ("≤ 64 KB", [640] * 10 + [1280] * 60, {"clip_l": 768, "clip_g": 1280}, 2048),
+        }
+        rows = []
+        for name, (goals, widths, words, width) in shapes.items():
+            layers = {f"input_blocks.{i}.1.transformer_blocks.0.attn2": torch.randn(m) for i, m in enumerate(widths)}
+            vectors = {encoder: torch.randn(1, size) for encoder, size in words.items()}
+            concept = kind("<it>", "monster", "sd1", vectors, *(torch.randn(width) for _ in range(3)), layers)
+            with tempfile.TemporaryDirectory() as folder:
+                file, sizes = Path(folder) / "it.safetensors", []
+                for dtype in (torch.float16, EIGHT, FOUR):
+                    concept.save(file, dtype)
+                    sizes.append(f"{file.stat().st_size / 1024:.1f} KB")
+            rows.append(f"| {name} | {goals} | {' | '.join(sizes)} | {4 * sum(widths) / 1024:.0f} KB |")
+        return [
+            "A concept's file without its picture; beside it what the learned outputs alone take in float32.",
+            "",
+            "| | goals | half | 8 bit | 4 bit | outputs in float32 |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+
+
+def repeated(way: Callable[[Tensor], Tensor], x: Tensor, now: Callable[[], float], times: int = 200) -> float:
+    """Seconds of many calls."""
+    way(x)
+    start = now()
+    for _ in range(times):
+        way(x)
+    return now() - start
+
+
+def resident(process: int | str = "self", which: str = "VmRSS") -> float:
+    """MB of memory that a process holds, or has held at its most (VmHWM); 0 where the system does not tell."""
+    file = Path(f"/proc/{process}/status")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{which}:")), 0)
+
+
+PARTS = ("projection", "step", "overhead", "applying", "training", "card", "covariance", "files", "scale")
+
+
+def machine() -> str:
+    """What this was measured on."""
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no graphics card"
+    return f"{processor}, {torch.get_num_threads()} cores; {card}; torch {torch.__version__}"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=512, help="of pictures, in pixels")
+    arguments = parser.parse_args()
+    store = Store(RESULTS / "speed.json")
+    bench = Bench(arguments.rounds, arguments.size, store)
+    for part in arguments.parts or PARTS:
+        rows = getattr(bench, part)()
+        print("\n".join(rows), flush=True)
+        store.keep({part: {"machine": machine(), "rows": rows}})
+        (RESULTS / "speed.md").write_text(page(store.kept), encoding="utf-8")
+
+
+def page(told: Mapping[str, dict]) -> str:
+    """All that was measured."""
+    lines = [
+        "# Fast and small",
+        "",
+        "Written by `python -m benchmarks.performance.speed`; medians of ratios of what was measured in turn.",
+        "",
+    ]
+    for part in PARTS:
+        if "rows" in told.get(part, {}):
+            lines += [f"## {part.capitalize()}", "", *told[part]["rows"], "", f"On {told[part]['machine']}.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Broken files, full disks, killed programs, long use."""

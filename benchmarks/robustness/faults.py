@@ -1,0 +1,490 @@
+"""What goes wrong on disks and machines while the pack works, and what becomes of it.
+
+    python -m benchmarks.robustness.faults [PART ...]
+
+Programs are killed while they write, servers while they teach; disks are full or read-only, folders are deleted and files replaced
+under a running server, its clock runs backwards, and two servers share a folder. Afterwards each file must be the old one or the
+new one, and a training must end with the bits that it would have ended with. Writes `results/faults.md`, part by part: a part that
+is not asked for keeps its last result. The exit status is 1 if anything is not as it should be.
+
+Linux alone, for its small disks: `unshare` gives this program mounts of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.lab import RESULTS
+from benchmarks.robustness import killed
+from perfusion_core import PerfusionError, files
+from perfusion_core.concept import READABLE, Concept
+from perfusion_core.prompts import captions
+from scripts.harness.graphs import Graph, latents
+from scripts.harness.moments import Moment, base_with_spy, forget_finished, progress, queued_until
+from scripts.harness.server import GraphError, Server
+from scripts.setup import bootstrap, steps
+
+STEPS, CHECKPOINT_EVERY = 30, 25
+DISK = "8m"
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
+ELSEWHERE = "PERFUSION_MOUNTS_OF_ITS_OWN"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that was tried: how often, how often it went as it should, and what the user is told."""
+
+    what: str
+    cases: int
+    good: int
+    told: str = ""
+
+
+# ---- graphs --------------------------------------------------------------------------------------------------------------------
+
+
+def training(prefix: str) -> tuple[dict, str]:
+    """A training of one picture, long enough for one checkpoint, and its node's id."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(1)
+    train = graph.train(model, clip, vae, images, masks, steps=STEPS, batch=1, at_once=1)
+    graph.save([train, 0], prefix, overwrite=True)
+    return graph.nodes, train
+
+
+def saving(name: str, prefix: str, overwrite: bool = False, bias: float = 0.6) -> dict:
+    """A concept saved under another name."""
+    graph = Graph()
+    graph.save(graph.load(name, bias=bias), prefix, overwrite=overwrite)
+    return graph.nodes
+
+
+def exporting(prefix: str) -> dict:
+    """A concept exported."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    graph.add("PerfusionExport", model=model, clip=clip, concept=graph.load(MONSTER), filename_prefix=prefix, what="both")
+    return graph.nodes
+
+
+def measuring(count: int) -> dict:
+    """A text encoder measured over so many captions of the user's own."""
+    graph = Graph()
+    own = {"captions": "\n".join(captions(count)), "positions": "unpadded"}
+    graph.add("PreviewAny", source=[graph.add("PerfusionCovariance", clip=graph.checkpoint()[1], **own), 1])
+    return graph.nodes
+
+
+def drawn(server: Server, name: str) -> torch.Tensor:
+    """A latent with a concept."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    model, clip = graph.apply(model, clip, graph.load(name))
+    (latent,) = latents(server, graph, graph.sample(model, graph.text(clip, "a <it>"), graph.text(clip, ""), steps=2))
+    return latent
+
+
+def said(server: Server, graph: dict) -> str:
+    """The sentence with which a graph stops; empty if it ran."""
+    try:
+        server.run(graph)
+    except GraphError as error:
+        return "; ".join(error.messages)
+    return ""
+
+
+# ---- the bench -----------------------------------------------------------------------------------------------------------------
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Disk:
+    """A small disk of its own at a folder, which begins with what the folder has."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.filler = folder, folder / "filler"
+
+    def __enter__(self) -> Disk:
+        before = held(self.folder)
+        self.folder.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", self.folder], check=True)
+        for name, content in before.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).write_bytes(content)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["umount", "--lazy", self.folder], check=True)
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        with contextlib.suppress(OSError), self.filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    def empty(self) -> None:
+        """Give the room back."""
+        self.filler.unlink()
+
+    def protect(self) -> None:
+        """Be read alone."""
+        subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
+
+    def open(self) -> None:
+        """Be written again."""
+        subprocess.run(["mount", "-o", "remount,rw", self.folder], check=True)
+
+
+class Bench:
+    """A base directory, the servers in it, and the concept that an undisturbed training gives."""
+
+    def __init__(self) -> None:
+        self.setup = bootstrap.locate()
+        self.base = base_with_spy(self.setup, "faults-base")
+        self.folder = self.base / "models" / "perfusion"
+        self.work = self.folder / ".work"
+        self.wanted: Concept | None = None
+
+    def server(self, name: str = "server") -> Server:
+        """One, not started yet; a training that another one ended is no more there to go on from."""
+        forget_finished(self.base)
+        return Server(self.setup, base=self.base, threads=1, log_name=f"{name}.log")
+
+    def undisturbed(self, server: Server) -> Concept:
+        """The concept of a training that nothing happens to."""
+        if self.wanted is None:
+            server.run(training("undisturbed")[0])
+            self.wanted = Concept.load(self.folder / "undisturbed.safetensors")
+            server.free()
+        return self.wanted
+
+    def same(self, server: Server, prefix: str = "disturbed") -> bool:
+        """Whether a training here, not the end of an earlier one, gave the undisturbed one's bits; its file is taken away."""
+        path = self.folder / f"{prefix}.safetensors"
+        found = Concept.load(path)
+        path.unlink()
+        return identical(found, self.undisturbed(server)) and f"goes on from step {STEPS}." not in server.log()
+
+    # ---- killed ----------------------------------------------------------------------------------------------------------------
+
+    def killed(self) -> list[Row]:
+        """Programs that write."""
+        rows = []
+        for name, kind in killed.kinds().items():
+            found = killed.run(kind)
+            print(*found.wrong, sep="\n", end="")
+            states = ", ".join(f"{count} {state}" for state, count in sorted(found.counts.items()))
+            told = f"found: {states}; {found.scratch} scratch files, which nothing lists"
+            rows.append(Row(f"killed while writing: {name}", found.points(), found.points() - len(found.wrong), told))
+        return rows
+
+    def resumed(self) -> list[Row]:
+        """A server that teaches, killed three times."""
+        graph, train = training("resumed")
+        server, rows = self.server(), []
+        moments: dict[str, tuple[Moment, int]] = {
+            "while the text encoder was measured": (lambda told: told["type"] == "progress" and told["data"]["max"] >= 1000, 0),
+            "at step 10": (progress(train, STEPS, 10), 10),
+            f"at step {STEPS - 2}": (progress(train, STEPS, STEPS - 2), STEPS - 2),
+        }
+        gone_on = 0
+        for name, (moment, step) in moments.items():
+            server.start()
+            queued_until(server, graph, moment)
+            server.kill()
+            whole = all(readable(path) for path in self.folder.rglob("*.safetensors"))
+            kept = CHECKPOINT_EVERY * (step // CHECKPOINT_EVERY)
+            good = whole and len(list(self.work.glob("training-*"))) == (kept > 0)
+            rows.append(Row(f"server killed {name}", 1, good, f"{step - kept} steps are lost; every file is whole"))
+            gone_on = kept
+        with server:
+            server.run(graph)
+            told = f"Training goes on from step {gone_on}."
+            good = told in server.log() and self.same(server, "resumed") and not list(self.work.glob("training-*"))
+            return [*rows, Row("the same graph after a fresh start: the undisturbed concept's bits", 1, good, told)]
+
+    # ---- disks -----------------------------------------------------------------------------------------------------------------
+
+    def disks(self) -> list[Row]:
+        """Full and read-only."""
+        with self.server() as server, contextlib.ExitStack() as opened:
+            self.undisturbed(server)
+            disks = [opened.enter_context(Disk(self.base / "models" / name)) for name in ("perfusion", "loras", "embeddings")]
+            rows = []
+            for which, shut, open_again in (("full disk", Disk.fill, Disk.empty), ("read-only folder", Disk.protect, Disk.open)):
+                server.run(saving(MONSTER, "there", overwrite=True, bias=0.1 + len(rows) / 100))
+                graphs = {
+                    "Save Concept, a new file": saving(ROBOT, f"new, {which}"),
+                    "Save Concept, over an old file": saving(ROBOT, "there", overwrite=True, bias=0.2 + len(rows) / 100),
+                    "Export Concept": exporting(which.replace(" ", "-")),
+                    "Measure Text Encoder": measuring(200 + len(rows)),
+                }
+                if shut is Disk.fill:
+                    graphs["Train Concept, at its checkpoint"] = training("disturbed")[0]
+                for name, graph in graphs.items():
+                    for disk in disks:
+                        shut(disk)
+                    before = [held(disk.folder) for disk in disks]
+                    sentence = said(server, graph)
+                    untouched = before == [held(disk.folder) for disk in disks]
+                    for disk in disks:
+                        open_again(disk)
+                    after = said(server, graph)
+                    good = "was not saved: " in sentence and untouched and not after
+                    rows.append(Row(f"{which}: {name}; the same again with room", 1, good, sentence + after))
+            return [*rows, Row("the training that met the full disk: the undisturbed concept's bits", 1, self.same(server))]
+
+    # ---- changes under a running server ----------------------------------------------------------------------------------------
+
+    def changes(self) -> list[Row]:
+        """Folders that go, files that are others by now, a clock that runs backwards."""
+        with self.server() as server:
+            self.undisturbed(server)
+            return [*self.deleted(server), *self.replaced(server), *self.trained(server), *self.backwards(server)]
+
+    def deleted(self, server: Server) -> list[Row]:
+        """The folder of concepts, while nothing runs."""
+        aside = self.base / "aside"
+        self.folder.rename(aside)
+        sentence = said(server, saving(MONSTER, "gone"))
+        listed = "PerfusionLoadConcept" in server.object_info()
+        rows = [Row("folder deleted: Load Concept", 1, listed and "There is no concept" in sentence, sentence)]
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        images, masks = graph.pictures(1)
+        graph.save([graph.train(model, clip, vae, images, masks, steps=1, batch=1, at_once=1), 0], "anew")
+        sentence = said(server, graph.nodes)
+        good = not sentence and readable(self.folder / "anew_00001.safetensors")
+        rows.append(Row("folder deleted: Train Concept and Save Concept make it again", 1, good, sentence))
+        shutil.rmtree(self.folder)
+        aside.rename(self.folder)
+        return rows
+
+    def replaced(self, server: Server) -> list[Row]:
+        """A concept's file, between jobs."""
+        path, spare = self.folder / "it.safetensors", self.folder.parent / "spare.safetensors"
+        one, other = (replace(Concept.load(self.folder / name), trigger="<it>") for name in (MONSTER, ROBOT))
+        one.save(path, torch.float32)
+        times = path.stat()
+        first = drawn(server, path.name)
+        rows = []
+        for name, moved in (("a newer", 1), ("an older", -(10**9)), ("an equally old", 0)):
+            other.save(spare, torch.float16)
+            os.utime(spare, ns=(times.st_atime_ns, times.st_mtime_ns + moved))
+            os.replace(spare, path)
+            changed = not torch.equal(drawn(server, path.name), first)
+            one.save(spare, torch.float32)
+            os.utime(spare, ns=(times.st_atime_ns, times.st_mtime_ns))
+            os.replace(spare, path)
+            good = changed and torch.equal(drawn(server, path.name), first)
+            rows.append(Row(f"concept replaced by {name} file, and back: each is drawn", 1, good))
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        sentence = said(server, saving(path.name, "half"))
+        rows.append(Row("concept replaced by half a file", 1, "not a whole safetensors file" in sentence, sentence))
+        path.unlink()
+        return rows
+
+    def trained(self, server: Server) -> list[Row]:
+        """What a training rests on, while it runs."""
+        checkpoint = self.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
+        original = checkpoint.with_name("original")
+        (measured,) = self.work.glob("covariance-*")
+        kept = measured.read_bytes()
+
+        def other_model() -> None:
+            checkpoint.rename(original)
+            shutil.copyfile(self.folder / MONSTER, checkpoint)  # no model at all
+
+        rows = []
+        for name, disturb in (("model's file replaced", other_model), ("folder of concepts deleted", self.remove)):
+            server.free()
+            graph, train = training("disturbed")
+            prompt = queued_until(server, graph, progress(train, STEPS, 10))
+            disturb()
+            server.wait(prompt)
+            rows.append(Row(f"{name} at step 10 of a training: the undisturbed concept's bits", 1, self.same(server)))
+            if original.exists():
+                original.replace(checkpoint)
+        bootstrap.lay_out(self.base)
+        measured.write_bytes(kept)
+        return rows
+
+    def remove(self) -> None:
+        """Delete the folder of concepts, with all that is in it."""
+        shutil.rmtree(self.folder)
+
+    def backwards(self, server: Server) -> list[Row]:
+        """Every look at the clock is a minute before the last one; and files are of the future."""
+        server.free()
+        server.run({"1": {"class_type": "MeasuringClock", "inputs": {"seconds": 60}}})
+        for path in (*self.folder.rglob("*"), self.folder):
+            os.utime(path, (2 * 10**9, 2 * 10**9))
+        server.run(training("disturbed")[0])
+        rows = [Row("clock backwards, files of the future: a training gives the undisturbed concept's bits", 1, self.same(server))]
+        for bias in (0.1, 0.2, 0.3):
+            server.run(saving(MONSTER, "counted", bias=bias))
+        listed = json.dumps(server.object_info()["PerfusionLoadConcept"])
+        good = sum(f"counted_{i:05}.safetensors" in listed for i in (1, 2, 3))
+        return [*rows, Row("clock backwards, files of the future: of three saved concepts each is there and listed", 3, good)]
+
+    # ---- two servers -----------------------------------------------------------------------------------------------------------
+
+    def shared(self) -> list[Row]:
+        """Two servers with one folder of models."""
+        with self.server("one") as one, self.server("other") as other:
+            self.undisturbed(one)
+            return [self.read_while_written(one, other), self.both_save(one, other), self.both_teach(one, other)]
+
+    def read_while_written(self, one: Server, other: Server) -> Row:
+        """One server writes a file over and over; the other one, and this program, read it."""
+        one.run(saving(MONSTER, "shared", overwrite=True))
+        path, reads, over = self.folder / "shared.safetensors", [], threading.Event()
+
+        def reading() -> None:
+            while not over.is_set():
+                reads.append(readable(path))
+
+        def writing() -> None:
+            for i in range(20):
+                one.run(saving((ROBOT, MONSTER)[i % 2], "shared", overwrite=True, bias=i / 100))
+
+        wrong = []
+
+        def loading() -> None:
+            for i in range(20):
+                wrong.extend(filter(None, [said(other, saving(path.name, f"read-{i}"))]))
+
+        reader = threading.Thread(target=reading)
+        reader.start()
+        together(writing, loading)
+        over.set()
+        reader.join()
+        print(*wrong, sep="\n", end="")
+        told = "20 writes by one server; loads by the other and by this program"
+        return Row("two servers: a file read while it is written", 20 + len(reads), 20 - len(wrong) + sum(reads), told)
+
+    def both_save(self, one: Server, other: Server) -> Row:
+        """Both save new files of one name."""
+        each = 20
+
+        def save(server: Server) -> Callable[[], None]:
+            def saves() -> None:
+                for i in range(each):
+                    server.run(saving(MONSTER, "both", bias=0.3 + i / 100))
+
+            return saves
+
+        together(save(one), save(other))
+        found = [path for path in self.folder.glob("both_*.safetensors") if readable(path)]
+        return Row("two servers: new files of one name, none written over", 2 * each, len(found))
+
+    def both_teach(self, one: Server, other: Server) -> Row:
+        """Both teach the same."""
+        one.free()
+        together(lambda: one.run(training("by-one")[0]), lambda: other.run(training("by-other")[0]))
+        good = self.same(one, "by-one") + self.same(other, "by-other")
+        return Row("two servers: the same training in both, the undisturbed concept's bits", 2, good)
+
+
+def identical(one: Concept, other: Concept) -> bool:
+    """Whether all numbers of two concepts are the same to the bit."""
+    tensors = [[*each.word.values(), each.target_input, each.probe, *each.values.values()] for each in (one, other)]
+    return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
+
+
+def readable(path: Path) -> bool:
+    """Whether a file is whole."""
+    try:
+        files.read(path, 2**30, READABLE)
+    except PerfusionError as error:
+        print(error)
+        return False
+    return True
+
+
+def together(*acts: Callable[[], object]) -> None:
+    """Do all of it at once; raises what one of them raised."""
+    raised = []
+
+    def doing(act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=doing, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if raised:
+        raise raised[0]
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------------------
+
+PARTS = {
+    "killed": "Killed while writing",
+    "resumed": "A server killed while teaching",
+    "disks": "Full and read-only disks",
+    "changes": "Changes under a running server",
+    "shared": "Two servers with one folder",
+}
+
+
+def page(told: dict[str, list[Row]]) -> str:
+    """All that was tried."""
+    lines = [
+        "# Faults",
+        "",
+        f"Written by `python -m benchmarks.robustness.faults`. Disks are file systems in memory of {DISK[:-1]} MB, filled to the "
+        "last byte or mounted to be read alone.",
+        "",
+    ]
+    for part, title in PARTS.items():
+        if part in told:
+            lines += [f"## {title}", "", "| what | cases | as it should be | what is found or said |", "| --- | --- | --- | --- |"]
+            lines += [f"| {row.what} | {row.cases} | {int(row.good)} | {row.told} |" for row in told[part]] + [""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Try and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
+    arguments = parser.parse_args()
+    if ELSEWHERE not in os.environ:
+        command = ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv]
+        os.execvpe(command[0], command, os.environ | {ELSEWHERE: "1"})
+    steps.stop_when_terminated()
+    kept, bench = RESULTS / "faults.json", Bench()
+    told = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    found = {part: [Row(**row) for row in rows] for part, rows in told.items()}
+    for part in arguments.parts or PARTS:
+        found[part] = getattr(bench, part)()
+        told[part] = [asdict(row) for row in found[part]]
+        kept.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+        (RESULTS / "faults.md").write_text(page(found), encoding="utf-8")
+    print(page(found))
+    return 0 if all(row.good == row.cases for rows in found.values() for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

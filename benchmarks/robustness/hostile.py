@@ -1,0 +1,456 @@
+"""Files from strangers: thousands that are broken or mean harm, and what becomes of them.
+
+    python -m benchmarks.robustness.hostile [--cases N] [--seed N]
+
+Each case is a good file of one of the kinds that the pack reads, damaged in one way. It must be read, or be refused in one clear
+sentence; no code of it may run, nothing may be written, and memory stays bounded. Writes `results/hostile.md`; the exit status is 1
+if any of that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import pickle
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from benchmarks.lab import RESULTS
+from perfusion_core import PerfusionError, files, foreign
+from perfusion_core.concept import Concept, edit_of
+from perfusion_core.covariance import Covariance, Estimate
+from perfusion_core.edit import EXACT
+from perfusion_core.rounding import EIGHT, FOUR
+from perfusion_core.training import Lesson
+
+WIDTH, LAYERS = 8, {"input_blocks.1.1.attn2": 6, "middle_block.1.attn2": 4}
+NAMES = ("teddy", "テディ", "a b", "..", "\u202egnp", "line\nbreak", "\x1b[31mred", "x" * 200, "%s{0}", "<img src=x>")
+LONGEST = 500
+"""Characters of a sentence."""
+MOST_MB, MOST_SECONDS = 400, 10
+"""What all cases together may add to memory, and what one may take."""
+HARMFUL = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.remove", "os.rename")
+
+Damage = Callable[[random.Random, bytes], bytes]
+
+
+# ---- good files ----------------------------------------------------------------------------------------------------------------
+
+
+def concept(keys: bool = False) -> Concept:
+    """A small one."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(WIDTH, generator=generator)
+    values = {layer: torch.randn(rows, generator=generator) for layer, rows in LAYERS.items()}
+    word = {"clip_l": torch.randn(1, WIDTH, generator=generator)}
+    places = target, target.clone(), target.clone()
+    return Concept("<it>", "teddy", "sd1", word, *places, values, dict(values) if keys else {}, training={"steps": 4})
+
+
+def saved(save: Callable[[Path], None]) -> bytes:
+    """What a file would hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / "file")
+        return (Path(folder) / "file").read_bytes()
+
+
+def estimate() -> Covariance:
+    """A small covariance."""
+    made = Estimate(WIDTH)
+    made.add(torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0)))
+    return made.finish("of-this")
+
+
+def lesson() -> bytes:
+    """A training's checkpoint."""
+    one = concept()
+    moments = [torch.zeros(1) for _ in range(2 * (len(one.word) + len(one.values)))]
+    return safetensors.torch.save(
+        Lesson(dict(one.word), dict(one.values), {}, one.target_input, one.superclass_encoding, 1, [0.5], moments).tensors()
+    )
+
+
+def pickled(found: object) -> bytes:
+    """As torch.save has it."""
+    buffer = io.BytesIO()
+    torch.save(found, buffer)
+    return buffer.getvalue()
+
+
+def theirs() -> dict[str, Any]:
+    """What perfusion-pytorch saves."""
+    one = concept(keys=True)
+    pairs = [[one.target_input[None], each[None]] for layer in LAYERS for each in (one.keys[layer], one.values[layer])]
+    return {"embed_params": one.word["clip_l"], "key_value_params": pairs, "C_inv": torch.eye(WIDTH)}
+
+
+def use(found: Concept) -> None:
+    """What Apply Concept makes of it."""
+    edit_of((found,), EXACT)
+
+
+def of_text(path: Path) -> None:
+    """What Concept in Workflow reads."""
+    use(Concept.from_text(path.read_bytes().decode("latin-1"), "The concept in this workflow"))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: a good one, and who reads it."""
+
+    good: bytes
+    read: Callable[[Path], object]
+    pickled: bool = False
+
+
+def kinds() -> dict[str, Kind]:
+    """All that the pack reads."""
+
+    def taken(path: Path) -> None:
+        foreign.read(path, LAYERS, WIDTH, WIDTH)
+
+    def resumed(path: Path) -> None:
+        Lesson.from_tensors(files.read(path, 2**24)[0])
+
+    def loaded(path: Path) -> None:
+        use(Concept.load(path))
+
+    half, eight, four, whole = (
+        saved(lambda path, one=one, kind=kind: one.save(path, kind))
+        for one, kind in ((concept(), torch.float16), (concept(), EIGHT), (concept(), FOUR), (concept(keys=True), torch.float32))
+    )
+    return {
+        "concept": Kind(half, loaded),
+        "concept of eight bits": Kind(eight, loaded),
+        "concept of four bits": Kind(four, loaded),
+        "concept with keys": Kind(whole, loaded),
+        "concept in a workflow": Kind(base64.b64encode(half), of_text),
+        "covariance": Kind(saved(estimate().save), Covariance.load),
+        "training checkpoint": Kind(lesson(), resumed),
+        "perfusion-pytorch's": Kind(pickled(theirs()), taken, pickled=True),
+    }
+
+
+# ---- damages -------------------------------------------------------------------------------------------------------------------
+
+
+def bits(rng: random.Random, good: bytes) -> bytes:
+    """Some bits flipped."""
+    made = bytearray(good)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
+    return bytes(made)
+
+
+def cut(rng: random.Random, good: bytes) -> bytes:
+    """Cut off."""
+    return good[: rng.randrange(len(good))]
+
+
+def longer(rng: random.Random, good: bytes) -> bytes:
+    """With more behind it, or before."""
+    more = rng.randbytes(rng.choice((1, 8, 1000)))
+    return good + more if rng.random() < 0.7 else more + good
+
+
+def noise(rng: random.Random, good: bytes) -> bytes:
+    """Nothing of it left."""
+    return rng.choice((b"", b"\0" * 100, rng.randbytes(rng.randrange(1, 3000)), b"PK\x03\x04" + rng.randbytes(200), b"\x89PNG\r\n"))
+
+
+def length(rng: random.Random, good: bytes) -> bytes:
+    """Another length of the header."""
+    true = struct.unpack("<Q", good[:8])[0]
+    lies = (0, 1, 2**20, 2**20 + 1, 2**31, 2**40, 2**63, 2**64 - 1, true + 1, max(true - 1, 0), len(good))
+    return struct.pack("<Q", rng.choice(lies)) + good[8:]
+
+
+HOSTILE_TEXTS = (
+    "",
+    " ",
+    "\0",
+    "../../../../x",
+    "C:\\x",
+    "\u202e",
+    "'); DROP",
+    "<script>alert(1)</script>",
+    "%s%n",
+    "9" * 400,
+    "NaN",
+)
+HOSTILE_VALUES = (None, True, 1, -1, 1e308, [], {}, [[]], "x" * 100_000, ["a"] * 1000, *HOSTILE_TEXTS)
+
+
+def header(rng: random.Random, good: bytes) -> bytes:
+    """Lies in the header."""
+    (true,) = struct.unpack("<Q", good[:8])
+    told, body = json.loads(good[8 : 8 + true]), good[8 + true :]
+    tensors = [name for name in told if name != "__metadata__"]
+    name = rng.choice(tensors)
+    metadata = told.setdefault("__metadata__", {})
+    lie = rng.randrange(9)
+    if lie == 0:
+        told[name]["dtype"] = rng.choice(("F64", "F32", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "C64", "X", 3, None))
+    elif lie == 1:
+        told[name]["shape"] = rng.choice(([], [0], [-1], [2**62, 4], [1] * 100, [1.5], "8", None, [2**40], [WIDTH, 1], [1, WIDTH]))
+    elif lie == 2:
+        told[name]["data_offsets"] = rng.choice(([0, 0], [0, 2**63], [8, 0], [-8, 8], [0, len(body) + 8], [0], None, ["0", "8"]))
+    elif lie == 3:
+        told[rng.choice(("x", "word.", "word.clip_g", "scales", "target_outputs_k", "\0", "../x", "__proto__"))] = told.pop(name)
+    elif lie == 4:
+        del told[name]
+    elif lie == 5:
+        told[rng.choice(("more", "scales", "word.clip_g", "target_outputs_k"))] = dict(told[name])
+    elif lie == 6 and metadata:
+        metadata[rng.choice(sorted(metadata))] = rng.choice(HOSTILE_VALUES)
+    elif lie == 7 and metadata:
+        del metadata[rng.choice(sorted(metadata))]
+    else:
+        told["__metadata__"] = rng.choice(HOSTILE_VALUES)
+    text = json.dumps(told).encode()
+    if rng.random() < 0.1:  # a key twice
+        text = text[:-1] + b"," + json.dumps({name: told.get(name)}).encode()[1:]
+    if rng.random() < 0.05:
+        text = b"[" * 50_000 + text
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def numbers(rng: random.Random, good: bytes) -> bytes:
+    """Numbers that no training gives, in place of some or all."""
+    (true,) = struct.unpack("<Q", good[:8])
+    told, body = json.loads(good[8 : 8 + true]), bytearray(good[8 + true :])
+    each = told[rng.choice([name for name in told if name != "__metadata__"])]
+    first, last = each["data_offsets"]
+    kind = {"F16": "e", "F32": "f", "F64": "d", "I8": "b"}.get(each["dtype"], "b")
+    value = rng.choice((float("nan"), float("inf"), -float("inf"), 0.0, -1.0, 6e4, 1e-7, 3e38))
+    packed = struct.pack(f"<{kind}", rng.choice((-128, 127, 0)) if kind == "b" else float(value) if kind != "e" else clamp(value))
+    places = range(first, last - len(packed) + 1, len(packed))
+    for place in places if rng.random() < 0.5 else rng.sample(places, min(1, len(places))):
+        body[place : place + len(packed)] = packed
+    return good[: 8 + true] + bytes(body)
+
+
+def clamp(value: float) -> float:
+    """What half precision holds."""
+    return value if value != value or abs(value) == float("inf") else max(min(value, 65504.0), -65504.0)
+
+
+class Harm:
+    """Writes a file when it is unpickled, or what else a pickle can be made to call."""
+
+    def __init__(self, call: tuple) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def code(rng: random.Random, good: bytes) -> bytes:
+    """Code in a pickle."""
+    mark = str(MARK)
+    calls: tuple[tuple, ...] = (
+        (open, (mark, "w")),
+        (exec, (f"open({mark!r}, 'w')",)),
+        (eval, (f"open({mark!r}, 'w')",)),
+        (__import__("os").system, (f"touch {mark}",)),
+        (__import__("subprocess").check_output, (["touch", mark],)),
+        (getattr, ("x", "__class__")),
+        (torch.load, (mark,)),
+        (bytearray, (2**33,)),
+    )
+    harm, found = Harm(rng.choice(calls)), theirs()
+    where = rng.randrange(4)
+    if where == 0:
+        return pickle.dumps(harm)
+    if where == 1:
+        return pickled(harm)
+    found[rng.choice(sorted(found)) if where == 2 else "more"] = harm
+    return pickled(found)
+
+
+def objects(rng: random.Random, good: bytes) -> bytes:
+    """Other things in a pickle than what should be there."""
+    deep: list = []
+    for _ in range(rng.choice((10, 100))):
+        deep = [deep]
+    found, wide = theirs(), torch.zeros(1).expand(2 ** rng.choice((10, 40)))
+    odd = (
+        None, 3, "text", [], {}, deep, torch.ones(3).to_sparse(), torch.ones(2, 2, dtype=torch.int64), torch.device("cpu"),
+        torch.full((1, WIDTH), torch.nan), torch.ones(0), torch.ones(1, WIDTH, dtype=torch.complex64), wide,
+        torch.nn.Parameter(torch.ones(1, WIDTH)),
+    )  # fmt: skip
+    name = rng.choice(sorted(found))
+    if name == "key_value_params" and rng.random() < 0.7:
+        found[name][rng.randrange(4)] = rng.choice((*odd, found[name][0][:1], [wide, wide]))
+    else:
+        found[name] = rng.choice(odd)
+    if rng.random() < 0.2:
+        del found[rng.choice(sorted(found))]
+    return pickled(rng.choice(odd)) if rng.random() < 0.1 else pickled(found)
+
+
+def bomb(rng: random.Random, good: bytes) -> bytes:
+    """An archive that unpacks to far more, is none of torch's, or whose pickle nests without end."""
+    nested = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in rng.sample(("archive/data.pkl", "archive/data/0", "archive/version", "../../x", "archive/byteorder"), 3):
+            archive.writestr(name, rng.choice((b"", b"\0" * 10, b"\0" * (80 * 2**20), nested)))
+    return buffer.getvalue()
+
+
+def unwrapped(damage: Damage) -> Damage:
+    """A damage of a file, for its text in a workflow."""
+    return lambda rng, good: base64.b64encode(damage(rng, base64.b64decode(good)))
+
+
+EVERYWHERE: tuple[Damage, ...] = (bits, cut, longer, noise)
+TENSORS: tuple[Damage, ...] = (length, header, header, header, numbers)
+PICKLES: tuple[Damage, ...] = (code, code, objects, objects, bomb)
+MARK = Path(tempfile.gettempdir()) / "perfusion-hostile-code-ran"
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Watch:
+    """Hears what the interpreter does while files are read."""
+
+    scratch: Path
+    on: bool = False
+    heard: list[str] = field(default_factory=list)
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        """An audit hook."""
+        if not self.on:
+            return
+        writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if event in HARMFUL or writes:
+            self.heard.append(f"{event} {arguments!r:.200}")
+
+
+@dataclass
+class Outcome:
+    """What became of all cases."""
+
+    counts: Counter = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    slowest: float = 0
+    grown_mb: float = 0
+
+    def good(self) -> bool:
+        """Whether all went as it should."""
+        return not self.wrong and self.slowest < MOST_SECONDS and self.grown_mb < MOST_MB
+
+
+def run(cases: int, seed: int) -> Outcome:
+    """Try so many."""
+    every, outcome = kinds(), Outcome()
+    names = list(every)
+    MARK.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        watch = Watch(Path(folder))
+        sys.addaudithook(watch)
+        for kind in every.values():  # what is good is read, and what is imported late is there
+            (Path(folder) / "good").write_bytes(kind.good)
+            kind.read(Path(folder) / "good")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for i in range(cases):
+            rng = random.Random(f"{seed} {i}")
+            name = names[i % len(names)]
+            damage, content = damaged(rng, name, every[name])
+            path = Path(folder) / f"{rng.choice(NAMES)}.{'pt' if every[name].pickled else 'safetensors'}"
+            path.write_bytes(content)
+            watch.on, start = True, time.perf_counter()
+            said = verdict(every[name].read, path)
+            watch.on = False
+            outcome.slowest = max(outcome.slowest, time.perf_counter() - start)
+            path.unlink()
+            outcome.counts[name, said.partition(":")[0]] += 1
+            if watch.heard or MARK.exists() or said.startswith(("crashed", "unclear")):
+                outcome.wrong.append(f"case {i} of seed {seed}, {name}, {damage}: {said} {watch.heard}")
+                watch.heard.clear()
+                MARK.unlink(missing_ok=True)
+        outcome.grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return outcome
+
+
+def damaged(rng: random.Random, name: str, kind: Kind) -> tuple[str, bytes]:
+    """A damage's name, and what it makes of a good file."""
+    if kind.pickled:
+        damage = rng.choice((*EVERYWHERE, *PICKLES))
+        return damage.__name__, damage(rng, kind.good)
+    damage = rng.choice((*EVERYWHERE, *TENSORS))
+    inner = "workflow" in name and (damage in TENSORS or rng.random() < 0.5)
+    return damage.__name__, (unwrapped(damage) if inner else damage)(rng, kind.good)
+
+
+def verdict(read: Callable[[Path], object], path: Path) -> str:
+    """One of SAID, and what went wrong."""
+    try:
+        read(path)
+    except PerfusionError as error:
+        said = str(error)
+        clear = said.isprintable() and len(said) <= LONGEST and said.endswith((".", "…"))
+        return "refused" if clear else f"unclear: {said!r:.600}"
+    except Exception as error:
+        return f"crashed: {type(error).__name__} {error!r:.300}"
+    return "read"
+
+
+def page(outcome: Outcome, cases: int, seed: int) -> str:
+    """What became of them."""
+    names = sorted({name for name, _ in outcome.counts})
+    rows = [f"| {name} | {' | '.join(str(outcome.counts[name, said]) for said in SAID)} |" for name in names]
+    return "\n".join(
+        [
+            "# Files from strangers",
+            "",
+            f"Written by `python -m benchmarks.robustness.hostile --cases {cases} --seed {seed}`: good files, each damaged in one "
+            "way.",
+            "",
+            f"| kind | {' | '.join(SAID)} |",
+            f"| --- | {' | '.join('---' for _ in SAID)} |",
+            *rows,
+            "",
+            f"{len(outcome.wrong)} cases went wrong: crashed, were refused unclearly, ran code or wrote a file. The slowest took "
+            f"{outcome.slowest:.1f} s; memory grew by {outcome.grown_mb:.0f} MB at its most.",
+            "",
+        ]
+    )
+
+
+SAID = ("read", "refused", "unclear", "crashed")
+
+
+def main() -> int:
+    """Run and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    outcome = run(arguments.cases, arguments.seed)
+    print(*outcome.wrong[:20], sep="\n")
+    print(page(outcome, arguments.cases, arguments.seed))
+    (RESULTS / "hostile.md").write_text(page(outcome, arguments.cases, arguments.seed), encoding="utf-8")
+    return 0 if outcome.good() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""Two hundred jobs of all kinds on one server: what piles up, and whether the base is still the base.
+
+    python -m benchmarks.robustness.soak [--jobs N] [--minutes N]
+
+Trainings, interruptions at every stage, errors, and pictures with one concept, with several and of a comparison, in turn. After
+every twenty jobs, the first of which load all that will be, a node of `spy.py` counts what the process holds. Writes
+`results/soak.md`; the exit status is 1 if memory grows by 2 % or more from the first look to the last, if anything else grows, or
+if a picture is not the one that the server drew at first. Memory is measured when the allocator has given back what is free: how
+much of that it keeps is chance, some hundred MB up or down from one look to the next. The server forgets results that the next
+graph does not need (--cache-classic): by default the host keeps those of all graphs as long as there is memory, which would be all
+that is seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.lab import RESULTS
+from scripts.harness.graphs import Graph, Link, latents
+from scripts.harness.moments import Moment, base_with_spy, progress, queued_until
+from scripts.harness.server import GraphError, Server
+from scripts.setup import bootstrap, steps
+
+JOBS, SETTLED = 200, 20
+GROWTH = 1.02
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
+SEEDS = (1, 2, 3)
+STEPS = 40
+"""Of what is interrupted on its way."""
+
+
+# ---- graphs --------------------------------------------------------------------------------------------------------------------
+
+
+def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
+    """A latent with these concepts, or the base's."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    loaded = [graph.load(name) for name in concepts]
+    if len(loaded) > 1:
+        joined = {f"concepts__concept{i}": one for i, one in enumerate(loaded)}
+        loaded = [[graph.add("PerfusionCombineConcepts", **joined), 0]]
+    if loaded:
+        model, clip = graph.apply(model, clip, loaded[0])
+    text = "a <demo-monster> and a <demo-robot>" if concepts else "a monster and a robot"
+    return graph, graph.sample(model, graph.text(clip, text), graph.text(clip, ""), steps=steps, seed=seed)
+
+
+def lesson(seed: int, **widgets: object) -> tuple[Graph, str]:
+    """A training of one picture, and its node."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, masks = graph.pictures(1)
+    small = {"steps": 1, "batch": 1, "at_once": 1, "seed": seed}
+    train = graph.train(model, clip, vae, images, masks, **small | widgets)
+    graph.add("PreviewImage", images=[train, 2])
+    return graph, train
+
+
+def comparison(seed: int, steps: int = 1) -> tuple[Graph, str]:
+    """A comparison of two biases, and its node."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    model, clip = graph.apply(model, clip, graph.load(MONSTER))
+    empty = [graph.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0]
+    sweep = graph.add(
+        "PerfusionSweep", model=model, vae=vae, positive=graph.text(clip, "a <demo-monster>"), negative=graph.text(clip, ""),
+        latent_image=empty, biases="0.3 0.6", across="temperature", values="0.15", trigger="", seed=seed, seeds=1, steps=steps,
+        cfg=3.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+    )  # fmt: skip
+    graph.add("PreviewImage", images=[sweep, 0])
+    return graph, sweep
+
+
+def mistake(seed: int) -> Graph:
+    """A graph of which a node fails: in turn in applying, in training and in saving."""
+    if seed % 3 == 0:
+        graph, _ = picture(seed)
+        model, clip, _ = graph.checkpoint()
+        model, clip = graph.apply(*graph.apply(model, clip, graph.load(MONSTER)), graph.load(MONSTER))
+        graph.add("PreviewAny", source=graph.text(clip, "a"))
+    elif seed % 3 == 1:
+        graph, train = lesson(seed)
+        graph.nodes[train]["inputs"]["masks"] = [graph.add("SolidMask", value=0.0, width=64, height=64), 0]
+    else:
+        graph = Graph()
+        both = {f"concepts__concept{i}": graph.load(name) for i, name in enumerate((MONSTER, ROBOT))}
+        graph.save([graph.add("PerfusionCombineConcepts", **both), 0], "never")
+    return graph
+
+
+# ---- interruptions -------------------------------------------------------------------------------------------------------------
+
+
+def interruptions(seed: int) -> dict[str, tuple[dict, Moment]]:
+    """What is interrupted: the graph, and when."""
+    measured, _ = lesson(seed, steps=STEPS)
+    previewed, _ = lesson(seed, steps=STEPS, preview_every=2)
+    taught, train = lesson(seed, steps=STEPS)
+    shown, showing = lesson(seed, steps=STEPS, preview_every=2)
+    sampled, latent = picture(seed, MONSTER, steps=STEPS)
+    sampled.add("SaveLatent", samples=latent, filename_prefix="latents/never")
+    compared, sweep = comparison(seed, STEPS)
+    first, _ = lesson(seed, steps=STEPS)
+    return {
+        "at once": (first.nodes, lambda told: told["type"] in ("execution_start", "executing", "progress_state")),
+        "while the text encoder is measured": (
+            measured.nodes,
+            lambda told: told["type"] == "progress" and told["data"]["max"] > 999,
+        ),
+        "while the plain word is drawn": (previewed.nodes, lambda told: told["type"] == "preview"),
+        "while it learns": (taught.nodes, progress(train, STEPS, 3)),
+        "where the concept so far is drawn": (shown.nodes, progress(showing, STEPS, 1)),
+        "while it samples": (sampled.nodes, progress(latent[0], STEPS, 3)),
+        "within a comparison": (compared.nodes, progress(sweep, 2 * STEPS, STEPS + 3)),
+    }
+
+
+def stop(server: Server, prompt: str) -> bool:
+    """Interrupt a graph until it ends; whether it was interrupted."""
+    end = time.monotonic() + 120
+    while prompt not in server.get(f"/history/{prompt}") and time.monotonic() < end:
+        server.interrupt(prompt)
+        time.sleep(0.1)
+    try:
+        server.wait(prompt, 1)
+    except GraphError as error:
+        return error.interrupted
+    return False
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Soak:
+    """The server, and what it is like."""
+
+    server: Server
+    first: dict[tuple, torch.Tensor] = field(default_factory=dict)
+    done: Counter = field(default_factory=Counter)
+    stopped: Counter = field(default_factory=Counter)
+    right: Counter = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    after: str = ""
+    """Where the last job was interrupted, if it was."""
+
+    def draws(self, seed: int, *concepts: str) -> bool:
+        """Whether a picture is the one that was drawn at first."""
+        graph, latent = picture(seed, *concepts)
+        (found,) = latents(self.server, graph, latent)
+        wanted = self.first.setdefault((seed, *concepts), found)
+        return torch.equal(found, wanted)
+
+    def look(self, number: int) -> dict[str, int]:
+        """What the process holds while the base, and nothing else, is in use."""
+        graph, latent = picture(SEEDS[0])
+        spy = graph.add("MeasuringSpy", samples=latent, asked=number)
+        return json.loads(self.server.run(graph.nodes)["outputs"][spy]["text"][0])
+
+    def drawing(self, number: int, *concepts: str) -> None:
+        """A job that draws."""
+        same = self.draws(SEEDS[number % len(SEEDS)], *concepts)
+        if not same:
+            self.wrong.append(f"job {number}, a picture with {concepts}, after {self.after or 'another job'}")
+        if self.after:
+            self.right[self.after] += same
+        self.after = ""
+
+    def apply(self, number: int) -> None:
+        """A picture with a concept."""
+        self.drawing(number, MONSTER)
+
+    def combine(self, number: int) -> None:
+        """A picture with two."""
+        self.drawing(number, MONSTER, ROBOT)
+
+    def train(self, number: int) -> None:
+        """A training."""
+        self.server.run(lesson(number)[0].nodes)
+
+    def sweep(self, number: int) -> None:
+        """A comparison."""
+        self.server.run(comparison(number)[0].nodes)
+
+    def error(self, number: int) -> None:
+        """A graph that fails."""
+        try:
+            self.server.run(mistake(number).nodes)
+        except GraphError as error:
+            if not error.interrupted:
+                return
+        self.wrong.append(f"job {number} should have failed")
+
+    def interrupt(self, number: int) -> None:
+        """A graph that is stopped; how it was with the text encoder's covariance is restored."""
+        every = interruptions(number)
+        self.after = list(every)[self.done["interrupt"] % len(every)]
+        graph, moment = every[self.after]
+        kept = {}
+        if "measured" in self.after:
+            kept = {path: path.read_bytes() for path in (self.server.base / "models/perfusion/.work").glob("covariance-*")}
+            for path in kept:
+                path.unlink()
+        self.stopped[self.after] += stop(self.server, queued_until(self.server, graph, moment))
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def run(server: Server, jobs: int, minutes: float) -> tuple[Soak, list[dict[str, int]], float]:
+    """All jobs, or those that fit into the time: what became of them, what the process held after every SETTLED of them, and the
+    seconds that they took.
+    """
+    soak, looks = Soak(server), []
+    kinds: list[Callable[[int], None]] = [
+        soak.train, soak.interrupt, soak.apply, soak.error, soak.combine, soak.sweep, soak.error, soak.apply,
+    ]  # fmt: skip
+    for seed, concepts in itertools.product(SEEDS, ((), (MONSTER,), (MONSTER, ROBOT))):
+        soak.draws(seed, *concepts)
+    start = time.monotonic()
+    for number in range(jobs):
+        kind = kinds[number % len(kinds)]
+        kind(number)
+        soak.done[kind.__name__] += 1
+        over = time.monotonic() - start > 60 * minutes
+        if (number + 1) % SETTLED == 0 or number + 1 == jobs or over:
+            looks.append(soak.look(number))
+            print(f"{number + 1} jobs, {time.monotonic() - start:.0f} s, {looks[-1]}", flush=True)
+        if over:
+            break
+    for seed in SEEDS:
+        if not soak.draws(seed):
+            soak.wrong.append(f"the base at the end, seed {seed}")
+    return soak, looks, time.monotonic() - start
+
+
+def good(soak: Soak, looks: list[dict[str, int]]) -> bool:
+    """Whether all is as it should be."""
+    before, after = looks[0], looks[-1]
+    grown = [name for name in before if name != "resident" and after[name] > before[name] * (GROWTH if name == "in use" else 1)]
+    return not soak.wrong and not grown and soak.stopped == soak.right and before["ModelPatcher"] > 0
+
+
+def page(soak: Soak, looks: list[dict[str, int]], jobs: int, seconds: float) -> str:
+    """What was found."""
+    before, after, kept = looks[0], looks[-1], [look["resident"] >> 20 for look in looks]
+    share = 100 * (after["in use"] / before["in use"] - 1)
+    counted = [f"| {name} | {before[name]} | {after[name]} |" for name in before if name not in ("resident", "in use")]
+    interrupted = [f"| {name} | {soak.stopped[name]} | {soak.right[name]} |" for name in interruptions(0)]
+    return "\n".join(
+        [
+            "# Soak",
+            "",
+            f"Written by `python -m benchmarks.robustness.soak --jobs {jobs}`: one server, {jobs} jobs in "
+            f"{seconds / 60:.0f} minutes: " + ", ".join(f"{count} × {name}" for name, count in soak.done.items()) + ".",
+            "",
+            f"{len(soak.wrong)} jobs were not as they should be. Pictures of the base, of one concept and of two, drawn anew "
+            "all the way, are compared bit by bit with those drawn before the first job.",
+            "",
+            f"| | after {SETTLED} jobs | after {jobs} |",
+            "| --- | --- | --- |",
+            f"| memory, what is free given back | {before['in use'] >> 20} MB | {after['in use'] >> 20} MB ({share:+.1f} %) |",
+            f"| memory before that, {min(kept)} to {max(kept)} MB in all looks | {kept[0]} MB | {kept[-1]} MB |",
+            *counted,
+            "",
+            "| interrupted | times it stopped | times the next picture was right |",
+            "| --- | --- | --- |",
+            *interrupted,
+            "",
+            *soak.wrong,
+        ]
+    )
+
+
+def main() -> int:
+    """Run and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=JOBS)
+    parser.add_argument("--minutes", type=float, default=30, help="after which no further job begins")
+    arguments = parser.parse_args()
+    steps.stop_when_terminated()
+    setup = bootstrap.locate()
+    base = base_with_spy(setup, "soak-base")
+    with Server(setup, base=base, threads=1, arguments=["--cache-classic"]) as server:
+        soak, looks, seconds = run(server, arguments.jobs, arguments.minutes)
+    told = page(soak, looks, soak.done.total(), seconds)
+    print(told)
+    (RESULTS / "soak.md").write_text(told, encoding="utf-8")
+    return 0 if good(soak, looks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

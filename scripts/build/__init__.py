@@ -1,0 +1,1 @@
+"""What writes committed files: workflows, blueprints, pictures, screenshots."""

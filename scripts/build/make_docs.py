@@ -1,0 +1,191 @@
+"""Run workflows and draw the documentation's pictures: `python -m scripts.build.make_docs [NAME ...]`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from scripts.build import foreign_file
+from scripts.build.make_workflows import MONSTER
+from scripts.harness.demo_job import read, tile
+from scripts.harness.server import Server
+from scripts.harness.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt
+from scripts.setup import bootstrap, steps
+
+PICTURES = bootstrap.ROOT / "web" / "docs" / "pictures"
+SIDE, MARGIN, LABEL = 192, 8, 24
+
+
+class Press:
+    """A server, and what it gives for a workflow."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.info = server, server.object_info()
+
+    def run(
+        self, name: str, *shown: str, changes: dict[tuple[str, str], object] | None = None, kind: str = "output", without: str = ""
+    ) -> list[Path]:
+        """Run a workflow, `without` the node of that kind; the files that all nodes with these titles or of these kinds wrote."""
+        workflow = read(name)
+        for (node, widget), value in (changes or {}).items():
+            set_widget(workflow, node, widget, value, self.info)
+        if without:
+            find_node(workflow, without)["mode"] = NEVER
+        history = self.server.run(to_prompt(workflow, self.info))
+        named = [node for name in shown for node in find_nodes(workflow, name)]
+        return [path for node in named for path in self.server.outputs(history, node["id"], kind)]
+
+    def use(self, concept: str, prompt: str, seed: int) -> Path:
+        """A concept's picture by the workflow for that."""
+        changes = {("PerfusionLoadConcept", "concept_name"): concept, ("Prompt", "text"): prompt, ("KSampler", "seed"): seed}
+        return self.run("use_concepts", "SaveImage", changes=changes)[0]
+
+
+def main() -> int:
+    """Draw them all, or those that are named."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *(draw.__name__ for draw in DRAWN)], help="all of them, if none is named")
+    names = parser.parse_args().names
+    with Server(bootstrap.locate()) as server:
+        press = Press(server)
+        for draw in (each for each in DRAWN if not names or each.__name__ in names):
+            steps.say(f"  {draw.__name__}.png")
+            draw(press).save(PICTURES / f"{draw.__name__}.png", optimize=True)
+    return 0
+
+
+def compare_settings(press: Press) -> Image.Image:
+    """The node's own grid."""
+    changes = {("PerfusionLoadConcept", "concept_name"): MONSTER, ("Prompt", "text"): "a photo of a <demo-monster> on the grass"}
+    return Image.open(press.run("compare_settings", "The grid", changes=changes)[0])
+
+
+def find_the_bias(press: Press) -> Image.Image:
+    """The node's own chart."""
+    return Image.open(press.run("find_the_bias", "PerfusionAutoBias", kind="temp")[0])
+
+
+def import_a_concept(press: Press) -> Image.Image:
+    """The demo's concept as another implementation's file, and the original."""
+    base, rows = press.server.base, []
+    foreign_file.write(base, base / "models" / "perfusion" / MONSTER, foreign_file.FOREIGN)
+    for seed in (1, 2):
+        plain, original = (press.use(MONSTER, f"a photo of a {word} on the grass", seed) for word in ("monster", "<demo-monster>"))
+        (imported,) = press.run("import_a_concept", "SaveImage", changes={("KSampler", "seed"): seed})
+        rows.append([plain, imported, original])
+    return sheet(rows, ["the plain word", "imported", "the original"])
+
+
+def export_a_concept(press: Press) -> Image.Image:
+    """The concept with its gate, and without one, as its LoRA is; in prompts that name it and in others."""
+    rows = []
+    for word in ("<demo-monster>", "monster", "robot"):
+        text = f"a photo of a {word} on the grass"
+        changes = {("PerfusionLoadConcept", "concept_name"): MONSTER}
+        changes |= {(title, "text"): text for title in ("The concept", "As the LoRA will be")}
+        rows.append(press.run("export_a_concept", "SaveImage", changes=changes))
+    return sheet(rows, ["the concept", "as the LoRA is"])
+
+
+def teach_a_word_alone(press: Press) -> Image.Image:
+    """A word that was learned alone, beside the plain word and the whole concept."""
+    press.run("teach_a_word_alone")
+    taught = max((press.server.base / "models" / "perfusion").glob("monster-word_*.safetensors"))
+    ways = {"monster": MONSTER, "<monster-word>": taught.name, "<demo-monster>": MONSTER}
+    places = ("on the grass", "at night", "in the snow")
+    rows = [[press.use(name, f"a photo of a {word} {place}", 1) for word, name in ways.items()] for place in places]
+    return sheet(rows, ["the plain word", "the word alone", "the whole concept"])
+
+
+def lock_keys_globally(press: Press) -> Image.Image:
+    """Local and global lock, beside the plain word, for some seeds."""
+    rows = []
+    for seed in (1, 2):
+        changes: dict[tuple[str, str], object] = {(title, "seed"): seed for title in ("Local lock", "Global lock")}
+        plain = changes | {("Prompt, local lock", "text"): "a photo of a monster in the snow"}
+        rows.append(
+            press.run("lock_keys_globally", "Picture: Local lock", changes=plain)
+            + press.run("lock_keys_globally", "Picture: Local lock", "Picture: Global lock", changes=changes)
+        )
+    return sheet(rows, ["a monster in the snow", "local lock", "global lock"])
+
+
+def see_attention(press: Press) -> Image.Image:
+    """The node's own sheet."""
+    return Image.open(press.run("see_attention", "Where the words looked")[0])
+
+
+def train_without_painting(press: Press) -> Image.Image:
+    """The demo's pictures and the masks that are found in them; of the training no more than it cannot do without."""
+    changes: dict[tuple[str, str], object] = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
+    given = {"changes": changes, "kind": "temp", "without": "PerfusionSaveConcept"}
+    found = press.run("train_without_painting", "PerfusionFindObject", **given)
+    pictures = [press.server.base / "input" / f"monster-{i}.png" for i in range(4)]
+    return sheet([pictures, found], ['the pictures, and where "monster" is in them, read from the base\'s own attention'])
+
+
+def inspect_gates(press: Press) -> Image.Image:
+    """The node's own picture."""
+    return Image.open(press.run("inspect_gates", "Each concept's gate at each word")[0])
+
+
+def two_places(press: Press) -> Image.Image:
+    """Two concepts with their regions, and the plain words, for some seeds."""
+    rows = []
+    for words in ("a <demo-monster> and a <demo-robot> on the grass", "a monster and a robot on the grass"):
+        drawn = []
+        for seed in (1, 2, 3, 4):
+            drawn += press.run("two_places", "SaveImage", changes={("KSampler", "seed"): seed, ("Prompt", "text"): words})
+        rows += [drawn[:2], drawn[2:]]
+    return sheet(rows, ["above: the two concepts, each with its region; below: the plain words, same seeds"])
+
+
+def keep_layout(press: Press) -> Image.Image:
+    """The plain word's picture, the concept's in its layout and by itself."""
+    titles = ["The plain word", "The concept in its layout", "The concept by itself"]
+    saved = [f"Picture: {title}" for title in titles]
+    rows = [press.run("keep_layout", *saved, changes={(title, "seed"): seed for title in titles}) for seed in (1, 2)]
+    return sheet(rows, ["the plain word", "concept, its layout", "concept by itself"])
+
+
+def keep_layout_of_a_picture(press: Press) -> Image.Image:
+    """A picture, what noise gives back, and the concept in its layout."""
+    drawn = press.run("keep_layout_of_a_picture", "Picture: The picture again", "Picture: The concept in its layout")
+    row = [press.server.base / "input" / "plain-monster.png", *drawn]
+    return sheet([row], ["the picture", "drawn from its noise", "concept, its layout"])
+
+
+def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
+    """Rows of pictures under labels, all pictures of one form; a single label may be as long as a row."""
+    tiles = [[tile(path, SIDE) for path in row] for row in rows]
+    across = tiles[0][0].width + MARGIN
+    drawn = Image.new("RGB", (MARGIN + max(len(row) for row in rows) * across, LABEL + len(rows) * (SIDE + MARGIN)), "white")
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(15)
+    for i, label in enumerate(labels):
+        pen.text((MARGIN + i * across, 4), label, "black", font)
+    for y, row in enumerate(tiles):
+        for x, picture in enumerate(row):
+            drawn.paste(picture, (MARGIN + x * across, LABEL + y * (SIDE + MARGIN)))
+    return drawn
+
+
+DRAWN: list[Callable[[Press], Image.Image]] = [
+    compare_settings,
+    find_the_bias,
+    import_a_concept,
+    export_a_concept,
+    teach_a_word_alone,
+    lock_keys_globally,
+    see_attention,
+    train_without_painting,
+    inspect_gates,
+    two_places,
+    keep_layout,
+    keep_layout_of_a_picture,
+]
+
+if __name__ == "__main__":
+    steps.exit_with(main)

@@ -1,0 +1,682 @@
+"""Write `workflows/*.json`, with `python -m scripts.build.make_workflows` in the set-up's environment.
+
+A function here draws each of them; the order of widgets comes from a running server.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+
+from demo.world import SIDE
+from scripts.build.drawing import Drawing, Node
+from scripts.harness.server import Server
+from scripts.setup import bootstrap, steps
+from scripts.setup.bootstrap import CHECKPOINT
+
+WORKFLOWS = bootstrap.ROOT / "workflows"
+TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 2e-4, "output_rate": 0.2, "train_bias": 0.75, "min_snr": 5.0}
+TRAINING |= {"train_temperature": 0.1, "superclass": "monster", "trigger": "<my-monster>"}
+ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<monster-word>"}
+SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
+SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
+"""Node -> widgets that one would make smaller to have a first look."""
+SD15_PREFIX = "sd15_"
+SD15 = {
+    "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
+    "LoadImage": {"image": "example.png"},
+    "PerfusionConceptInWorkflow": {"data": ""},
+    "PerfusionTrain": {"size": 512, "batch": 8, "steps": 400, "word_rate": 3e-4, "output_rate": 0.03, "min_snr": 0.0},
+    "PerfusionFindObject": {"size": 512},
+    "PerfusionAutoBias": {"size": 512},
+    "PerfusionConceptSettings": {"bias": 0.6},
+    "PerfusionSweep": {"biases": "0.45, 0.6, 0.75", "values": "0.1, 0.15, 0.2", "steps": 25, "cfg": 7.0},
+    "KSampler": {"steps": 25, "cfg": 7.0},
+}
+"""What an SD1.5 checkpoint wants in place of the demo base's numbers: node -> its widgets."""
+SD15_ALONE = {"steps": 1000, "word_rate": 1e-3}
+SAMPLER = {"seed": 1, "steps": 20, "cfg": 2.5, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
+
+
+def main() -> int:
+    """Write them all."""
+    with Server(bootstrap.locate()) as server:
+        info = server.object_info()
+    for draw in DRAWN:
+        for prefix, change in (("", None), (SD15_PREFIX, for_sd15)):
+            drawing = Drawing(prefix + draw.__name__, info, change)
+            draw(drawing)
+            if change:
+                drawing.note("For SD1.5", SD15_NOTE, 0, 420, 200, -250)
+            path = WORKFLOWS / f"{drawing.name}.json"
+            path.write_text(json.dumps(drawing.workflow(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            steps.say(f"  {path.name}")
+    return 0
+
+
+SD15_NOTE = """The numbers here are for a checkpoint of **SD1.5**: choose yours in *Load Checkpoint*.
+
+In *Load Image* choose pictures of your own. In *Load Concept* choose a concept of your own and write its trigger word into the
+prompts; `sd15_train_a_concept` makes one."""
+
+
+def for_sd15(class_type: str, given: dict) -> dict:
+    """What stands in a node's widgets where the workflow is for an SD1.5 checkpoint and concepts of one's own."""
+    wanted = {}
+    for name, value in given.items():
+        if name in ("width", "height", "x") and isinstance(value, int):
+            wanted[name] = value * 512 // SIDE
+        elif isinstance(value, str):
+            for made in ("monster", "robot"):
+                value = value.replace(f"<demo-{made}>", f"<my-{made}>").replace(f"demo-{made}.", f"{made}_00001.")
+            wanted[name] = value
+    alone = SD15_ALONE if given.get("edit_mode") == "none" else {}
+    return wanted | {k: v for k, v in (SD15.get(class_type, {}) | alone).items() if k in given}
+
+
+def advice(sheet: Drawing, text: str) -> str:
+    """What a note says of other bases; the workflows for SD1.5 have their numbers already."""
+    return "" if sheet.change else text
+
+
+def train_a_concept(sheet: Drawing) -> None:
+    """Four pictures and their masks in, a concept file out."""
+    training(sheet, "monster")
+    sheet.note(
+        "How to",
+        """## Teach a concept
+
+1. **Pictures**: load four to ten pictures of one thing. Paint the thing in each with *Open in MaskEditor*, so that backgrounds
+stay out of the concept; or disconnect **masks**. The demo's pictures bring their masks.
+2. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
+3. Queue. The concept is saved to `models/perfusion` and stands in *Load Concept* after a refresh (R).
+
+A stopped training keeps the concept so far under `steps`, and goes on when the same graph is queued again."""
+        + advice(
+            sheet,
+            """
+
+The numbers here are for the small demo base, which draws 96 pixels. With an SD1.5 checkpoint take `sd15_train_a_concept`.""",
+        ),
+        0,
+        560,
+        260,
+        960,
+    )
+
+
+def use_concepts(sheet: Drawing) -> None:
+    """The plain way: load, set, apply, sample."""
+    base, model, clip = concept(sheet)
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <my-monster> on the grass")
+    draw(sheet, base, model, clip, positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## Use a concept
+
+Write its trigger word where you would write the plain word: `a photo of a <my-monster> on the grass`. Weights such as
+`(<my-monster>:1.2)` work too.
+
+**bias** decides between likeness and prompt: lower it for more of the concept, raise it for more of the prompt. Several
+concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another."""
+        + advice(
+            sheet,
+            """ With an SD1.5 checkpoint, take an empty
+latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
+        ),
+        0,
+        560,
+        220,
+    )
+
+
+def share_a_workflow(sheet: Drawing) -> None:
+    """As use_concepts, with a concept that lies inside the workflow."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(MONSTER))
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=held[0], **SETTINGS)
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
+    text = "a photo of a <demo-monster> on the grass"
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text=text)
+    draw(sheet, base, applied[0], applied[1], positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## A workflow that brings its concept
+
+*Concept in Workflow* holds a concept inside the workflow itself. Choose one of yours under **hold**; the node says how large it is,
+and a click on its trigger word copies it. Save the workflow, or drag a picture made with it onto another ComfyUI: it draws the
+same there, with no concept file.
+
+Whoever has the picture has the concept: share only what you may share. *Save Concept* puts an author and a licence into the file,
+and the node shows them.""",
+        0,
+        560,
+        260,
+    )
+
+
+def compare_settings(sheet: Drawing) -> None:
+    """A concept under three biases and three temperatures, with two seeds."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=loaded[0])
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-monster> on the grass")
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=applied[1], text="")
+    empty = sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
+    links = {"model": applied[0], "vae": base[2], "positive": positive[0], "negative": negative[0], "latent_image": empty[0]}
+    swept = {"biases": "0.2, 0.4, 0.6", "across": "temperature", "values": "0.05, 0.15, 0.3", "seeds": 2}
+    compared = sheet.add("PerfusionSweep", 1170, 340, **links, **swept, **SAMPLER)
+    sheet.add("SaveImage", 1560, 760, 460, "The grid", images=compared[0], filename_prefix="comparison")
+    sheet.add("PreviewImage", 1560, 760, 320, "Its pictures", images=compared[1])
+    sheet.note(
+        "How to",
+        """## Find the settings that suit a concept
+
+Each row has one of the **biases**, each column one of the temperatures in **values**; **seeds** pictures stand side by side. Take
+the cell that you like best and type its numbers into *Concept Settings*.
+
+Set **across** to strength and **values** to `0, 0.5, 1` to see the model without the edit beside it. Only sampling is repeated:
+prompts are encoded once. At most 100 pictures."""
+        + advice(
+            sheet,
+            """ With an SD1.5 checkpoint, take an empty latent of 512 × 512 pixels, **biases** of
+`0.45, 0.6, 0.75` and **values** of `0.1, 0.15, 0.2`.""",
+        ),
+        0,
+        560,
+        260,
+    )
+
+
+def find_the_bias(sheet: Drawing) -> None:
+    """The bias of a concept found by the model itself, and a picture with it."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=MONSTER)
+    text = sheet.add("PrimitiveStringMultiline", 0, 340, 140, "Prompt", value="a photo of a <demo-monster> on the beach")
+    links = {"model": base[0], "clip": base[1], "concept": loaded[0], "prompt": text[0]}
+    found = sheet.add("PerfusionAutoBias", 390, 320, **links, size=SIDE)
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=found[0])
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, clip=applied[1], text=text[0])
+    draw(sheet, base, applied[0], applied[1], positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## Let the model find the bias
+
+*Find Bias* asks the model what it foresees for this prompt with the concept's word and with the plain word, and takes the lowest
+**bias**, where the concept shows most, at which the prompt still does to the picture what it does with the plain word. The chart
+shows how far the prompt is followed at each bias.
+
+**followed** is how far it must be: lower it for more of the concept. It costs about as much as drawing a few pictures."""
+        + advice(
+            sheet,
+            """ With an
+SD1.5 checkpoint, take **size** 512 and an empty latent of 512 × 512 pixels.""",
+        ),
+        0,
+        340,
+        300,
+    )
+
+
+def measure_a_text_encoder(sheet: Drawing) -> None:
+    """As train_a_concept, with a covariance that is measured over captions of one's own."""
+    base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
+    images, masks = pictures(sheet)
+    measured = sheet.add("PerfusionCovariance", 640, 340, 240, clip=base[1], captions="")
+    sheet.add("PreviewAny", 640, 340, 160, "What was measured", source=measured[1])
+    links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0], "masks": masks[0]}
+    train = sheet.add("PerfusionTrain", 1020, 380, covariance=measured[0], **links, **TRAINING)
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="monster")
+    sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
+    sheet.note(
+        "How to",
+        """## Captions of your own
+
+A concept's gate tells how alike words are by how the text encoder spreads its encodings over captions. *Train Concept* measures
+that by itself, over captions that come with the pack. Where you teach things of a special field, or prompt in a special way, type
+**captions** of your own here, one a line, or name a text file in the input folder in **captions_file**: hundreds, and varied,
+for words are told apart only where the captions have shown how.
+
+The result is kept, for each text encoder and set of captions; what was taught with it carries all that it needs.""",
+        0,
+        560,
+        260,
+        960,
+    )
+
+
+def import_a_concept(sheet: Drawing) -> None:
+    """Another implementation's file in, ours out, and a picture."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    taken = sheet.add(
+        "PerfusionImport",
+        390,
+        340,
+        model=base[0],
+        clip=base[1],
+        file_name="monster.pt",
+        trigger="<my-monster>",
+        superclass="monster",
+    )
+    sheet.add("PerfusionSaveConcept", 390, 340, concept=taken[0], filename_prefix="imported")
+    chosen = sheet.add("PerfusionConceptSettings", 780, 340, concept=taken[0], **SETTINGS)
+    applied = sheet.add("PerfusionApply", 780, 340, model=base[0], clip=base[1], concept=chosen[0], edit_mode="exact")
+    positive = sheet.add("CLIPTextEncode", 1170, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-monster> on the grass")
+    draw(sheet, base, applied[0], applied[1], positive[0], 1580)
+    sheet.note(
+        "How to",
+        """## Import a concept
+
+1. Put the other implementation's file (.pt, .pth, .ckpt or .bin) into `models/perfusion`, press R, and choose it in *Import
+Concept*. Known are the files of **perfusion-pytorch** and of **ChenDarYen's Key-Locked-Rank-One-Editing**.
+2. Load a checkpoint of the base that it was taught to, and type a **trigger** and the **superclass**.
+3. Queue. *Save Concept* writes it as `imported_00001`; from then on use *Load Concept*.
+
+Without such a file, `python -m scripts.build.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's
+concept as `monster.pt` in the form of perfusion-pytorch.
+
+Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same."""
+        + advice(
+            sheet,
+            """ The values
+here are for the small demo base.""",
+        ),
+        0,
+        340,
+        600,
+    )
+
+
+def export_a_concept(sheet: Drawing) -> None:
+    """A concept as a LoRA and an embedding, and beside it what these will draw."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
+    sheet.add("PerfusionExport", 390, 320, 320, model=base[0], clip=base[1], concept=chosen[0], filename_prefix="monster")
+    for mode, prompt in (("exact", "The concept"), ("static", "As the LoRA will be")):
+        applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0], edit_mode=mode)
+        positive = sheet.add(
+            "CLIPTextEncode", 760, 360, 140, prompt, clip=applied[1], text="a photo of a <my-monster> on the grass"
+        )
+        draw(sheet, base, applied[0], applied[1], positive[0], 1170)
+    sheet.note(
+        "How to",
+        """## Export a concept
+
+Queue: a LoRA goes to `models/loras`, an embedding to `models/embeddings`, each with a counter, and the *Export Concept* node says
+how near the LoRA comes to the concept. A LoRA cannot tell whether a prompt names the concept: it acts a little in every prompt,
+and **bias** and **strength** stay as they were when it was written. The two pictures show both, from one seed.
+
+**To use them without Perfusion**: press R, put a *Load LoRA* node between checkpoint and sampler with **strength_model** 1 and
+a **strength_clip** of 0, and write the embedding's word in a usual *CLIP Text Encode*, with a space before and after it: `a photo
+of a embedding:monster_00001 on the grass`. The LoRA is made for the model that stands here, with its LoRAs if it has some.""",
+        0,
+        710,
+        300,
+        790,
+    )
+
+
+def teach_a_word_alone(sheet: Drawing) -> None:
+    """Textual Inversion: the same pictures in, a word out that edits no layer."""
+    training(sheet, "monster-word", **ALONE)
+    sheet.note(
+        "How to",
+        """## Teach a word alone
+
+With **edit_mode** *none* no layer of the model is edited and the word is all that is learned: Textual Inversion. What you get is
+loaded, combined and applied as any concept is; bias and temperature have no say in it.
+
+**initial_word** is what the word starts as: empty for the superclass, another plain word, or `embedding:NAME` of
+`models/embeddings`, to go on from an embedding that you have. More words or more vectors to begin with make a longer word.
+
+Good rates lie between 0.0005 and 0.005 with SD1.5."""
+        + advice(
+            sheet,
+            """
+
+The numbers here are for the small demo base. With an SD1.5 checkpoint take `sd15_teach_a_word_alone`.""",
+        ),
+        0,
+        560,
+        280,
+        960,
+    )
+
+
+def lock_keys_globally(sheet: Drawing) -> None:
+    """One prompt with the concept's own keys locked, and with all keys locked."""
+    base, model, clip = concept(sheet, MONSTER)
+    prompt = "a photo of a <demo-monster> in the snow"
+    plain = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt, local lock", clip=clip, text=prompt)
+    locked = sheet.add("PerfusionTextEncode", 760, 360, 140, "Prompt, global lock", clip=clip, text=prompt)
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
+    for title, positive in (("Local lock", plain), ("Global lock", locked)):
+        sample(sheet, base, model, positive[0], negative[0], 1170, title)
+    sheet.note(
+        "How to",
+        """## Two ways to lock keys
+
+Keys decide where words look in the picture, values what they bring. *CLIP Text Encode* locks the concept's own keys to its plain
+word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the picture is laid
+out just as the plain prompt's would be. If less of the concept shows than you like, lower its **bias**.
+
+Both nodes may stand in one graph; without a trigger word they give the same.""",
+        0,
+        560,
+        230,
+    )
+
+
+def see_attention(sheet: Drawing) -> None:
+    """Where words looked while a picture was sampled."""
+    base, model, clip = concept(sheet, MONSTER)
+    watched = sheet.add("PerfusionWatchAttention", 390, model=model)
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <demo-monster> on the grass")
+    sampled, decoded = draw(sheet, base, watched[0], clip, positive[0], 1170)
+    shown = sheet.add(
+        "PerfusionShowAttention",
+        1520,
+        360,
+        attention=watched[1],
+        samples=sampled[0],
+        images=decoded[0],
+        words="<demo-monster>, on, grass",
+    )
+    sheet.add("SaveImage", 1930, 760, 360, "Where the words looked", images=shown[0], filename_prefix="attention")
+    masks = sheet.add("MaskToImage", 1930, 300, mask=shown[1])
+    sheet.add("PreviewImage", 1930, 760, 320, "The same as masks", images=masks[0])
+    sheet.note(
+        "How to",
+        """## See where words look
+
+*Watch Attention* goes between the model and any sampler; pictures stay the same to the bit. *Show Attention* needs what the sampler
+gave, so that it knows which picture is meant.
+
+A label such as `<demo-monster> 12.2 % gate 0.98` says that this share of all attention went to the word, and that the concept's
+gate opens to 0.98 at it. A few per cent are usual: most attention goes to the start and to the tokens after the words. The masks
+can be used as any others.""",
+        0,
+        560,
+        230,
+    )
+
+
+def train_without_painting(sheet: Drawing) -> None:
+    """As train_a_concept, with masks that the model itself finds."""
+    base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
+    images, _ = pictures(sheet, masked=False)
+    links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0]}
+    found = sheet.add("PerfusionFindObject", 640, word="monster", size=SIDE, **links)
+    train = sheet.add("PerfusionTrain", 1020, 380, masks=found[0], **links, **TRAINING)
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix="monster")
+    sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
+    sheet.note(
+        "How to",
+        """## Teach a concept without painting masks
+
+*Find Object* reads from the checkpoint's own attention where its **word** is in each picture, and shows the masks. If one of
+them is wrong, try another **seed** or paint that one. No other model is needed.
+
+Look at the masks before you train for long."""
+        + advice(sheet, """ With an SD1.5 checkpoint take `sd15_train_without_painting`."""),
+        0,
+        560,
+        200,
+        960,
+    )
+
+
+def inspect_gates(sheet: Drawing) -> None:
+    """What two concepts do with a prompt, before anything is sampled."""
+    _, model, clip = concept_pair(sheet)
+    positive = sheet.add(
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-monster> and a <demo-robot> on the grass"
+    )
+    inspected = sheet.add("PerfusionInspect", 1170, 460, 560, model=model, positive=positive[0])
+    sheet.add("SaveImage", 1680, 460, 560, "Each concept's gate at each word", images=inspected[0], filename_prefix="gates")
+    sheet.add("PreviewAny", 1680, 460, 200, "In words", source=inspected[1])
+    sheet.note(
+        "How to",
+        """## Is it working?
+
+*Inspect Gates* looks at the prompt and the model that go to a sampler, and samples nothing. It says how far each concept's gate
+opens at each word; which trigger word is missing; whether two concepts fight over a word; how much of the layers' keys and
+values the edit changes; and what LoRAs and other patches do beside it.
+
+A gate of nearly 0 at its own word: lower the **bias**. Open at all other words too: raise it, or lower the **temperature**.""",
+        0,
+        560,
+        230,
+    )
+
+
+def use_two_concepts(sheet: Drawing) -> None:
+    """Two concepts that were taught apart, in one picture."""
+    base, model, clip = concept_pair(sheet)
+    text = "a photo of a <demo-monster> and a <demo-robot> in the snow"
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text=text)
+    draw(sheet, base, model, clip, positive[0], 1170, width=2 * SIDE)
+    sheet.note(
+        "How to",
+        """## Two concepts in one picture
+
+Concepts are taught apart and joined with *Combine Concepts*, as many as you like. Each has its own trigger word and its own
+settings. If one takes over the other's place, give each a region (*two_places*), or raise its **bias**."""
+        + advice(
+            sheet,
+            """
+
+The demo base draws two characters side by side, in a picture twice as wide.""",
+        ),
+        0,
+        560,
+        170,
+    )
+
+
+def two_places(sheet: Drawing) -> None:
+    """Two concepts in one picture, each in its own place."""
+    left, right = (half(sheet, x) for x in (0, SIDE))
+    base, model, clip = concept_pair(sheet, left, right)
+    positive = sheet.add(
+        "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-monster> and a <demo-robot> on the grass"
+    )
+    draw(sheet, base, model, clip, positive[0], 1170, width=2 * SIDE)
+    sheet.note(
+        "How to",
+        """## Two concepts, two places
+
+Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the monster's and
+the right half the robot's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
+everywhere.""",
+        0,
+        560,
+        170,
+    )
+
+
+def keep_layout(sheet: Drawing) -> None:
+    """The plain word's picture, then the concept's in its layout, and without."""
+    base, model, clip = concept(sheet, MONSTER)
+    watched = sheet.add("PerfusionWatchAttention", 390, model=model)
+    word, name = (
+        sheet.add("CLIPTextEncode", 760, 360, 120, title, clip=clip, text=f"a photo of a {said} on the beach")
+        for title, said in (("Prompt with the plain word", "monster"), ("Prompt with the concept", "<demo-monster>"))
+    )
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
+    first = sample(sheet, base, watched[0], word[0], negative[0], 1170, "The plain word")
+    kept = sheet.add("PerfusionKeepLayout", 760, 340, model=model, attention=watched[1], samples=first[0][0])
+    sample(sheet, base, kept[0], name[0], negative[0], 1170, "The concept in its layout", first[1])
+    sample(sheet, base, model, name[0], negative[0], 1170, "The concept by itself", first[1])
+    sheet.note(
+        "How to",
+        """## Keep a picture's layout
+
+The first picture is drawn with the plain word. *Keep Layout* draws the next one in its layout: where the words that both prompts
+share look is taken from the first picture (Prompt-to-Prompt). **end** says how long: 1 keeps most, 0.5 leaves the concept more of
+its own shape. All three samplers have one seed, one sampler and one number of steps.""",
+        0,
+        560,
+        200,
+    )
+
+
+def keep_layout_of_a_picture(sheet: Drawing) -> None:
+    """A picture turned back into noise, and the concept drawn from it in the picture's layout."""
+    base, model, clip = concept(sheet, MONSTER)
+    loaded = sheet.add("LoadImage", 0, 340, 320, "The picture", image="plain-monster.png")
+    scaled = sheet.add("ImageScale", 390, 340, image=loaded[0], upscale_method="area", width=SIDE, height=SIDE, crop="center")
+    encoded = sheet.add("VAEEncode", 390, 340, pixels=scaled[0], vae=base[2])
+    watched = sheet.add("PerfusionWatchAttention", 390, 340, model=model)
+    word, name = (
+        sheet.add("CLIPTextEncode", 760, 360, 120, title, clip=clip, text=f"a photo of a {said} on the beach")
+        for title, said in (("What the picture shows", "monster"), ("Prompt with the concept", "<demo-monster>"))
+    )
+    negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=clip, text="")
+    sampler = sheet.add("KSamplerSelect", 760, 360, sampler_name="euler")
+    down = sheet.add("BasicScheduler", 760, 360, model=model, scheduler="normal", steps=40, denoise=1.0)
+    up = sheet.add("FlipSigmas", 760, 360, sigmas=down[0])
+    fixed = {"add_noise": False, "noise_seed": 0, "negative": negative[0], "sampler": sampler[0]}
+    links = {"positive": word[0], "sigmas": up[0], "latent_image": encoded[0]}
+    noise = sheet.add("SamplerCustom", 1170, 320, title="Picture to noise", model=watched[0], cfg=1.0, **links, **fixed)
+    kept = sheet.add("PerfusionKeepLayout", 1170, 320, model=model, attention=watched[1], samples=noise[0])
+    ways = (("The picture again", model, word, 1.0), ("The concept in its layout", kept[0], name, 2.0))
+    for title, drawn_by, prompt, cfg in ways:
+        links = {"model": drawn_by, "positive": prompt[0], "sigmas": down[0], "latent_image": noise[0]}
+        drawn = sheet.add("SamplerCustom", 1540, 320, title=title, cfg=cfg, **links, **fixed)
+        shown(sheet, base, drawn, 1910, title)
+    sheet.note(
+        "How to",
+        """## Keep the layout of a picture that you have
+
+*Picture to noise* runs the sampler backwards (*FlipSigmas*, **cfg** 1, no noise added) with a prompt that says what the picture
+shows: it finds the noise that this picture could have been drawn from. From that noise *Keep Layout* draws the concept in the
+picture's place. *The picture again* shows how much was kept on the way; with more steps it is more. A low **cfg** keeps more too.
+
+The shorter way is *VAE Encode* and a usual *KSampler* with **denoise** at 0.6: then *Watch Attention* and *Keep Layout* go there as
+in `keep_layout`."""
+        + advice(sheet, """ With an SD1.5 checkpoint scale the picture to 512 × 512."""),
+        0,
+        560,
+        290,
+    )
+
+
+def in_base64(name: str) -> str:
+    """One of the demo's concepts as Concept in Workflow holds it."""
+    return base64.b64encode((bootstrap.ROOT / "demo" / "concepts" / name).read_bytes()).decode()
+
+
+# ---- parts that several workflows share --------------------------------------------------------------------------------------
+
+
+def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
+    """The demo's four pictures and their masks, as batches."""
+    loaded = [
+        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 180 + 370 * (i // 2), image=f"monster-{i}.png")
+        for i in range(4)
+    ]
+    images = sheet.add("BatchImagesNode", 640, top=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
+    masks = {f"masks__mask{i}": node[1] for i, node in enumerate(loaded)}
+    return images, sheet.add("BatchMasksNode", 640, **masks) if masked else None
+
+
+def training(sheet: Drawing, prefix: str, **changed: object) -> None:
+    """The demo's pictures taught to its base with TRAINING, and what comes out saved and shown."""
+    base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
+    images, masks = pictures(sheet)
+    settings = TRAINING | changed
+    train = sheet.add(
+        "PerfusionTrain", 1020, 380, model=base[0], clip=base[1], vae=base[2], images=images[0], masks=masks[0], **settings
+    )
+    sheet.add("PerfusionSaveConcept", 1460, 360, concept=train[0], filename_prefix=prefix)
+    sheet.add("PreviewImage", 1460, 360, 260, "Loss", images=train[1])
+    sheet.add("PreviewImage", 1460, 560, 260, "The concept, step by step", images=train[3])
+
+
+def concept(sheet: Drawing, name: str = "monster_00001.safetensors") -> tuple[Node, tuple, tuple]:
+    """A checkpoint with a concept: the checkpoint's node, and the MODEL and CLIP that know it."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
+    return base, applied[0], applied[1]
+
+
+def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
+    """A checkpoint with the demo's two concepts, each with a region if there are any."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    chosen = []
+    for i, name in enumerate((MONSTER, ROBOT)):
+        title = ("First concept", "Second concept")[i]
+        loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, title, concept_name=name)
+        own = {"region": regions[i][0]} if regions else {}
+        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **SETTINGS | own))
+    both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=both[0])
+    return base, applied[0], applied[1]
+
+
+def half(sheet: Drawing, x: int) -> Node:
+    """A mask of a picture of two, white from column x to x + SIDE."""
+    sizes = ((0.0, 2 * SIDE), (1.0, SIDE))
+    black, white = (sheet.add("SolidMask", -390, 300, value=v, width=w, height=SIDE) for v, w in sizes)
+    return sheet.add("MaskComposite", -390, 300, destination=black[0], source=white[0], x=x, y=0, operation="add")
+
+
+def sample(
+    sheet: Drawing, base: Node, model: tuple, positive: tuple, negative: tuple, x: int, title: str, empty: Node | None = None
+) -> tuple[Node, Node]:
+    """A sampler with a title, and its picture beside it: the sampler's node, and the empty latent's."""
+    empty = empty or sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
+    links = {"model": model, "positive": positive, "negative": negative, "latent_image": empty[0]}
+    sampled = sheet.add("KSampler", x, 300, title=title, **links, **SAMPLER)
+    shown(sheet, base, sampled, x + 350, title)
+    return sampled, empty
+
+
+def shown(sheet: Drawing, base: Node, sampled: Node, x: int, title: str) -> None:
+    """What a sampler with a title gave, decoded and saved."""
+    decoded = sheet.add("VAEDecode", x, 220, samples=sampled[0], vae=base[2])
+    sheet.add("SaveImage", x, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
+
+
+def draw(
+    sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, width: int = SIDE, **sampler: object
+) -> tuple[Node, Node]:
+    """Sample and save a picture, of two characters where `width` is two squares: the nodes of the sampler and of the decoder."""
+    negative = sheet.add("CLIPTextEncode", x - 410, 360, 100, "Negative prompt", clip=clip, text="")
+    empty = sheet.add("EmptyLatentImage", x - 410, width=width, height=SIDE) if "latent_image" not in sampler else None
+    latent = {} if empty is None else {"latent_image": empty[0]}
+    settings = SAMPLER | latent | sampler
+    sampled = sheet.add("KSampler", x, 300, model=model, positive=positive, negative=negative[0], **settings)
+    decoded = sheet.add("VAEDecode", x, 220, samples=sampled[0], vae=base[2])
+    sheet.add("SaveImage", x + 350, 360, 400, images=decoded[0], filename_prefix="perfusion")
+    return sampled, decoded
+
+
+DRAWN: list[Callable[[Drawing], None]] = [
+    train_a_concept,
+    use_concepts,
+    use_two_concepts,
+    share_a_workflow,
+    compare_settings,
+    find_the_bias,
+    import_a_concept,
+    export_a_concept,
+    teach_a_word_alone,
+    lock_keys_globally,
+    see_attention,
+    train_without_painting,
+    measure_a_text_encoder,
+    inspect_gates,
+    two_places,
+    keep_layout,
+    keep_layout_of_a_picture,
+]
+
+if __name__ == "__main__":
+    steps.exit_with(main)

@@ -1,0 +1,106 @@
+"""Graphs in API form for tests and benchmarks, and what came out of them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from scripts.harness.server import Server
+from scripts.setup.bootstrap import CHECKPOINT
+
+TRIGGER = "<my-monster>"
+Link = list
+
+
+class Graph:
+    """A graph under construction: `add` gives a node, whose outputs are `[id, number]`."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict] = {}
+
+    def add(self, class_type: str, **inputs: object) -> str:
+        """Add a node; `a__b` stands for the grown input `a.b`."""
+        key = str(len(self.nodes) + 1)
+        named = {name.replace("__", "."): value for name, value in inputs.items()}
+        self.nodes[key] = {"class_type": class_type, "inputs": named}
+        return key
+
+    def checkpoint(self, name: str = CHECKPOINT) -> tuple[Link, Link, Link]:
+        """A checkpoint's MODEL, CLIP and VAE; by default the demo base's."""
+        key = self.add("CheckpointLoaderSimple", ckpt_name=name)
+        return [key, 0], [key, 1], [key, 2]
+
+    def pictures(self, count: int = 4) -> tuple[Link, Link]:
+        """The demo's pictures and masks, batched; a single one as it is, for older hosts batch no fewer than two."""
+        keys = [self.add("LoadImage", image=f"monster-{i}.png") for i in range(count)]
+        if count == 1:
+            return [keys[0], 0], [keys[0], 1]
+        images = self.add("BatchImagesNode", **{f"images.image{i}": [key, 0] for i, key in enumerate(keys)})
+        masks = self.add("BatchMasksNode", **{f"masks.mask{i}": [key, 1] for i, key in enumerate(keys)})
+        return [images, 0], [masks, 0]
+
+    def train(self, model: Link, clip: Link, vae: Link, images: Link, masks: Link | None = None, **widgets: object) -> str:
+        """A short training of the demo's monster."""
+        inputs = {
+            "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 4, "size": 64, "seed": 0, "word_rate": 3e-4,
+            "output_rate": 0.03, "train_bias": 0.75, "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5,
+            "at_once": 4, "precision": "fp32", "preview_every": 0, "min_snr": 0.0,
+        }  # fmt: skip
+        if masks is not None:
+            inputs["masks"] = masks
+        return self.add("PerfusionTrain", model=model, clip=clip, vae=vae, images=images, **inputs | widgets)
+
+    def save(self, concept: Link, prefix: str, **widgets: object) -> str:
+        """Save a concept."""
+        return self.add(
+            "PerfusionSaveConcept",
+            **{"concept": concept, "filename_prefix": prefix, "overwrite": False, "precision": "float32"} | widgets,
+        )
+
+    def load(self, name: str, **settings: object) -> Link:
+        """Load a concept; with settings if any are given."""
+        concept = [self.add("PerfusionLoadConcept", concept_name=name), 0]
+        if settings:
+            given = {"bias": 0.6, "temperature": 0.15, "strength": 1.0, "trigger": ""} | settings
+            concept = [self.add("PerfusionConceptSettings", concept=concept, **given), 0]
+        return concept
+
+    def apply(self, model: Link, clip: Link, concept: Link, mode: str = "exact") -> tuple[Link, Link]:
+        """Apply concepts."""
+        key = self.add("PerfusionApply", model=model, clip=clip, concept=concept, edit_mode=mode)
+        return [key, 0], [key, 1]
+
+    def text(self, clip: Link, text: str) -> Link:
+        """Encode a prompt by the host's own node."""
+        return [self.add("CLIPTextEncode", clip=clip, text=text), 0]
+
+    def sample(
+        self, model: Link, positive: Link, negative: Link, steps: int = 3, cfg: float = 3.0, seed: int = 1, width: int = 64
+    ) -> Link:
+        """Sample a latent of 64 pixels by the host's own KSampler; of two things in a picture twice as wide."""
+        empty = self.add("EmptyLatentImage", width=width, height=64, batch_size=1)
+        key = self.add(
+            "KSampler", model=model, positive=positive, negative=negative, latent_image=[empty, 0], seed=seed, steps=steps, cfg=cfg,
+            sampler_name="euler", scheduler="normal", denoise=1.0,
+        )  # fmt: skip
+        return [key, 0]
+
+
+_counter = itertools.count()
+
+
+def latents(server: Server, graph: Graph, *samples: Link) -> list[torch.Tensor]:
+    """Run the graph and give these latents as they were sampled, float32 [1, 4, 8, width / 8]."""
+    prefixes = [f"latents/{next(_counter)}" for _ in samples]
+    for prefix, sample in zip(prefixes, samples, strict=True):
+        graph.add("SaveLatent", samples=sample, filename_prefix=prefix)
+    server.run(graph.nodes)
+    return [load_file(next((server.base / "output").glob(f"{prefix}_*.latent")))["latent_tensor"] for prefix in prefixes]
+
+
+def concepts(server: Server) -> set[Path]:
+    """The concept files that there are."""
+    return set((server.base / "models" / "perfusion").glob("*.safetensors"))

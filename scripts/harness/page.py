@@ -1,0 +1,274 @@
+"""ComfyUI's page in a browser without a window, worked with mouse and keyboard as a person does."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, ConsoleMessage, ElementHandle, Locator
+from playwright.sync_api import Page as Tab
+
+from scripts.harness.server import Server
+from scripts.setup import comfyui
+
+READY = "() => window.app?.extensionManager && window.app.graph && window.app.canvas"
+SLOT = """([id, kind, name]) => {
+    const node = app.graph.getNodeById(id), slots = kind === 'output' ? node.outputs : node.inputs;
+    const i = slots.findIndex(slot => slot.name === name);
+    return kind === 'output' ? node.getOutputPos(i) : node.getInputPos(i);
+}"""
+WIDGET = """([id, name]) => {
+    const node = app.graph.getNodeById(id), widget = node.widgets.find(each => each.name === name);
+    return [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];
+}"""
+ON_SCREEN = """([x, y]) => {
+    const {scale, offset} = app.canvas.ds, box = app.canvas.canvas.getBoundingClientRect();
+    return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale];
+}"""
+SEARCH = re.compile(r"Add a node\.\.\.|Search Nodes\.\.\.")
+"""What the search box says while it is empty, in newer and older pages."""
+OLD = "0.16.3"
+OLD_JOBS = re.compile(r"\[Jobs API\] .*\"preview_output\",\s+\"filename\"", re.DOTALL)
+"""The page of that ComfyUI on its own server's list of jobs, where a job shows text alone, as with the host's Preview as Text."""
+TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).element"
+
+
+class Page:
+    """The page of a server, and what a person does on it. Nodes go by their ids."""
+
+    def __init__(self, browser: Browser, server: Server) -> None:
+        self.server, self.errors, self.done = server, [], set()
+        self.tab: Tab = browser.new_context(
+            viewport={"width": 1800, "height": 1100}, permissions=["clipboard-read", "clipboard-write"]
+        ).new_page()
+        newcomer = not server.get("/settings").get("Comfy.TutorialCompleted")
+        self.tab.goto(server.address)
+        self.tab.wait_for_function(READY, timeout=120_000)
+        self.tab.wait_for_load_state("networkidle")
+        if newcomer:  # the host shows its templates to them, be it late
+            self.tab.locator("[role=dialog]").first.wait_for()
+            self.close_dialogs()
+        # What the host itself says while it starts is not ours to answer for.
+        self.tab.on("console", self._heard)
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _heard(self, said: ConsoleMessage) -> None:
+        old = OLD_JOBS.match(said.text) and comfyui.version_of(self.server.setup.comfyui) == OLD
+        if said.type == "error" and not old:
+            self.errors.append(f"{said.text} {said.location}")
+
+    def close(self) -> None:
+        """Leave the page."""
+        self.tab.context.close()
+
+    def ask(self, script: str, *given: object) -> Any:
+        """What a function of the page says."""
+        return self.tab.evaluate(script, list(given))
+
+    def command(self, name: str) -> None:
+        """One of the host's commands, as from its menu."""
+        self.tab.evaluate("name => app.extensionManager.command.execute(name)", name)
+
+    def empty(self) -> None:
+        """A new, empty canvas, at its natural size."""
+        self.command("Comfy.NewBlankWorkflow")
+        self.close_dialogs()
+        self.tab.evaluate(
+            "() => { app.canvas.ds.scale = 0.8; app.canvas.ds.offset = [280, 220]; app.canvas.setDirty(true, true); }"
+        )
+
+    def close_dialogs(self) -> None:
+        """Close what the host has opened over the canvas."""
+
+        def closed() -> bool:
+            if self.tab.locator("[role=dialog]").count() == 0:
+                return True
+            self.tab.keyboard.press("Escape")
+            self.tab.wait_for_timeout(300)
+            # In older pages the key reaches no dialog, but a click beside it does.
+            if self.tab.locator("[role=dialog]").count() > 0:
+                self.tab.mouse.click(900, 30)
+            return False
+
+        self.wait(closed, "the host's dialogs to close")
+
+    # ---- nodes ---------------------------------------------------------------------------------------------------------------
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the canvas is on the screen."""
+        return tuple(self.ask(ON_SCREEN, x, y))
+
+    def nodes(self) -> list[int]:
+        """The ids of all."""
+        return self.tab.evaluate("() => app.graph._nodes.map(node => node.id)")
+
+    def of_type(self, name: str) -> list[int]:
+        """The ids of all nodes of a type."""
+        return self.ask("([type]) => app.graph._nodes.filter(node => node.type === type).map(node => node.id)", name)
+
+    def value(self, node: int, widget: str) -> Any:
+        """What a widget holds."""
+        return self.ask("([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).value", node, widget)
+
+    def card(self, node: int) -> Locator:
+        """What a node shows of its concept."""
+        script = "([id]) => { app.graph.getNodeById(id).widgets.find(each => each.name === 'card').element.id = `card-${id}`; }"
+        self.ask(script, node)
+        return self.tab.locator(f"#card-{node}")
+
+    def add(self, name: str, x: float, y: float) -> int:
+        """Search a node by its name, put it down and drag it to a point of the canvas; its id."""
+        before, free = set(self.nodes()), (1000, 950)
+        box = self.tab.get_by_placeholder(SEARCH)
+
+        def opened() -> bool:
+            # A busy machine may take the two clicks for single ones.
+            self.tab.mouse.dblclick(*free)
+            self.tab.wait_for_timeout(700)
+            return box.is_visible()
+
+        self.wait(opened, "the search box")
+        box.fill(name)
+        self.tab.get_by_text(name, exact=True).or_(self.tab.locator("[role=option]", has_text=name)).first.wait_for()
+
+        def placed() -> bool:
+            # Older pages hear the key only once they have marked what they found.
+            if box.is_visible():
+                self.tab.keyboard.press("Enter")
+                self.tab.wait_for_timeout(300)
+            return len(self.nodes()) > len(before)
+
+        self.wait(placed, f"a node {name}")
+        (found,) = set(self.nodes()) - before
+        # It hangs on the mouse, a ghost, until a click puts it down; older pages put a blueprint down at once.
+        ghost = "([id]) => app.graph.getNodeById(id).flags.ghost === true"
+        self.tab.wait_for_timeout(1000)
+        self.tab.mouse.click(*free)
+        self.wait(lambda: not self.ask(ghost, found), f"{name} on the canvas")
+        self.tab.wait_for_timeout(500)
+        left, top = self.ask("([id]) => [...app.graph.getNodeById(id).pos]", found)
+        self.drag(self.at(left + 60, top - 15), self.at(x + 60, y - 15))
+        return found
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the mouse button at one place of the screen and let it go at another; no faster than a hand."""
+        self.tab.mouse.move(*start)
+        self.tab.wait_for_timeout(100)
+        self.tab.mouse.down()
+        for part in (0.1, 0.5, 0.9, 1, 1):
+            self.tab.wait_for_timeout(50)
+            self.tab.mouse.move(*(a + part * (b - a) for a, b in zip(start, end, strict=True)))
+        self.tab.wait_for_timeout(50)
+        self.tab.mouse.up()
+        self.tab.wait_for_timeout(500)  # or a next press would make it a double click
+
+    def connect(self, source: int, output: str, target: int, given: str) -> None:
+        """Draw a link from an output to an input."""
+        start, end = self.ask(SLOT, source, "output", output), self.ask(SLOT, target, "input", given)
+        self.drag(self.at(*start), self.at(*end))
+        linked = "([id, name]) => app.graph.getNodeById(id).inputs.find(each => each.name === name).link !== null"
+        self.wait(lambda: self.ask(linked, target, given), f"a link to {given}")
+
+    def write(self, node: int, widget: str, text: str) -> None:
+        """Type into a text box."""
+        box = self.tab.evaluate_handle(TEXT_BOX, [node, widget]).as_element()
+        assert isinstance(box, ElementHandle)
+        box.fill(text)
+
+    def number(self, node: int, widget: str, value: float | str) -> None:
+        """Type a number, or a line of text, into a widget."""
+        self.tab.mouse.dblclick(*self.at(*self.ask(WIDGET, node, widget)))
+        box = self.tab.locator(".graphdialog input")
+        box.fill(str(value))
+        box.press("Enter")
+
+    def choose(self, node: int, widget: str, option: str) -> None:
+        """Choose from a list."""
+        self.tab.mouse.click(*self.at(*self.ask(WIDGET, node, widget)))
+        self.tab.locator(".litecontextmenu .litemenu-entry", has_text=option).click()
+
+    def help(self, node: int) -> None:
+        """Open a node's help, with the button that stands over it once it is chosen."""
+        self.select(node)
+        self.tab.get_by_test_id("info-button").click()
+
+    def select(self, node: int) -> None:
+        """Choose a node by a click on its title."""
+        left, top = self.ask("([id]) => [...app.graph.getNodeById(id).pos]", node)
+        self.tab.mouse.click(*self.at(left + 60, top - 15))
+
+    def browse(self, pack: str) -> Locator:
+        """Look at a pack's workflows in the template browser."""
+        self.command("Comfy.BrowseTemplates")
+        dialog = self.tab.get_by_role("dialog").last
+        dialog.get_by_text(pack, exact=True).first.click()
+        return dialog
+
+    def template(self, pack: str, name: str) -> None:
+        """Open a workflow of a pack from the template browser."""
+        dialog = self.browse(pack)
+        # The list grows as one scrolls; searching is quicker.
+        dialog.get_by_placeholder("Search").fill(name)
+        found = dialog.get_by_text(name, exact=True).first
+
+        def opened() -> bool:
+            # While it finds, it moves what it has found away from under the mouse.
+            if dialog.is_visible():
+                found.click()
+                self.tab.wait_for_timeout(1500)
+            return not dialog.is_visible()
+
+        self.wait(opened, f"{name} to open", 60)
+        title = "() => app.extensionManager.workflow.activeWorkflow.filename"
+        self.wait(lambda: name in self.tab.evaluate(title), f"the workflow {name}")
+
+    def drop(self, picture: Path) -> None:
+        """Drag a picture from a folder onto the canvas."""
+        script = """async ([content, name]) => {
+            const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0)), dropped = new DataTransfer();
+            dropped.items.add(new File([bytes], name, { type: 'image/png' }));
+            for (const kind of ['dragenter', 'dragover', 'drop'])
+                app.canvas.canvas.dispatchEvent(new DragEvent(kind, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+        }"""
+        self.ask(script, base64.b64encode(picture.read_bytes()).decode(), picture.name)
+
+    def shorten(self, widgets: Mapping[str, Mapping[str, float]]) -> None:
+        """Set widgets of all nodes of a type, without the mouse."""
+        script = """([wanted]) => app.graph._nodes.forEach(node => Object.entries(wanted[node.type] ?? {}).forEach(
+            ([name, value]) => { node.widgets.find(each => each.name === name).value = value; }))"""
+        self.ask(script, widgets)
+
+    # ---- runs ----------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Press Run."""
+        self.done = set(self.server.get("/history"))
+        self.tab.get_by_test_id("queue-button").first.click()
+
+    def finish(self, timeout: float = 300) -> dict:
+        """Wait for the end of what was started; its history."""
+        found: list[dict] = []
+
+        def finished() -> bool:
+            found[:] = [entry for key, entry in self.server.get("/history").items() if key not in self.done]
+            return bool(found)
+
+        self.wait(finished, "the end of the run", timeout)
+        return found[0]
+
+    def run(self, timeout: float = 300) -> dict:
+        """Press Run and wait for the end; the history of what was run."""
+        self.start()
+        return self.finish(timeout)
+
+    def wait(self, ready: Callable[[], bool], what: str, timeout: float = 20) -> None:
+        """Until something is so."""
+        end = time.monotonic() + timeout
+        while not ready():
+            if time.monotonic() > end:
+                raise AssertionError(f"waited {timeout} s for {what}; the page said {self.errors}")
+            self.tab.wait_for_timeout(100)

@@ -1,0 +1,152 @@
+"""Write docs/compatibility.md: what was tested with what, each cell with its test.
+
+`python -m scripts.release.make_compatibility`, in the environment that the set-up made, runs the tests that the page names, on the
+host in use, and writes the page; with `--junit FILE ...` it takes what pytest wrote of earlier runs of them (`--junitxml FILE`).
+Of another host than the usual one, such as `scripts/release/test_hosts.py` runs all tests with, it writes that version's row alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import textwrap
+import xml.etree.ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.release.compatibility import NOT_TESTED, TABLES, Cell, Table, tried
+from scripts.setup import bootstrap, comfyui, steps
+
+PAGE = bootstrap.ROOT / "docs" / "compatibility.md"
+HOSTS = bootstrap.ROOT / "benchmarks" / "results" / "hosts.json"
+"""Other version of the host -> what came of all tests with it."""
+VERSIONS = "Versions of ComfyUI"
+
+
+def read(junits: Sequence[Path]) -> tuple[dict[str, bool], dict[str, str]]:
+    """Of each test of some runs, by its full id, whether it passed in the last run that had it; of the skipped ones, the reason."""
+    cases = {
+        f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}": case
+        for junit in junits
+        for case in xml.etree.ElementTree.parse(junit).iter("testcase")
+    }
+    bad = ("failure", "error", "skipped")
+    passed = {one: not any(case.find(how) is not None for how in bad) for one, case in cases.items()}
+    skips = {one: case.find("skipped") for one, case in cases.items()}
+    return passed, {one: skip.attrib["message"] for one, skip in skips.items() if skip is not None}
+
+
+def page(passed: dict[str, bool], others: dict[str, str]) -> str:
+    """The page, from the outcome of a run on the usual host, and what is told of other ones."""
+    ran = [one for test in tried() for one in test.runs(passed)]
+    whole = all(test.runs(passed) for test in tried()) and all(passed[one] for one in ran)
+    parts = [
+        "# What works with what",
+        "`python -m scripts.release.make_compatibility` runs the tests that stand here and writes this page. ✓ is a test that "
+        "passed then; its name is that of a function in `tests/`, with the run of it in brackets. Where something cannot be put "
+        "together, the reason stands in the test's place or beside it.",
+    ]
+    hosts = f"✓ all {len(ran)} tests of this page" if whole else "not all tests of this page passed"
+    for table in (*TABLES, versions(hosts, others)):
+        parts += section(table, passed)
+    return "\n\n".join(wrapped(part) for part in parts) + "\n"
+
+
+def versions(usual: str, others: dict[str, str]) -> Table:
+    """The part on versions of the host: what came of the page's tests with the usual one, and of all tests with others."""
+    rows = [(comfyui.VERSION, usual), *sorted(others.items(), reverse=True), ("all others", NOT_TESTED)]
+    return Table(VERSIONS, "", ("version", "tests"), rows)
+
+
+def section(table: Table, passed: dict[str, bool]) -> list[str]:
+    """A part's paragraphs."""
+    lines = [table.columns, ["---"] * len(table.columns)]
+    lines += [[row[0], *(shown(cell, passed) for cell in row[1:])] for row in table.rows]
+    body = "\n".join(" ".join(f"| {cell}".rstrip() for cell in line) + " |" for line in lines)
+    return [f"## {table.title}", *filter(None, [table.intro]), body]
+
+
+def outcome(passed: dict[str, bool], lacking: dict[str, str]) -> str:
+    """What came of all tests with another host; those that it has no nodes for (`lacking`: test -> reason) are no failures."""
+    failed = sorted(one for one, good in passed.items() if not good and one not in lacking)
+    tried = len(passed) - len(lacking)
+    reasons = "; ".join(dict.fromkeys(lacking.values()))
+    more = f"; {len(lacking)} more cannot run: {reasons}" if lacking else ""
+    if not failed:
+        return f"✓ all {tried} tests{more}"
+    return f"{tried - len(failed)} of {tried} tests; not {', '.join(f'`{one}`' for one in failed)}{more}"
+
+
+def note(version: str, told_of_it: str) -> None:
+    """Write another host's row, and nothing else of the page."""
+    others = told() | {version: told_of_it}
+    HOSTS.write_text(json.dumps(others, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before, _, after = PAGE.read_text(encoding="utf-8").partition(f"## {VERSIONS}")
+    usual = next(
+        line.split(" | ")[1].removesuffix(" |") for line in after.splitlines() if line.startswith(f"| {comfyui.VERSION} |")
+    )
+    PAGE.write_text(before + "\n\n".join(section(versions(usual, others), {})) + "\n", encoding="utf-8")
+
+
+def told() -> dict[str, str]:
+    """What is told of other hosts."""
+    return json.loads(HOSTS.read_text(encoding="utf-8")) if HOSTS.exists() else {}
+
+
+def shown(cell: Cell, passed: dict[str, bool]) -> str:
+    """A cell's text."""
+    if isinstance(cell, str):
+        return cell
+    runs = cell.runs(passed)
+    if not runs:
+        return f"not run: `{cell.id}`"
+    return f"{'✓' if all(passed[one] for one in runs) else '**failed**'} `{cell.id}`"
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines; what is no paragraph as it is."""
+    if text.startswith(("#", "|")):
+        return text
+    return textwrap.fill(text, 132, break_long_words=False, break_on_hyphens=False)
+
+
+def run(setup: bootstrap.Setup, junit: Path) -> None:
+    """Run the tests that the page names, and have pytest write what came of them."""
+    command = [str(setup.tools), "-m", "pytest", "-q", "-n", "0", f"--junitxml={junit}", *(test.path for test in tried())]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    with steps.child(subprocess.Popen(command, cwd=bootstrap.ROOT, env=os.environ | threads)) as process:
+        process.wait()
+    if not junit.exists():
+        raise steps.SetupError("expected pytest to run the tests, but it did not (see above).")
+
+
+def main() -> int:
+    """Run or read, then write; 1 where something that the page names did not pass."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    earlier = "what pytest wrote of earlier runs; without it the tests are run. Of a test in several of them, the last one tells"
+    parser.add_argument("--junit", type=Path, nargs="+", help=earlier)
+    given, setup = parser.parse_args(), bootstrap.locate()
+    with tempfile.TemporaryDirectory() as folder:
+        junits = given.junit or [Path(folder) / "junit.xml"]
+        if given.junit is None:
+            run(setup, junits[0])
+        passed, lacking = read(junits)
+    version = comfyui.version_of(setup.comfyui)
+    if version != comfyui.VERSION:
+        told_of_it = outcome(passed, lacking)
+        note(version, told_of_it)
+        steps.say(f"docs/{PAGE.name}: {version}: {told_of_it}")
+        return not all(good or one in lacking for one, good in passed.items())
+    PAGE.write_text(page(passed, told()), encoding="utf-8")
+    bad = [test.id for test in tried() if not test.runs(passed) or not all(passed[one] for one in test.runs(passed))]
+    steps.say(f"docs/{PAGE.name}: {len(tried()) - len(bad)} of {len(tried())} tests passed")
+    for each in bad:
+        steps.say(f"  did not pass: {each}")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    steps.exit_with(main)
