@@ -1,1 +1,0 @@
-"""Likeness to the pictures and faithfulness to the prompt."""

@@ -1,1 +1,0 @@
-"""Broken files, full disks, killed programs, long use."""

@@ -1,1 +1,0 @@
-"""The demo's world: what its judges can tell, and what its base can draw."""
