@@ -2,12 +2,39 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .nodes import apply, attention, bias, concepts, covariance, exports, host, imports, inspect, objects, prompts, sweep, train
+from .nodes import (
+    apply_concept,
+    attention,
+    compare_settings,
+    concepts,
+    encode_keys_locked,
+    export_concept,
+    find_bias,
+    find_object,
+    host,
+    import_concept,
+    inspect_gates,
+    measure_text_encoder,
+)
+from .nodes.training import train_concept
 
 WEB_DIRECTORY = "web"
 """What the page loads, and where it finds each node's help, docs/NODE_ID.md."""
 
-MODULES = (apply, attention, bias, concepts, covariance, exports, imports, inspect, objects, prompts, sweep, train)
+MODULES = (
+    apply_concept,
+    attention,
+    find_bias,
+    concepts,
+    measure_text_encoder,
+    export_concept,
+    import_concept,
+    inspect_gates,
+    find_object,
+    encode_keys_locked,
+    compare_settings,
+    train_concept,
+)
 
 
 class PerfusionExtension(ComfyExtension):

@@ -10,9 +10,9 @@ from torch.nn.functional import interpolate
 
 from ..perfusion_core import PerfusionError
 from . import host
-from .grid import labelled_grid
-from .kinds import CATEGORY, AttentionType
-from .pictures import overlay
+from .charts import overlay
+from .io_types import CATEGORY, AttentionType
+from .picture_grid import labelled_grid
 
 MOST = 12
 """Words that are shown where none is asked for."""

@@ -12,10 +12,23 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
-from ..perfusion_core.concept import MAX_BYTES, MAX_TEXT, Concept, Stack, check_trigger, combine
-from ..perfusion_core.files import Taken, read_bytes, read_metadata
-from ..perfusion_core.rounding import EIGHT, FOUR
-from .kinds import CATEGORY, FOLDER, ConceptType, check_prefix, concept_files, concept_outputs, home, new_name, verdict, version_of
+from ..perfusion_core.concept import Concept, check_trigger
+from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT
+from ..perfusion_core.quantization import EIGHT, FOUR
+from ..perfusion_core.safe_files import Taken, read_bytes, read_metadata
+from ..perfusion_core.stack import Stack, combine
+from .io_types import (
+    CATEGORY,
+    FOLDER,
+    ConceptType,
+    check_prefix,
+    concept_files,
+    concept_outputs,
+    home,
+    new_name,
+    verdict,
+    version_of,
+)
 
 NONE = "(no concept saved yet)"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import PerfusionError
-from .files import read, require, write
+from .safe_files import read, require, write
 
 FORMAT = "perfusion-covariance"
 VERSION = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion_core import PerfusionError
-from perfusion_core.files import write_bytes
+from perfusion_core.safe_files import write_bytes
 from perfusion_fleet import index, table
 from perfusion_fleet.inside import ROOT
 from perfusion_fleet.table import Job

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
-from perfusion_core.files import write_bytes
+from perfusion_core.safe_files import write_bytes
 from perfusion_fleet.table import Job
 
 TRAINED, KEPT, FAILED = "trained", "kept", "failed"

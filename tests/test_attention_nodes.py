@@ -14,7 +14,7 @@ from PIL import Image
 
 from demo.world import SIDE
 from perfusion_core.concept import Concept
-from perfusion_core.edit import gate
+from perfusion_core.gated_edit import gate
 from scripts.harness.graphs import Graph, Link, latents
 from scripts.harness.server import GraphError, Server
 

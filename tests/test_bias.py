@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from demo.world import SIDE
-from perfusion_core.following import Judgement, followed, lowest
+from perfusion_core.judgement import Judgement, followed, lowest
 from scripts.harness.graphs import Graph
 from scripts.harness.server import GraphError, Server
 

@@ -22,25 +22,14 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from perfusion_core import PerfusionError, files
-from perfusion_core.concept import (
-    DETAILS,
-    MAX_BYTES,
-    MAX_PREVIEW,
-    READABLE,
-    VERSION,
-    Concept,
-    check_trigger,
-    combine,
-    edit_of,
-    pack_layers,
-    unpack_layers,
-    with_outputs,
-)
-from perfusion_core.edit import EXACT, MODES
-from perfusion_core.export import corrections
-from perfusion_core.rounding import EIGHT, FOUR
-from perfusion_core.training import Settings
+from perfusion_core import PerfusionError, safe_files
+from perfusion_core.concept import Concept, check_trigger
+from perfusion_core.concept_file import DETAILS, MAX_BYTES, MAX_PREVIEW, READABLE, VERSION, pack_layers, unpack_layers
+from perfusion_core.gated_edit import EXACT, MODES
+from perfusion_core.lora_export import corrections
+from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.stack import combine, edit_of, with_outputs
+from perfusion_core.training.loop import Settings
 from scripts.setup.bootstrap import ROOT
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
@@ -295,27 +284,27 @@ FOUR_BITS: Damages = {
 @pytest.mark.parametrize(("kind", "name"), [*((EIGHT, name) for name in EIGHT_BITS), *((FOUR, name) for name in FOUR_BITS)])
 def test_refuses_few_bits_whose_scales_do_not_fit(kind: torch.dtype, name: str, tiny: Concept, path: Path) -> None:
     tiny.save(path, kind)
-    tensors, metadata = files.read(path, 2**20, READABLE)
+    tensors, metadata = safe_files.read(path, 2**20, READABLE)
     (EIGHT_BITS if kind == EIGHT else FOUR_BITS)[name](tensors)
-    files.write(path, tensors, metadata)
+    safe_files.write(path, tensors, metadata)
     assert "its scales do not fit its tensors" in sentence(path)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(EIGHT, "scales"), (FOUR, "scales"), (FOUR, OUTPUT_SCALES)])
 def test_refuses_few_bits_that_stand_for_infinity(kind: torch.dtype, name: str, tiny: Concept, path: Path) -> None:
     tiny.save(path, kind)
-    tensors, metadata = files.read(path, 2**20, READABLE)
+    tensors, metadata = safe_files.read(path, 2**20, READABLE)
     tensors[name] = torch.full_like(tensors[name], torch.finfo(tensors[name].dtype).max)
-    files.write(path, tensors, metadata)
+    safe_files.write(path, tensors, metadata)
     assert "holds infinity" in sentence(path)
 
 
 @pytest.mark.parametrize("kind", [EIGHT, FOUR])
 def test_refuses_few_bits_without_scales(kind: torch.dtype, tiny: Concept, path: Path) -> None:
     tiny.save(path, kind)
-    tensors, metadata = files.read(path, 2**20, READABLE)
+    tensors, metadata = safe_files.read(path, 2**20, READABLE)
     del tensors["scales"]
-    files.write(path, tensors, metadata)
+    safe_files.write(path, tensors, metadata)
     assert ("holds torch.int8 where" if kind == EIGHT else "holds tensors that no concept has") in sentence(path)
 
 
@@ -899,7 +888,7 @@ def test_the_new_file_appears_whole(tiny: Concept, path: Path, monkeypatch: pyte
 
     def check(scratch: str, target: Path) -> None:
         same(tiny, Concept.load(path))
-        assert files.parse(Path(scratch).read_bytes(), path)[1]["superclass"] == "cat"
+        assert safe_files.parse(Path(scratch).read_bytes(), path)[1]["superclass"] == "cat"
         assert Path(scratch).parent == path.parent
         moved(scratch, target)
 

@@ -10,7 +10,7 @@ from perfusion_pytorch.perfusion import Rank1EditModule, merge_rank1_edit_module
 from torch import Tensor, nn
 
 from perfusion_core.covariance import probe
-from perfusion_core.edit import (
+from perfusion_core.gated_edit import (
     APART,
     APPROXIMATE,
     CLOSED,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from perfusion_core import PerfusionError, export
+from perfusion_core import PerfusionError, lora_export
 from perfusion_core.concept import Concept
-from perfusion_core.edit import EXACT, STATIC, Edit
-from perfusion_core.files import read, write_all
+from perfusion_core.gated_edit import EXACT, STATIC, Edit
 from perfusion_core.prompts import TEMPLATES
+from perfusion_core.safe_files import read, write_all
 from tests.test_edit import LAYER, B, D, M, N, World, least_change, share
 
 OTHER = "other.attn2"
@@ -67,7 +67,7 @@ def test_a_lora_added_to_the_weights_is_the_static_edit(count: int, trained: boo
     bias, strength = torch.linspace(0.3, 1.0, count), torch.linspace(1.0, 0.5, count)
     keys = {"keys": {layer: world.keys.float() for layer in (LAYER, OTHER)}, "keys_trained": torch.arange(count) % 2 == 0}
     edit = static_edit(world, bias=bias, strength=strength, **(keys if trained else {}))
-    tensors = export.lora(edit, projected(world, edit), NAMES)
+    tensors = lora_export.lora(edit, projected(world, edit), NAMES)
     assert len(tensors) == 3 * len(NAMES) and all(tensor.dtype == torch.float32 for tensor in tensors.values())
     for layer, weights in layers_of(world).items():
         for which, weight, outputs in zip(("to_k", "to_v"), weights, outputs_of(world, edit, layer), strict=True):
@@ -83,7 +83,7 @@ def test_lower_bias_and_higher_strength_make_a_stronger_lora() -> None:
 
     def up(**changed: Tensor) -> Tensor:
         edit = static_edit(world, **changed)
-        return export.lora(edit, projected(world, edit), NAMES)[f"{NAMES[f'{LAYER}.to_v']}.lora_up.weight"]
+        return lora_export.lora(edit, projected(world, edit), NAMES)[f"{NAMES[f'{LAYER}.to_v']}.lora_up.weight"]
 
     at_half = up(bias=torch.tensor([1.0]))
     torch.testing.assert_close(up(bias=torch.tensor([0.4])), 2 * at_half * float(share(0.4)))
@@ -95,7 +95,7 @@ def test_the_error_is_the_distance_of_the_layers_outputs() -> None:
     edit = static_edit(world, bias=torch.tensor([0.3, 0.5]))
     named = torch.ones(B, N, 2)
     named[:, :2, 1] = 0
-    keys, values = export.error(edit, world.encoding.float(), named, projected(world, edit))
+    keys, values = lora_export.error(edit, world.encoding.float(), named, projected(world, edit))
     wanted = torch.zeros(2, dtype=torch.float64)
     by = replace(edit, mode=EXACT).coefficients(world.encoding.float(), named)
     for layer, weights in layers_of(world).items():
@@ -113,34 +113,34 @@ def test_the_error_vanishes_at_the_target_input_with_open_gates_and_is_one_for_a
     edit = static_edit(world, bias=torch.tensor([-100.0]))
     made = projected(world, edit)
     at_target = edit.target_inputs[None]
-    assert max(export.error(edit, at_target, torch.ones(1, 1, 1), made)) < 1e-5
+    assert max(lora_export.error(edit, at_target, torch.ones(1, 1, 1), made)) < 1e-5
     # An encoding at right angles to i* is left alone by the static edit, whatever its gate says.
     across = world.encoding[:1] - world.sims()[:1] @ world.target_inputs
-    torch.testing.assert_close(torch.tensor(export.error(edit, across.float(), torch.ones(1, N, 1), made)), torch.ones(2))
+    torch.testing.assert_close(torch.tensor(lora_export.error(edit, across.float(), torch.ones(1, N, 1), made)), torch.ones(2))
 
 
 def test_a_gate_that_never_opens_is_refused() -> None:
     world = World.of(1)
     edit = static_edit(world, bias=torch.tensor([3.0]))
     with pytest.raises(PerfusionError, match="lower bias"):
-        export.error(edit, world.encoding.float(), torch.ones(B, N, 1), projected(world, edit))
+        lora_export.error(edit, world.encoding.float(), torch.ones(B, N, 1), projected(world, edit))
 
 
 def test_the_places_of_words_are_those_of_their_last_vectors() -> None:
     stack = word_concept(), word_concept("<b>", 3)
-    prompts = export.prompts(stack)
+    prompts = lora_export.prompts(stack)
     assert len(prompts) == 2 * len(TEMPLATES) and prompts[0] == TEMPLATES[0].format("<a>")
     firsts = torch.arange(len(prompts)) % 5 + 1
     named = torch.zeros(len(prompts), 20, 2)
     for i, first in enumerate(firsts):
         named[i, first:, i // len(TEMPLATES)] = 1
-    assert torch.equal(export.at_words(stack, named), firsts + torch.tensor([0] * len(TEMPLATES) + [2] * len(TEMPLATES)))
+    assert torch.equal(lora_export.at_words(stack, named), firsts + torch.tensor([0] * len(TEMPLATES) + [2] * len(TEMPLATES)))
 
 
 def test_an_embedding_has_the_keys_that_its_family_is_known_by() -> None:
     one, two = torch.randn(2, 768), torch.randn(2, 1280)
-    assert torch.equal(export.embedding({"clip_l": one})["emb_params"], one)
-    both = export.embedding({"clip_l": one.half(), "clip_g": two})
+    assert torch.equal(lora_export.embedding({"clip_l": one})["emb_params"], one)
+    both = lora_export.embedding({"clip_l": one.half(), "clip_g": two})
     assert set(both) == {"clip_l", "clip_g"} and both["clip_l"].dtype == torch.float32 and torch.equal(both["clip_g"], two)
 
 
@@ -150,14 +150,14 @@ def test_metadata_names_what_the_files_are_of() -> None:
         word_concept(details={"author": "Ann", "license": "CC0"}, preview=picture),
         word_concept("<b>", superclass="cat", details={"author": "Ann"}),
     )
-    told = export.metadata(stack, ["embedding:x_a", "embedding:x_b"], "lora")
+    told = lora_export.metadata(stack, ["embedding:x_a", "embedding:x_b"], "lora")
     assert told["modelspec.title"] == "a and b" and told["modelspec.trigger_phrase"] == "embedding:x_a, embedding:x_b"
     assert json.loads(told["trained_words"]) == ["embedding:x_a", "embedding:x_b"] and told["superclass"] == "teddy, cat"
     assert (
         told["modelspec.author"] == "Ann" and told["modelspec.license"] == "CC0" and len(json.loads(told["ssmd_cover_images"])) == 1
     )
     assert not {"modelspec.author", "modelspec.license", "ssmd_cover_images"} & set(
-        export.metadata((word_concept(),), ["x"], "lora")
+        lora_export.metadata((word_concept(),), ["x"], "lora")
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from perfusion_core.captions import captions
 from perfusion_core.concept import Concept
-from perfusion_core.prompts import captions
 from scripts.harness.graphs import Graph
 from scripts.harness.server import Server
 from scripts.setup import bootstrap

@@ -18,9 +18,11 @@ from perfusion_pytorch import EmbeddingWrapper, Rank1EditModule, merge_embedding
 from torch import Tensor, nn
 
 from perfusion_core import PerfusionError
-from perfusion_core.concept import POSITIONS, Concept, edit_of
-from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, PAPER, Edit
-from perfusion_core.foreign import BIAS, CHENDARYEN, MAX_BYTES, PERFUSION_PYTORCH, TEMPERATURE, load, read
+from perfusion_core.concept import Concept
+from perfusion_core.concept_file import POSITIONS
+from perfusion_core.foreign_formats import BIAS, CHENDARYEN, MAX_BYTES, PERFUSION_PYTORCH, TEMPERATURE, load, read
+from perfusion_core.gated_edit import APPROXIMATE, CLOSED, EXACT, PAPER, Edit
+from perfusion_core.stack import edit_of
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 

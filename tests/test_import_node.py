@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from perfusion_core.concept import POSITIONS, Concept
-from perfusion_core.foreign import MAX_BYTES
+from perfusion_core.concept import Concept
+from perfusion_core.concept_file import POSITIONS
+from perfusion_core.foreign_formats import MAX_BYTES
 from scripts.build.foreign_file import write
 from scripts.harness.graphs import TRIGGER, Graph, Link, concepts, latents
 from scripts.harness.server import GraphError, Server

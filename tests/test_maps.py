@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from perfusion_core import PerfusionError
-from perfusion_core.maps import attention, blended, grid, heads_joined, heads_parted, injected, refined, soft_mask, threshold
+from perfusion_core.attention_maps import (
+    attention,
+    blended,
+    grid,
+    heads_joined,
+    heads_parted,
+    injected,
+    refined,
+    soft_mask,
+    threshold,
+)
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from perfusion_core.concept import Concept
-from perfusion_core.files import parse
-from perfusion_core.following import Judgement
+from perfusion_core.judgement import Judgement
+from perfusion_core.safe_files import parse
 from scripts.harness.graphs import TRIGGER, Graph, concepts, latents
 from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import CHECKPOINT, Setup, fresh_base

@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from perfusion_core.prompts import DEEDS, PLACES, QUALITIES, SETTINGS, STYLES, TEMPLATES, THINGS, captions
+from perfusion_core.captions import DEEDS, PLACES, QUALITIES, SETTINGS, STYLES, THINGS, captions
+from perfusion_core.prompts import TEMPLATES
 
 
 def test_every_template_has_one_place_for_the_concept() -> None:

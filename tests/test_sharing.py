@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from perfusion_core import PerfusionError
-from perfusion_core.concept import MAX_TEXT, POSITIONS, Concept
+from perfusion_core.concept import Concept
+from perfusion_core.concept_file import MAX_TEXT, POSITIONS
 from scripts.harness.graphs import Graph, latents
 from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import ROOT

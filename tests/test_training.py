@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from perfusion_core import PerfusionError, training
+from perfusion_core import PerfusionError
+from perfusion_core.captions import captions
 from perfusion_core.covariance import Estimate
-from perfusion_core.edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, Edit
-from perfusion_core.files import read, write
-from perfusion_core.prompts import TEMPLATES, captions
-from perfusion_core.training import (
+from perfusion_core.gated_edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, Edit
+from perfusion_core.prompts import TEMPLATES
+from perfusion_core.safe_files import read, write
+from perfusion_core.training import loop
+from perfusion_core.training.loop import (
     LOCAL,
     NONE,
     TRAINED,
@@ -785,7 +787,7 @@ def test_a_batch_encodes_each_template_once(inverse: Tensor, latents: Tensor, ma
     taught(inverse, latents, masks, settings, Counts())
     assert len(Counts.seen) == 7 and Counts.seen[0] == list(TEMPLATES)
     assert all(len(each) == len(set(each)) <= 2 for each in Counts.seen[1:])
-    assert training.TEMPLATES is TEMPLATES
+    assert loop.TEMPLATES is TEMPLATES
 
 
 def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_learns(

@@ -16,7 +16,7 @@ from benchmarks.fidelity.fronts import Curve
 from benchmarks.fidelity.methods import Recipe, Use
 from benchmarks.fidelity.trials import Store, Trial, Workshop
 from perfusion_core.concept import Concept as Taught
-from perfusion_core.following import LEAST, Judgement
+from perfusion_core.judgement import LEAST, Judgement
 
 EVERY, LAST = 100, 400
 RATES: dict[str, float] = {"a third of the rates": 1 / 3, "the rates as tuned": 1.0, "three times the rates": 3.0}

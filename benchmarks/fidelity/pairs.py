@@ -18,7 +18,7 @@ from benchmarks.fidelity.trials import SEEDS, Trial, Workshop
 from benchmarks.lab import SAMPLING, Lab, draw, half, percent
 from benchmarks.world import judges
 from perfusion_core.concept import Concept
-from perfusion_core.edit import EXACT, MODES
+from perfusion_core.gated_edit import EXACT, MODES
 from scripts.harness.graphs import Graph, Link
 
 PLACES = ("on the beach", "in the snow", "at night", "in the desert")

@@ -23,8 +23,8 @@ from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import FOLLOWED, LORA, Recipe, Use, teach, use
 from benchmarks.lab import SAMPLING, Lab, draw
 from perfusion_core.concept import Concept as File
-from perfusion_core.files import write_bytes
-from perfusion_core.rounding import EIGHT, FOUR
+from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.safe_files import write_bytes
 from scripts.harness.graphs import Graph, Link
 
 T = TypeVar("T")

@@ -21,8 +21,8 @@ import safetensors.torch
 
 from benchmarks.lab import RESULTS
 from demo.individuals import STYLES
-from perfusion_core import files
-from perfusion_core.concept import READABLE
+from perfusion_core import safe_files
+from perfusion_core.concept_file import READABLE
 from scripts.harness.graphs import Graph
 from scripts.harness.server import Server
 from scripts.setup import bootstrap, steps
@@ -35,7 +35,7 @@ WORDS = "/perfusion/words"
 
 def fill(folder: Path, count: int) -> int:
     """Concepts as the demo's monster is, with other words; their bytes."""
-    tensors, metadata = files.read(folder / MONSTER, 2**20, READABLE)
+    tensors, metadata = safe_files.read(folder / MONSTER, 2**20, READABLE)
     kinds = list(STYLES)
     for i in range(count):
         told = metadata | {"modelspec.trigger_phrase": f"<thing-{i}>", "superclass": kinds[i % len(kinds)]}

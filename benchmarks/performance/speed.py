@@ -33,7 +33,7 @@ from benchmarks.fidelity.methods import LORA, Recipe, teach
 from benchmarks.fidelity.trials import Store
 from benchmarks.lab import RESULTS
 from benchmarks.performance import seeded
-from perfusion_core.rounding import EIGHT, FOUR
+from perfusion_core.quantization import EIGHT, FOUR
 from scripts.harness import inside
 from scripts.harness.graphs import Graph
 from scripts.harness.server import Server

@@ -28,9 +28,10 @@ import torch
 
 from benchmarks.lab import RESULTS
 from benchmarks.robustness import killed
-from perfusion_core import PerfusionError, files
-from perfusion_core.concept import READABLE, Concept
-from perfusion_core.prompts import captions
+from perfusion_core import PerfusionError, safe_files
+from perfusion_core.captions import captions
+from perfusion_core.concept import Concept
+from perfusion_core.concept_file import READABLE
 from scripts.harness.graphs import Graph, latents
 from scripts.harness.moments import Moment, base_with_spy, forget_finished, progress, queued_until
 from scripts.harness.server import GraphError, Server
@@ -412,7 +413,7 @@ def identical(one: Concept, other: Concept) -> bool:
 def readable(path: Path) -> bool:
     """Whether a file is whole."""
     try:
-        files.read(path, 2**30, READABLE)
+        safe_files.read(path, 2**30, READABLE)
     except PerfusionError as error:
         print(error)
         return False

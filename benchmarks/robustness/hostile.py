@@ -31,12 +31,13 @@ import safetensors.torch
 import torch
 
 from benchmarks.lab import RESULTS
-from perfusion_core import PerfusionError, files, foreign
-from perfusion_core.concept import Concept, edit_of
+from perfusion_core import PerfusionError, foreign_formats, safe_files
+from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance, Estimate
-from perfusion_core.edit import EXACT
-from perfusion_core.rounding import EIGHT, FOUR
-from perfusion_core.training import Lesson
+from perfusion_core.gated_edit import EXACT
+from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.stack import edit_of
+from perfusion_core.training.loop import Lesson
 
 WIDTH, LAYERS = 8, {"input_blocks.1.1.attn2": 6, "middle_block.1.attn2": 4}
 NAMES = ("teddy", "テディ", "a b", "..", "\u202egnp", "line\nbreak", "\x1b[31mred", "x" * 200, "%s{0}", "<img src=x>")
@@ -122,10 +123,10 @@ def kinds() -> dict[str, Kind]:
     """All that the pack reads."""
 
     def taken(path: Path) -> None:
-        foreign.read(path, LAYERS, WIDTH, WIDTH)
+        foreign_formats.read(path, LAYERS, WIDTH, WIDTH)
 
     def resumed(path: Path) -> None:
-        Lesson.from_tensors(files.read(path, 2**24)[0])
+        Lesson.from_tensors(safe_files.read(path, 2**24)[0])
 
     def loaded(path: Path) -> None:
         use(Concept.load(path))

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.robustness import hostile
-from perfusion_core import PerfusionError, export, files
+from perfusion_core import PerfusionError, lora_export, safe_files
 from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance
-from perfusion_core.training import Lesson
+from perfusion_core.training.loop import Lesson
 
 PIECE = 1024
 """Bytes that reach the disk at once."""
@@ -123,7 +123,7 @@ def listed(folder: Path) -> dict[str, str]:
 def held(path: Path) -> str:
     """All that a file holds. Not its bytes: safetensors writes metadata in any order."""
     try:
-        tensors, metadata = files.read(path, 2**24)
+        tensors, metadata = safe_files.read(path, 2**24)
     except PerfusionError as error:
         return str(error)
     return repr((sorted(metadata.items()), [(name, tensors[name].tolist()) for name in sorted(tensors)]))
@@ -185,7 +185,7 @@ def kinds() -> dict[str, Kind]:
     """All that the pack writes."""
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     concept, measured = hostile.concept(), hostile.estimate()
-    (lesson, _), superclasses = files.parse(hostile.lesson(), Path("lesson")), ("monster", "robot")
+    (lesson, _), superclasses = safe_files.parse(hostile.lesson(), Path("lesson")), ("monster", "robot")
     picture = b"\xff\xd8\xff" + bytes(8000)
 
     def save(folder: Path, version: int) -> None:
@@ -197,29 +197,29 @@ def kinds() -> dict[str, Kind]:
 
     def keep(folder: Path, version: int) -> None:
         losses = torch.ones(1 + version, dtype=torch.float64)
-        files.write(folder / ".work" / "training.safetensors", lesson | {"losses": losses}, {"version": "1"})
+        safe_files.write(folder / ".work" / "training.safetensors", lesson | {"losses": losses}, {"version": "1"})
 
     def measure(folder: Path, version: int) -> None:
         replace(measured, identity=superclasses[version]).save(folder / ".work" / "covariance.safetensors")
 
     def give(folder: Path, version: int) -> None:
         stack = (replace(concept, superclass=superclasses[version]),)
-        told = export.metadata(stack, ["it"], "lora")
+        told = lora_export.metadata(stack, ["it"], "lora")
         tensors = {f"{name}.lora_up.weight": output[:, None] for name, output in concept.values.items()}
-        files.write_all(
+        safe_files.write_all(
             {
-                folder / "embeddings" / "it.safetensors": (export.embedding(concept.word), told),
+                folder / "embeddings" / "it.safetensors": (lora_export.embedding(concept.word), told),
                 folder / "loras" / "it.safetensors": (tensors, told),
             }
         )
 
     def resumed(path: Path) -> Lesson:
-        return Lesson.from_tensors(files.read(path, 2**24)[0])
+        return Lesson.from_tensors(safe_files.read(path, 2**24)[0])
 
     return {
         "concept": Kind(save, Concept.load),
         "concept that may not replace one": Kind(number, Concept.load, replaced=False),
         "training checkpoint": Kind(keep, resumed),
         "covariance": Kind(measure, Covariance.load),
-        "export of two files": Kind(give, lambda path: files.read(path, 2**24), replaced=False),
+        "export of two files": Kind(give, lambda path: safe_files.read(path, 2**24), replaced=False),
     }

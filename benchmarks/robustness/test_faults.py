@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from perfusion_core.concept import Concept
-from perfusion_core.files import Taken, read
+from perfusion_core.safe_files import Taken, read
 from scripts.harness.graphs import Graph, latents
 from scripts.harness.moments import progress, queued_until
 from scripts.harness.server import GraphError, Server

@@ -7,31 +7,32 @@
 ask.
 """
 
-from .edits import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
-from .encode import POSITIONS, UNPADDED, conditionings, contents, embed, encoding_width, encodings, prepare_clip, word_encoding
-from .locking import encode_locked
-from .looking import look
-from .memory import Need, free_memory
-from .models import (
-    Interrupted,
-    check_interrupt,
-    encoders_of,
-    family_of,
-    free_unused,
-    identity_of,
-    identity_of_weights,
-    layers_of,
-    lora_names,
-    memory_ran_out,
-    projections,
-    width_of,
-)
-from .probing import Findings, probed
-from .routes import serve
+from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
+from .model.families import encoders_of, family_of, layers_of, width_of
+from .model.identity import identity_of, identity_of_weights
+from .model.loading import lora_names, projections
+from .page_routes import serve
 from .sampling import Preview, draw, foreseen, latents_of, sample, samplers
-from .student import Student, best_precision, learning
-from .watching import Prompt, Recorder, Run
-from .words import END, START, clip_with_words
+from .text.encoding import (
+    POSITIONS,
+    UNPADDED,
+    conditionings,
+    contents,
+    embed,
+    encoding_width,
+    encodings,
+    prepare_clip,
+    word_encoding,
+)
+from .text.encoding_notes import END, START
+from .text.global_key_locking import encode_locked
+from .text.trigger_words import clip_with_words
+from .training.activation_memory import Need, free_memory
+from .training.trainable_model import Student, best_precision, learning
+from .unet.attention_recorder import Prompt, Recorder, Run
+from .unet.gate_report import Findings, probed
+from .unet.object_attention import look
+from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
 
 __all__ = [
     "END",

@@ -11,8 +11,8 @@ from comfy.samplers import KSampler
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
-from .encode import conditionings
-from .models import check_interrupt
+from .execution import check_interrupt
+from .text.encoding import conditionings
 
 
 def samplers() -> tuple[list[str], list[str]]:

@@ -1,0 +1,54 @@
+"""Patch a model and its text encoder with concepts."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io
+
+from ..perfusion_core.gated_edit import MODES
+from ..perfusion_core.stack import Stack
+from . import host
+from .io_types import CATEGORY, ConceptType
+
+
+class PerfusionApply(io.ComfyNode):
+    """Model and CLIP -> the same with concepts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionApply",
+            display_name="Apply Concept (Perfusion)",
+            category=CATEGORY,
+            description="Brings concepts to a model and its text encoder. Write their trigger words in a usual CLIP Text Encode.",
+            search_aliases=["perfusion", "personalize", "apply concept", "textual inversion", "lora"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint's model, with LoRAs or not."),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder, with LoRAs or not."),
+                ConceptType.Input("concept", tooltip="A concept, or several combined."),
+                io.Combo.Input(
+                    "edit_mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    advanced=True,
+                    tooltip="exact: prompts without a trigger word stay exactly the base model's. paper: the edit as published, "
+                    "which changes all prompts a little. approximate: as paper, without separating concepts from each other. "
+                    "static: a plain change of the weights, as in a LoRA; it acts in every prompt, trigger word or not.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the concepts; the one that came in is untouched."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder that knows the trigger words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, edit_mode: str) -> io.NodeOutput:
+        """Apply them."""
+        active = tuple(one for one in concept if one.strength > 0)
+        if not active:
+            return io.NodeOutput(model, clip)
+        return io.NodeOutput(host.model_with_edit(model, active, edit_mode), host.clip_with_words(clip, active))
+
+
+NODES = [PerfusionApply]

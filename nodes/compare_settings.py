@@ -1,0 +1,177 @@
+"""Compare settings of concepts side by side (the paper's Fig. 7)."""
+
+import itertools
+import re
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from comfy.utils import ProgressBar
+from comfy_api.latest import io
+
+from ..perfusion_core import PerfusionError
+from . import host
+from .io_types import CATEGORY, verdict
+from .picture_grid import labelled_grid
+
+MOST = 100
+"""Pictures in a comparison."""
+
+CHOICES = {
+    "bias": ("biases", "between -10 and 10", lambda x: -10 <= x <= 10),
+    "temperature": ("temperatures", "above 0 and at most 10", lambda x: 0 < x <= 10),
+    "strength": ("strengths", "between 0 and 1", lambda x: 0 <= x <= 1),
+}
+"""Setting -> its plural, what it may be in words, and whether a number is that."""
+ACROSS = ("temperature", "strength")
+"""What the columns may be over."""
+
+
+def numbers(text: str, setting: str) -> list[float]:
+    """The values of a setting in a text such as "0.3, 0.45, 0.6".
+
+    Raises:
+        PerfusionError: there are none, or one that is not a number or that the setting cannot have.
+    """
+    plural, bounds, fits = CHOICES[setting]
+    words = re.findall(r"[^\s,;]+", text)
+    if not words:
+        raise PerfusionError(f"A comparison needs at least one {setting}; write {plural} such as 0.3, 0.45, 0.6.")
+    found = []
+    for word in words:
+        try:
+            value = float(word)
+        except ValueError:
+            raise PerfusionError(f"{word[:80]!r} is not a number; write {plural} such as 0.3, 0.45, 0.6.") from None
+        if not fits(value):
+            raise PerfusionError(f"A {setting} must be {bounds}; {word[:80]} came.")
+        found.append(value)
+    return found
+
+
+class PerfusionSweep(io.ComfyNode):
+    """Model with concepts -> pictures of them under several settings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        samplers, schedulers = host.samplers()
+        return io.Schema(
+            node_id="PerfusionSweep",
+            display_name="Compare Settings (Perfusion)",
+            category=CATEGORY,
+            description="Samples a prompt with several biases and temperatures, or strengths, and puts the pictures into one "
+            "labelled grid: the quickest way to settings that suit a concept. Each picture is just what KSampler gives with them.",
+            search_aliases=["perfusion", "xy plot", "x/y plot", "grid", "sweep", "compare", "bias", "temperature", "strength"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that Apply Concept gives; LoRAs and other patches on it are kept."),
+                io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt, with the trigger word, by the CLIP that Apply Concept gives."
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                io.Latent.Input("latent_image", tooltip="The latent to start from; of a batch the first one is taken."),
+                io.String.Input("biases", default="0.3, 0.45, 0.6", tooltip="One row for each: numbers with commas between them."),
+                io.Combo.Input(
+                    "across",
+                    options=list(ACROSS),
+                    default="temperature",
+                    tooltip="What the columns differ in. All other settings stay as the concept has them.",
+                ),
+                io.String.Input(
+                    "values",
+                    default="0.05, 0.15, 0.3",
+                    tooltip="One column for each. Temperatures are above 0; strengths go from 0, the model without the concept "
+                    "(its word is still the learned one), to 1.",
+                ),
+                io.String.Input(
+                    "trigger", default="", tooltip="Trigger word of the concept to vary, such as <my-teddy>; empty: all of them."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="Of the noise; the same in all cells.",
+                ),
+                io.Int.Input(
+                    "seeds", default=1, min=1, max=MOST, tooltip="Pictures in each cell, side by side: seed, seed + 1, and so on."
+                ),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of each picture."),
+                io.Float.Input(
+                    "cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance: how much the prompt counts."
+                ),
+                io.Combo.Input("sampler_name", options=samplers, default="ddim", tooltip="As in KSampler."),
+                io.Combo.Input("scheduler", options=schedulers, default="normal", tooltip="As in KSampler."),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Less than 1 keeps some of the latent, as in KSampler.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="grid", tooltip="All pictures in one, with labels; small ones are scaled up."),
+                io.Image.Output(display_name="images", tooltip="The pictures by themselves, row after row."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, biases: str | None, across: str | None, values: str | None) -> bool | str:
+        """Refuse texts that are no lists of such numbers."""
+
+        def check() -> None:
+            if across not in (None, *ACROSS):
+                raise PerfusionError(f"The columns of a comparison are over {' or '.join(ACROSS)}, not over {across!r}.")
+            if biases is not None:
+                numbers(biases, "bias")
+            if None not in (across, values):
+                numbers(values, across)
+
+        return verdict(check)
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: VAE,
+        biases: str,
+        across: str,
+        values: str,
+        trigger: str,
+        seed: int,
+        seeds: int,
+        steps: int,
+        **sampling: Any,
+    ) -> io.NodeOutput:
+        """Sample all cells, then decode them, so that a small graphics card loads each model once."""
+        rows, columns = numbers(biases, "bias"), numbers(values, across)
+        count = len(rows) * len(columns) * seeds
+        if count > MOST:
+            raise PerfusionError(
+                f"{len(rows)} biases × {len(columns)} {CHOICES[across][0]} × {seeds} seeds are {count} pictures; "
+                f"a comparison has at most {MOST}, so take fewer of them."
+            )
+        bar, latents = ProgressBar(count * steps), []
+
+        def show(step: int, preview: host.Preview | None) -> None:
+            bar.update_absolute(len(latents) * steps + min(step, steps), preview=preview)
+
+        for bias, value in itertools.product(rows, columns):
+            changed = host.model_with_settings(model, trigger.strip(), **{"bias": bias, across: value})
+            for offset in range(seeds):
+                latents.append(host.sample(changed, seed=(seed + offset) % 2**64, steps=steps, after_step=show, **sampling))
+        pictures = []
+        for latent in latents:
+            host.check_interrupt()
+            pictures.append(vae.decode(latent))
+        images = torch.cat(pictures)
+        named = [f"bias {bias:g}" for bias in rows], [f"{across} {value:g}" for value in columns]
+        return io.NodeOutput(labelled_grid(images, *named), images)
+
+
+NODES = [PerfusionSweep]

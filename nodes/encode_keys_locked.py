@@ -1,0 +1,42 @@
+"""Prompts encoded under global key-locking."""
+
+from comfy.sd import CLIP
+from comfy_api.latest import io
+
+from . import host
+from .io_types import CATEGORY
+
+
+class PerfusionTextEncode(io.ComfyNode):
+    """CLIP and a prompt -> conditioning whose keys are the superclass prompt's."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionTextEncode",
+            display_name="Text Encode, Keys Locked (Perfusion)",
+            category=CATEGORY,
+            description="Encodes a prompt with global key-locking: where words look in the picture is decided by the prompt with "
+            "each trigger word replaced by its plain word. CLIP Text Encode locks the concept's own keys alone. Both work in one "
+            "graph.",
+            search_aliases=["perfusion", "global key-locking", "clip text encode", "prompt"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Apply Concept, which tells it the trigger words."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt, with trigger words. Without one the result is CLIP Text Encode's.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For a sampler, or for conditioning nodes.")],
+        )
+
+    @classmethod
+    def execute(cls, clip: CLIP, text: str) -> io.NodeOutput:
+        """Encode it."""
+        return io.NodeOutput(host.encode_locked(clip, text))
+
+
+NODES = [PerfusionTextEncode]

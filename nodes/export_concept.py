@@ -1,0 +1,145 @@
+"""Export concepts as files that need no Perfusion: a LoRA and textual-inversion embeddings."""
+
+import logging
+import re
+import time
+from pathlib import Path
+
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..perfusion_core import PerfusionError, lora_export
+from ..perfusion_core.gated_edit import STATIC
+from ..perfusion_core.safe_files import write_all
+from ..perfusion_core.stack import Stack, edit_of
+from . import host
+from .io_types import CATEGORY, ConceptType, check_prefix, listed, new_name, verdict
+
+log = logging.getLogger("perfusion")
+
+BOTH, LORA, EMBEDDING = "both", "LoRA", "embedding"
+SUFFIX = ".safetensors"
+IN_PROMPTS = re.compile(r"[\w./%-]+")
+"""Names of embeddings that the host finds again in a prompt."""
+
+
+class PerfusionExport(io.ComfyNode):
+    """Concepts -> a LoRA and embeddings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionExport",
+            display_name="Export Concept (Perfusion)",
+            category=CATEGORY,
+            description="Writes concepts as a LoRA and an embedding, for use without Perfusion. A LoRA has no gate, so it comes "
+            "near to the concept but does not reach it; the report says how near. Several concepts share a LoRA, and each has "
+            "an embedding.",
+            search_aliases=["perfusion", "export", "convert", "lora", "textual inversion", "embedding", "rome"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the LoRA is for, as it goes into Apply Concept."),
+                io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
+                ConceptType.Input(
+                    "concept", tooltip="A concept, or several combined; bias, temperature and strength scale the LoRA."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="concept",
+                    tooltip="Name of the files; a sub-folder may be given: animals/cat. A counter keeps all that is there.",
+                ),
+                io.Combo.Input(
+                    "what",
+                    options=[BOTH, LORA, EMBEDDING],
+                    default=BOTH,
+                    tooltip="LoRA: what the word means to the layers. embedding: the word itself. The concept needs both.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="report", tooltip="What was written, what to write in prompts, and how near the LoRA comes."
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
+        """Refuse a name that no file can have."""
+        return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, filename_prefix: str, what: str) -> io.NodeOutput:
+        """Export them."""
+        stack = tuple(one for one in concept if one.strength > 0)
+        check(model, clip, stack, filename_prefix, what)
+        lora, told = ({}, "") if what == EMBEDDING else lora_of(model, clip, stack)
+        path, embeddings = places(filename_prefix, stack)
+
+        date = {"modelspec.date": time.strftime("%Y-%m-%d")}
+        files, lines = {}, []
+        words = [one.trigger for one in stack]
+        if what != LORA:
+            words = list(embeddings)
+            for one, (word, place) in zip(stack, embeddings.items(), strict=True):
+                files[place] = lora_export.embedding(one.word), lora_export.metadata((one,), [word], "textual-inversion") | date
+                lines.append(f"{one.trigger} is {word} in prompts now")
+        if what != EMBEDDING:
+            files[path] = lora, lora_export.metadata(stack, words, "lora") | date
+            lines += [f"the LoRA is {path.name}", told]
+        write_all(files)
+        report = "\n".join(lines)
+        log.info("%s", report)
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+def places(filename_prefix: str, stack: Stack) -> tuple[Path, dict[str, Path]]:
+    """A new path for the LoRA; and for each concept's embedding the word that will stand for it in prompts, and a new path."""
+    loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
+    ends = [""] if len(stack) == 1 else [f"_{one.trigger.strip('<>')}" for one in stack]
+    # The host looks for the embedding of a prompt in every sub-folder.
+    taken = {Path(name).stem for name in listed("embeddings")}
+    name = new_name(filename_prefix, {loras: [SUFFIX], embeddings: [f"{end}{SUFFIX}" for end in ends]}, taken=taken)
+    return loras / f"{name}{SUFFIX}", {f"embedding:{name}{end}": embeddings / f"{name}{end}{SUFFIX}" for end in ends}
+
+
+def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, what: str) -> None:
+    """Raise PerfusionError for what cannot be exported, before any work."""
+    prefix = check_prefix(filename_prefix)
+    if what != LORA and not IN_PROMPTS.fullmatch(prefix):
+        raise PerfusionError(
+            f"Prompts call an embedding by its file's name, of letters, digits and - _ . / alone; {prefix!r} holds others."
+        )
+    if not stack:
+        raise PerfusionError("At strength 0 there is nothing to export; raise it with Concept Settings.")
+    known = {concept.trigger.casefold() for concept in getattr(clip, "stack", ())}
+    bare = [one.trigger for one in stack if not one.values]
+    if bare and what != EMBEDDING:
+        raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
+    for one in stack:
+        host.check_fit(one, model)
+        if one.trigger.casefold() in known:
+            raise PerfusionError(f"This CLIP knows {one.trigger} already; connect the model and CLIP that go into Apply Concept.")
+
+
+def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Tensor], str]:
+    """A LoRA's tensors, and a sentence for people on how near it comes to the concepts."""
+    edit = edit_of(stack, STATIC)
+    projected = host.projections(model, edit.vectors)
+    taught, triggers = host.clip_with_words(clip, stack), [one.trigger for one in stack]
+    encodings, named = (found.cpu() for found in host.encodings(taught, lora_export.prompts(stack), triggers))
+    words = torch.arange(len(named))[:, None], lora_export.at_words(stack, named)[:, None]
+    at_word, in_all = (lora_export.error(edit, encodings[part], named[part], projected) for part in (words, ...))
+    told = (
+        f"approximation error of the LoRA: keys {at_word[0]:.2f} and values {at_word[1]:.2f} at the word itself, "
+        f"{in_all[0]:.2f} and {in_all[1]:.2f} over whole prompts; 0 would be the concept as Apply Concept shows it, 1 is as far "
+        "from it as no concept at all."
+    )
+    return lora_export.lora(edit, projected, host.lora_names(model)), told
+
+
+NODES = [PerfusionExport]

@@ -1,0 +1,105 @@
+"""The bias that suits a concept and a prompt, found without a user's eye."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+
+from ..perfusion_core import PerfusionError
+from ..perfusion_core.concept import Concept
+from ..perfusion_core.gated_edit import MODES, STATIC
+from ..perfusion_core.judgement import CONTEXTS, LEAST, lowest
+from ..perfusion_core.prompts import replaced
+from ..perfusion_core.stack import Stack
+from .charts import gate_table
+from .io_types import CATEGORY, ConceptType, size_input
+from .prompt_adherence import Following
+
+BIASES = tuple(round(0.1 * i, 1) for i in range(11))
+
+
+class PerfusionAutoBias(io.ComfyNode):
+    """Concept and prompt -> the concept with the lowest bias at which the prompt is still followed."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionAutoBias",
+            display_name="Find Bias (Perfusion)",
+            category=CATEGORY,
+            description="Finds the bias for a concept: the lowest, where the concept shows most, at which the model still follows "
+            "the prompt. It asks the model itself: what it foresees from noise with the concept's word, and with the plain word. "
+            "Costs about as much as drawing a few pictures.",
+            search_aliases=["perfusion", "bias", "auto", "tune", "find bias"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model as it goes into Apply Concept."),
+                io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
+                ConceptType.Input("concept", tooltip="A concept; of several combined ones each is set by itself."),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    tooltip="The prompt that the bias is for, with the trigger word; empty: prompts of all kinds.",
+                ),
+                io.Float.Input(
+                    "followed",
+                    default=LEAST,
+                    min=0.0,
+                    max=0.99,
+                    step=0.05,
+                    tooltip="How far the prompt must be followed: 1 as with the plain word, 0 not at all. "
+                    "Lower: more of the concept.",
+                ),
+                size_input(),
+                io.Int.Input(
+                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, advanced=True, tooltip="Of the noise."
+                ),
+                io.Combo.Input(
+                    "edit_mode",
+                    options=[mode for mode in MODES if mode != STATIC],
+                    default=MODES[0],
+                    advanced=True,
+                    tooltip="As in Apply Concept.",
+                ),
+            ],
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="The concept with the bias that was found, for Apply Concept."),
+                io.Float.Output(display_name="bias", tooltip="The bias; of several concepts the first one's."),
+                io.Image.Output(display_name="chart", tooltip="How far the prompt is followed at each bias."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, clip: CLIP, concept: Stack, prompt: str, followed: float, size: int, seed: int, edit_mode: str
+    ) -> io.NodeOutput:
+        """Find it."""
+        found, charts = [], {}
+        bar = ProgressBar(len(concept) * (1 + len(BIASES)))
+        for one in concept:
+            asking = Following(model, clip, one.superclass, size, seed, asked_for(one, concept, prompt))
+            bar.update(1)
+            scores = []
+            for score in asking.scores(one, BIASES, edit_mode):
+                scores.append(score)
+                bar.update(1)
+            bias = round(lowest(BIASES, scores, followed), 3)
+            found.append(one.with_settings(bias=bias))
+            charts[f"{one.trigger}: {bias:g}"] = scores
+        rows = [(f"bias {bias:g}", [max(0.0, scores[i]) for scores in charts.values()]) for i, bias in enumerate(BIASES)]
+        chart = gate_table(rows, list(charts))
+        return io.NodeOutput(tuple(found), found[0].bias, chart, ui=ui.PreviewImage(chart, cls=cls))
+
+
+def asked_for(one: Concept, stack: Stack, prompt: str) -> list[str]:
+    """The prompts that a concept is tried in, with {} for it and plain words for the others."""
+    if not prompt.strip():
+        return list(CONTEXTS)
+    if one.trigger.casefold() not in prompt.casefold():
+        raise PerfusionError(f"The prompt does not name {one.trigger}; write it in the prompt, or leave the prompt empty.")
+    words = {each.trigger: "{}" if each is one else each.superclass for each in stack}
+    return [replaced(prompt.strip().replace("{", "").replace("}", ""), words)]
+
+
+NODES = [PerfusionAutoBias]

@@ -1,0 +1,1 @@
+"""What a loaded model is: its family, its identity, its weights on their device."""

@@ -1,0 +1,174 @@
+"""Texts encoded in bulk, as the covariance and the training need them."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from comfy.sd import CLIP
+from comfy.sd1_clip import SDTokenizer
+from torch import Tensor, nn
+
+from ....perfusion_core import PerfusionError
+from ....perfusion_core.concept_file import MAX_VECTORS
+from ....perfusion_core.prompts import TEMPLATES
+from ..model.families import clip_model, encoders_of
+from ..model.loading import load
+from .encoding_notes import REACH, marked
+from .trigger_words import Tokenizer
+
+log = logging.getLogger("perfusion")
+
+UNPADDED, CONTENT, ALL = "unpadded", "content", "all"
+POSITIONS = (UNPADDED, CONTENT, ALL)
+"""Which tokens of a caption are looked at: those from the start to the first end token; those between these; padding too."""
+
+
+def prepare_clip(clip: CLIP) -> None:
+    """Load a CLIP and set its options, as its own encoding does."""
+    load(clip.patcher)
+    clip.cond_stage_model.reset_clip_options()
+    if clip.layer_idx is not None:
+        clip.cond_stage_model.set_clip_options({"layer": clip.layer_idx})
+    clip.cond_stage_model.set_clip_options({"execution_device": clip.patcher.load_device})
+
+
+def encoding_width(clip: CLIP) -> int:
+    """Width d of the encodings that a CLIP gives."""
+    return sum(tokenizer.embedding_size for tokenizer in encoders_of(clip).values())
+
+
+def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> dict[str, list]:
+    """Several short prompts tokenized as the sections of one, which the host then encodes as a batch.
+
+    Raises:
+        PerfusionError: a prompt is longer than one section.
+    """
+    joined: dict[str, list] = {}
+    for text in texts:
+        for name, sections in (tokenizer or clip.tokenizer).tokenize_with_weights(text).items():
+            if len(sections) != 1:
+                raise PerfusionError(
+                    f"A caption or superclass is too long for one prompt of {len(sections[0])} tokens: {text[:60]!r}…"
+                )
+            joined.setdefault(name, []).append([(token[0], 1.0) for token in sections[0]])
+    return joined
+
+
+def conditionings(clip: CLIP, texts: Sequence[str]) -> list[list]:
+    """Each text's conditioning, as CLIP Text Encode gives it."""
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+
+
+def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Encodings [P, N, d] of short prompts by a CLIP that knows trigger words, and where these can have reached, [P, N, J]."""
+    found = [conditioning[0][0] for conditioning in conditionings(clip, texts)]
+    plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
+    return plain, torch.cat([marked(encoding, REACH, triggers) for encoding in found])
+
+
+def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
+    """The embedding vectors of a word, float32 [n, width] for each text encoder, on the CPU.
+
+    A word is what a prompt may hold: plain words, `embedding:NAME` of the user's embeddings, a trigger word that the CLIP knows.
+
+    Raises:
+        PerfusionError: there is no such embedding, it was made for other text encoders, or the word has no vectors or too many.
+    """
+    tokens, vectors = _tokens_of(clip, text), {}
+    for name, tokenizer in encoders_of(clip).items():
+        table = clip_model(clip, name).transformer.get_input_embeddings().weight
+        found = _own(tokens[name.removeprefix("clip_")], tokenizer)
+        own = [token if isinstance(token, Tensor) else table[token] for token in found]
+        if not 1 <= len(own) <= MAX_VECTORS:
+            raise PerfusionError(
+                f"A word can be learned that has 1 to {MAX_VECTORS} vectors; {text[:60]!r} has {len(own)}; choose another one."
+            )
+        for vector in own:
+            if vector.shape != (tokenizer.embedding_size,):
+                raise PerfusionError(
+                    f"{text[:60]!r} was made for another base model: its vectors are of width {vector.shape[-1]} where {name} "
+                    f"of this CLIP takes {tokenizer.embedding_size}; choose one that was made for this base."
+                )
+        vectors[name] = torch.stack([vector.detach().float().cpu() for vector in own])
+    if len({len(each) for each in vectors.values()}) > 1:
+        counts = " and ".join(f"{len(each)} for {name}" for name, each in vectors.items())
+        raise PerfusionError(f"{text[:60]!r} has {counts}; a word needs as many vectors for each text encoder.")
+    return vectors
+
+
+def _tokens_of(clip: CLIP, text: str) -> dict[str, list]:
+    """A word tokenized; the host drops an embedding that it cannot read with a warning, here it is refused."""
+    for tokenizer in encoders_of(clip).values():
+        for name in re.findall(rf"{re.escape(tokenizer.embedding_identifier)}(\S*)", text):
+            if not name or not _readable(tokenizer, name):
+                raise PerfusionError(
+                    f"There is no embedding {name[:60]!r} that can be read in models/embeddings; put its file there, or give "
+                    "another word."
+                )
+    return clip.tokenizer.tokenize_with_weights(text)
+
+
+def _readable(tokenizer: SDTokenizer, name: str) -> bool:
+    try:
+        return isinstance(tokenizer._try_get_embedding(name)[0], Tensor)
+    except Exception as error:  # a file of any kind may lie there, and the host raises what it meets in it
+        log.warning("The embedding %s cannot be read: %s", name, error)
+        return False
+
+
+def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
+    """The tokens of a text itself, those between the start and the end of its sections."""
+    for section in sections:
+        for token, *_ in section[1:]:
+            if not isinstance(token, Tensor) and token == tokenizer.end_token:
+                break
+            yield token
+
+
+class Method(nn.Module):
+    """A module's method as a forward, since `torch.func.functional_call` calls no other."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        """The module, and the name of its method."""
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the method gives."""
+        return getattr(self.module, self.method)(*args, **kwargs)
+
+
+def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
+    """Encodings [tokens, d] of captions, at these of POSITIONS.
+
+    The encoders are causal: unless padding is asked for, sections end with their longest caption, which takes a fraction of the
+    time.
+    """
+    tokens = sections_of(clip, texts)
+    end = next(iter(encoders_of(clip).values())).end_token
+    ends = [[token for token, _ in section].index(end) for section in next(iter(tokens.values()))]
+    length = max(ends) + 1 if positions != ALL else None
+    tokens = {name: [section[:length] for section in sections] for name, sections in tokens.items()}
+    encoder = Method(clip.cond_stage_model, "encode_token_weights")
+    # The host adds the vectors of all positions to a section.
+    shorter = {name: weight[:length] for name, weight in encoder.named_parameters() if name.endswith("position_embedding.weight")}
+    with torch.autocast(clip.patcher.load_device.type, precision, enabled=precision != torch.float32):
+        out = torch.func.functional_call(encoder, shorter, (tokens,))[0]
+    encodings = out.reshape(len(texts), -1, out.shape[-1])
+    if positions == ALL:
+        return encodings.flatten(0, 1)
+    first, after = (1, 0) if positions == CONTENT else (0, 1)
+    return torch.cat([encoding[first : at + after] for encoding, at in zip(encodings, ends, strict=True)])
+
+
+def word_encoding(clip: CLIP, word: str) -> Tensor:
+    """Mean encoding [d] of a plain word's last token in the prompts of training, on the CPU.
+
+    The encoders are causal: what follows the word in a prompt does not reach it, so it is left out.
+    """
+    prepare_clip(clip)
+    beginnings = [template[: template.index("{}")] + word for template in TEMPLATES]
+    # The last token before the end token.
+    return torch.stack([contents(clip, [text], torch.float32)[-2] for text in beginnings]).mean(0).float().cpu()

@@ -1,0 +1,119 @@
+"""Global key-locking on the text side (§4.1): a prompt encoded twice, with its trigger words and with their superclasses."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from comfy.sd import CLIP
+from torch import Tensor
+
+from ....perfusion_core import PerfusionError
+from ....perfusion_core.prompts import replaced
+from ..model.families import encoders_of
+from .encoding_notes import KEYS, Named, Note
+from .trigger_words import ClipWithWords, Tokens, clip_with_words, places_of
+
+
+def encode_locked(clip: CLIP, text: str) -> list[list]:
+    """The conditioning of a prompt; where it names trigger words it carries the superclass prompt's encoding as its KEYS.
+
+    The two encodings stand token by token beside each other. Where a word has as many vectors as its superclass has tokens, that
+    is so by itself; else the last vector stands beside the last token (which has read the ones before it), and further vectors
+    beside the first.
+
+    Raises:
+        PerfusionError: the two prompts break into sections at different words, so that they cannot be aligned.
+    """
+    knowing = clip if isinstance(clip, ClipWithWords) else clip_with_words(clip, ())
+    superclasses = {concept.trigger: concept.superclass for concept in knowing.stack}
+    tokens = knowing.tokenize(text)
+    encoded = knowing.encode_from_tokens_scheduled(tokens)
+    marks = places_of(tokens, knowing.tokenizer)
+    if not marks:
+        return encoded
+    others = knowing.tokenize(replaced(text, {trigger: f" {_literal(word)} " for trigger, word in superclasses.items()}))
+    index = alignment(tokens, others, marks, {t: _length(knowing, superclasses[t]) for t in marks})
+    keys = knowing.encode_from_tokens_scheduled(others)
+    return [
+        [Named.of(cond.as_subclass(Tensor), cond.notes | {Note(KEYS): key.as_subclass(Tensor)[:, index]}), *rest]
+        for (cond, *rest), (key, *_) in zip(encoded, keys, strict=True)
+    ]
+
+
+def _literal(text: str) -> str:
+    """A text whose brackets are no weights."""
+    return re.sub(r"([()])", r"\\\1", text)
+
+
+def _length(clip: CLIP, text: str) -> int:
+    """How many tokens a text has."""
+    tokens = clip.tokenize(_literal(text))
+    end = next(iter(encoders_of(clip).values())).end_token
+    return [token[0] for token in next(iter(tokens.values()))[0]].index(end) - 1
+
+
+def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Tensor:
+    """For each position of the worded prompt the position in the plain one that stands for it, int [N].
+
+    Args:
+        worded: the prompt with trigger words.
+        plain: the prompt with their superclasses.
+        marks: trigger word -> bool [N], where its vectors stand in `worded`.
+        lengths: trigger word -> how many tokens its superclass has.
+
+    Raises:
+        PerfusionError: a word of one prompt is in another section of the other.
+    """
+    rows, others = next(iter(worded.values())), next(iter(plain.values()))
+    names = [next((t for t, places in marks.items() if places[n]), "") for n in range(sum(map(len, rows)))]
+    index: list[int] = []
+    for row, other in zip(rows, others, strict=False):
+        begin = len(index)
+        index += [begin + i for i in _aligned(row, other, names[begin : begin + len(row)], lengths)]
+    if len(index) < len(names) or len(others) != len(rows):
+        raise _unaligned(lengths)
+    return torch.tensor(index)
+
+
+def _aligned(row: Sequence, other: Sequence, names: Sequence[str], lengths: Mapping[str, int]) -> list[int]:
+    """The same within one section."""
+    index, at, i = [], 0, 0
+    while i < len(row):
+        if names[i]:
+            here = _vectors(row, names, i)
+            there = lengths[names[i]]
+            index += [at + max(0, there - here + k) for k in range(here)]
+            at, i = at + there, i + here
+            continue
+        # Past the end there is padding alone, of which one token stands for all.
+        place = min(at, len(other) - 1)
+        if not _same(row[i][0], other[place][0]):
+            raise _unaligned(lengths)
+        index.append(place)
+        at, i = at + 1, i + 1
+    return index
+
+
+def _vectors(row: Sequence, names: Sequence[str], i: int) -> int:
+    """How many vectors the word has that begins at position i; the same word may stand right after it once more."""
+    storage, first = row[i][0].untyped_storage().data_ptr(), row[i][0].data_ptr()
+    count = 1
+    while i + count < len(row) and names[i + count] == names[i]:
+        vector = row[i + count][0]
+        if vector.untyped_storage().data_ptr() != storage or vector.data_ptr() == first:
+            break
+        count += 1
+    return count
+
+
+def _same(token: int | Tensor, other: int | Tensor) -> bool:
+    if isinstance(token, Tensor) and isinstance(other, Tensor):
+        return torch.equal(token, other)
+    return not isinstance(token, Tensor) and not isinstance(other, Tensor) and token == other
+
+
+def _unaligned(lengths: Mapping[str, int]) -> PerfusionError:
+    return PerfusionError(
+        f"With {' and '.join(lengths)} replaced by the superclass this long prompt breaks at another word, so that keys and values "
+        "would not line up; shorten it, or encode it with CLIP Text Encode."
+    )

@@ -1,0 +1,185 @@
+"""Trigger words in prompts: a tokenizer and a CLIP that know them."""
+
+import copy
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from comfy.sd import CLIP
+from comfy.sd1_clip import SDTokenizer
+from torch import Tensor
+
+from ....perfusion_core import PerfusionError
+from ....perfusion_core.prompts import replaced
+from ....perfusion_core.stack import Stack, combine, with_outputs
+from ..model.families import encoders_of
+from .encoding_notes import END, PLACE, REACH, START, Named, Note
+
+Tokenizer = Any
+"""A CLIP's tokenizer: an object that holds an `SDTokenizer` for each of its text encoders."""
+
+
+Tokens = Mapping[str, list]
+"""A tokenized prompt: encoder's letter -> sections -> (token or embedding vector, weight)."""
+
+
+@cache
+def embeddings_are_named() -> bool:
+    """Whether the host gives an embedding's name between it and what is left of the text; older ones give these two alone."""
+    asked = SDTokenizer.__new__(SDTokenizer)  # without a vocabulary, and without folders to look into
+    asked.embedding_directory, asked.embedding_size, asked.embedding_key = [], 0, ""
+    return len(asked._try_get_embedding("none")) == 3
+
+
+class _KnowsWords:
+    """Mixed into a copy of the host's tokenizer: trigger words enter as the host's own embeddings do.
+
+    `words`: trigger word -> its embedding vectors [n, width].
+    """
+
+    words: dict[str, Tensor]
+
+    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
+        names = {trigger: f" {self.embedding_identifier}perfusion-word-{i} " for i, trigger in enumerate(self.words)}
+        return super().tokenize_with_weights(replaced(text, names), *args, **kwargs)
+
+    def _try_get_embedding(self, embedding_name: str) -> tuple:
+        name, _, rest = embedding_name.strip().partition(" ")
+        match = re.fullmatch(r"perfusion-word-(\d+)", name)
+        if match and int(match[1]) < len(self.words):
+            named = (name,) if embeddings_are_named() else ()
+            return list(self.words.values())[int(match[1])], *named, rest.strip()
+        return super()._try_get_embedding(embedding_name)
+
+
+def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, Tensor]]) -> Tokenizer:
+    """A copy of a CLIP's tokenizer that knows more words: trigger -> encoder's name -> vectors [n, width]."""
+    taught = copy.copy(tokenizer)
+    for name, part in vars(tokenizer).items():
+        if isinstance(part, SDTokenizer):
+            knowing = copy.copy(part)
+            if not isinstance(part, _KnowsWords):
+                knowing.__class__ = type(f"{type(part).__name__}WithWords", (_KnowsWords, type(part)), {})
+                knowing.embedding_directory = part.embedding_directory or []
+            knowing.words = getattr(part, "words", {}) | {trigger: word[name] for trigger, word in words.items()}
+            setattr(taught, name, knowing)
+    return taught
+
+
+def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """Trigger word -> bool [N], where its vectors stand in a tokenized prompt."""
+    found: dict[str, Tensor] = {}
+    for part in vars(tokenizer).values():
+        if not isinstance(part, _KnowsWords):
+            continue
+        storages = {vectors.untyped_storage().data_ptr(): trigger for trigger, vectors in part.words.items()}
+        for sections in tokens.values():
+            row = [token[0] for section in sections for token in section]
+            for n, token in enumerate(row):
+                trigger = storages.get(token.untyped_storage().data_ptr()) if isinstance(token, Tensor) else None
+                if trigger is not None:
+                    found.setdefault(trigger, torch.zeros(len(row), dtype=torch.bool))[n] = True
+    return found
+
+
+def spelled(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
+    """What stands at each position of a tokenized prompt: a word in lower case, a trigger word, START or END."""
+    rows = next(iter(tokens.values()))
+    part = next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
+    triggers = places_of(tokens, tokenizer)
+    said: list[str] = []
+    for section in rows:
+        ended, first = False, len(said)
+        for token in section:
+            piece = token[0]
+            trigger = next((t for t, places in triggers.items() if places[len(said)]), None)
+            if trigger is not None:
+                said.append(trigger)
+            elif isinstance(piece, Tensor):
+                said.append("embedding")
+            elif piece in (part.start_token, part.end_token) or ended:
+                ended = ended or len(said) > first
+                said.append(END if ended else START)
+            else:
+                said.append(part.inv_vocab.get(piece, "?"))
+    return _whole(said)
+
+
+def _whole(pieces: list[str]) -> list[str]:
+    """Pieces of words, of which the last ends in `</w>`, each as the whole word that it is part of."""
+    words, begin = list(pieces), 0
+    for i, piece in enumerate(pieces):
+        if piece.endswith("</w>"):
+            words[begin : i + 1] = ["".join(pieces[begin : i + 1]).removesuffix("</w>")] * (i + 1 - begin)
+        if piece.endswith(("</w>", ">")) or piece == "embedding":
+            begin = i + 1
+    return words
+
+
+class ClipWithWords(CLIP):
+    """A CLIP that knows the trigger words of `stack`; its encodings are `Named`."""
+
+    stack: Stack = ()
+
+    def clone(self, *args: Any, **kwargs: Any) -> "ClipWithWords":  # noqa: D102
+        cloned = super().clone(*args, **kwargs)
+        cloned.__class__ = ClipWithWords
+        cloned.stack = self.stack
+        return cloned
+
+    def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False) -> Any:  # noqa: D102
+        out = super().encode_from_tokens(tokens, return_pooled, return_dict)
+        if return_dict:
+            return out | {"cond": self._note(out["cond"], tokens)}
+        return (self._note(out[0], tokens), *out[1:]) if return_pooled else self._note(out, tokens)
+
+    def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> list[list]:  # noqa: D102
+        return [[self._note(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)]
+
+    def _note(self, cond: Tensor, tokens: Tokens) -> Tensor:
+        """Write down where each word stands, and what each trigger word can have reached.
+
+        A word reaches its own token and, the encoders being causal, those after it in the same section. Of words alone, which
+        edit nothing, nobody asks what they reach.
+        """
+        if isinstance(cond, Named):
+            return cond
+
+        def column(true: Tensor) -> Tensor:
+            return true[: cond.shape[1]].to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
+
+        section = len(next(iter(tokens.values()))[0])
+        editing = {concept.trigger for concept in with_outputs(self.stack)}
+        notes = {}
+        for trigger, places in places_of(tokens, self.tokenizer).items():
+            if trigger in editing:
+                reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])
+                notes[Note(REACH, trigger)] = column(reached)
+        said = spelled(tokens, self.tokenizer)
+        for word in dict.fromkeys(said):
+            notes[Note(PLACE, word)] = column(torch.tensor([one == word for one in said]))
+        return Named.of(cond, notes)
+
+
+def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
+    """A clone of a CLIP that also knows the trigger words of the concepts.
+
+    Raises:
+        PerfusionError: a concept's word was learned for other text encoders.
+    """
+    encoders = encoders_of(clip)
+    for concept in stack:
+        for name, tokenizer in encoders.items():
+            if name not in concept.word or concept.word[name].shape[1] != tokenizer.embedding_size:
+                taught = ", ".join(f"{name} (width {vectors.shape[1]})" for name, vectors in concept.word.items())
+                found = ", ".join(f"{name} (width {each.embedding_size})" for name, each in encoders.items())
+                raise PerfusionError(f"{concept.trigger} was taught to the text encoders {taught}; this CLIP has {found}.")
+    cloned = clip.clone()
+    cloned.__class__ = ClipWithWords
+    # Vectors are known by their memory: two words must not share it, though they be one concept under two triggers.
+    words = {c.trigger: {name: vectors.clone() for name, vectors in c.word.items()} for c in stack}
+    cloned.tokenizer = tokenizer_with_words(clip.tokenizer, words)
+    cloned.stack = combine(getattr(clip, "stack", ()), stack)
+    return cloned

@@ -1,0 +1,1 @@
+"""A loaded checkpoint that can be taught, and the memory that this takes."""

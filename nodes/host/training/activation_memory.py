@@ -1,0 +1,161 @@
+"""How much memory a backward pass will need: told by a forward pass that keeps nothing, or saved by computing blocks twice."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+
+from ..unet.projection_hooks import in_place_of
+
+BLOCKS = (ResBlock, BasicTransformerBlock)
+"""The parts of a UNet that are computed twice where memory is short: what lies in them is most of it."""
+
+
+@dataclass
+class Kept:
+    """Bytes that are kept for a backward pass: what does not grow with the pictures, such as copies of weights, and what does."""
+
+    fixed: int = 0
+    growing: int = 0
+
+    def of(self, count: int) -> int:
+        """With `count` times the pictures."""
+        return self.fixed + count * self.growing
+
+
+@dataclass
+class Need:
+    """What a forward pass keeps for its backward pass, beside the weights.
+
+    Attributes:
+        outside: of what lies in none of BLOCKS.
+        blocks: of each block.
+        inputs: bytes of the blocks' inputs.
+    """
+
+    outside: Kept = field(default_factory=Kept)
+    blocks: list[Kept] = field(default_factory=list)
+    inputs: int = 0
+
+    def bytes(self, count: int, twice: bool) -> int:
+        """With `count` times the pictures; `twice`: where blocks are computed twice, of which there is one at a time."""
+        return self.outside.of(count) + (count * self.inputs + self.largest(count) if twice else sum(self._blocks(count)))
+
+    def largest(self, count: int) -> int:
+        """Of the largest block alone, with `count` times the pictures."""
+        return max(self._blocks(count))
+
+    def _blocks(self, count: int) -> list[int]:
+        return [block.of(count) for block in self.blocks]
+
+
+@contextlib.contextmanager
+def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Need]:
+    """While it is open, what autograd would keep is counted and not kept: no backward pass can follow.
+
+    `weights` are those that `unet` computes with: they are not counted, and copies are told by their shapes.
+    """
+    need, inside, handles = Need(), [], []
+    own = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    shapes = {tuple(sorted(tensor.shape)) for tensor in weights.values() if tensor.ndim > 1}
+    alive: dict[int, StorageWeakRef] = {}
+
+    def count(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        if address in own or (address in alive and not alive[address].expired()):
+            return
+        alive[address] = StorageWeakRef(storage)
+        kept = inside[-1] if inside else need.outside
+        if tuple(sorted(tensor.shape)) in shapes:
+            kept.fixed += storage.nbytes()
+        else:
+            kept.growing += storage.nbytes()
+
+    def refuse(_: None) -> Tensor:
+        raise RuntimeError("nothing was kept for this backward pass")
+
+    def enter(block: nn.Module, args: tuple) -> None:
+        need.inputs += args[0].untyped_storage().nbytes()
+        need.blocks.append(Kept())
+        inside.append(need.blocks[-1])
+
+    def leave(block: nn.Module, args: tuple, output: Tensor) -> None:
+        inside.pop()
+
+    try:
+        for block in blocks_of(unet).values():
+            handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+        with torch.autograd.graph.saved_tensors_hooks(count, refuse):
+            yield need
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def blocks_of(unet: nn.Module) -> dict[str, nn.Module]:
+    """Its blocks by name."""
+    return {name: module for name, module in unet.named_modules() if isinstance(module, BLOCKS)}
+
+
+class _Alone(nn.Module):
+    """A block's own forward, whatever stands in its place."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the block gives."""
+        return type(self.block).forward(self.block, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def computed_twice(
+    unet: nn.Module, weights: Mapping[str, Tensor], again: Callable[[], contextlib.AbstractContextManager]
+) -> Iterator[None]:
+    """While it is open, a UNet's blocks keep their inputs alone, and are computed again in the backward pass.
+
+    Args:
+        unet: runs with `weights` while this is open.
+        weights: its weights by name; the second time the blocks are given them by themselves.
+        again: makes the context of the second time.
+    """
+    blocks = blocks_of(unet)
+
+    def wrapped(name: str, block: nn.Module) -> Callable[..., Tensor]:
+        own = {f"block.{k.removeprefix(name + '.')}": v for k, v in weights.items() if k.startswith(name + ".")}
+        alone = _Alone(block)
+
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            return torch.func.functional_call(alone, own, args, kwargs)
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            return checkpoint(
+                run,
+                *args,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (contextlib.nullcontext(), again()),
+                **kwargs,
+            )
+
+        return forward
+
+    with contextlib.ExitStack() as opened:
+        for name, block in blocks.items():
+            opened.enter_context(in_place_of(block, wrapped(name, block)))
+        yield
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, or in the machine's memory."""
+    return int(comfy.model_management.get_free_memory(device))

@@ -1,0 +1,1 @@
+"""A UNet with concepts: edited projections, controlled and recorded attention."""

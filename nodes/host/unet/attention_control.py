@@ -1,0 +1,105 @@
+"""The cross-attention of one UNet call: seen by whoever watches, confined to regions, replaced by maps of another picture."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ....perfusion_core.attention_maps import attention, blended, grid, heads_joined, heads_parted, injected
+from .regions import Regions
+
+Watch = Callable[[str, Tensor, tuple[int, int]], None]
+"""Told of each layer's maps [B, heads, h·w, N], float32, and of h and w."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Maps of another picture that take the place of this one's.
+
+    Attributes:
+        maps: layer -> [b, heads, h·w, N'], of the other picture.
+        columns: [B, N], the token of the other prompt whose map each token takes; -1 where it keeps its own.
+    """
+
+    maps: Mapping[str, Tensor]
+    columns: Tensor
+
+
+class Attention:
+    """What is done with the cross-attention of one UNet call.
+
+    Maps are computed where keys are made, so that they are seen under other attention patches too. Regions and injection change
+    the layer's result, by the host's own slot for that; they reach the layers whose attention the host itself computes.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], watch: Watch | None = None, regions: Regions | None = None, injection: Injection | None = None
+    ) -> None:
+        """Of a call on latents of `size`."""
+        self.size, self.watch, self.regions, self.injection = size, watch, regions, injection
+        self.layer, self.heads = "", 1
+        self.query: Tensor | None = None
+        self.keys: Sequence[Tensor] = ()
+        self.values: Sequence[Tensor] = ()
+
+    @contextlib.contextmanager
+    def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
+        """While it is open, queries are seen on their way."""
+        handles = []
+
+        def see(layer: str, heads: int, module: nn.Module, args: tuple, output: Tensor) -> None:
+            self.layer, self.heads, self.query = layer, heads, output
+
+        try:
+            for layer in layers:
+                module = unet.get_submodule(layer)
+                handles.append(module.to_q.register_forward_hook(functools.partial(see, layer, module.heads)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def project(self, layer: str, keys: bool, edited: Sequence[Tensor]) -> None:
+        """Told of a layer's keys or values with each set of edits."""
+        if not keys:
+            self.values = edited
+            return
+        self.keys = edited
+        if self.watch is not None and self.query is not None:
+            shape = grid(self.query.shape[1], *self.size)
+            maps = self._maps(self.query, edited, self.heads)
+            whole = maps[0] if len(maps) == 1 else blended(maps, self.regions.at(shape))
+            self.watch(layer, whole, shape)
+
+    def _maps(self, query: Tensor, keys: Sequence[Tensor], heads: int) -> list[Tensor]:
+        """Maps [B, heads, h·w, N] of each set."""
+        maps = [attention(query, k, heads, self._bias(s, query)) for s, k in enumerate(keys)]
+        if self.injection is None or self.layer not in self.injection.maps:
+            return maps
+        return [injected(one, self.injection.maps[self.layer], self.injection.columns) for one in maps]
+
+    def _bias(self, s: int, x: Tensor) -> Tensor | None:
+        return self.regions.bias(s, x) if self.regions is not None and bool(self.regions.barred[:, s].any()) else None
+
+    def override(self, previous: Callable | None) -> Callable:
+        """For the host's `optimized_attention_override`; `previous` stood there before."""
+
+        def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+            usual = functools.partial(previous, func) if previous is not None else func
+            if not self.keys or k is not self.keys[0] or (self.injection is None and self.regions is None):
+                return usual(q, k, v, heads, *args, **kwargs)
+            if self.injection is None:
+                biases = [self._bias(s, q) for s in range(len(self.keys))]
+                whole = [None if bias is None else bias.expand(-1, q.shape[1], -1) for bias in biases]
+                parts = [usual(q, *kv, heads, mask=m, **kwargs) for *kv, m in zip(self.keys, self.values, whole, strict=True)]
+            else:
+                maps = self._maps(q, self.keys, heads)
+                parts = [heads_joined(m @ heads_parted(v, heads).float()) for m, v in zip(maps, self.values, strict=True)]
+            if len(parts) == 1:
+                return parts[0].to(q.dtype)
+            return blended(parts, self.regions.at(grid(q.shape[1], *self.size))).to(q.dtype)
+
+        return attend

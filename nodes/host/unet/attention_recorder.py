@@ -1,0 +1,179 @@
+"""What was seen of cross-attention while pictures were sampled, and the way their latents took."""
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import torch
+from torch import Tensor, nn
+
+from ....perfusion_core import PerfusionError
+
+Shape = tuple[int, int]
+POSITIVE = 0
+"""The host's number for the positive prompts of a call."""
+
+
+@dataclass
+class Prompt:
+    """What was seen of one positive prompt.
+
+    Attributes:
+        words: what stands at each of its N tokens.
+        gates: trigger word -> gate at each token, [N].
+        steps: for each step, or for all in one, the size of a layer -> sum of its maps [b, N, h, w] over layers and calls.
+        counts: how many maps are in each of the `steps`.
+        corner: where its area begins, in latent pixels: top and left.
+        area: height and width of it.
+        inputs: what the UNet was given beside latents and time, by name: [b, ...].
+    """
+
+    words: list[str]
+    gates: dict[str, Tensor]
+    steps: list[dict[Shape, Tensor]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    corner: Shape = (0, 0)
+    area: Shape = (0, 0)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def map_of(self, word: str, size: Shape, step: int | None = None) -> Tensor:
+        """Mean attention, [b, h, w], to a word's tokens together, of one step or of all; 0 outside of the prompt's area."""
+        places = [n for n, said in enumerate(self.words) if said == word]
+        chosen = range(len(self.steps)) if step is None else [step]
+        whole, count = torch.zeros(1, *self.area), 0
+        for i in chosen:
+            for sums in self.steps[i].values():
+                looked = sums[:, places].sum(1, keepdim=True)
+                whole = whole + nn.functional.interpolate(looked, self.area, mode="bilinear", antialias=True)[:, 0]
+            count += self.counts[i]
+        top, left = self.corner
+        return nn.functional.pad(whole / max(count, 1), (left, size[1] - left - self.area[1], top, size[0] - top - self.area[0]))
+
+
+@dataclass
+class Run:
+    """One run of a sampler.
+
+    Attributes:
+        size: of its latents.
+        prompts: its positive prompts, in their order.
+        way: noise level -> the latents [b, c, h, w] and times [b] that the UNet was given.
+        result: the latents that came out, as the host hands them on.
+    """
+
+    size: Shape
+    prompts: dict[UUID, Prompt]
+    way: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    result: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps' maps are kept apart."""
+        return max(len(prompt.steps) for prompt in self.prompts.values())
+
+    def words(self) -> list[str]:
+        """All words of its prompts, in their order."""
+        return list(dict.fromkeys(word for prompt in self.prompts.values() for word in prompt.words if word))
+
+    def map_of(self, word: str, step: int | None = None) -> Tensor:
+        """Mean attention, [b, h, w], to a word in the prompts that name it."""
+        maps = [prompt.map_of(word, self.size, step) for prompt in self.prompts.values() if word in prompt.words]
+        return torch.stack(maps).sum(0) / len(maps)
+
+    def gate_of(self, word: str) -> float | None:
+        """How far the gate of the concept with this trigger word opens at it; None for other words."""
+        opened = [
+            float(prompt.gates[word][[said == word for said in prompt.words]].max())
+            for prompt in self.prompts.values()
+            if word in prompt.gates and word in prompt.words
+        ]
+        return max(opened, default=None)
+
+
+class Recorder:
+    """Records the runs of a watched MODEL; the last few are kept."""
+
+    KEPT = 4
+
+    def __init__(self, each_step: bool = False) -> None:
+        """With `each_step`, every step's maps are kept apart."""
+        self.each_step = each_step
+        self.runs: deque[Run] = deque(maxlen=self.KEPT)
+        self.now: Run | None = None
+
+    @contextlib.contextmanager
+    def recording(self, size: Shape, prompts: dict[UUID, Prompt]) -> Iterator[Callable[[Tensor], None]]:
+        """While it is open, a run is recorded; it is kept when its latents are handed to what this gives."""
+        self.now = run = Run(size, prompts)
+
+        def done(result: Tensor) -> None:
+            for prompt in prompts.values():
+                prompt.steps = [{shape: sums.cpu() for shape, sums in step.items()} for step in prompt.steps]
+            run.result = result.detach().float().cpu()
+            self.runs.append(run)
+
+        try:
+            yield done
+        finally:
+            self.now = None
+
+    def call(self, options: Mapping[str, Any], where: Tensor, inputs: Mapping[str, Tensor]) -> None:
+        """The UNet is called; `inputs` are all that it was given, rows of several prompts one after another.
+
+        `where`: [B, 2, h, w], row and column of each latent pixel in the whole picture.
+        """
+        if self.now is None:
+            return
+        level = float(options["sigmas"][0])
+        new = not self.now.way or level not in self.now.way
+        for prompt, rows in self._positives(options, len(where)):
+            if new and (self.each_step or not prompt.steps):
+                prompt.steps.append({})
+                prompt.counts.append(0)
+            first = where[rows][0]
+            prompt.corner, prompt.area = tuple(int(i) for i in first[:, 0, 0]), tuple(first.shape[1:])
+            given = {name: tensor[rows].detach() for name, tensor in inputs.items() if tensor is not None}
+            x, time = given.pop("x"), given.pop("timesteps")
+            if prompt.area == self.now.size:
+                self.now.way[level] = (x.cpu(), time.cpu())
+            prompt.inputs = given
+        self.now.way.setdefault(level, (torch.empty(0), torch.empty(0)))
+
+    def see(self, options: Mapping[str, Any], maps: Tensor, shape: Shape) -> None:
+        """A layer's maps [B, heads, h·w, N]."""
+        if self.now is None:
+            return
+        for prompt, rows in self._positives(options, len(maps)):
+            looked = maps[rows].mean(1).transpose(1, 2)
+            # In a batch with a longer prompt a short one is repeated.
+            looked = looked.unflatten(1, (-1, len(prompt.words))).sum(1).unflatten(2, shape)
+            sums = prompt.steps[-1]
+            sums[shape] = sums[shape] + looked if shape in sums else looked
+            prompt.counts[-1] += 1
+
+    def _positives(self, options: Mapping[str, Any], count: int) -> Sequence[tuple[Prompt, slice]]:
+        """The positive prompts of a call, and their rows."""
+        kinds, keys = options["cond_or_uncond"], options["uuids"]
+        rows = count // len(kinds)
+        found = []
+        for i, (kind, key) in enumerate(zip(kinds, keys, strict=True)):
+            if kind == POSITIVE and key in self.now.prompts:
+                found.append((self.now.prompts[key], slice(i * rows, (i + 1) * rows)))
+        return found
+
+    def run_of(self, samples: Tensor) -> Run:
+        """The run that gave these latents.
+
+        Raises:
+            PerfusionError: none of the last few did.
+        """
+        for run in reversed(self.runs):
+            if run.result.shape == samples.shape and torch.allclose(run.result, samples.float().cpu(), rtol=1e-2, atol=1e-2):
+                return run
+        raise PerfusionError(
+            f"These latents are of none of the last {self.KEPT} pictures of the watched model; connect the samples of a sampler "
+            "whose model comes from Watch Attention, as they are."
+        )

@@ -1,0 +1,92 @@
+"""What a MODEL's concepts do with a prompt, found out before anything is sampled: by one step on tiny latents."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ....perfusion_core import PerfusionError
+from ..text.encoding_notes import REACH, notes_of
+from .attention_recorder import Prompt
+from .patched_model import carried, model_with
+from .sampling_run import prompt_of
+
+PLACEMENT = frozenset(
+    "area area_type strength mask mask_strength set_area_to_bounds control control_apply_to_uncond gligen start_percent "
+    "end_percent".split()
+)
+"""What a conditioning says of where and when it holds: of no matter to what its words do."""
+
+
+@dataclass
+class Probe:
+    """Is told of every projection that is made.
+
+    Attributes:
+        keys: layer -> share of its keys that the edit changes, ‖edited - plain‖ / ‖plain‖.
+        values: the same of its values.
+    """
+
+    keys: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+
+    def compare(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
+        """See `Comparer.compare`; of several sets of edits the one that changes most counts."""
+        base = plain.float().norm().clamp(min=1e-12)
+        share = max(float((each.float() - plain.float()).norm() / base) for each in edited)
+        (self.keys if keys else self.values)[layer] = share
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        triggers: of all concepts that the model carries.
+        prompts: what each prompt of the conditioning says, and its gates.
+        missing: trigger words that no prompt names.
+        layers: all cross-attention layers.
+        probe: the layers that asked for the edit, and what it changed in them.
+        patched: how many of the layers' projections a LoRA or another weight patch changes.
+        replaced: how many layers' attention another patch replaces.
+    """
+
+    triggers: list[str]
+    prompts: list[Prompt]
+    missing: list[str]
+    layers: tuple[str, ...]
+    probe: Probe
+    patched: int
+    replaced: int
+
+
+def probed(model: ModelPatcher, conditioning: list) -> Findings:
+    """Look into a MODEL with concepts.
+
+    Raises:
+        PerfusionError: it has none.
+    """
+    applied = carried(model)
+    if applied is None or not applied.stack:
+        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+    probe = Probe()
+    mine = model_with(model, replace(applied, probe=probe, recorder=None, layout=None))
+    bare = [[cond, {k: v for k, v in rest.items() if k not in PLACEMENT}] for cond, rest in conditioning]
+    latents = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
+    noise = comfy.sample.prepare_noise(latents, 0)
+    comfy.sample.sample(mine, noise, 1, 1.0, "euler", "normal", bare, [], latents, disable_pbar=True, seed=0)
+    said = {trigger for cond, _ in conditioning for trigger in notes_of(cond, REACH)}
+    options = model.model_options.get("transformer_options", {})
+    ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in ("to_k", "to_v"))
+    return Findings(
+        triggers=[concept.trigger for concept in applied.stack],
+        prompts=[prompt_of(cond, applied) for cond, _ in conditioning],
+        missing=[concept.trigger for concept in applied.stack if concept.trigger not in said],
+        layers=applied.layers,
+        probe=probe,
+        patched=sum(name.endswith(ends) for name in model.patches),
+        replaced=len(options.get("patches_replace", {}).get("attn2", {})),
+    )

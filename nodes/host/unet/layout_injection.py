@@ -1,0 +1,72 @@
+"""The layout of one picture kept in another: its cross-attention maps, made anew at each step from the way that it took."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....perfusion_core import PerfusionError
+from .attention_control import Injection
+from .attention_recorder import POSITIVE, Prompt, Run
+
+Call = Callable[[Tensor, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
+"""Runs the UNet on latents, times and further inputs; gives each layer's maps [b, heads, h·w, N]."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which picture's layout is kept, and at which noise levels: between `end` and `start`."""
+
+    run: Run
+    start: float
+    end: float
+
+    def prompt(self) -> Prompt:
+        """The prompt of the other picture; of several the first."""
+        return next(iter(self.run.prompts.values()))
+
+    def columns(self, words: Sequence[str]) -> Tensor:
+        """For each token of a prompt the token of the other one whose map it takes, or -1: [1, N, 1].
+
+        All are -1 where one of the two does not know its words.
+        """
+        other = self.prompt().words
+        columns = torch.full((len(words),), -1)
+        if any(other) and any(words):
+            for block in difflib.SequenceMatcher(None, other, words, autojunk=False).get_matching_blocks():
+                columns[block.b : block.b + block.size] = torch.arange(block.a, block.a + block.size)
+        return columns[None, :, None]
+
+    def injection(self, options: Mapping[str, Any], x: Tensor, columns: Tensor, call: Call) -> Injection | None:
+        """The maps for a call on latents x [B, c, h, w]; None where its noise level is outside of the span.
+
+        Raises:
+            PerfusionError: the two pictures differ in size or number, or no prompt of the first one covers it, or
+                a prompt does not know its words.
+        """
+        level = float(options["sigmas"][0])
+        if not self.end <= level <= self.start or POSITIVE not in options["cond_or_uncond"]:
+            return None
+        nearest = min(self.run.way, key=lambda known: abs(known - level))
+        latents, times = self.run.way[nearest]
+        rows = len(x) // len(options["cond_or_uncond"])
+        if not latents.numel():
+            raise PerfusionError(
+                "Keep Layout needs a first picture with a prompt for all of it; all of its prompts were confined to areas."
+            )
+        if latents.shape != x[:rows].shape:
+            raise PerfusionError(
+                f"Keep Layout needs two pictures of one size and number: the first one's latents are {list(latents.shape)}, "
+                f"these are {list(x[:rows].shape)}."
+            )
+        kinds = torch.tensor([kind == POSITIVE for kind in options["cond_or_uncond"]], device=x.device).repeat_interleave(rows)
+        if (columns[kinds] < 0).all():
+            raise PerfusionError(
+                "Keep Layout needs prompts that know their words: encode both pictures' with a CLIP from Apply Concept, or with "
+                "Text Encode, Keys Locked."
+            )
+        maps = call(latents.to(x), times.to(x.device), self.prompt().inputs)
+        return Injection(maps, torch.where(kinds[:, None], columns[..., 0], -1))

@@ -1,0 +1,110 @@
+"""A MODEL whose cross-attention projections are edited while it runs, and only then."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ....perfusion_core import PerfusionError
+from ....perfusion_core.concept import Concept
+from ....perfusion_core.stack import Stack, combine, with_outputs
+from ..model.families import family_of, layers_of, width_of
+from .applied import KEY, Applied
+from .attention_recorder import Recorder, Run
+from .layout_injection import Layout
+from .sampling_run import prepare_conds
+from .unet_call import run_edited
+
+
+def check_fit(concept: Concept, model: ModelPatcher) -> None:
+    """Raise PerfusionError unless the concept was taught to a model of this one's family and shape."""
+    family, layers = family_of(model), layers_of(model)
+    if concept.family != family:
+        raise PerfusionError(
+            f"{concept.trigger} was taught to an {concept.family} model and this one is {family}; "
+            f"use an {concept.family} checkpoint."
+        )
+    if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
+        raise PerfusionError(
+            f"{concept.trigger} was taught to an {family} model of another shape, "
+            f"{shape_of(concept.layers, len(concept.target_input))}; this one has {shape_of(layers, width_of(model))}."
+        )
+
+
+def shape_of(layers: Mapping[str, int], width: int) -> str:
+    """What a message tells of a model's shape."""
+    widths = ", ".join(str(each) for each in sorted(set(layers.values()))) or "any width"
+    return f"{len(layers)} cross-attention layers of {widths} that read encodings of {width}"
+
+
+def carried(model: ModelPatcher) -> Applied | None:
+    """What a MODEL carries of Perfusion."""
+    return model.model_options.get("transformer_options", {}).get(KEY)
+
+
+def model_with(model: ModelPatcher, applied: Applied) -> ModelPatcher:
+    """A clone of a MODEL that carries this in place of what it carried."""
+    applied = replace(applied, layers=tuple(layers_of(model)), made={})
+    # What cannot work together is found now, not in the middle of a graph.
+    applied.edits(torch.device("cpu"))
+    cloned = model.clone()
+    cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
+    for where, wrapper in ((WrappersMP.DIFFUSION_MODEL, run_edited), (WrappersMP.SAMPLER_SAMPLE, prepare_conds)):
+        cloned.remove_wrappers_with_key(where, KEY)
+        cloned.add_wrapper_with_key(where, KEY, wrapper)
+    return cloned
+
+
+def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
+    """A clone of a MODEL that the concepts are applied to, beside those that it carries already.
+
+    Words alone edit nothing: they are the CLIP's, and where there is nothing else the MODEL itself is given back.
+
+    Raises:
+        PerfusionError: a concept does not fit the model, two have one trigger word, or the model carries another edit mode.
+    """
+    for concept in stack:
+        check_fit(concept, model)
+    stack = with_outputs(stack)
+    if not stack:
+        return model
+    before = carried(model) or Applied()
+    if before.stack and before.mode != mode:
+        raise PerfusionError(f"This model carries concepts in the edit mode {before.mode!r}; apply further ones in the same mode.")
+    return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
+
+
+def model_watched(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
+    """A clone of a MODEL whose sampling runs are recorded."""
+    return model_with(model, replace(carried(model) or Applied(), recorder=recorder))
+
+
+def model_with_layout(model: ModelPatcher, run: Run, start: float, end: float) -> ModelPatcher:
+    """A clone of a MODEL that keeps another picture's layout, from `start` to `end` (0 to 1) of the way from noise to picture."""
+    sampling = model.get_model_object("model_sampling")
+    span = (float(sampling.percent_to_sigma(share)) for share in (start, end))
+    return model_with(model, replace(carried(model) or Applied(), layout=Layout(run, *span), recorder=None))
+
+
+def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) -> ModelPatcher:
+    """A clone of a MODEL whose concepts have other settings: the one of this trigger word or, if it is empty, all.
+
+    All else that the model carries stays as it is, in its place. A concept of strength 0 is not carried on, just as it would
+    not have been applied; its word means to the text encoder what it meant.
+
+    Raises:
+        PerfusionError: the model carries no concepts, or none of this trigger word.
+    """
+    before = carried(model) or Applied()
+    if not before.stack:
+        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+    known = [concept.trigger.casefold() for concept in before.stack]
+    if trigger and trigger.casefold() not in known:
+        raise PerfusionError(
+            f"This model carries no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}."
+        )
+    chosen = [not trigger or each == trigger.casefold() for each in known]
+    changed = (c.with_settings(**settings) if chose else c for c, chose in zip(before.stack, chosen, strict=True))
+    return model_with(model, replace(before, stack=tuple(concept for concept in changed if concept.strength > 0)))

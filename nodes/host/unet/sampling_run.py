@@ -1,0 +1,125 @@
+"""One run of a sampler with concepts: what its prompts know of themselves is handed to the model beside them."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import torch
+from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
+from comfy.patcher_extension import WrapperExecutor
+from comfy.samplers import CFGGuider
+from torch import Tensor, nn
+
+from ....perfusion_core.gated_edit import EXACT
+from ....perfusion_core.stack import Stack
+from ..text.encoding_notes import KEYS, PLACE, REACH, marked, notes_of, words_of
+from .applied import KEY, Applied
+from .attention_recorder import Prompt
+
+log = logging.getLogger("perfusion")
+
+
+def prepare_conds(
+    executor: WrapperExecutor,
+    guider: CFGGuider,
+    sigmas: Tensor,
+    extra_args: dict,
+    callback: Callable | None,
+    noise: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Wraps a sampling run: hands what the encodings know of themselves to the model, beside them."""
+    applied: Applied = extra_args["model_options"]["transformer_options"][KEY]
+    size = tuple(noise.shape[-2:])
+    prompts: dict[UUID, Prompt] = {}
+    said: set[str] = set()
+    for kind, conds in guider.conds.items():
+        prepared = []
+        for cond in conds or ():
+            cross = cond.get("model_conds", {}).get("c_crossattn")
+            if cross is not None:
+                said |= set(notes_of(cross.cond, REACH))
+                if kind == "positive":
+                    prompts[cond["uuid"]] = prompt_of(cross.cond, applied)
+                cond = cond | {"model_conds": cond["model_conds"] | conds_beside(cross.cond, applied, size)}
+            prepared.append(cond)
+        guider.conds[kind] = prepared
+    share_locks([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
+    for trigger in (concept.trigger for concept in applied.stack):
+        if trigger not in said:
+            log.warning(
+                "The concept %s is applied, but no prompt names it: write %s in a prompt whose CLIP comes from Apply Concept.",
+                trigger,
+                trigger,
+            )
+    if not any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ()):
+        extra_args = with_applied(extra_args, replace(applied, kept={}))
+    if applied.recorder is None:
+        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    with applied.recorder.recording(size, prompts) as done:
+        samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+        done(guider.inner_model.process_latent_out(samples.float()))
+    return samples
+
+
+def with_applied(extra_args: dict, applied: Applied) -> dict:
+    """A sampling run's arguments with this in place of what its MODEL carries."""
+    options = extra_args["model_options"]
+    return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
+
+
+def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
+    """What a prompt says, and how far each concept's gate opens at each of its words."""
+    gates = {}
+    edits = applied.edits(encoding.device)
+    if edits:
+        opened = edits[0].gates(encoding.as_subclass(Tensor))[0]
+        reach = notes_of(encoding, REACH)
+        for j, concept in enumerate(applied.stack):
+            reached = 1
+            if applied.mode == EXACT:
+                reached = reach[concept.trigger][0, :, 0] != 0 if concept.trigger in reach else 0
+            gates[concept.trigger] = opened[:, j] * reached
+    return Prompt(words_of(encoding), gates)
+
+
+def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> dict[str, CONDRegular]:
+    """The host's conditioning for an encoding, as a plain tensor, and for its notes."""
+    plain = encoding.as_subclass(Tensor)
+    keys = notes_of(encoding, KEYS)
+
+    def marks(kind: str, concepts: Stack) -> CONDCrossAttn:
+        return CONDCrossAttn(marked(encoding, kind, [concept.trigger for concept in concepts]))
+
+    beside: dict[str, CONDRegular] = {}
+    if applied.mode == EXACT and applied.stack:
+        beside["named"] = marks(REACH, applied.stack)
+    if keys:
+        beside |= {
+            "locks": CONDCrossAttn(keys[""].to(plain.device)),
+            "locked": CONDRegular(torch.ones(1, 1, 1, device=plain.device)),
+        }
+    placed = tuple(concept for concept in applied.stack if concept.region is not None)
+    if placed:
+        masks = [nn.functional.interpolate(c.region[None, None].float(), size, mode="area") for c in placed]
+        beside |= {"stands": marks(PLACE, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
+    if applied.recorder is not None:
+        rows, columns = (torch.arange(n, device=plain.device) for n in size)
+        beside["where"] = CONDNoiseShape(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])
+    if applied.layout is not None:
+        beside["columns"] = CONDCrossAttn(applied.layout.columns(words_of(encoding)).to(plain.device))
+    return {"c_crossattn": CONDCrossAttn(plain)} | {f"{KEY}_{name}": cond for name, cond in beside.items()}
+
+
+def share_locks(conds: list[dict[str, CONDRegular]]) -> None:
+    """Where one prompt's keys are locked globally, give the others blanks: the host batches what has the same inputs."""
+    locks, locked = f"{KEY}_locks", f"{KEY}_locked"
+    if any(locks in each for each in conds):
+        for each in conds:
+            if locks not in each and "c_crossattn" in each:
+                encoding = each["c_crossattn"].cond
+                each[locks] = CONDCrossAttn(encoding)
+                each[locked] = CONDRegular(torch.zeros(1, 1, 1, device=encoding.device))

@@ -1,0 +1,94 @@
+"""One call of a UNet with concepts."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from comfy.patcher_extension import WrapperExecutor
+from torch import Tensor
+
+from ....perfusion_core.gated_edit import EXACT
+from ..text.encoding_notes import REACH, marked
+from .applied import BESIDE, KEY, OVERRIDE, Applied
+from .attention_control import Attention, Injection, Watch
+from .attention_recorder import POSITIVE
+from .regions import regions_of
+
+
+def run_edited(
+    executor: WrapperExecutor,
+    x: Tensor,
+    timesteps: Tensor | None = None,
+    context: Tensor | None = None,
+    y: Tensor | None = None,
+    control: dict | None = None,
+    transformer_options: dict | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """Wraps a UNet's forward: with what its options carry."""
+    options = transformer_options if transformer_options is not None else {}
+    applied: Applied = options[KEY]
+    beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in BESIDE}
+    if applied.mode == EXACT and applied.stack and beside["named"] is None:
+        # The host's guider of two models asks for the negative by itself: nothing was laid beside it, but its notes came along.
+        beside["named"] = marked(context, REACH, [concept.trigger for concept in applied.stack])
+        context = context.as_subclass(Tensor)
+    where, columns = beside.pop("where"), beside.pop("columns")
+    inputs = {"x": x, "timesteps": timesteps, "context": context, "y": y} | beside
+
+    def maps_of(x: Tensor, times: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        seen: dict[str, Tensor] = {}
+        first, count = options["cond_or_uncond"].index(POSITIVE), len(options["cond_or_uncond"])
+        rows = slice(first * len(x), (first + 1) * len(x))
+        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": options["uuids"][first : first + 1]}
+        mine = [_rows(value, rows, count * len(x)) for value in (control, kwargs)]
+        call_unet(executor, {"x": x, "timesteps": times, **given}, alone, *mine, lambda layer, maps, _: seen.update({layer: maps}))
+        return seen
+
+    watch = injection = None
+    if applied.recorder is not None and where is not None:
+        applied.recorder.call(options, where, inputs)
+        watch = lambda _, maps, shape: applied.recorder.see(options, maps, shape)  # noqa: E731
+    if applied.layout is not None and columns is not None:
+        injection = applied.layout.injection(options, x, columns, maps_of)
+    return call_unet(executor, inputs, options, control, kwargs, watch, injection)
+
+
+def call_unet(
+    executor: WrapperExecutor,
+    inputs: Mapping[str, Tensor | None],
+    options: dict,
+    control: dict | None,
+    kwargs: dict,
+    watch: Watch | None = None,
+    injection: Injection | None = None,
+) -> Tensor:
+    """Run the UNet with the concepts of its options."""
+    applied: Applied = options[KEY]
+    x, projections = inputs["x"], applied.projections(options, inputs)
+    attention = regions = None
+    if len(projections.edits) > 1:
+        regions = regions_of(inputs["regions"], inputs["stands"])
+    if watch is not None or regions is not None or injection is not None:
+        attention = Attention(tuple(x.shape[-2:]), watch, regions, injection)
+    projections.observer, projections.comparer = attention, applied.probe
+    given = (x, inputs["timesteps"], projections.encoding, inputs.get("y"), control)
+    # Where nothing changes, nothing is wrapped at all: such a prompt is the base model's to the last bit.
+    if attention is None and applied.probe is None and not projections.change:
+        return executor(*given, options, **kwargs)
+    unet = executor.class_obj
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(projections.within(unet, applied.layers))
+        if attention is not None:
+            opened.enter_context(attention.within(unet, applied.layers))
+            options = options | {OVERRIDE: attention.override(options.get(OVERRIDE))}
+        return executor(*given, options, **kwargs)
+
+
+def _rows(value: Any, rows: slice, count: int) -> Any:
+    """The same with those rows alone of all tensors that have `count` of them."""
+    if isinstance(value, Tensor):
+        return value[rows] if value.ndim and len(value) == count else value
+    if isinstance(value, dict):
+        return {key: _rows(item, rows, count) for key, item in value.items()}
+    return [_rows(item, rows, count) for item in value] if isinstance(value, list) else value

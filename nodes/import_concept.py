@@ -1,0 +1,155 @@
+"""Take in concepts that other implementations taught."""
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..perfusion_core import PerfusionError, foreign_formats
+from ..perfusion_core.concept import check_trigger
+from ..perfusion_core.concept_file import SUPERCLASS_LENGTH
+from ..perfusion_core.covariance import Covariance
+from . import host
+from .concepts import describe
+from .io_types import CATEGORY, FOLDER, FOREIGN, CovarianceType, concept_outputs, foreign_files, verdict, version_of
+from .measure_text_encoder import check_covariance
+
+NONE = "(no file of another implementation)"
+
+
+def path_of(name: str) -> Path:
+    """Where a listed foreign file is; raises PerfusionError for any other name."""
+    path = folder_paths.get_full_path(FOLDER, name) if name in foreign_files() else None
+    if path is None:
+        endings = ", ".join(sorted(FOREIGN))
+        raise PerfusionError(
+            f"There is no file {name[:200]!r} to import in models/{FOLDER}; put a {endings} file there and choose it in the list."
+        )
+    return Path(path)
+
+
+def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
+    """Name of a CLIP's one text encoder, and the width of its embedding vectors.
+
+    Raises:
+        PerfusionError: it has more than one, or the model reads other encodings.
+    """
+    encoders = host.encoders_of(clip)
+    if len(encoders) != 1:
+        raise PerfusionError(
+            f"Such files hold a word for one text encoder and this CLIP has {', '.join(encoders)}; choose an SD1 or SD2 checkpoint."
+        )
+    if host.encoding_width(clip) != host.width_of(model):
+        raise PerfusionError(
+            f"This CLIP gives encodings of width {host.encoding_width(clip)} and the model reads {host.width_of(model)}; "
+            "take both from one checkpoint."
+        )
+    ((name, tokenizer),) = encoders.items()
+    return name, tokenizer.embedding_size
+
+
+def metric(found: foreign_formats.Foreign, clip: CLIP, covariance: Covariance | None) -> Tensor:
+    """C⁻¹, float64 [d, d]: the file's own, or that of the covariance where the file has none.
+
+    Raises:
+        PerfusionError: there is neither, or the covariance is of another text encoder.
+    """
+    if found.inverse is not None:
+        return found.inverse.double()
+    if covariance is None:
+        raise PerfusionError(
+            "This file holds no inverse covariance (C_inv), without which a concept has no place; connect Measure Text Encoder."
+        )
+    check_covariance(clip, covariance)
+    return covariance.inverse()
+
+
+class PerfusionImport(io.ComfyNode):
+    """Foreign file -> concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionImport",
+            display_name="Import Concept (Perfusion)",
+            category=CATEGORY,
+            description="Takes in a concept that was taught with perfusion-pytorch or ChenDarYen's Key-Locked-Rank-One-Editing. "
+            "Save Concept keeps it. Both of them sample as the edit mode 'paper' does. Nothing in a file is ever run as code.",
+            search_aliases=["perfusion", "import", "convert", "perfusion-pytorch", "lucidrains", "ckpt"],
+            inputs=[
+                io.Combo.Input(
+                    "file_name",
+                    options=foreign_files() or [NONE],
+                    tooltip="A .pt, .pth, .ckpt or .bin file in models/perfusion. Press R to refresh the list.",
+                ),
+                io.Model.Input("model", tooltip="A model of the base that the concept was taught to: it tells names and widths."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.String.Input(
+                    "trigger",
+                    default="<my-teddy>",
+                    tooltip="The word that will stand for the concept in prompts, in angle brackets.",
+                ),
+                io.String.Input(
+                    "superclass",
+                    default="",
+                    tooltip="The plain word that the concept is a kind of, such as teddy. Empty: as the file says, if it does.",
+                ),
+                io.Int.Input(
+                    "number",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Which concept, of a perfusion-pytorch file that holds several.",
+                ),
+                CovarianceType.Input(
+                    "covariance",
+                    optional=True,
+                    tooltip="From Measure Text Encoder; used only where the file has no C_inv of its own.",
+                ),
+            ],
+            outputs=concept_outputs("For Save Concept, Concept Settings or Apply Concept."),
+        )
+
+    @classmethod
+    def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
+        """Refuse a file that cannot be used, and what is no trigger word, before the graph runs."""
+        return verdict(lambda: (foreign_formats.load(path_of(file_name)), trigger is None or check_trigger(trigger.strip())))
+
+    @classmethod
+    def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:
+        """Import again when the file has changed."""
+        return version_of(file_name)
+
+    @classmethod
+    def execute(
+        cls,
+        file_name: str,
+        model: ModelPatcher,
+        clip: CLIP,
+        trigger: str,
+        superclass: str,
+        number: int,
+        covariance: Covariance | None = None,
+    ) -> io.NodeOutput:
+        """Import it."""
+        check_trigger(trigger.strip())
+        family, (encoder, embedding) = host.family_of(model), encoder_of(model, clip)
+        found = foreign_formats.read(path_of(file_name), host.layers_of(model), host.width_of(model), embedding, number)
+        word = superclass.strip() or found.superclass
+        if not 0 < len(word) <= SUPERCLASS_LENGTH:
+            raise PerfusionError(
+                "This file does not say what its concept is a kind of; type a word or two such as teddy as superclass."
+            )
+        inverse = metric(found, clip, covariance)
+        concept = found.concept(trigger.strip(), word, family, encoder, host.word_encoding(clip, word), inverse)
+        told = f"imported from {file_name}, a concept of {found.kind}\n{describe(concept)}"
+        return io.NodeOutput((concept,), concept.trigger, word, ui=ui.PreviewText(told))
+
+
+NODES = [PerfusionImport]

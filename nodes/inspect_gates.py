@@ -1,0 +1,113 @@
+"""Is it working? What concepts do with a prompt, before anything is sampled."""
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from . import host
+from .charts import gate_table
+from .io_types import CATEGORY
+
+FIGHT = 0.5
+"""A concept whose gate opens this far at another concept's word takes it over."""
+NAMED = 3
+"""Words of others that a sentence names at most, the widest open first."""
+
+
+class PerfusionInspect(io.ComfyNode):
+    """Model and prompt -> what the concepts do, as a picture and as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionInspect",
+            display_name="Inspect Gates (Perfusion)",
+            category=CATEGORY,
+            description="Says whether concepts work in a prompt, before anything is sampled: how far each one's gate opens at each "
+            "word, whether a trigger word is missing, whether concepts fight over a word, and how much of the layers they change.",
+            search_aliases=["perfusion", "debug", "is it working", "gate", "check"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that goes to the sampler."),
+                io.Conditioning.Input("positive", tooltip="The prompt that goes to the sampler."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="gates", tooltip="Each concept's gate at each word: 0 closed, 1 open."),
+                io.String.Output(display_name="report", tooltip="The same in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, positive: list) -> io.NodeOutput:
+        """Look into it."""
+        found = host.probed(model, positive)
+        text = "\n".join(report(found))
+        picture = gate_table([row for prompt in found.prompts for row in rows_of(prompt)], found.triggers)
+        return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls).as_dict() | {"text": (text,)})
+
+
+def rows_of(prompt: host.Prompt) -> list[tuple[str, list[float]]]:
+    """A prompt's words with each concept's gate at them, in the order of `Findings.triggers`; all from the end token on in one."""
+    gates = (
+        torch.stack([prompt.gates[trigger] for trigger in prompt.gates], 1) if prompt.gates else torch.zeros(len(prompt.words), 0)
+    )
+    end = prompt.words.index(host.END) if host.END in prompt.words else len(prompt.words)
+    rows = [(word, gates[n].tolist()) for n, word in enumerate(prompt.words[:end])]
+    return rows + [("after the words", gates[end:].amax(0).tolist())] * (end < len(prompt.words))
+
+
+def report(found: host.Findings) -> list[str]:
+    """What was found, in sentences."""
+    lines = [f"{trigger} is applied but not named: write it in the prompt, with Apply Concept's CLIP." for trigger in found.missing]
+    for prompt in found.prompts:
+        lines += opened(prompt) + fights(prompt)
+    asked = [layer for layer in found.layers if layer in found.probe.values]
+    if len(asked) < len(found.layers):
+        lines.append(f"Another patch overrides the edit in {len(found.layers) - len(asked)} of {len(found.layers)} layers.")
+    if asked:
+        keys, values = (sum(shares.values()) / len(asked) for shares in (found.probe.keys, found.probe.values))
+        lines.append(f"In {len(asked)} layers the edit changes keys by {100 * keys:.1f} % and values by {100 * values:.1f} %.")
+    if found.patched:
+        lines.append(f"LoRAs change {found.patched} of the edited projections; the edit is added to what they give.")
+    if found.replaced:
+        lines.append(f"Another patch computes {found.replaced} layers' attention: regions and Keep Layout do not reach those.")
+    return lines
+
+
+def opened(prompt: host.Prompt) -> list[str]:
+    """How far gates open, at their own words and elsewhere."""
+    lines = []
+    for trigger, gates in prompt.gates.items():
+        own = places(prompt, trigger)
+        if own.any():
+            rest = float(gates[~own].max()) if not own.all() else 0.0
+            lines.append(
+                f"{trigger}: its gate opens to {float(gates[own].max()):.2f} at its word, to {rest:.2f} at most elsewhere."
+            )
+    return lines
+
+
+def fights(prompt: host.Prompt) -> list[str]:
+    """Concepts that open at others' words, a sentence for each such concept."""
+    lines = []
+    for trigger, gates in prompt.gates.items():
+        widest = {other: float(gates[there].max()) for other in prompt.gates if (there := places(prompt, other)).any()}
+        taken = [other for other, gate in widest.items() if other != trigger and gate > FIGHT]
+        if not taken:
+            continue
+        taken.sort(key=lambda other: (-widest[other], other))
+        told = ", ".join(f"{other} ({widest[other]:.2f})" for other in taken[:NAMED])
+        if len(taken) > NAMED:
+            told += f" and {len(taken) - NAMED} more"
+        fight = "the two fight over it" if len(taken) == 1 else "it fights with these over them"
+        lines.append(f"{trigger} also opens at {told}: {fight}; raise the bias of {trigger}.")
+    return lines
+
+
+def places(prompt: host.Prompt, word: str) -> torch.Tensor:
+    """Where a word stands in a prompt, bool [N]."""
+    return torch.tensor([each == word for each in prompt.words])
+
+
+NODES = [PerfusionInspect]

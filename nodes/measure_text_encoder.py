@@ -1,0 +1,120 @@
+"""Measure a text encoder."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import folder_paths
+from comfy.sd import CLIP
+from comfy.utils import ProgressBar
+from comfy_api.latest import io, ui
+
+from ..perfusion_core import PerfusionError
+from ..perfusion_core.captions import captions as shipped_captions
+from ..perfusion_core.covariance import Covariance, Estimate
+from . import host
+from .io_types import CATEGORY, WORKROOM, CovarianceType, home
+
+log = logging.getLogger("perfusion")
+
+CAPTIONS_AT_ONCE = 128
+
+
+def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED) -> Covariance:
+    """The covariance of a CLIP over these captions, or those that the pack ships; kept in a file and read from there again."""
+    identity = host.identity_of(clip)
+    which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
+    which += "" if positions == host.UNPADDED else f"-{positions}"
+    path = home() / WORKROOM / f"covariance-{identity}{which}.safetensors"
+    if path.exists():
+        try:
+            return Covariance.load(path)
+        except PerfusionError as error:
+            log.warning("%s It is made anew.", error)
+    host.prepare_clip(clip)
+    if texts is None:
+        texts = shipped_captions(max(1000, host.encoding_width(clip)))
+    texts = sorted(texts, key=len)  # those of a length together: a batch takes as long as its longest
+    precision, estimate, bar = host.best_precision(clip.patcher.load_device), None, ProgressBar(len(texts))
+    log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
+    for i in range(0, len(texts), CAPTIONS_AT_ONCE):
+        host.check_interrupt()
+        encodings = host.contents(clip, texts[i : i + CAPTIONS_AT_ONCE], precision, positions)
+        estimate = estimate or Estimate(encodings.shape[-1])
+        estimate.add(encodings)
+        bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))
+    covariance = estimate.finish(identity)
+    covariance.save(path)
+    return covariance
+
+
+def check_covariance(clip: CLIP, covariance: Covariance | None) -> None:
+    """Raise PerfusionError for a covariance of another text encoder."""
+    if covariance is not None and covariance.identity != host.identity_of(clip):
+        raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
+
+
+def caption_lines(captions: str, file: str) -> list[str] | None:
+    """The user's captions, one a line, from the text and the file in the input folder; None where there are neither."""
+    text = captions
+    if file.strip():
+        root = Path(folder_paths.get_input_directory()).resolve()
+        path = (root / file.strip()).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            raise PerfusionError(f"There is no file {file.strip()!r} in the input folder; put the captions there, one a line.")
+        try:
+            text += "\n" + path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PerfusionError(f"{path.name} is not a readable UTF-8 text file; save the captions as plain text.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()] or None
+
+
+class PerfusionCovariance(io.ComfyNode):
+    """CLIP -> the metric of its encodings."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionCovariance",
+            display_name="Measure Text Encoder (Perfusion)",
+            category=CATEGORY,
+            description="Measures how a text encoder spreads its encodings. Training does this by itself; use this node to bring "
+            "captions of your own. The result is kept for each text encoder.",
+            search_aliases=["perfusion", "covariance"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder."),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="Captions, one a line; empty: varied ones that come with the pack.",
+                ),
+                io.String.Input(
+                    "captions_file", default="", optional=True, tooltip="A text file in the input folder, one caption a line."
+                ),
+                io.Combo.Input(
+                    "positions",
+                    options=list(host.POSITIONS),
+                    default=host.UNPADDED,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which tokens of the captions are measured. unpadded: the words, with the start and one end. content: "
+                    "the words alone. all: the padding that fills up a prompt, too.",
+                ),
+            ],
+            outputs=[
+                CovarianceType.Output(display_name="covariance", tooltip="For Train Concept."),
+                io.String.Output(display_name="report", tooltip="How many tokens were seen, and the condition number."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: CLIP, captions: str, captions_file: str = "", positions: str = host.UNPADDED) -> io.NodeOutput:
+        """Measure it, or read what was measured before."""
+        covariance = measure(clip, caption_lines(captions, captions_file), positions)
+        report = f"{covariance.count} tokens, condition number {covariance.condition():.3g}, text encoder {covariance.identity}"
+        return io.NodeOutput(covariance, report, ui=ui.PreviewText(report))
+
+
+NODES = [PerfusionCovariance]

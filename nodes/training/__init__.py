@@ -1,0 +1,1 @@
+"""Train Concept: from pictures to a concept."""

@@ -1,0 +1,89 @@
+"""Training pictures on their way in: cut to squares, masked, made small."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...perfusion_core import PerfusionError
+
+
+def flatten(batches: list[Tensor] | None) -> list[Tensor]:
+    """Every single picture of a list of batches [B, H, W, …], on the CPU; masks may lack their batch dimension."""
+    pictures = []
+    for batch in batches or ():
+        if batch is not None:
+            pictures += list((batch if batch.ndim >= 3 else batch[None]).cpu())
+    return pictures
+
+
+def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
+    """The picture's largest square around its object (or its middle), and the mask of it, both `size` pixels a side.
+
+    Args:
+        picture: [H, W, C] in 0…1.
+        mask: [h, w] in 0…1, the object's; scaled to the picture. Without one the whole picture counts.
+        size: pixels.
+
+    Returns:
+        Picture [size, size, 3] and mask [size, size].
+    """
+    picture = picture[..., :3].movedim(-1, 0)[None].float()
+    height, width = picture.shape[2:]
+    if mask is None:
+        mask = torch.ones(height, width)
+    mask = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)
+    side = min(height, width)
+    rows, columns = mask[0, 0].sum(1), mask[0, 0].sum(0)
+    middle = [float((line * torch.arange(len(line))).sum() / line.sum()) + 0.5 for line in (rows, columns)]
+    top, left = (int(min(max(m - side / 2, 0), full - side)) for m, full in zip(middle, (height, width), strict=True))
+    cut = [x[:, :, top : top + side, left : left + side] for x in (picture, mask)]
+    picture, mask = (F.interpolate(x, (size, size), mode="bicubic" if x.shape[1] == 3 else "bilinear", antialias=True) for x in cut)
+    return picture[0].movedim(0, -1).clamp(0, 1), mask[0, 0].clamp(0, 1)
+
+
+def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) -> tuple[Tensor, Tensor]:
+    """Training pictures [B, size, size, 3] and soft masks [B, size, size] of images of any size.
+
+    Raises:
+        PerfusionError: there are no images, other than as many masks, or a mask that is empty.
+    """
+    pictures, marks = flatten(images), flatten(masks)
+    if not pictures:
+        raise PerfusionError("Training needs at least one picture of the concept; connect some to images.")
+    if marks and len(marks) != len(pictures):
+        raise PerfusionError(
+            f"There are {len(pictures)} images and {len(marks)} masks; give one mask for each image, or none at all."
+        )
+    for i, mark in enumerate(marks):
+        if not mark.isfinite().all() or mark.max() <= 0:
+            raise PerfusionError(f"Mask {i + 1} of {len(marks)} is empty; it should be white where the object is.")
+    made = [square(p, m, size) for p, m in zip(pictures, marks or [None] * len(pictures), strict=True)]
+    return torch.stack([p for p, _ in made]), torch.stack([m for _, m in made])
+
+
+def small(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, size, size, 3] and masks [B, size, size] of the object in the left half and in the right one, in turn.
+
+    Its longer side is half of the frame's, if it was more. What is then bare goes on in the colours of the picture's edge, and
+    counts for nothing.
+    """
+    size, places = masks.shape[-1], []
+    for i, mask in enumerate(masks):
+        seen = mask > mask.max() / 2
+        # Where it starts and ends, from -1 to 1, across and down.
+        ends = torch.stack([seen.any(axis).nonzero()[[0, -1], 0] + torch.tensor([0, 1]) for axis in (0, 1)]) * 2 / size - 1
+        grown = max(1.0, float((ends[:, 1] - ends[:, 0]).max()))
+        shift = ends.mean(1) - grown * torch.tensor([i % 2 - 0.5, 0.0])
+        places.append(torch.cat([grown * torch.eye(2), shift[:, None]], dim=1))
+    grid = F.affine_grid(torch.stack(places), [len(masks), 1, size, size], align_corners=False)
+    frames = F.grid_sample(images.movedim(-1, 1), grid, padding_mode="border", align_corners=False)
+    return frames.movedim(1, -1), F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+
+
+def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """Weights [B, 1, height, width] for latents, each with a maximum of 1, of masks [B, H, W].
+
+    Squared: a cell at the object's edge shows its background too, and counts for less than its share of the object.
+    """
+    small = F.interpolate(masks[:, None], (height, width), mode="area")
+    return (small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).square()

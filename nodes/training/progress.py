@@ -1,0 +1,91 @@
+"""What a training shows of itself while it runs: pictures of the concept so far, the loss, and the time that is left."""
+
+import time
+
+import torch
+from comfy.utils import ProgressBar
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..picture_grid import labelled_grid
+from . import pictures
+
+SIDE, LINE = 288, 26
+"""Pixels: a side of each half of what is shown, and the height of its heading."""
+REDRAWN = 2.0
+"""Seconds after which the loss is drawn anew."""
+IN_A_ROW, TILE = 5, 128
+"""Pictures that are shown before training at most, and a side of each in pixels."""
+ON_SHEET = 12
+"""Pictures on the sheet of a training at most."""
+
+
+def told(seconds: float) -> str:
+    """A time for people: 40 s, 3 min, 1 h 20 min."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{max(1, round(seconds))} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def headed(parts: list[Image.Image], heading: str) -> Image.Image:
+    """Pictures of one size side by side, under a line of text."""
+    wide, high = parts[0].size
+    whole = Image.new("RGB", (wide * len(parts), high + LINE), "white")
+    for i, part in enumerate(parts):
+        whole.paste(part, (i * wide, LINE))
+    size = next((size for size in range(16, 8, -1) if ImageFont.load_default(size).getlength(heading) <= whole.width - 12), 8)
+    ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(size))
+    return whole
+
+
+def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> None:
+    """Show on the node what is about to be learned: pictures [B, h, w, 3], dark where their masks [B, h, w] are.
+
+    Beside them `plain` [h, w, 3], if it is there yet: what the model draws for the superclass.
+    """
+    seen = images * (0.25 + 0.75 * masks[..., None])
+    row = [*seen[:IN_A_ROW], *([] if plain is None else [plain])]
+    parts = [pictures.to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in row]
+    heading = "What is learned" + (f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else "")
+    heading += "; preparing" if plain is None else ", and the plain word; preparing"
+    ProgressBar(1).update_absolute(0, 1, ("JPEG", headed(parts, heading), None))
+
+
+class Progress:
+    """The progress of one run of a training, from a step that it was left at to its last; shown on the node."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        """`step` steps are done already."""
+        self.first, self.steps, self.began, self.drawn = step, steps, time.monotonic(), 0.0
+        self.portraits: list[tuple[int, Tensor]] = []
+        self.bar = ProgressBar(steps)
+        self.bar.update_absolute(step, steps)
+
+    def portrait(self, step: int, picture: Tensor) -> None:
+        """Take a picture [h, w, 3] in 0…1 of the concept after a step; it is shown with the next update."""
+        self.portraits.append((step, picture.cpu()))
+        self.drawn = 0.0
+
+    def update(self, losses: list[float]) -> None:
+        """Tell of a step that is done; `losses` has one for each."""
+        now, preview = time.monotonic(), None
+        if now - self.drawn >= REDRAWN or len(losses) == self.steps:
+            preview, self.drawn = ("JPEG", self._drawn(losses), None), now
+        self.bar.update_absolute(len(losses), self.steps, preview)
+
+    def _drawn(self, losses: list[float]) -> Image.Image:
+        step = len(losses)
+        left = (time.monotonic() - self.began) / max(1, step - self.first) * (self.steps - step)
+        halves = [pictures.loss_image(losses, SIDE, SIDE, self.steps)]
+        if self.portraits:
+            halves.insert(0, pictures.to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        return headed(halves, f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else ""))
+
+    def sheet(self, last: Tensor) -> Tensor:
+        """All pictures of the concept side by side, [1, H, W, 3]; `last` is that of what the training gave."""
+        shown = [*self.portraits, (self.steps, last.cpu())]
+        if len(shown) > ON_SHEET:
+            shown = [shown[round(i * (len(shown) - 1) / (ON_SHEET - 1))] for i in range(ON_SHEET)]
+        columns = [*(f"step {step}" for step, _ in shown[:-1]), "the concept"]
+        return labelled_grid(torch.stack([picture for _, picture in shown]), [""], columns)

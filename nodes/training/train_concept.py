@@ -1,0 +1,368 @@
+"""Teach a concept."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from comfy_api.latest import io
+from torch import Tensor
+
+from ...perfusion_core import PerfusionError
+from ...perfusion_core.concept import Concept, check_trigger
+from ...perfusion_core.concept_file import SUPERCLASS_LENGTH
+from ...perfusion_core.covariance import Covariance
+from ...perfusion_core.gated_edit import MODES
+from ...perfusion_core.stack import Stack
+from ...perfusion_core.training.loop import LOCAL, NONE, TRAINED, Lesson, Settings
+from .. import host
+from ..io_types import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input, verdict
+from ..measure_text_encoder import check_covariance, measure
+from ..prompt_adherence import Following
+from . import pictures
+from .memory import AUTO, CARDS
+from .progress import show_lesson
+from .run import CHECKPOINT_EVERY, Best, Course, concept_of, fingerprint, portrait, steps_folder
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAST, BEST = "last", "best"
+DEFAULTS = Settings()
+
+
+def check_words(superclass: str, trigger: str) -> None:
+    """Raise PerfusionError for words that no concept can have."""
+    if not superclass.strip():
+        raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
+    if len(superclass) > SUPERCLASS_LENGTH:
+        raise PerfusionError(f"The superclass should be a word or two; {len(superclass)} characters came.")
+    if "{" in superclass + trigger or "}" in superclass + trigger:
+        raise PerfusionError("The superclass and the trigger word cannot hold braces; take them out.")
+    check_trigger(trigger)
+
+
+def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
+    """Raise PerfusionError for what cannot be trained, before any work."""
+    settings.check()
+    check_words(superclass, trigger)
+    taken = [concept for concept in getattr(clip, "stack", ()) if concept.trigger.casefold() == trigger.casefold()]
+    if taken:
+        raise PerfusionError(
+            f"The trigger word {trigger} is already taken by a {taken[0].superclass} on this CLIP; choose another one."
+        )
+    if size % 8:
+        raise PerfusionError(f"The size of training pictures must be a multiple of 8 pixels; {size} came.")
+    check_covariance(clip, covariance)
+    for word in (superclass, settings.initial_word):
+        if word:
+            host.embed(clip, word)
+
+
+def settings_of(chosen: Mapping[str, object]) -> Settings:
+    """The settings of a training, by the node's widgets; what is not among them is as usual."""
+    named = {"bias": "train_bias", "temperature": "train_temperature", "mode": "edit_mode", "micro": "at_once"}
+    given = {field.name: named.get(field.name, field.name) for field in fields(Settings)}
+    settings = Settings(**{name: chosen[widget] for name, widget in given.items() if widget in chosen})
+    return replace(settings, micro=min(settings.micro, settings.batch), initial_word=settings.initial_word.strip())
+
+
+def forms(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor, small: bool) -> tuple[Tensor, Tensor]:
+    """Latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, in the forms of `teach`."""
+    shown = [(images, masks), *([pictures.small(images, masks)] if small else [])]
+    shown = [each for image, mask in shown for each in ((image, mask), (image.flip(2), mask.flip(2)))]
+    latents = torch.stack([host.latents_of(vae, model, image) for image, _ in shown], dim=1)
+    return latents, torch.stack([pictures.latent_masks(mask, *latents.shape[-2:]) for _, mask in shown], dim=1)
+
+
+class PerfusionTrain(io.ComfyNode):
+    """Pictures -> concept."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's form."""
+        return io.Schema(
+            node_id="PerfusionTrain",
+            display_name="Train Concept (Perfusion)",
+            category=CATEGORY,
+            description="Teaches the model a concept from a few pictures: a word, and what the word means to each layer. The model "
+            "itself is not changed. A stopped training saves the concept so far, and goes on when the same graph is queued again.",
+            search_aliases=["perfusion", "personalize", "teach", "dreambooth", "textual inversion", "train lora"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to teach the concept to; it is left as it is."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Image.Input(
+                    "images",
+                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. Of each, the "
+                    "largest square around the thing is taken.",
+                ),
+                io.String.Input(
+                    "superclass", default="teddy", tooltip="The plain word for what the pictures show: teddy, cat, mug."
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="<my-teddy>",
+                    tooltip="The word that will stand for the concept in prompts, in angle brackets.",
+                ),
+                io.Int.Input(
+                    "steps", default=DEFAULTS.steps, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."
+                ),
+                io.Int.Input("batch", default=DEFAULTS.batch, min=1, max=256, tooltip="Pictures a step."),
+                size_input(),
+                io.Int.Input(
+                    "seed",
+                    default=DEFAULTS.seed,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="The same seed gives the same concept.",
+                ),
+                io.Float.Input(
+                    "word_rate",
+                    default=DEFAULTS.word_rate,
+                    min=1e-7,
+                    max=1.0,
+                    step=1e-5,
+                    round=False,
+                    tooltip="Learning rate of the word. High: the likeness comes sooner, but the word may run away from its kind.",
+                ),
+                io.Float.Input(
+                    "output_rate",
+                    default=DEFAULTS.output_rate,
+                    min=1e-7,
+                    max=10.0,
+                    step=1e-4,
+                    round=False,
+                    tooltip="Learning rate of what the word means to the layers.",
+                ),
+                io.Float.Input(
+                    "train_bias",
+                    default=DEFAULTS.bias,
+                    min=-1.0,
+                    max=2.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="Bias of the gate while training.",
+                ),
+                io.Float.Input(
+                    "train_temperature",
+                    default=DEFAULTS.temperature,
+                    min=0.01,
+                    max=2.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Temperature of the gate while training.",
+                ),
+                io.Combo.Input(
+                    "lock",
+                    options=[LOCAL, TRAINED],
+                    default=DEFAULTS.lock,
+                    advanced=True,
+                    tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the "
+                    "pictures, further from the prompt.",
+                ),
+                io.Combo.Input(
+                    "edit_mode",
+                    options=[*MODES, NONE],
+                    default=DEFAULTS.mode,
+                    advanced=True,
+                    tooltip="The form of the edit; use the same in Apply Concept. static acts in every prompt, trigger word or "
+                    "not, as an exported LoRA does. none: no layer is edited and the word alone is learned (Textual Inversion); "
+                    "output_rate, lock, train_bias and train_temperature then have no effect, and word_rate is usually higher "
+                    "(0.0005 to 0.005 with SD1.5).",
+                ),
+                io.Float.Input(
+                    "flip",
+                    default=DEFAULTS.flip,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="How often pictures are mirrored; 0 for things with writing or a left and a right.",
+                ),
+                io.Int.Input(
+                    "at_once",
+                    default=DEFAULTS.micro,
+                    min=1,
+                    max=256,
+                    advanced=True,
+                    tooltip="Pictures of a batch that are computed at once: fewer need less memory and give the same result.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", *PRECISIONS],
+                    default="auto",
+                    advanced=True,
+                    tooltip="Of the computation; what is learned is kept in float32. auto: bf16 where the device has it.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=50,
+                    min=0,
+                    max=100000,
+                    advanced=True,
+                    tooltip="Steps between pictures of the concept so far; the first is of the superclass. 0 for none.",
+                ),
+                io.Float.Input(
+                    "min_snr",
+                    default=DEFAULTS.min_snr,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    advanced=True,
+                    tooltip="Above 0 (5 is usual) what shapes a picture counts more than its finest grain; 0: the model's own "
+                    "loss.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One for each image, white where the object is; keeps backgrounds out of the concept.",
+                ),
+                CovarianceType.Input(
+                    "covariance", optional=True, tooltip="From Measure Text Encoder; without one it is made and kept."
+                ),
+                io.String.Input(
+                    "initial_word",
+                    default=DEFAULTS.initial_word,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the word starts as: a plain word, or embedding:NAME of models/embeddings, which also says how "
+                    "many vectors it has; empty: the superclass. What it means to the layers starts at the superclass in any case.",
+                ),
+                io.Int.Input(
+                    "save_every",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps between concepts that are saved on the way, to models/perfusion/steps, so that the best can be "
+                    "chosen afterwards; 0 for none.",
+                ),
+                io.Boolean.Input(
+                    "target_gradient",
+                    default=DEFAULTS.target_gradient,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The word learns with the place where the edit acts, which moves with it; else that place counts as "
+                    "fixed within a step.",
+                ),
+                io.Combo.Input(
+                    "keep",
+                    options=[LAST, BEST],
+                    default=LAST,
+                    optional=True,
+                    advanced=True,
+                    tooltip=f"last: the concept that training ends with. best: the best one, looked at every {CHECKPOINT_EVERY} "
+                    "steps and told by the model itself: the one most like the pictures of those with which it still follows "
+                    "prompts. Takes about a quarter more time.",
+                ),
+                io.Combo.Input(
+                    "memory",
+                    options=[AUTO, *CARDS],
+                    default=AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="auto: of at_once, as many pictures are computed at once as there is free memory for, and where it is "
+                    "very short parts of the model are computed twice, which takes a third longer. Or as a graphics card of this "
+                    "size needs it. The concept is the same.",
+                ),
+                io.Float.Input(
+                    "small",
+                    default=DEFAULTS.small,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How often the thing is shown in one half of the frame, at most half as large: for a concept that will "
+                    "stand beside another one, or far away.",
+                ),
+            ],
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
+                io.Image.Output(display_name="loss_plot", tooltip="The loss over the steps."),
+                io.Image.Output(display_name="preview", tooltip="The concept on the grass."),
+                io.Image.Output(
+                    display_name="sheet", tooltip="The pictures of the concept that were shown on the way, side by side."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, superclass: list, trigger: list) -> bool | str:
+        """Refuse words that cannot be, before the graph runs."""
+        return verdict(lambda: None in (*superclass, *trigger) or check_words(superclass[0].strip(), trigger[0].strip()))
+
+    @classmethod
+    def execute(
+        cls,
+        model: list,
+        clip: list,
+        vae: list,
+        images: list,
+        masks: list | None = None,
+        covariance: list | None = None,
+        **widgets: list,
+    ) -> io.NodeOutput:
+        """Train it."""
+        model, clip, vae = model[0], clip[0], vae[0]
+        covariance = covariance[0] if covariance else None
+        chosen = {name: value[0] for name, value in widgets.items()}
+        superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
+        settings = settings_of(chosen)
+        family = host.family_of(model)
+        check(clip, superclass, trigger, size, covariance, settings)
+        ready, marks = pictures.prepare(images, masks, size)
+        show_lesson(ready, marks)
+
+        plain = None
+        if chosen["preview_every"]:
+            # Before the text encoder is measured, which takes long where it never was.
+            plain = portrait(model, clip, vae, superclass, size, settings.seed)
+            show_lesson(ready, marks, plain)
+        covariance = covariance or measure(clip, None)
+        inverse = covariance.inverse()
+
+        latents, weights = forms(model, vae, ready, marks, settings.small > 0)
+        precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
+        keep = chosen.get("keep", LAST)
+        digest = fingerprint(model, clip, vae, settings, superclass, keep, ready, marks, covariance)
+        path = home() / WORKROOM / f"training-{digest}.safetensors"
+
+        def so_far(lesson: Lesson) -> Concept:
+            return concept_of(lesson, inverse, trigger, superclass, family, settings)
+
+        def show(concept: Concept) -> Tensor:
+            taught = host.model_with_edit(model, (concept,), settings.mode), host.clip_with_words(clip, (concept,))
+            return portrait(*taught, vae, trigger, size, settings.seed)
+
+        def following() -> Following:
+            return Following(model, clip, superclass, size, settings.seed)
+
+        course = Course(
+            superclass=superclass,
+            settings=settings,
+            path=path,
+            so_far=so_far,
+            show=show,
+            plain=plain,
+            preview_every=chosen["preview_every"],
+            save_every=chosen.get("save_every", 0),
+            folder=steps_folder(trigger, digest),
+            best=Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if keep == BEST else None,
+            memory=chosen.get("memory", AUTO),
+        )
+        with host.learning():
+            student = host.Student(model, clip, precision, settings.min_snr)
+            lesson, progress = course.run(student, latents, weights, inverse)
+            del student  # it would keep the weights on their device while the picture is drawn
+        taught = course.best.concept() if course.best else so_far(lesson)
+        picture = show(taught)
+        concept: Stack = (replace(taught, preview=pictures.preview_bytes(picture)),)
+        course.finish()
+        return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None], progress.sheet(picture))
+
+
+NODES = [PerfusionTrain]

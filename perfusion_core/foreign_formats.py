@@ -1,0 +1,350 @@
+"""Concept files of two other implementations. They are pickles, so they are read with more suspicion than our own.
+
+perfusion-pytorch, whose `save` writes a dictionary of
+
+    embed_params       [c, width], a vector for each of c concepts
+    key_value_params   [[i* [c, d], o* [c, m]], …], one pair for each edited projection, in the order of the model's modules,
+                       which is to_k and then to_v of each layer; the o* of to_k are W_K of the superclass, never trained
+    C_inv              C⁻¹, [d, d]
+
+ChenDarYen's Key-Locked-Rank-One-Editing-for-Text-to-Image-Personalization, whose checkpoint is a dictionary of
+
+    C_inv              C⁻¹, [d, d]
+    target_input       i*, [d], a moving average of the word's encodings that began at the superclass's
+    embedding          {"string_to_param": ParameterDict {placeholder: [n, width]}, …}, and in newer files "initializer_words":
+                       an OmegaConf list of one superclass, with all of the training's configuration behind it
+    target_output      {"<layer>.to_k.target_output": [77, m], "<layer>.to_v.target_output": [77, m], …}, an o* for each token
+                       position. Both began at W of the superclass prompts' encodings at that position; those of to_k stay there.
+
+Both are of Eq. 3, encode text as the host does (SD1: last layer; SD2: last but one; both through the final norm) and keep bias
+and temperature out of the file. What is a way of sampling and not in a file, as the latter's global locking, is not read here.
+"""
+
+import io
+import pickle
+import threading
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import PerfusionError
+from .concept import Concept
+from .concept_file import POSITIONS, SUPERCLASS_LENGTH
+from .covariance import probe
+from .safe_files import DTYPES, require, shown
+
+MAX_BYTES = 64 * 2**20
+MAX_VECTORS = 32
+CODE = "it holds more than plain tensors and texts, which could run code, so it was not opened"
+BIAS, TEMPERATURE = 0.7, 0.15
+"""Both implementations' own for inference, where nothing else is asked for; no file tells of others."""
+
+OTHER_BASE = "choose a checkpoint of the base that it was taught to"
+ALIKE = 1e-4
+"""perfusion-pytorch keeps i* once for each projection: they may differ by this share of their length."""
+
+PERFUSION_PYTORCH = "perfusion-pytorch"
+CHENDARYEN = "ChenDarYen/Key-Locked-Rank-One-Editing-for-Text-to-Image-Personalization"
+
+
+class StandIn:
+    """What is unpickled in place of a class of another library: it keeps its state, and nothing of that class runs."""
+
+    def __init__(self, *_: Any) -> None:
+        """Take whatever the class would have taken."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Take an item."""
+
+    def take(self, *_: Any) -> None:
+        """Take items."""
+
+    append = extend = add = take
+
+
+STAND_INS = [
+    type(name, (StandIn,), {"__module__": module})
+    for module, names in {
+        "torch.nn.modules.container": "ParameterDict",
+        "omegaconf.listconfig": "ListConfig",
+        "omegaconf.dictconfig": "DictConfig",
+        "omegaconf.base": "ContainerMetadata Metadata",
+        "omegaconf.nodes": "AnyNode",
+        "collections": "defaultdict",
+        "typing": "Any",
+        "builtins": "dict list int",
+    }.items()
+    for name in names.split()
+]
+"""For what ChenDarYen's checkpoints hold beside tensors."""
+
+CALLED = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
+    "builtins.set",
+    "collections.OrderedDict",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+}
+"""What a file may call when it is unpickled. torch lets more in that runs no code but takes as much memory as the file likes."""
+
+_STANDING_IN = threading.Lock()
+"""What torch lets in while a file is opened holds for all threads: one file at a time."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """One concept of a foreign file; its tensors are float32, finite and of the model's shapes.
+
+    Attributes:
+        kind: PERFUSION_PYTORCH or CHENDARYEN.
+        word: embedding vectors, [n, width].
+        target_input: i*, [d].
+        inverse: C⁻¹, [d, d]; None where the file has none.
+        values: layer -> o*_V, [m], or [POSITIONS, m] where they differ by token position.
+        keys: layer -> o*_K, likewise.
+        superclass: as the file tells it; empty where it does not.
+    """
+
+    kind: str
+    word: Tensor
+    target_input: Tensor
+    inverse: Tensor | None
+    values: dict[str, Tensor]
+    keys: dict[str, Tensor]
+    superclass: str
+
+    def concept(
+        self, trigger: str, superclass: str, family: str, encoder: str, superclass_encoding: Tensor, inverse: Tensor
+    ) -> Concept:
+        """The concept, with keys as the file has them; `inverse` is C⁻¹, float64 [d, d], `encoder` the text encoder's name.
+
+        Raises:
+            PerfusionError: i* has no length in the metric of C⁻¹.
+        """
+        length = float(self.target_input.double() @ inverse @ self.target_input.double())
+        if not 0 < length < float("inf"):
+            raise PerfusionError(
+                "The file cannot be used: its target input has no length by its inverse covariance; one of them is wrong, or it "
+                "was saved untrained."
+            )
+        return Concept(
+            trigger=trigger,
+            superclass=superclass,
+            family=family,
+            word={encoder: self.word},
+            target_input=self.target_input,
+            probe=probe(inverse, self.target_input),
+            superclass_encoding=superclass_encoding,
+            values=self.values,
+            keys=self.keys,
+            bias=BIAS,
+            temperature=TEMPERATURE,
+            training={"imported": self.kind},
+        )
+
+
+# ---- the file ----------------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a foreign file holds, unpickled without running any code of it; of its tensors nothing is checked yet.
+
+    Raises:
+        PerfusionError: the file is missing, larger than MAX_BYTES, broken, holds code, or is of neither implementation.
+    """
+    try:
+        size = path.stat().st_size
+        require(size <= MAX_BYTES, path, f"it has {size} bytes, more than the {MAX_BYTES} that a concept may have")
+        content = path.read_bytes()
+    except OSError as error:
+        raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
+    broken = f"{shown(path)} cannot be used: it is not a whole file of torch.save; it may be cut off or of another kind."
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            pickles = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl") and unpacked <= MAX_BYTES]
+            wanted = {name for entry in pickles for name in called(archive.read(entry))}
+    except Exception as error:  # a broken archive or pickle can raise anything
+        raise PerfusionError(broken) from error
+    require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
+    require(wanted <= CALLED, path, CODE)
+    try:
+        with _STANDING_IN, torch.serialization.safe_globals(STAND_INS):
+            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise PerfusionError(f"{shown(path)} cannot be used: {CODE}.") from error
+    except Exception as error:  # and so can a broken pickle
+        raise PerfusionError(broken) from error
+    kind_of(found, path)
+    return found
+
+
+def called(content: bytes) -> set[str]:
+    """What a pickle would call, by full names; here all of it does nothing. Raises what broken pickles raise."""
+    found: set[str] = set()
+
+    class Reader(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            def new(cls: type, *_: Any) -> Any:
+                found.add(f"{module}.{name}".replace("__builtin__.", "builtins."))  # so older pickles call it
+                return object.__new__(cls)
+
+            return type("Inert", (StandIn,), {"__new__": new})
+
+        def persistent_load(self, pid: Any) -> None:
+            return None
+
+    Reader(io.BytesIO(content)).load()
+    return found
+
+
+def kind_of(found: Any, path: Path) -> str:
+    """Which implementation wrote what was found; raises PerfusionError about the file `path` where neither did."""
+    names = set(found) if isinstance(found, dict) else set()
+    if {"embed_params", "key_value_params"} <= names:
+        return PERFUSION_PYTORCH
+    known = {"target_input", "embedding", "target_output"} <= names
+    require(known, path, f"it is a concept neither of {PERFUSION_PYTORCH} nor of {CHENDARYEN}")
+    return CHENDARYEN
+
+
+def read(path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int = 1) -> Foreign:
+    """Read and check one concept of a foreign file.
+
+    Args:
+        path: the file.
+        layers: the model's cross-attention layers, in its order -> width m of their projections.
+        width: d of its encodings.
+        embedding: width of its text encoder's embedding vectors.
+        number: which concept of a file that holds several, from 1.
+
+    Raises:
+        PerfusionError: the file is not a whole, finite concept for such a model.
+    """
+    found = load(path)
+    kind = kind_of(found, path)
+    inverse = found.get("C_inv")
+    take = _perfusion_pytorch if kind == PERFUSION_PYTORCH else _chendaryen
+    return Foreign(
+        kind=kind,
+        inverse=None if inverse is None else checked(inverse, "C_inv", (width, width), path),
+        **take(found, path, layers, width, embedding, number),
+    )
+
+
+# ---- its parts ---------------------------------------------------------------------------------------------------------------
+
+
+def shape_of(value: Any) -> tuple[int, ...]:
+    """The shape of a plain tensor in memory; empty for anything else."""
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
+    return tuple(value.shape) if plain else ()
+
+
+def checked(value: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor:
+    """A tensor of a foreign file as float32 [shape], with memory of its own.
+
+    Raises:
+        PerfusionError: it is no tensor, of another shape, not of floating point, or not finite.
+    """
+    # The shape comes first: a file can claim any size for a few numbers.
+    require(shape_of(value) == shape, path, f"its {name} has the shape {shape_of(value)} where {shape} was expected")
+    require(value.dtype in DTYPES, path, f"its {name} holds {value.dtype}, not floating point numbers of 16 to 64 bits")
+    numbers = value.detach().to(torch.float32, copy=True).contiguous()
+    require(bool(numbers.isfinite().all()), path, f"its {name} holds NaN, infinity or numbers beyond float32")
+    return numbers
+
+
+def _perfusion_pytorch(
+    found: Mapping[str, Any], path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int
+) -> dict[str, Any]:
+    """The parts of a `Foreign` from a file of perfusion-pytorch."""
+    embedded, pairs = found["embed_params"], found["key_value_params"]
+    require(embedded is not None, path, "it holds no word: its model had no EmbeddingWrapper when it was saved")
+    good = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    require(good, path, "its key_value_params are not pairs of target inputs and target outputs")
+    many = f"it edits {len(pairs)} projections where this model has {2 * len(layers)}"
+    require(len(pairs) == 2 * len(layers), path, f"{many}; {OTHER_BASE}")
+    count = (shape_of(embedded) or (0,))[0]
+    require(1 <= number <= count, path, f"it holds {count} concepts, and number {number} of them was asked for")
+
+    def row(value: Any, name: str, size: int) -> Tensor:
+        shape = shape_of(value)
+        good = len(shape) == 2 and shape[0] == count
+        require(good, path, f"its {name} has the shape {shape} where {(count, size)} was expected")
+        return checked(value[number - 1], name, (size,), path)
+
+    def outputs(pairs: list) -> dict[str, Tensor]:
+        named = {layer: row(pair[1], f"target output of {layer}", layers[layer]) for layer, pair in zip(order, pairs, strict=True)}
+        return {layer: named[layer] for layer in layers}
+
+    order = layer_order(layers, [shape_of(output)[-1:] for _, output in pairs], path)
+    inputs = torch.stack([row(pair[0], "target input", width) for pair in pairs])
+    target_input = inputs.double().mean(0).float()
+    apart = float((inputs - target_input).norm(dim=1).max())
+    same = apart <= ALIKE * float(target_input.norm())
+    require(same, path, "its layers have target inputs that differ, and a concept has one for all of them")
+    return {
+        "word": row(embedded, "word", embedding)[None],
+        "target_input": target_input,
+        "keys": outputs(pairs[::2]),
+        "values": outputs(pairs[1::2]),
+        "superclass": "",
+    }
+
+
+def layer_order(layers: Mapping[str, int], widths: Sequence[tuple[int, ...]], path: Path) -> list[str]:
+    """The layers in the order of another UNet's modules, told by the widths of its projections, to_k and to_v of each layer.
+
+    The order is the host's own, or, as diffusers builds its UNet, with the middle last. Where the widths fit both, as in a model
+    whose layers are all of one width, it is the host's own.
+    """
+    middle = [layer for layer in layers if layer.startswith("middle_block.")]
+    for order in (list(layers), [layer for layer in layers if layer not in middle] + middle):
+        if list(widths) == [(layers[layer],) for layer in order for _ in range(2)]:
+            return order
+    raise PerfusionError(f"{shown(path)} cannot be used: its projections have other widths than this model's; {OTHER_BASE}.")
+
+
+def _chendaryen(
+    found: Mapping[str, Any], path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int
+) -> dict[str, Any]:
+    """The parts of a `Foreign` from a checkpoint of ChenDarYen's."""
+    require(number == 1, path, f"it holds 1 concept, and number {number} was asked for")
+    told = found["embedding"] if isinstance(found["embedding"], dict) else {}
+    words = told.get("string_to_param")
+    words = vars(words).get("_parameters") if isinstance(words, StandIn) else words
+    require(isinstance(words, dict) and len(words) == 1, path, "it does not hold the embedding of just one word")
+    (word,) = words.values()
+    count = (shape_of(word) or (0,))[0]
+    many = f"its word has the shape {shape_of(word)} where 1 to {MAX_VECTORS} vectors were expected"
+    require(1 <= count <= MAX_VECTORS, path, many)
+    named = found["target_output"]
+    expected = {f"{layer}.{which}.target_output" for layer in layers for which in ("to_k", "to_v")}
+    same = isinstance(named, dict) and set(named) == expected
+    require(same, path, f"its target outputs are not those of this model's {len(layers)} layers; {OTHER_BASE}")
+
+    def outputs(which: str) -> dict[str, Tensor]:
+        names = {layer: f"{layer}.{which}.target_output" for layer in layers}
+        return {layer: checked(named[name], name, (POSITIONS, layers[layer]), path) for layer, name in names.items()}
+
+    return {
+        "word": checked(word, "word", (count, embedding), path),
+        "target_input": checked(found["target_input"], "target input", (width,), path),
+        "keys": outputs("to_k"),
+        "values": outputs("to_v"),
+        "superclass": _first_text(told.get("initializer_words")),
+    }
+
+
+def _first_text(words: Any) -> str:
+    """The first of a list of texts, or of OmegaConf's list of nodes; empty where there is none that could be a superclass."""
+    listed = getattr(words, "_content", words)
+    first = listed[0] if isinstance(listed, list) and listed else ""
+    text = getattr(first, "_val", first)
+    return text.strip() if isinstance(text, str) and len(text) <= SUPERCLASS_LENGTH and text.isprintable() else ""

@@ -1,0 +1,90 @@
+"""A concept's tensors as whole numbers: of eight bits, half the size of half precision, or target outputs of four.
+
+Of eight bits, each tensor is a scale times numbers from -127 to 127; of target outputs each layer has a scale of its own. All
+scales stand in one more tensor, `scales`, in the order of the tensors' names.
+
+Of four bits, target outputs are numbers from -7 to 7, times a scale for each GROUP of columns that stand side by side. A number and
+8 takes half a byte: bytes `name` [..., G · GROUP / 2], the first of two columns in the lower half, with zeros after the last; and
+the scales of its G groups, `name` with `.scales` after it, [..., G]. What else there is has eight bits.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .safe_files import require
+
+SCALES = "scales"
+OUTPUTS = "target_outputs"
+EIGHT, FOUR = torch.int8, torch.uint4
+LARGEST = {EIGHT: 127, FOUR: 7}
+GROUP = 32
+UNFIT = "its scales do not fit its tensors"
+
+
+def rounded(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype) -> dict[str, Tensor]:
+    """Finite tensors by name, rounded to EIGHT or FOUR, and their scales; `widths` of the layers in target outputs."""
+    found, scales = {}, []
+    for name in sorted(tensors):
+        tensor = tensors[name].float()
+        if kind == FOUR and name.startswith(OUTPUTS):
+            found |= _packed(name, tensor)
+            continue
+        whole = []
+        for part in _parts(name, tensor, widths):
+            scale = _scale(part.abs().amax(), EIGHT)
+            whole.append((part / scale).round().to(torch.int8))
+            scales.append(scale)
+        found[name] = torch.cat(whole, dim=-1)
+    return found | {SCALES: torch.stack(scales)}
+
+
+def restored(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> dict[str, Tensor]:
+    """What `rounded` rounded, in float32; raises PerfusionError about the file `path` where scales and tensors do not fit."""
+    found, width = {}, sum(widths)
+    packed = [name for name, tensor in tensors.items() if name.startswith(OUTPUTS) and tensor.dtype == torch.uint8]
+    for name in packed:
+        found[name] = _unpacked(tensors[name], tensors.get(f"{name}.{SCALES}"), width, path)
+    taken = {SCALES, *packed, *(f"{name}.{SCALES}" for name in packed)}
+    whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    scales, eights = tensors[SCALES], [name for name in whole if name.startswith(OUTPUTS)]
+    require(all(tensor.dtype == torch.int8 and tensor.ndim > 0 for tensor in whole.values()), path, UNFIT)
+    require(all(whole[name].shape[-1] == width for name in eights), path, UNFIT)
+    require(scales.dtype == torch.float32 and scales.shape == (len(whole) + len(eights) * (len(widths) - 1),), path, UNFIT)
+    left = iter(scales)
+    for name in sorted(whole):
+        found[name] = torch.cat([part.float() * next(left) for part in _parts(name, whole[name], widths)], dim=-1)
+    for name, tensor in found.items():
+        require(bool(tensor.isfinite().all()), path, f"{name} holds infinity")
+    return found
+
+
+def _parts(name: str, tensor: Tensor, widths: list[int]) -> list[Tensor]:
+    """The parts of a tensor that have a scale each: a layer's columns of target outputs, else all of it."""
+    return list(tensor.split(widths, dim=-1)) if name.startswith(OUTPUTS) else [tensor]
+
+
+def _scale(largest: Tensor, kind: torch.dtype) -> Tensor:
+    """The step for numbers whose size is `largest` at most."""
+    return (largest / LARGEST[kind]).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A tensor [..., M] in four bits, and its scales."""
+    groups = nn.functional.pad(tensor, (0, -tensor.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
+    # As wide as float32's, in half the room; that they are rounded too does no harm, for numbers are made with what is written.
+    scales = _scale(groups.abs().amax(-1), FOUR).to(torch.bfloat16)
+    numbers = (groups / scales.float()[..., None]).round().clamp(-LARGEST[FOUR], LARGEST[FOUR]) + 8
+    low, high = numbers.flatten(-2).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
+    return {name: low + 16 * high, f"{name}.{SCALES}": scales}
+
+
+def _unpacked(packed: Tensor, scales: Tensor | None, width: int, path: Path) -> Tensor:
+    """The tensor [..., width], float32."""
+    count = -(-width // GROUP)
+    require(scales is not None and scales.dtype == torch.bfloat16 and packed.ndim > 0, path, UNFIT)
+    require(packed.shape == (*scales.shape[:-1], count * GROUP // 2) and scales.shape[-1:] == (count,), path, UNFIT)
+    numbers = torch.stack((packed % 16, packed // 16), dim=-1).flatten(-2).float() - 8
+    return (numbers.unflatten(-1, (-1, GROUP)) * scales.float()[..., None]).flatten(-2)[..., :width]

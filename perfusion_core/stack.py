@@ -1,0 +1,75 @@
+"""Concepts that are used together, and the edit that they make."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from . import PerfusionError
+from .concept import Concept
+from .gated_edit import Edit
+
+Stack = tuple[Concept, ...]
+"""Concepts that are used together; no two have one trigger word."""
+
+
+def combine(*stacks: Stack) -> Stack:
+    """All concepts of the stacks, ordered by trigger word, so that the order they were given in does not matter.
+
+    Raises:
+        PerfusionError: two have one trigger word, or they are of different base families.
+    """
+    concepts = sorted((concept for stack in stacks for concept in stack), key=lambda c: c.trigger.casefold())
+    for one, other in itertools.pairwise(concepts):
+        if one.trigger.casefold() == other.trigger.casefold():
+            raise PerfusionError(
+                f"Two concepts have the trigger word {one.trigger}: a {one.superclass} and a {other.superclass}; "
+                "give one of them another trigger word with Concept Settings."
+            )
+        if one.family != other.family:
+            raise PerfusionError(
+                f"{one.trigger} was taught to {one.family} and {other.trigger} to {other.family}; "
+                "concepts that are used together must share their base family."
+            )
+    return tuple(concepts)
+
+
+def with_outputs(stack: Stack) -> Stack:
+    """The concepts that edit layers: all but words alone."""
+    return tuple(concept for concept in stack if concept.values)
+
+
+def stacked(outputs: list[Tensor]) -> Tensor:
+    """One layer's target outputs of J concepts, [J, m], or [J, POSITIONS, m] where any of them differ by token position."""
+    return torch.stack(torch.broadcast_tensors(*outputs))
+
+
+def edit_of(stack: Stack, mode: str) -> Edit | None:
+    """The edit that the concepts make together, in one of `edit.MODES`; None where all are words alone.
+
+    Raises:
+        PerfusionError: the concepts do not fit the same encodings or layers.
+    """
+    stack = with_outputs(stack)
+    if not stack:
+        return None
+    layers = stack[0].layers
+    for concept in stack[1:]:
+        if concept.layers != layers or len(concept.probe) != len(stack[0].probe):
+            raise PerfusionError(f"{concept.trigger} and {stack[0].trigger} were taught to models of different shape.")
+    trained = torch.tensor([bool(concept.keys) for concept in stack])
+    keys = {}
+    if trained.any():
+        keys = {layer: stacked([c.keys.get(layer, c.values[layer]) for c in stack]) for layer in layers}
+    return Edit(
+        mode=mode,
+        target_inputs=torch.stack([c.target_input for c in stack]),
+        probes=torch.stack([c.probe / (c.probe @ c.target_input) for c in stack]),
+        superclass_encodings=torch.stack([c.superclass_encoding for c in stack]),
+        bias=torch.tensor([c.bias for c in stack]),
+        temperature=torch.tensor([c.temperature for c in stack]),
+        strength=torch.tensor([c.strength for c in stack]),
+        values={layer: stacked([c.values[layer] for c in stack]) for layer in layers},
+        keys=keys,
+        keys_trained=trained,
+    )
