@@ -17,20 +17,11 @@ from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT
 from ..perfusion_core.quantization import EIGHT, FOUR
 from ..perfusion_core.safe_files import Taken, read_bytes, read_metadata
 from ..perfusion_core.stack import Stack, combine
-from .io_types import (
-    CATEGORY,
-    FOLDER,
-    ConceptType,
-    check_prefix,
-    concept_files,
-    concept_outputs,
-    home,
-    new_name,
-    verdict,
-    version_of,
-)
+from .folders import check_prefix, concept_files, home, new_name, version_of
+from .host.folders import FOLDER
+from .io_types import CATEGORY, ConceptType, concept_outputs, verdict
 
-NONE = "(no concept saved yet)"
+NO_CONCEPT = "(no concept saved yet)"
 
 
 def path_of(name: str) -> Path:
@@ -68,7 +59,7 @@ class PerfusionLoadConcept(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "concept_name",
-                    options=concept_files() or [NONE],
+                    options=concept_files() or [NO_CONCEPT],
                     tooltip="A file in models/perfusion. Press R to refresh the list.",
                 )
             ],

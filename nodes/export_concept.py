@@ -17,7 +17,9 @@ from ..perfusion_core.gated_edit import STATIC
 from ..perfusion_core.safe_files import write_all
 from ..perfusion_core.stack import Stack, edit_of
 from . import host
-from .io_types import CATEGORY, ConceptType, check_prefix, listed, new_name, verdict
+from .folders import check_prefix, new_name
+from .host import listed
+from .io_types import CATEGORY, ConceptType, verdict
 
 log = logging.getLogger("perfusion")
 

@@ -13,7 +13,7 @@ from ..perfusion_core.prompts import replaced
 from ..perfusion_core.stack import Stack
 from .charts import gate_table
 from .io_types import CATEGORY, ConceptType, size_input
-from .prompt_adherence import Following
+from .prompt_adherence import PromptAdherence
 
 BIASES = tuple(round(0.1 * i, 1) for i in range(11))
 
@@ -78,7 +78,7 @@ class PerfusionAutoBias(io.ComfyNode):
         found, charts = [], {}
         bar = ProgressBar(len(concept) * (1 + len(BIASES)))
         for one in concept:
-            asking = Following(model, clip, one.superclass, size, seed, asked_for(one, concept, prompt))
+            asking = PromptAdherence(model, clip, one.superclass, size, seed, asked_for(one, concept, prompt))
             bar.update(1)
             scores = []
             for score in asking.scores(one, BIASES, edit_mode):

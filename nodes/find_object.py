@@ -91,7 +91,7 @@ def mask_of(model: ModelPatcher, clip: CLIP, vae: VAE, picture: Tensor, word: st
     seen = [max(64, round(side * scale / 32) * 32) for side in (height, width)]
     pixels = interpolate(picture[None, ..., :3].movedim(-1, 1).float(), seen, mode="bicubic", antialias=True).clamp(0, 1)
     latents = host.latents_of(vae, model, pixels.movedim(1, -1))
-    looked, affinity, shape = host.look(model, clip, latents, word, seed)
+    looked, affinity, shape = host.object_attention(model, clip, latents, word, seed)
     outlined = refined(looked, affinity).unflatten(1, shape)
     return soft_mask(interpolate(outlined[:, None], (height, width), mode="bicubic", antialias=True)[0, 0].clamp(0, 1)).cpu()
 

@@ -15,10 +15,12 @@ from ..perfusion_core.concept_file import SUPERCLASS_LENGTH
 from ..perfusion_core.covariance import Covariance
 from . import host
 from .concepts import describe
-from .io_types import CATEGORY, FOLDER, FOREIGN, CovarianceType, concept_outputs, foreign_files, verdict, version_of
+from .folders import FOREIGN, foreign_files, version_of
+from .host.folders import FOLDER
+from .io_types import CATEGORY, CovarianceType, concept_outputs, verdict
 from .measure_text_encoder import check_covariance
 
-NONE = "(no file of another implementation)"
+NO_FILE = "(no file of another implementation)"
 
 
 def path_of(name: str) -> Path:
@@ -84,7 +86,7 @@ class PerfusionImport(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file_name",
-                    options=foreign_files() or [NONE],
+                    options=foreign_files() or [NO_FILE],
                     tooltip="A .pt, .pth, .ckpt or .bin file in models/perfusion. Press R to refresh the list.",
                 ),
                 io.Model.Input("model", tooltip="A model of the base that the concept was taught to: it tells names and widths."),

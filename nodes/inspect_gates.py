@@ -41,7 +41,7 @@ class PerfusionInspect(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, positive: list) -> io.NodeOutput:
         """Look into it."""
-        found = host.probed(model, positive)
+        found = host.gate_report(model, positive)
         text = "\n".join(report(found))
         picture = gate_table([row for prompt in found.prompts for row in rows_of(prompt)], found.triggers)
         return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls).as_dict() | {"text": (text,)})
@@ -57,16 +57,16 @@ def rows_of(prompt: host.Prompt) -> list[tuple[str, list[float]]]:
     return rows + [("after the words", gates[end:].amax(0).tolist())] * (end < len(prompt.words))
 
 
-def report(found: host.Findings) -> list[str]:
+def report(found: host.GateReport) -> list[str]:
     """What was found, in sentences."""
     lines = [f"{trigger} is applied but not named: write it in the prompt, with Apply Concept's CLIP." for trigger in found.missing]
     for prompt in found.prompts:
         lines += opened(prompt) + fights(prompt)
-    asked = [layer for layer in found.layers if layer in found.probe.values]
+    asked = [layer for layer in found.layers if layer in found.changes.values]
     if len(asked) < len(found.layers):
         lines.append(f"Another patch overrides the edit in {len(found.layers) - len(asked)} of {len(found.layers)} layers.")
     if asked:
-        keys, values = (sum(shares.values()) / len(asked) for shares in (found.probe.keys, found.probe.values))
+        keys, values = (sum(shares.values()) / len(asked) for shares in (found.changes.keys, found.changes.values))
         lines.append(f"In {len(asked)} layers the edit changes keys by {100 * keys:.1f} % and values by {100 * values:.1f} %.")
     if found.patched:
         lines.append(f"LoRAs change {found.patched} of the edited projections; the edit is added to what they give.")

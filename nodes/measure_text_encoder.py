@@ -13,7 +13,8 @@ from ..perfusion_core import PerfusionError
 from ..perfusion_core.captions import captions as shipped_captions
 from ..perfusion_core.covariance import Covariance, Estimate
 from . import host
-from .io_types import CATEGORY, WORKROOM, CovarianceType, home
+from .folders import WORKROOM, home
+from .io_types import CATEGORY, CovarianceType
 
 log = logging.getLogger("perfusion")
 

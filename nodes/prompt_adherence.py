@@ -1,4 +1,4 @@
-"""How far a model follows prompts with a concept in them, asked of the model itself (see `perfusion_core.following`)."""
+"""How far a model follows prompts with a concept in them, asked of the model itself (see `perfusion_core.judgement`)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from . import host
 SEEDS = 2
 
 
-class Following:
+class PromptAdherence:
     """Some prompts, and what the model foresees of them with the plain word."""
 
     def __init__(

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from perfusion_fleet.inside import part
 
 PerfusionError = part("perfusion_core").PerfusionError
-PerfusionTrain = part("nodes.train").PerfusionTrain
+PerfusionTrain = part("nodes.training.train_concept").PerfusionTrain
 WORDS = ("superclass", "trigger")
 """Widgets that have columns of their own."""
 

@@ -17,7 +17,7 @@ from perfusion_core import PerfusionError
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MASK = "-mask"
 """What the name of a picture's mask ends in: teddy-1-mask.png is that of teddy-1.jpg."""
-NONE = "none"
+NO_MASKS = "none"
 """Written for masks: the whole of each picture counts."""
 TOLD = "concept.json"
 NAME = re.compile(r"[\w-]{1,64}")
@@ -133,7 +133,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
     return Job(
         name=text["name"],
         pictures=tuple(str(file) for file in pictures),
-        masks=() if text["masks"] == NONE else masks_of(pictures, base / text["masks"] if text["masks"] else folder),
+        masks=() if text["masks"] == NO_MASKS else masks_of(pictures, base / text["masks"] if text["masks"] else folder),
         superclass=text["superclass"],
         trigger=text["trigger"] or f"<{text['name']}>",
         author=text["author"],
@@ -159,7 +159,7 @@ def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
     if any(found) and not all(found):
         without = pictures[found.index(False)].name
         raise PerfusionError(
-            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NONE} for masks."
+            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NO_MASKS} for masks."
         )
     return tuple(files.get(picture.stem, "") for picture in pictures) if all(found) else ()
 

@@ -103,7 +103,7 @@ def faults_of(job: Job) -> list[str]:
     """What the training node would not take of a job."""
     from perfusion_fleet import settings
 
-    train, faults = inside.part("nodes.train"), []
+    train, faults = inside.part("nodes.training.train_concept"), []
     for check in (
         lambda: settings.chosen(job.settings),
         lambda: train.check_words(job.superclass, job.trigger),

@@ -87,7 +87,7 @@ def watched(model: Any, clip: Any, concept: Any) -> dict:
     return {
         "map": float(run.map_of(concept.trigger).max()),
         "a layout of its own": worst(kept, samples),
-        "gates": bool(host.probed(edited, positive).prompts),
+        "gates": bool(host.gate_report(edited, positive).prompts),
     }
 
 
@@ -102,7 +102,7 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.learning():
-            student = host.Student(model, clip, precision)
+            student = host.TrainableModel(model, clip, precision)
             lesson = training.start(student, "monster", settings)
             given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
             training.teach(student, lesson, *given, settings)
@@ -122,7 +122,7 @@ def divided() -> dict:
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     model, clip, _ = loaded()
     with host.learning():
-        student = host.Student(model, clip, torch.float32)
+        student = host.TrainableModel(model, clip, torch.float32)
         encodings, _ = student.encode(["a {}"], student.embed("monster"))
     model.cached_patcher_init = model.non_dynamic_delegate_model = None
     try:

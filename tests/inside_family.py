@@ -44,7 +44,7 @@ def main() -> dict:
     inverse = inside.part("perfusion_core.covariance").Estimate(width)
     inverse.add(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
-    student = host.Student(model, clip, torch.float32)
+    student = host.TrainableModel(model, clip, torch.float32)
     latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
     with host.learning():
         lesson = training.start(student, "teddy", SETTINGS)

@@ -134,7 +134,7 @@ def short_of_memory(model: object, clip: object) -> dict:
     blocks that are computed twice.
     """
 
-    class Small(host.Student):
+    class Small(host.TrainableModel):
         """Has memory for `room` pictures."""
 
         def objective(self, latents: Tensor, *given: object) -> tuple[Tensor, Tensor]:
@@ -226,7 +226,7 @@ def moved() -> dict:
     comfy.model_management.load_models_gpu = moving
     try:
         with host.learning():
-            student = host.Student(model, clip, torch.float32)
+            student = host.TrainableModel(model, clip, torch.float32)
             word = {name: vectors.requires_grad_() for name, vectors in student.embed("monster").items()}
             student.encode(["a {}"], word)[0].sum().backward()
     finally:
@@ -244,7 +244,7 @@ def halved() -> dict:
         for layer in layers:
             layer.comfy_cast_weights = False
         with host.learning():
-            student = host.Student(model, clip, torch.float32)
+            student = host.TrainableModel(model, clip, torch.float32)
             student.twice = twice
             encodings = student.encode(["a {}"], student.embed("monster"))[0].detach().requires_grad_()
             student.objective(*given[:2], torch.tensor([0.5]), encodings, None)[0].sum().backward()
@@ -257,7 +257,7 @@ def halved() -> dict:
 def portions() -> dict:
     """What is computed at once with so much memory, of 8 pictures and of 1."""
     memory, of = inside.part("nodes.memory"), inside.part("nodes.host.memory")
-    need = of.Need(of.Kept(100, 10), [of.Kept(0, 50), of.Kept(0, 20)], 5)
+    need = of.MemoryNeed(of.SavedBytes(100, 10), [of.SavedBytes(0, 50), of.SavedBytes(0, 20)], 5)
     chosen = [memory.portion(need, free, 8) for free in (2000, 900, 500, 300, 100)]
     alone = memory.portion(need, 300, 1)
     return {"portions": [[each.micro, each.twice, each.bytes] for each in (*chosen, alone)]}

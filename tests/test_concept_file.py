@@ -29,7 +29,7 @@ from perfusion_core.gated_edit import EXACT, MODES
 from perfusion_core.lora_export import corrections
 from perfusion_core.quantization import EIGHT, FOUR
 from perfusion_core.stack import combine, edit_of, with_outputs
-from perfusion_core.training.loop import Settings
+from perfusion_core.training.settings import Settings
 from scripts.setup.bootstrap import ROOT
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,22 +17,10 @@ from perfusion_core.gated_edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, 
 from perfusion_core.prompts import TEMPLATES
 from perfusion_core.safe_files import read, write
 from perfusion_core.training import loop
-from perfusion_core.training.loop import (
-    LOCAL,
-    NONE,
-    TRAINED,
-    Draw,
-    Lesson,
-    Settings,
-    Word,
-    adam,
-    edit_in_training,
-    gradients,
-    held_out_loss,
-    masked_error,
-    start,
-    teach,
-)
+from perfusion_core.training.base_model import Encoded, Word
+from perfusion_core.training.loop import Draw, edit_in_training, gradients, held_out_loss, masked_error, rates, start, train
+from perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
+from perfusion_core.training.state import TrainingState
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -77,7 +65,7 @@ class Painter:
         """See `Base.embed`."""
         return {self.encoder: torch.stack([self.vector(part) for part in text.split()])}
 
-    def encode(self, templates: Sequence[str], word: Word) -> tuple[Tensor, Tensor]:
+    def encode(self, templates: Sequence[str], word: Word) -> Encoded:
         """See `Base.encode`."""
         rows, places = [], []
         for template in templates:
@@ -92,7 +80,7 @@ class Painter:
             rows.append(torch.stack([each.to(self.dtype) for each in row]))
         x = torch.stack(rows) + 0.3 * self.places
         mean = x.cumsum(1) / torch.arange(1, N + 1, dtype=self.dtype)[:, None]
-        return torch.tanh(x @ self.own.T + mean @ self.before.T), torch.tensor(places)
+        return Encoded(torch.tanh(x @ self.own.T + mean @ self.before.T), torch.tensor(places))
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
@@ -115,11 +103,10 @@ class Painter:
         share = time[:, None, None, None]
         return (1 - share).sqrt() * latents + share.sqrt() * noise
 
-    def objective(
-        self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit | None
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
         """See `Base.objective`."""
         self.calls += 1
+        encodings = encoded.tokens
         by = edit.coefficients(encodings) if edit else None
         kv = {}
         for layer in LAYERS:
@@ -140,7 +127,7 @@ def inverse() -> Tensor:
     with torch.no_grad():
         lines = [" ".join(line.split()[: N - 2]) for line in captions(200)]
         for line in lines:
-            estimate.add(painter.encode(["{}", line.split()[0] + " {}"], {"clip": painter.embed(line)["clip"][:6]})[0])
+            estimate.add(painter.encode(["{}", line.split()[0] + " {}"], {"clip": painter.embed(line)["clip"][:6]}).tokens)
     return estimate.finish("painter").inverse()
 
 
@@ -167,37 +154,53 @@ def settings_of(**changed: object) -> Settings:
     return replace(Settings(steps=12, batch=8, micro=8, word_rate=0.01, output_rate=0.05, seed=5), **changed)
 
 
-def taught(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings, painter: Painter | None = None) -> Lesson:
-    """A lesson from start to end."""
+def teach(
+    painter: Painter,
+    state: TrainingState,
+    latents: Tensor,
+    masks: Tensor,
+    inverse: Tensor,
+    settings: Settings,
+    after_step: Callable[[TrainingState], None] = lambda state: None,
+) -> TrainingState:
+    """Train to the end; `after_step` is told of every step."""
+    for loss in train(painter, state, latents, masks, inverse, settings):
+        assert loss == state.losses[-1]
+        after_step(state)
+    return state
+
+
+def taught(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings, painter: Painter | None = None) -> TrainingState:
+    """A state from start to end."""
     painter = painter or Painter()
     return teach(painter, start(painter, "teddy bear", settings), latents, masks, inverse, settings)
 
 
-def same(one: Lesson, other: Lesson) -> bool:
+def same(one: TrainingState, other: TrainingState) -> bool:
     """Whether all of both is equal to the last bit."""
     first, second = one.tensors(), other.tensors()
     assert set(first) == set(second)
     return one.step == other.step and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def kept(lesson: Lesson) -> dict[str, Tensor]:
+def kept(state: TrainingState) -> dict[str, Tensor]:
     """A copy of all of it."""
-    return {name: tensor.clone() for name, tensor in lesson.tensors().items()}
+    return {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
 # ---- it learns -----------------------------------------------------------------------------------------------------------
 
 
-def loss_over(lesson: Lesson, inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings) -> float:
+def loss_over(state: TrainingState, inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings) -> float:
     """The mean loss over draws that no training has seen."""
     painter, unseen = Painter(), replace(settings, seed=99)
     losses = [
-        gradients(painter, lesson, Draw.of(unseen, step, latents[:, 0]), latents, masks, inverse, unseen)[2] for step in range(10)
+        gradients(painter, state, Draw.of(unseen, step, latents[:, 0]), latents, masks, inverse, unseen)[2] for step in range(10)
     ]
     return sum(losses) / len(losses)
 
 
-KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"mode": NONE}, {"initial_word": "old red bear"}]
+KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"mode": NO_EDIT}, {"initial_word": "old red bear"}]
 """Trainings of every kind."""
 
 
@@ -206,39 +209,40 @@ KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"mode": NONE}, {"initial_word": "o
 def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(steps=80, lock=lock, mode=mode, word_rate=0.02, output_rate=0.2)
     before = loss_over(start(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
-    lesson = taught(inverse, latents, masks, settings)
-    assert lesson.step == len(lesson.losses) == 80
-    assert loss_over(lesson, inverse, latents, masks, settings) < 0.5 * before
-    assert sum(lesson.losses[-10:]) < 0.6 * sum(lesson.losses[:10])
+    state = taught(inverse, latents, masks, settings)
+    assert state.step == len(state.losses) == 80
+    assert loss_over(state, inverse, latents, masks, settings) < 0.5 * before
+    assert sum(state.losses[-10:]) < 0.6 * sum(state.losses[:10])
 
 
 def test_the_loss_of_a_word_alone_falls(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
-    settings = settings_of(steps=80, mode=NONE, word_rate=0.1)
+    settings = settings_of(steps=80, mode=NO_EDIT, word_rate=0.1)
     before = loss_over(start(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
     assert loss_over(taught(inverse, latents, masks, settings), inverse, latents, masks, settings) < 0.8 * before
 
 
 def test_a_base_of_lower_precision_learns_in_float32(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(steps=80, word_rate=0.02, output_rate=0.2)
-    lesson = taught(inverse, latents, masks, settings, Painter(torch.bfloat16))
-    assert all(tensor.dtype == torch.float32 for tensor in [*lesson.learned(), *lesson.moments, lesson.target_input])
-    assert sum(lesson.losses[-10:]) < 0.6 * sum(lesson.losses[:10])
+    state = taught(inverse, latents, masks, settings, Painter(torch.bfloat16))
+    assert all(tensor.dtype == torch.float32 for tensor in [*state.learned(), *state.optimizer.moments, state.target_input])
+    assert sum(state.losses[-10:]) < 0.6 * sum(state.losses[:10])
 
 
 def test_it_starts_at_the_superclass(inverse: Tensor) -> None:
     painter = Painter()
-    lesson = start(painter, "teddy bear", settings_of(lock=TRAINED))
+    state = start(painter, "teddy bear", settings_of(lock=TRAINED))
     word = painter.embed("teddy bear")
-    assert torch.equal(lesson.word["clip"], word["clip"]) and lesson.word["clip"].shape == (2, WIDTH)
-    encodings, places = painter.encode(TEMPLATES, word)
+    assert torch.equal(state.word["clip"], word["clip"]) and state.word["clip"].shape == (2, WIDTH)
+    encoded = painter.encode(TEMPLATES, word)
+    encodings, places = encoded.tokens, encoded.places
     mean = torch.stack([row[place] for row, place in zip(encodings, places, strict=True)]).mean(0)
-    assert torch.equal(lesson.target_input, lesson.superclass_encoding)
-    torch.testing.assert_close(lesson.target_input, mean.detach(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(state.target_input, state.superclass_encoding)
+    torch.testing.assert_close(state.target_input, mean.detach(), rtol=1e-6, atol=1e-6)
     for layer in LAYERS:
-        torch.testing.assert_close(lesson.values[layer], (painter.to_v[layer] @ mean).detach())
-        torch.testing.assert_close(lesson.keys[layer], (painter.to_k[layer] @ mean).detach())
-    assert lesson.step == 0 and lesson.losses == [] and all((moment == 0).all() for moment in lesson.moments)
-    held = [each.untyped_storage().data_ptr() for each in [*lesson.learned(), lesson.target_input, lesson.superclass_encoding]]
+        torch.testing.assert_close(state.values[layer], (painter.to_v[layer] @ mean).detach())
+        torch.testing.assert_close(state.keys[layer], (painter.to_k[layer] @ mean).detach())
+    assert state.step == 0 and state.losses == [] and all((moment == 0).all() for moment in state.optimizer.moments)
+    held = [each.untyped_storage().data_ptr() for each in [*state.learned(), state.target_input, state.superclass_encoding]]
     assert len(set(held)) == len(held)
 
 
@@ -246,7 +250,7 @@ def test_another_initial_word_is_where_the_word_starts_and_nothing_else() -> Non
     painter = Painter()
     plain, other = (start(painter, "teddy", settings_of(lock=TRAINED, initial_word=word)) for word in ("", "old red bear"))
     assert torch.equal(other.word["clip"], painter.embed("old red bear")["clip"]) and other.word["clip"].shape == (3, WIDTH)
-    assert [moment.shape for moment in other.moments[:2]] == [(3, WIDTH)] * 2
+    assert [moment.shape for moment in other.optimizer.moments[:2]] == [(3, WIDTH)] * 2
     for name, tensor in plain.tensors().items():
         assert name.startswith(("word.", "moment.")) or torch.equal(tensor, other.tensors()[name]), name
 
@@ -255,18 +259,24 @@ def test_another_initial_word_is_where_the_word_starts_and_nothing_else() -> Non
 
 
 def by_hand(
-    painter: Painter, lesson: Lesson, learned: dict[str, Tensor], draw: Draw, latents: Tensor, masks: Tensor, settings: Settings
+    painter: Painter,
+    state: TrainingState,
+    learned: dict[str, Tensor],
+    draw: Draw,
+    latents: Tensor,
+    masks: Tensor,
+    settings: Settings,
 ) -> Tensor:
-    """The loss of a step in float64, Eq. 3 and its exact mode written out; `lesson` tells what is fixed."""
+    """The loss of a step in float64, Eq. 3 and its exact mode written out; `state` tells what is fixed."""
     kinds, which = draw.templates.unique(return_inverse=True)
     templates = [TEMPLATES[i] for i in kinds]
-    encodings = painter.encode(templates, {"clip": learned["word"]})[0][which]
-    target = lesson.target_input.double()
+    encodings = painter.encode(templates, {"clip": learned["word"]}).tokens[which]
+    target = state.target_input.double()
     if settings.target_gradient:
-        before, now = (mean_of(painter, templates, word) for word in (lesson.word["clip"].double(), learned["word"]))
+        before, now = (mean_of(painter, templates, word) for word in (state.word["clip"].double(), learned["word"]))
         target = target + now - before
     measured = learned["inverse"] @ target
-    if settings.mode == NONE:
+    if settings.mode == NO_EDIT:
         kv = {layer: (encodings @ painter.to_k[layer].T, encodings @ painter.to_v[layer].T) for layer in LAYERS}
         return error_by_hand(painter, kv, draw, latents, masks, settings)
     sim = encodings @ measured / (measured @ target)
@@ -277,7 +287,7 @@ def by_hand(
     rest = encodings - (share * sim)[..., None] * target
     kv = {}
     for layer in LAYERS:
-        key = painter.to_k[layer] @ lesson.superclass_encoding.double()
+        key = painter.to_k[layer] @ state.superclass_encoding.double()
         if settings.lock == TRAINED:
             key = learned[f"key.{layer}"]
         kv[layer] = (
@@ -289,7 +299,8 @@ def by_hand(
 
 def mean_of(painter: Painter, templates: list[str], word: Tensor) -> Tensor:
     """The mean encoding of a word's last token."""
-    encodings, places = painter.encode(templates, {"clip": word})
+    encoded = painter.encode(templates, {"clip": word})
+    encodings, places = encoded.tokens, encoded.places
     return torch.stack([encoding[place] for encoding, place in zip(encodings, places, strict=True)]).mean(0)
 
 
@@ -306,27 +317,29 @@ def error_by_hand(painter: Painter, kv: dict, draw: Draw, latents: Tensor, masks
 
 
 @pytest.mark.parametrize("target_gradient", [False, True])
-@pytest.mark.parametrize(("lock", "mode"), [*itertools.product([LOCAL, TRAINED], [EXACT, PAPER]), (LOCAL, NONE), (TRAINED, NONE)])
+@pytest.mark.parametrize(
+    ("lock", "mode"), [*itertools.product([LOCAL, TRAINED], [EXACT, PAPER]), (LOCAL, NO_EDIT), (TRAINED, NO_EDIT)]
+)
 @torch.no_grad()
 def test_gradients_agree_with_finite_differences_in_float64(
     lock: str, mode: str, target_gradient: bool, inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
     settings = settings_of(lock=lock, mode=mode, target_gradient=target_gradient, steps=3)
-    lesson = taught_before(inverse, latents, masks, settings)
+    state = taught_before(inverse, latents, masks, settings)
     draw = Draw.of(settings, 3, latents[:, 0])
     with torch.enable_grad():
-        sums, _, loss = gradients(Painter(), lesson, draw, latents, masks, inverse, settings)
+        sums, _, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
     painter = Painter(torch.float64)
     for wide, narrow in zip(painter.parameters(), Painter().parameters(), strict=True):
         wide.copy_(narrow)
-    learned = {"inverse": inverse, "word": lesson.word["clip"].double()}
-    learned |= {f"value.{layer}": each.double() for layer, each in lesson.values.items()}
-    learned |= {f"key.{layer}": each.double() for layer, each in lesson.keys.items()}
-    names = ["word", *(f"value.{layer}" for layer in lesson.values), *(f"key.{layer}" for layer in lesson.keys)]
-    assert len(names) == len(sums) == (1 if mode == NONE else 7 if lock == TRAINED else 4)
+    learned = {"inverse": inverse, "word": state.word["clip"].double()}
+    learned |= {f"value.{layer}": each.double() for layer, each in state.values.items()}
+    learned |= {f"key.{layer}": each.double() for layer, each in state.keys.items()}
+    names = ["word", *(f"value.{layer}" for layer in state.values), *(f"key.{layer}" for layer in state.keys)]
+    assert len(names) == len(sums) == (1 if mode == NO_EDIT else 7 if lock == TRAINED else 4)
 
     def value() -> float:
-        return float(by_hand(painter, lesson, learned, draw, latents, masks, settings))
+        return float(by_hand(painter, state, learned, draw, latents, masks, settings))
 
     assert loss == pytest.approx(value(), rel=1e-5)
     step = 1e-5
@@ -343,8 +356,8 @@ def test_gradients_agree_with_finite_differences_in_float64(
         assert float((gradient.view(-1).double() - found).norm() / found.norm()) < 1e-4, name
 
 
-def taught_before(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings) -> Lesson:
-    """A lesson after some steps, where word, i* and outputs have gone apart."""
+def taught_before(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings) -> TrainingState:
+    """A state after some steps, where word, i* and outputs have gone apart."""
     with torch.enable_grad():
         return taught(inverse, latents, masks, settings)
 
@@ -352,11 +365,11 @@ def taught_before(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Set
 @pytest.mark.parametrize("micro", [1, 3, 5, 64])
 def test_micro_batches_give_the_gradients_of_the_batch(micro: int, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(lock=TRAINED)
-    lesson = taught(inverse, latents, masks, replace(settings, steps=3))
+    state = taught(inverse, latents, masks, replace(settings, steps=3))
     draw = Draw.of(settings, 3, latents[:, 0])
-    whole, seen, loss = gradients(Painter(), lesson, draw, latents, masks, inverse, settings)
+    whole, seen, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
     painter = Painter()
-    parts, seen_again, again = gradients(painter, lesson, draw, latents, masks, inverse, replace(settings, micro=micro))
+    parts, seen_again, again = gradients(painter, state, draw, latents, masks, inverse, replace(settings, micro=micro))
     assert painter.calls == math.ceil(8 / micro)
     assert again == pytest.approx(loss, rel=1e-6) and torch.equal(seen, seen_again)
     for one, other in zip(whole, parts, strict=True):
@@ -369,23 +382,23 @@ def test_a_layer_that_the_model_does_not_use_has_no_gradient(inverse: Tensor, la
             return super().project(vectors) | {"unused.attn2": (vectors.detach(), vectors.detach())}
 
     settings = settings_of(steps=2)
-    lesson = taught(inverse, latents, masks, settings, Wider())
-    assert torch.equal(lesson.values["unused.attn2"], lesson.superclass_encoding)
+    state = taught(inverse, latents, masks, settings, Wider())
+    assert torch.equal(state.values["unused.attn2"], state.superclass_encoding)
 
 
 def test_words_learn_by_torchs_adam_and_outputs_by_one_that_shares_its_second_moment() -> None:
     """The latter against its sums written out in float64; rates of both fall along a half cosine."""
     settings = settings_of(steps=9, word_rate=0.02, output_rate=0.3)
-    lesson = start(Painter(), "teddy", replace(settings, lock=TRAINED))
-    words = [each.clone().requires_grad_() for each in lesson.word.values()]
-    outputs = [each.double() for each in [*lesson.values.values(), *lesson.keys.values()]]
+    state = start(Painter(), "teddy", replace(settings, lock=TRAINED))
+    words = [each.clone().requires_grad_() for each in state.word.values()]
+    outputs = [each.double() for each in [*state.values.values(), *state.keys.values()]]
     history: list[list[Tensor]] = []
     peer = torch.optim.Adam(words, lr=0.02)
     falls = torch.optim.lr_scheduler.LambdaLR(peer, lambda n: 0.5 * (1 + math.cos(math.pi * n / 9)))
     generator = torch.Generator().manual_seed(0)
     for step in range(9):
-        sizes = 10.0 ** torch.randint(-3, 3, (len(lesson.learned()),), generator=generator)
-        sums = [torch.randn(each.shape, generator=generator) * size for each, size in zip(lesson.learned(), sizes, strict=True)]
+        sizes = 10.0 ** torch.randint(-3, 3, (len(state.learned()),), generator=generator)
+        sums = [torch.randn(each.shape, generator=generator) * size for each, size in zip(state.learned(), sizes, strict=True)]
         for each, gradient in zip(words, sums, strict=False):
             each.grad = gradient.clone()
         peer.step()
@@ -397,9 +410,8 @@ def test_words_learn_by_torchs_adam_and_outputs_by_one_that_shares_its_second_mo
             second = sum(0.001 * 0.999**age * seen[i].square().mean() for age, seen in zip(ages, history, strict=True))
             rate = 0.3 * 0.5 * (1 + math.cos(math.pi * step / 9))
             each -= rate * first / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
-        adam(lesson, sums, settings)
-        lesson.step += 1
-    for one, other in zip(lesson.learned(), [*words, *outputs], strict=True):
+        state.optimizer.step(sums, *rates(settings, step))
+    for one, other in zip(state.learned(), [*words, *outputs], strict=True):
         torch.testing.assert_close(one, other.detach().float(), rtol=1e-5, atol=1e-6)
 
 
@@ -409,9 +421,9 @@ def test_words_learn_by_torchs_adam_and_outputs_by_one_that_shares_its_second_mo
 def found_with(inverse: Tensor, latents: Tensor, masks: Tensor, **changed: object) -> tuple[list[Tensor], float]:
     """Gradients and loss of one step."""
     settings = settings_of(lock=TRAINED, **changed)
-    lesson = start(Painter(), "teddy bear", settings)
+    state = start(Painter(), "teddy bear", settings)
     draw = Draw.of(settings, 0, latents[:, 0])
-    sums, _, loss = gradients(Painter(), lesson, draw, latents, masks, inverse, settings)
+    sums, _, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
     return sums, loss
 
 
@@ -468,16 +480,16 @@ def test_small_pictures_take_the_place_of_whole_ones_and_of_nothing_else(inverse
     draw = Draw.of(settings, 0, four[:, 0])
     assert 0 < int(draw.small.sum()) < settings.batch and 0 < int(draw.flipped.sum()) < settings.batch
     assert draw.forms().tolist() == [f + 2 * s for f, s in zip(draw.flipped.tolist(), draw.small.tolist(), strict=True)]
-    lesson = start(Painter(), "teddy bear", settings)
-    loss = gradients(Painter(), lesson, draw, four, marks, inverse, settings)[2]
+    state = start(Painter(), "teddy bear", settings)
+    loss = gradients(Painter(), state, draw, four, marks, inverse, settings)[2]
     painter = Painter(torch.float64)
     for wide, narrow in zip(painter.parameters(), Painter().parameters(), strict=True):
         wide.data.copy_(narrow.data)
-    learned = {"inverse": inverse, "word": lesson.word["clip"].double()}
-    learned |= {f"value.{layer}": each.double() for layer, each in lesson.values.items()}
-    learned |= {f"key.{layer}": each.double() for layer, each in lesson.keys.items()}
+    learned = {"inverse": inverse, "word": state.word["clip"].double()}
+    learned |= {f"value.{layer}": each.double() for layer, each in state.values.items()}
+    learned |= {f"key.{layer}": each.double() for layer, each in state.keys.items()}
     with torch.no_grad():
-        assert loss == pytest.approx(float(by_hand(painter, lesson, learned, draw, four, marks, settings)), rel=1e-5)
+        assert loss == pytest.approx(float(by_hand(painter, state, learned, draw, four, marks, settings)), rel=1e-5)
 
 
 # ---- the same again ------------------------------------------------------------------------------------------------------
@@ -507,21 +519,21 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
     settings, path = settings_of(**kind), tmp_path / "checkpoint.safetensors"
     whole = taught(inverse, latents, masks, settings)
 
-    def stop(lesson: Lesson) -> None:
-        if lesson.step == at:
+    def stop(state: TrainingState) -> None:
+        if state.step == at:
             raise Stop
 
-    lesson = start(Painter(), "teddy bear", settings)
+    state = start(Painter(), "teddy bear", settings)
     with pytest.raises(Stop):
-        teach(Painter(), lesson, latents, masks, inverse, settings, stop)
-    assert lesson.step == len(lesson.losses) == at
-    write(path, lesson.tensors(), {"format": "training"})
-    back = Lesson.from_tensors(read(path, 2**20)[0])
-    assert same(lesson, back)
+        teach(Painter(), state, latents, masks, inverse, settings, stop)
+    assert state.step == len(state.losses) == at
+    write(path, state.tensors(), {"format": "training"})
+    back = TrainingState.from_tensors(read(path, 2**20)[0])
+    assert same(state, back)
     assert [list(group) for group in (back.word, back.values, back.keys)] == [
-        list(group) for group in (lesson.word, lesson.values, lesson.keys)
+        list(group) for group in (state.word, state.values, state.keys)
     ]
-    for each in (back, lesson):
+    for each in (back, state):
         assert same(teach(Painter(), each, latents, masks, inverse, settings), whole)
 
 
@@ -529,28 +541,28 @@ def test_a_checkpoint_that_is_not_whole_is_refused(inverse: Tensor, latents: Ten
     whole = taught(inverse, latents, masks, settings_of(steps=2)).tensors()
     for name in whole:
         with pytest.raises(PerfusionError, match="not whole"):
-            Lesson.from_tensors({k: v for k, v in whole.items() if k != name})
-    assert same(Lesson.from_tensors(whole), Lesson.from_tensors(dict(reversed(whole.items()))))
+            TrainingState.from_tensors({k: v for k, v in whole.items() if k != name})
+    assert same(TrainingState.from_tensors(whole), TrainingState.from_tensors(dict(reversed(whole.items()))))
 
 
 def test_a_lesson_before_its_first_step_survives_its_file(tmp_path: Path) -> None:
-    lesson = start(Painter(), "teddy", settings_of())
-    write(tmp_path / "c.safetensors", lesson.tensors(), {})
-    assert same(Lesson.from_tensors(read(tmp_path / "c.safetensors", 2**20)[0]), lesson)
+    state = start(Painter(), "teddy", settings_of())
+    write(tmp_path / "c.safetensors", state.tensors(), {})
+    assert same(TrainingState.from_tensors(read(tmp_path / "c.safetensors", 2**20)[0]), state)
 
 
 def test_a_finished_lesson_is_left_as_it_is(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings, painter = settings_of(steps=2), Painter()
-    lesson = taught(inverse, latents, masks, settings, painter)
-    before = kept(lesson)
-    teach(painter, lesson, latents, masks, inverse, settings)
-    assert painter.calls == 2 and all(torch.equal(before[k], v) for k, v in lesson.tensors().items())
+    state = taught(inverse, latents, masks, settings, painter)
+    before = kept(state)
+    teach(painter, state, latents, masks, inverse, settings)
+    assert painter.calls == 2 and all(torch.equal(before[k], v) for k, v in state.tensors().items())
 
 
 def test_after_step_is_told_of_every_step(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings, told = settings_of(steps=5), []
-    lesson = start(Painter(), "teddy", settings)
-    teach(Painter(), lesson, latents, masks, inverse, settings, lambda each: told.append((each.step, len(each.losses))))
+    state = start(Painter(), "teddy", settings)
+    teach(Painter(), state, latents, masks, inverse, settings, lambda each: told.append((each.step, len(each.losses))))
     assert told == [(n, n) for n in range(1, 6)]
 
 
@@ -562,16 +574,16 @@ def test_nothing_but_word_outputs_and_target_input_changes(kind: dict, inverse: 
     settings, painter = settings_of(**kind), Painter()
     given = [*painter.parameters(), inverse, latents, masks]
     before = [tensor.detach().clone() for tensor in given]
-    lesson = start(painter, "teddy bear", settings)
-    first = kept(lesson)
-    teach(painter, lesson, latents, masks, inverse, settings)
+    state = start(painter, "teddy bear", settings)
+    first = kept(state)
+    teach(painter, state, latents, masks, inverse, settings)
     assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
     assert all(tensor.grad is None for tensor in painter.parameters())
-    assert not any(tensor.requires_grad for tensor in lesson.tensors().values())
-    changed = {name for name, tensor in lesson.tensors().items() if name != "losses" and not torch.equal(tensor, first[name])}
+    assert not any(tensor.requires_grad for tensor in state.tensors().values())
+    changed = {name for name, tensor in state.tensors().items() if name != "losses" and not torch.equal(tensor, first[name])}
     assert changed == set(first) - {"superclass_encoding", "losses"}
-    assert set(lesson.keys) == (set(LAYERS) if settings.lock == TRAINED else set())
-    assert set(lesson.values) == (set(LAYERS) if settings.mode != NONE else set())
+    assert set(state.keys) == (set(LAYERS) if settings.lock == TRAINED else set())
+    assert set(state.values) == (set(LAYERS) if settings.mode != NO_EDIT else set())
 
 
 def test_a_word_alone_is_taught_without_an_edit(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
@@ -582,10 +594,10 @@ def test_a_word_alone_is_taught_without_an_edit(inverse: Tensor, latents: Tensor
 
     # What the edit would be made of has no say.
     one, other = (
-        taught(inverse, latents, masks, settings_of(mode=NONE, **changed), Sees())
+        taught(inverse, latents, masks, settings_of(mode=NO_EDIT, **changed), Sees())
         for changed in ({}, {"bias": 0.1, "temperature": 1.0, "lock": TRAINED, "output_rate": 0.5})
     )
-    assert same(one, other) and len(one.learned()) == 1 and len(one.moments) == 2
+    assert same(one, other) and len(one.learned()) == 1 and len(one.optimizer.moments) == 2
 
 
 def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
@@ -594,44 +606,45 @@ def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
     painter = Painter()
     for lock in (LOCAL, TRAINED):
         settings = settings_of(lock=lock)
-        lesson = taught(inverse, latents, masks, settings)
-        edit = edit_in_training(lesson, inverse, settings)
-        by = replace(edit.coefficients(lesson.target_input[None, None]), add=torch.ones(1, 1, 1), remove=torch.zeros(1, 1, 1))
+        state = taught(inverse, latents, masks, settings)
+        edit = edit_in_training(state, inverse, settings)
+        by = replace(edit.coefficients(state.target_input[None, None]), add=torch.ones(1, 1, 1), remove=torch.zeros(1, 1, 1))
         for layer in LAYERS:
             got = edit.key_correction(layer, by, lambda x, w=painter.to_k[layer]: x @ w.T).flatten()
-            wanted = lesson.keys[layer] if lock == TRAINED else painter.to_k[layer] @ lesson.superclass_encoding
+            wanted = state.keys[layer] if lock == TRAINED else painter.to_k[layer] @ state.superclass_encoding
             torch.testing.assert_close(got, wanted)
-            locked = painter.to_k[layer] @ lesson.superclass_encoding
+            locked = painter.to_k[layer] @ state.superclass_encoding
             assert torch.allclose(got, locked, atol=1e-3) == (lock == LOCAL)
 
 
 def test_the_edit_of_training_is_the_edit_of_the_settings(inverse: Tensor) -> None:
     settings = settings_of(bias=0.4, temperature=0.2, mode=APPROXIMATE)
-    lesson = start(Painter(), "teddy", settings)
-    edit = edit_in_training(lesson, inverse, settings)
+    state = start(Painter(), "teddy", settings)
+    edit = edit_in_training(state, inverse, settings)
     assert edit.mode == APPROXIMATE and edit.strength.tolist() == [1.0]
     assert (edit.bias.tolist(), edit.temperature.tolist()) == (pytest.approx([0.4]), pytest.approx([0.2]))
-    assert float(edit.probes @ lesson.target_input) == pytest.approx(1, abs=1e-5)
+    assert float(edit.probes @ state.target_input) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings, painter = settings_of(ema=0.9), Painter()
-    lesson = start(painter, "teddy bear", settings)
-    wanted = lesson.target_input.clone()
-    word = {"clip": lesson.word["clip"].clone()}
+    state = start(painter, "teddy bear", settings)
+    wanted = state.target_input.clone()
+    word = {"clip": state.word["clip"].clone()}
 
-    def check(now: Lesson) -> None:
+    def check(now: TrainingState) -> None:
         # The word as it was in this step's prompts.
         draw = Draw.of(settings, now.step - 1, latents[:, 0])
-        encodings, places = painter.encode([TEMPLATES[i] for i in sorted(set(draw.templates.tolist()))], word)
+        encoded = painter.encode([TEMPLATES[i] for i in sorted(set(draw.templates.tolist()))], word)
+        encodings, places = encoded.tokens, encoded.places
         seen = torch.stack([row[place] for row, place in zip(encodings, places, strict=True)]).mean(0).detach()
         wanted.mul_(0.9).add_(seen, alpha=0.1)
         torch.testing.assert_close(now.target_input, wanted, rtol=1e-5, atol=1e-6)
         word["clip"] = now.word["clip"].clone()
 
-    start_input = lesson.target_input.clone()
-    teach(painter, lesson, latents, masks, inverse, settings, check)
-    assert (lesson.target_input - start_input).norm() > 1e-3
+    start_input = state.target_input.clone()
+    teach(painter, state, latents, masks, inverse, settings, check)
+    assert (state.target_input - start_input).norm() > 1e-3
     still = settings_of(ema=1.0)
     assert torch.equal(taught(inverse, latents, masks, still).target_input, start_input)
 
@@ -665,18 +678,18 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
     changed: dict[str, object], says: str, inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
     painter = Painter()
-    lesson = start(painter, "teddy", settings_of())
-    before = kept(lesson)
+    state = start(painter, "teddy", settings_of())
+    before = kept(state)
     with pytest.raises(PerfusionError, match=f"Training needs {says}") as caught:
-        teach(painter, lesson, latents, masks, inverse, settings_of(**changed))
+        teach(painter, state, latents, masks, inverse, settings_of(**changed))
     assert str(caught.value).isprintable()
-    assert painter.calls == 0 and all(torch.equal(before[k], v) for k, v in lesson.tensors().items())
+    assert painter.calls == 0 and all(torch.equal(before[k], v) for k, v in state.tensors().items())
 
 
 def test_the_settings_that_come_with_the_pack_are_good() -> None:
     Settings().check()
     for lock in (LOCAL, TRAINED):
-        for mode in (*MODES, NONE):
+        for mode in (*MODES, NO_EDIT):
             settings_of(lock=lock, mode=mode, flip=0.0, ema=1.0).check()
 
 
@@ -688,9 +701,9 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
     where: str, bad: float, inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
     class Breaks(Painter):
-        def objective(self, z: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit) -> tuple[Tensor, Tensor]:
+        def objective(self, z: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit) -> tuple[Tensor, Tensor]:
             broken = self.calls == 4
-            prediction, target = super().objective(z * bad if broken and where == "latents" else z, noise, time, encodings, edit)
+            prediction, target = super().objective(z * bad if broken and where == "latents" else z, noise, time, encoded, edit)
             if broken and where == "prediction":
                 prediction = torch.cat([prediction[:-1], prediction[-1:] * bad])
             if broken and where == "sum":
@@ -701,15 +714,15 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
             return prediction, target
 
     settings = settings_of(lock=TRAINED)
-    lesson, seen = start(Breaks(), "teddy bear", settings), []
+    state, seen = start(Breaks(), "teddy bear", settings), []
     with pytest.raises(PerfusionError, match="step 5: the loss is no longer a number") as caught:
-        teach(Breaks(), lesson, latents, masks, inverse, settings, lambda each: seen.append(kept(each)))
+        teach(Breaks(), state, latents, masks, inverse, settings, lambda each: seen.append(kept(each)))
     assert str(caught.value).isprintable()
-    assert lesson.step == len(lesson.losses) == len(seen) == 4
-    assert all(torch.equal(seen[-1][name], tensor) and tensor.isfinite().all() for name, tensor in lesson.tensors().items())
-    assert not any(tensor.requires_grad for tensor in lesson.learned())
+    assert state.step == len(state.losses) == len(seen) == 4
+    assert all(torch.equal(seen[-1][name], tensor) and tensor.isfinite().all() for name, tensor in state.tensors().items())
+    assert not any(tensor.requires_grad for tensor in state.learned())
     # It can go on from there.
-    assert same(teach(Painter(), lesson, latents, masks, inverse, settings), taught(inverse, latents, masks, settings))
+    assert same(teach(Painter(), state, latents, masks, inverse, settings), taught(inverse, latents, masks, settings))
 
 
 def test_a_model_that_fails_leaves_no_gradients_asked_for(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
@@ -717,12 +730,12 @@ def test_a_model_that_fails_leaves_no_gradients_asked_for(inverse: Tensor, laten
         def objective(self, *_: object) -> tuple[Tensor, Tensor]:
             raise MemoryError
 
-    lesson = start(Fails(), "teddy", settings_of())
-    before = kept(lesson)
+    state = start(Fails(), "teddy", settings_of())
+    before = kept(state)
     with pytest.raises(MemoryError):
-        teach(Fails(), lesson, latents, masks, inverse, settings_of())
-    assert not any(tensor.requires_grad for tensor in lesson.tensors().values())
-    assert all(torch.equal(before[name], tensor) for name, tensor in lesson.tensors().items())
+        teach(Fails(), state, latents, masks, inverse, settings_of())
+    assert not any(tensor.requires_grad for tensor in state.tensors().values())
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.tensors().items())
 
 
 # ---- the random choices --------------------------------------------------------------------------------------------------
@@ -779,7 +792,7 @@ def test_a_batch_encodes_each_template_once(inverse: Tensor, latents: Tensor, ma
     class Counts(Painter):
         seen: list[list[str]] = []  # noqa: RUF012
 
-        def encode(self, templates: Sequence[str], word: Word) -> tuple[Tensor, Tensor]:
+        def encode(self, templates: Sequence[str], word: Word) -> Encoded:
             self.seen.append(list(templates))
             return super().encode(templates, word)
 
@@ -794,33 +807,33 @@ def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_lear
     inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
     painter, settings = Painter(), Settings(steps=150, batch=3, micro=2, word_rate=1e-2, output_rate=1e-2)
-    lesson = start(painter, "bear", settings)
+    state = start(painter, "bear", settings)
 
     def measured(micro: int = 2) -> float:
-        return held_out_loss(painter, lesson, latents, masks, inverse, replace(settings, micro=micro))
+        return held_out_loss(painter, state, latents, masks, inverse, replace(settings, micro=micro))
 
     first = measured()
     assert measured() == first and measured(5) == pytest.approx(first, rel=1e-5)
-    before = {name: tensor.clone() for name, tensor in lesson.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
     measured()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in lesson.tensors().items())
-    teach(painter, lesson, latents, masks, inverse, settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.tensors().items())
+    teach(painter, state, latents, masks, inverse, settings)
     assert measured() < 0.9 * first
     # Mirrored pictures take no part, and what lies outside of masks takes none either.
     changed = latents.clone()
     changed[:, 1] += 5
     last = measured()
-    assert held_out_loss(painter, lesson, changed, masks, inverse, settings) == last
+    assert held_out_loss(painter, state, changed, masks, inverse, settings) == last
     changed[:, 0] += 5 * (masks[:, 0] == 0)
-    assert held_out_loss(painter, lesson, changed, masks, inverse, settings) == pytest.approx(last, rel=1e-5)
+    assert held_out_loss(painter, state, changed, masks, inverse, settings) == pytest.approx(last, rel=1e-5)
 
 
 def test_the_held_out_loss_has_every_picture(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     painter, settings = Painter(), Settings(batch=3)
-    lesson = start(painter, "bear", settings)
+    state = start(painter, "bear", settings)
     many = latents.repeat(7, 1, 1, 1, 1), masks.repeat(7, 1, 1, 1, 1)
-    first = held_out_loss(painter, lesson, *many, inverse, settings)
+    first = held_out_loss(painter, state, *many, inverse, settings)
     for i in range(len(many[0])):
         changed = many[0].clone()
         changed[i] += 1
-        assert held_out_loss(painter, lesson, changed, many[1], inverse, settings) != first
+        assert held_out_loss(painter, state, changed, many[1], inverse, settings) != first

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.fidelity.concepts import Concept
 from perfusion_core.prompts import TEMPLATES
-from perfusion_core.training.loop import processor_has_bfloat16
+from perfusion_core.training.base_model import processor_has_bfloat16
 from scripts.harness.graphs import Graph, Link
 
 PERFUSION, LORA = "perfusion", "lora"

@@ -83,7 +83,7 @@ class Bench:
         self.recipe = whole().best(OURS)
         self.settings = self.train.settings_of({**self.recipe.all_widgets(), "seed": SEED})
         precision = self.host.best_precision(self.model.load_device)
-        self.student = self.host.Student(self.model, self.clip, precision, self.settings.min_snr)
+        self.student = self.host.TrainableModel(self.model, self.clip, precision, self.settings.min_snr)
 
     @torch.no_grad()
     def shown(self, concept: Concept) -> tuple[Tensor, Tensor]:

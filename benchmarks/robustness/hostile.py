@@ -37,7 +37,7 @@ from perfusion_core.covariance import Covariance, Estimate
 from perfusion_core.gated_edit import EXACT
 from perfusion_core.quantization import EIGHT, FOUR
 from perfusion_core.stack import edit_of
-from perfusion_core.training.loop import Lesson
+from perfusion_core.training.state import Lesson
 
 WIDTH, LAYERS = 8, {"input_blocks.1.1.attn2": 6, "middle_block.1.attn2": 4}
 NAMES = ("teddy", "テディ", "a b", "..", "\u202egnp", "line\nbreak", "\x1b[31mred", "x" * 200, "%s{0}", "<img src=x>")

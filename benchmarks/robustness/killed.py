@@ -23,7 +23,7 @@ from benchmarks.robustness import hostile
 from perfusion_core import PerfusionError, lora_export, safe_files
 from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance
-from perfusion_core.training.loop import Lesson
+from perfusion_core.training.state import Lesson
 
 PIECE = 1024
 """Bytes that reach the disk at once."""

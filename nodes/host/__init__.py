@@ -8,6 +8,7 @@ ask.
 """
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
+from .folders import listed
 from .model.families import encoders_of, family_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import lora_names, projections
@@ -27,11 +28,11 @@ from .text.encoding import (
 from .text.encoding_notes import END, START
 from .text.global_key_locking import encode_locked
 from .text.trigger_words import clip_with_words
-from .training.activation_memory import Need, free_memory
-from .training.trainable_model import Student, best_precision, learning
+from .training.activation_memory import MemoryNeed, free_memory
+from .training.trainable_model import TrainableModel, best_precision, learning
 from .unet.attention_recorder import Prompt, Recorder, Run
-from .unet.gate_report import Findings, probed
-from .unet.object_attention import look
+from .unet.gate_report import GateReport, gate_report
+from .unet.object_attention import object_attention
 from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
 
 __all__ = [
@@ -39,14 +40,14 @@ __all__ = [
     "POSITIONS",
     "START",
     "UNPADDED",
-    "Findings",
+    "GateReport",
     "Interrupted",
-    "Need",
+    "MemoryNeed",
     "Preview",
     "Prompt",
     "Recorder",
     "Run",
-    "Student",
+    "TrainableModel",
     "best_precision",
     "check_fit",
     "check_interrupt",
@@ -63,20 +64,21 @@ __all__ = [
     "foreseen",
     "free_memory",
     "free_unused",
+    "gate_report",
     "identity_of",
     "identity_of_weights",
     "latents_of",
     "layers_of",
     "learning",
-    "look",
+    "listed",
     "lora_names",
     "memory_ran_out",
     "model_watched",
     "model_with_edit",
     "model_with_layout",
     "model_with_settings",
+    "object_attention",
     "prepare_clip",
-    "probed",
     "projections",
     "sample",
     "samplers",

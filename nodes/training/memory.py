@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...perfusion_core.training.loop import Lesson, Settings, rehearse
+from ...perfusion_core.training.loop import rehearse
+from ...perfusion_core.training.settings import Settings
+from ...perfusion_core.training.state import TrainingState
 from .. import host
 
 log = logging.getLogger("perfusion")
@@ -29,7 +31,7 @@ class Portion:
     bytes: int
 
 
-def portion(need: host.Need, free: int, at_once: int) -> Portion:
+def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     """The most pictures at once, of `at_once` and its halves, that fit into `free` bytes.
 
     Parts are computed twice only where fewer than two pictures would fit otherwise. Where nothing fits, it is one, twice.
@@ -47,17 +49,17 @@ def portion(need: host.Need, free: int, at_once: int) -> Portion:
 
 
 def fit(
-    student: host.Student, lesson: Lesson, given: tuple[Tensor, Tensor, Tensor], settings: Settings, memory: str
+    model: host.TrainableModel, state: TrainingState, given: tuple[Tensor, Tensor, Tensor], settings: Settings, memory: str
 ) -> tuple[int, bool]:
-    """How many pictures are computed at once and whether parts are computed twice, for `Course.run`; told in the log.
+    """How many pictures are computed at once and whether parts are computed twice, for `events`; told in the log.
 
     `memory` is AUTO, or one of CARDS.
     """
-    free = host.free_memory(student.device)
+    free = host.free_memory(model.device)
     if memory in CARDS:
-        free = min(free, CARDS[memory] - ELSEWHERE - student.bytes())
+        free = min(free, CARDS[memory] - ELSEWHERE - model.bytes())
     latents, _, inverse = given
-    need = student.need(lesson.word, lambda: rehearse(student, lesson, latents, inverse, settings))
+    need = model.need(state.word, lambda: rehearse(model, state, latents, inverse, settings))
     found = portion(need, free, settings.micro)
     log.info(
         "Training computes %d pictures at once%s; this takes about %.1f GB beside the models, and %.1f GB are free.",

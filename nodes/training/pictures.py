@@ -1,10 +1,13 @@
-"""Training pictures on their way in: cut to squares, masked, made small."""
+"""Training pictures on their way in: cut to squares, masked, made small, encoded."""
 
 import torch
 import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
 from torch import Tensor
 
 from ...perfusion_core import PerfusionError
+from .. import host
 
 
 def flatten(batches: list[Tensor] | None) -> list[Tensor]:
@@ -87,3 +90,11 @@ def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
     """
     small = F.interpolate(masks[:, None], (height, width), mode="area")
     return (small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).square()
+
+
+def latent_forms(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor, with_small: bool) -> tuple[Tensor, Tensor]:
+    """Latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, as `loop.train` wants them."""
+    shown = [(images, masks), *([small(images, masks)] if with_small else [])]
+    shown = [each for image, mask in shown for each in ((image, mask), (image.flip(2), mask.flip(2)))]
+    latents = torch.stack([host.latents_of(vae, model, image) for image, _ in shown], dim=1)
+    return latents, torch.stack([latent_masks(mask, *latents.shape[-2:]) for _, mask in shown], dim=1)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..picture_grid import labelled_grid
-from . import pictures
+from ..charts import loss_image, to_pil
 
 SIDE, LINE = 288, 26
 """Pixels: a side of each half of what is shown, and the height of its heading."""
@@ -46,7 +46,7 @@ def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> N
     """
     seen = images * (0.25 + 0.75 * masks[..., None])
     row = [*seen[:IN_A_ROW], *([] if plain is None else [plain])]
-    parts = [pictures.to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in row]
+    parts = [to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in row]
     heading = "What is learned" + (f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else "")
     heading += "; preparing" if plain is None else ", and the plain word; preparing"
     ProgressBar(1).update_absolute(0, 1, ("JPEG", headed(parts, heading), None))
@@ -77,9 +77,9 @@ class Progress:
     def _drawn(self, losses: list[float]) -> Image.Image:
         step = len(losses)
         left = (time.monotonic() - self.began) / max(1, step - self.first) * (self.steps - step)
-        halves = [pictures.loss_image(losses, SIDE, SIDE, self.steps)]
+        halves = [loss_image(losses, SIDE, SIDE, self.steps)]
         if self.portraits:
-            halves.insert(0, pictures.to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            halves.insert(0, to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         return headed(halves, f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else ""))
 
     def sheet(self, last: Tensor) -> Tensor:

@@ -4,26 +4,26 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import torch
-from comfy.model_patcher import ModelPatcher
-from comfy.sd import CLIP, VAE
+from comfy.sd import CLIP
 from comfy_api.latest import io
-from torch import Tensor
 
 from ...perfusion_core import PerfusionError
-from ...perfusion_core.concept import Concept, check_trigger
+from ...perfusion_core.concept import check_trigger
 from ...perfusion_core.concept_file import SUPERCLASS_LENGTH
 from ...perfusion_core.covariance import Covariance
 from ...perfusion_core.gated_edit import MODES
 from ...perfusion_core.stack import Stack
-from ...perfusion_core.training.loop import LOCAL, NONE, TRAINED, Lesson, Settings
+from ...perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
 from .. import host
-from ..io_types import CATEGORY, WORKROOM, ConceptType, CovarianceType, home, size_input, verdict
+from ..charts import loss_plot, preview_bytes
+from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, verdict
 from ..measure_text_encoder import check_covariance, measure
-from ..prompt_adherence import Following
 from . import pictures
+from .checkpoints import fingerprint
+from .events import CHECKPOINT_EVERY, Schedule
 from .memory import AUTO, CARDS
 from .progress import show_lesson
-from .run import CHECKPOINT_EVERY, Best, Course, concept_of, fingerprint, portrait, steps_folder
+from .session import TrainingSession, portrait
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST, BEST = "last", "best"
@@ -64,14 +64,6 @@ def settings_of(chosen: Mapping[str, object]) -> Settings:
     given = {field.name: named.get(field.name, field.name) for field in fields(Settings)}
     settings = Settings(**{name: chosen[widget] for name, widget in given.items() if widget in chosen})
     return replace(settings, micro=min(settings.micro, settings.batch), initial_word=settings.initial_word.strip())
-
-
-def forms(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor, small: bool) -> tuple[Tensor, Tensor]:
-    """Latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, in the forms of `teach`."""
-    shown = [(images, masks), *([pictures.small(images, masks)] if small else [])]
-    shown = [each for image, mask in shown for each in ((image, mask), (image.flip(2), mask.flip(2)))]
-    latents = torch.stack([host.latents_of(vae, model, image) for image, _ in shown], dim=1)
-    return latents, torch.stack([pictures.latent_masks(mask, *latents.shape[-2:]) for _, mask in shown], dim=1)
 
 
 class PerfusionTrain(io.ComfyNode):
@@ -164,7 +156,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "edit_mode",
-                    options=[*MODES, NONE],
+                    options=[*MODES, NO_EDIT],
                     default=DEFAULTS.mode,
                     advanced=True,
                     tooltip="The form of the edit; use the same in Apply Concept. static acts in every prompt, trigger word or "
@@ -323,46 +315,31 @@ class PerfusionTrain(io.ComfyNode):
             plain = portrait(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready, marks, plain)
         covariance = covariance or measure(clip, None)
-        inverse = covariance.inverse()
-
-        latents, weights = forms(model, vae, ready, marks, settings.small > 0)
-        precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
+        latents, weights = pictures.latent_forms(model, vae, ready, marks, settings.small > 0)
         keep = chosen.get("keep", LAST)
-        digest = fingerprint(model, clip, vae, settings, superclass, keep, ready, marks, covariance)
-        path = home() / WORKROOM / f"training-{digest}.safetensors"
-
-        def so_far(lesson: Lesson) -> Concept:
-            return concept_of(lesson, inverse, trigger, superclass, family, settings)
-
-        def show(concept: Concept) -> Tensor:
-            taught = host.model_with_edit(model, (concept,), settings.mode), host.clip_with_words(clip, (concept,))
-            return portrait(*taught, vae, trigger, size, settings.seed)
-
-        def following() -> Following:
-            return Following(model, clip, superclass, size, settings.seed)
-
-        course = Course(
+        session = TrainingSession(
+            model=model,
+            clip=clip,
+            vae=vae,
             superclass=superclass,
+            trigger=trigger,
+            size=size,
             settings=settings,
-            path=path,
-            so_far=so_far,
-            show=show,
+            family=family,
+            inverse=covariance.inverse(),
+            digest=fingerprint(model, clip, vae, settings, superclass, keep, (ready, marks, covariance.matrix)),
             plain=plain,
-            preview_every=chosen["preview_every"],
-            save_every=chosen.get("save_every", 0),
-            folder=steps_folder(trigger, digest),
-            best=Best(path.with_name(f"best-{digest}.safetensors"), following, settings.mode) if keep == BEST else None,
+            schedule=Schedule(settings.steps, chosen["preview_every"], chosen.get("save_every", 0), keep == BEST),
             memory=chosen.get("memory", AUTO),
         )
+        precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
         with host.learning():
-            student = host.Student(model, clip, precision, settings.min_snr)
-            lesson, progress = course.run(student, latents, weights, inverse)
-            del student  # it would keep the weights on their device while the picture is drawn
-        taught = course.best.concept() if course.best else so_far(lesson)
-        picture = show(taught)
-        concept: Stack = (replace(taught, preview=pictures.preview_bytes(picture)),)
-        course.finish()
-        return io.NodeOutput(concept, pictures.loss_plot(lesson.losses), picture[None], progress.sheet(picture))
+            session.run(host.TrainableModel(model, clip, precision, settings.min_snr), latents, weights)
+        taught = session.result()
+        picture = session.picture(taught)
+        concept: Stack = (replace(taught, preview=preview_bytes(picture)),)
+        session.checkpoints.finish()
+        return io.NodeOutput(concept, loss_plot(session.state.losses), picture[None], session.progress.sheet(picture))
 
 
 NODES = [PerfusionTrain]

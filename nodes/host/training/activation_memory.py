@@ -20,7 +20,7 @@ BLOCKS = (ResBlock, BasicTransformerBlock)
 
 
 @dataclass
-class Kept:
+class SavedBytes:
     """Bytes that are kept for a backward pass: what does not grow with the pictures, such as copies of weights, and what does."""
 
     fixed: int = 0
@@ -32,7 +32,7 @@ class Kept:
 
 
 @dataclass
-class Need:
+class MemoryNeed:
     """What a forward pass keeps for its backward pass, beside the weights.
 
     Attributes:
@@ -41,8 +41,8 @@ class Need:
         inputs: bytes of the blocks' inputs.
     """
 
-    outside: Kept = field(default_factory=Kept)
-    blocks: list[Kept] = field(default_factory=list)
+    outside: SavedBytes = field(default_factory=SavedBytes)
+    blocks: list[SavedBytes] = field(default_factory=list)
     inputs: int = 0
 
     def bytes(self, count: int, twice: bool) -> int:
@@ -58,12 +58,12 @@ class Need:
 
 
 @contextlib.contextmanager
-def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Need]:
+def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[MemoryNeed]:
     """While it is open, what autograd would keep is counted and not kept: no backward pass can follow.
 
     `weights` are those that `unet` computes with: they are not counted, and copies are told by their shapes.
     """
-    need, inside, handles = Need(), [], []
+    need, inside, handles = MemoryNeed(), [], []
     own = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
     shapes = {tuple(sorted(tensor.shape)) for tensor in weights.values() if tensor.ndim > 1}
     alive: dict[int, StorageWeakRef] = {}
@@ -85,7 +85,7 @@ def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[Need]:
 
     def enter(block: nn.Module, args: tuple) -> None:
         need.inputs += args[0].untyped_storage().nbytes()
-        need.blocks.append(Kept())
+        need.blocks.append(SavedBytes())
         inside.append(need.blocks[-1])
 
     def leave(block: nn.Module, args: tuple, output: Tensor) -> None:

@@ -13,14 +13,14 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import Edit
-from ....perfusion_core.training.loop import processor_has_bfloat16
-from ..model.families import clip_model, encoders_of, kind_of, layers_of
+from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
+from ..model.families import clip_model, kind_of, layers_of
 from ..model.loading import load, project, undivided, undivided_clip
 from ..text.encoding import Method, embed, prepare_clip, sections_of
 from ..text.trigger_words import places_of, tokenizer_with_words
 from ..unet.edited_projections import Projections
 from ..unet.projection_hooks import in_place_of
-from .activation_memory import Need, computed_twice, counting
+from .activation_memory import MemoryNeed, computed_twice, counting
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -100,13 +100,16 @@ def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class Student:
+class TrainableModel:
     """The core's `Base` over a MODEL and a CLIP of the host. Use it outside inference mode, with `learning`.
+
+    Its weights are the host's own, in the host's memory: while it holds them the host must not move them. Whoever draws with the
+    same MODEL meanwhile does so within `lent`.
 
     `twice` may be set: parts of the model are then computed twice, which takes a third longer and a fraction of the memory.
     """
 
-    WORD = "<perfusion-student>"
+    WORD = "<perfusion-word>"
     twice = False
 
     def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
@@ -116,23 +119,34 @@ class Student:
         latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
         """
         self.model = undivided(model)
-        self.clip = clip = undivided_clip(clip)
+        self.clip = undivided_clip(clip)
         self.precision, self.min_snr = precision, min_snr
         self.device = self.model.load_device
-        load(self.model, clip.patcher)
-        prepare_clip(clip)
         self.unet = self.model.model.diffusion_model
         self.layers = layers_of(self.model)
         self.pooled = kind_of(self.model).pooled
+        self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
+        self._take()
+
+    def _take(self) -> None:
+        """Have both on the device, and hold their weights."""
+        load(self.model, self.clip.patcher)
+        prepare_clip(self.clip)
         self.unet_weights = alias(self.unet)
-        self.encoder = Method(clip.cond_stage_model, "encode_token_weights")
         self.linears = linears(self.encoder)
         self.encoder_weights = alias(self.encoder)
         # Brought to the precision of training once, and not at each step; a backward pass would keep them so in any case.
         for name in self.linears:
             for weight in (f"{name}.weight", f"{name}.bias"):
                 if weight in self.encoder_weights:
-                    self.encoder_weights[weight] = self.encoder_weights[weight].to(precision)
+                    self.encoder_weights[weight] = self.encoder_weights[weight].to(self.precision)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """While it is open, no weight is held: the host may move them, and they are taken again from where they are then."""
+        self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
+        yield
+        self._take()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
@@ -141,8 +155,8 @@ class Student:
         """See `Base.embed`."""
         return {name: vectors.to(self.device) for name, vectors in embed(self.clip, text).items()}
 
-    def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """See `Base.encode`. Where the UNet reads a pooled output too, that stands in one row more, behind the tokens."""
+    def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> Encoded:
+        """See `Base.encode`."""
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
         stands = places_of(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
@@ -150,23 +164,19 @@ class Student:
         with self._autocast(), teachable(self.encoder, self.linears.values()), pooled(self.clip, self.pooled) as heard:
             out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
         encodings = out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1])
-        rows = [nn.functional.pad(each.to(encodings), (0, out.shape[-1] - each.shape[-1]))[:, None] for each in heard]
-        return torch.cat([encodings, *rows], dim=1), places
+        return Encoded(encodings, places, *(each.to(encodings) for each in heard))
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
         return project(self.unet_weights, self.layers, vectors)
 
-    def objective(
-        self, latents: Tensor, noise: Tensor, time: Tensor, encodings: Tensor, edit: Edit | None
-    ) -> tuple[Tensor, Tensor]:
+    def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
         """See `Base.objective`. The target is the output that the host would have turned into the latents themselves."""
         sampling = self.model.model.model_sampling
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
-        encodings, beside = self._parted(encodings, latents)
-        projections = Projections([edit] if edit is not None else [], encodings)
+        projections = Projections([edit] if edit is not None else [], encoded.tokens)
 
         @contextlib.contextmanager
         def edited() -> Iterator[None]:
@@ -180,7 +190,7 @@ class Student:
             if self.twice:
                 opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
-            options = {"context": encodings, "transformer_options": {}, **beside}
+            options = {"context": encoded.tokens, "transformer_options": {}, **self._conditions(encoded, latents)}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
         nothing = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
         slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
@@ -190,20 +200,19 @@ class Student:
             prediction, target = scale * prediction, scale * target
         return prediction, target
 
-    def _parted(self, encodings: Tensor, latents: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What cross-attention reads of `encode`'s, and what else the UNet is given: a pooled output and the pictures' size."""
-        if not self.pooled:
-            return encodings, {}
-        width = encoders_of(self.clip)[self.pooled].embedding_size
-        height, wide = (side * self.model.model.latent_format.spacial_downscale_ratio for side in latents.shape[-2:])
-        given = {"pooled_output": encodings[:, -1, :width], "height": height, "width": wide, "device": self.device}
-        return encodings[:, :-1], {"y": self.model.model.encode_adm(**given).to(self.device)}
+    def _conditions(self, encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
+        """What else the UNet is given where it reads a pooled output: that, and the pictures' size."""
+        if encoded.pooled is None:
+            return {}
+        height, width = (side * self.model.model.latent_format.spacial_downscale_ratio for side in latents.shape[-2:])
+        given = {"pooled_output": encoded.pooled, "height": height, "width": width, "device": self.device}
+        return {"y": self.model.model.encode_adm(**given).to(self.device)}
 
     def bytes(self) -> int:
         """Memory that the model and its text encoder lie in."""
         return self.model.model_size() + self.clip.patcher.model_size()
 
-    def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> Need:
+    def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> MemoryNeed:
         """What `step`, which calls `objective` for one picture, would keep for its backward pass; none can follow.
 
         And what two prompts of this word would keep in the text encoder.

@@ -12,7 +12,7 @@ from ....perfusion_core.stack import Stack, edit_of
 from .attention_recorder import Recorder
 from .edited_projections import Comparer, Projections
 from .layout_injection import Layout
-from .projection_cache import Kept
+from .projection_cache import ProjectionCache
 
 KEY = "perfusion"
 
@@ -43,10 +43,10 @@ class Applied:
     mode: str = EXACT
     recorder: Recorder | None = None
     layout: Layout | None = None
-    probe: Comparer | None = None
+    comparer: Comparer | None = None
     layers: tuple[str, ...] = ()
     made: dict[torch.device, list[Edit]] = field(default_factory=dict)
-    kept: dict[torch.device, Kept] | None = None
+    kept: dict[torch.device, ProjectionCache] | None = None
     """While a sampler runs, what is kept from one step to the next, unless the weights may change between them."""
 
     def edits(self, device: torch.device) -> list[Edit]:
@@ -75,5 +75,5 @@ class Applied:
 
         if self.kept is None:
             return make()
-        kept = self.kept.setdefault(context.device, Kept())
+        kept = self.kept.setdefault(context.device, ProjectionCache())
         return kept.projections(tuple(options["uuids"]), dict(zip(GIVEN, given, strict=True)), make)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....perfusion_core.attention_maps import attention, blended, grid, heads_joined, heads_parted, injected
+from .projection_hooks import queries_seen
 from .regions import Regions
 
 Watch = Callable[[str, Tensor, tuple[int, int]], None]
@@ -28,7 +29,7 @@ class Injection:
     columns: Tensor
 
 
-class Attention:
+class AttentionControl:
     """What is done with the cross-attention of one UNet call.
 
     Maps are computed where keys are made, so that they are seen under other attention patches too. Regions and injection change
@@ -48,19 +49,12 @@ class Attention:
     @contextlib.contextmanager
     def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
         """While it is open, queries are seen on their way."""
-        handles = []
 
-        def see(layer: str, heads: int, module: nn.Module, args: tuple, output: Tensor) -> None:
-            self.layer, self.heads, self.query = layer, heads, output
+        def see(layer: str, query: Tensor, heads: int) -> None:
+            self.layer, self.heads, self.query = layer, heads, query
 
-        try:
-            for layer in layers:
-                module = unet.get_submodule(layer)
-                handles.append(module.to_q.register_forward_hook(functools.partial(see, layer, module.heads)))
+        with queries_seen(unet, layers, see):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def project(self, layer: str, keys: bool, edited: Sequence[Tensor]) -> None:
         """Told of a layer's keys or values with each set of edits."""

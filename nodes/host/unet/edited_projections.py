@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import Coefficients, Edit
-from .projection_hooks import in_place_of
+from .projection_hooks import keys_and_values_changed
 
 
 class Observer(Protocol):
@@ -109,9 +109,5 @@ class Projections:
     @contextlib.contextmanager
     def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
         """While it is open, the UNet's cross-attention projections of these layers give the edited keys and values."""
-        with contextlib.ExitStack() as opened:
-            for layer in layers:
-                attention = unet.get_submodule(layer)
-                for module, keys in ((attention.to_k, True), (attention.to_v, False)):
-                    opened.enter_context(in_place_of(module, self._forward(module.forward, layer, keys)))
+        with keys_and_values_changed(unet, layers, self._forward):
             yield

@@ -22,7 +22,7 @@ PLACEMENT = frozenset(
 
 
 @dataclass
-class Probe:
+class ChangeMeter:
     """Is told of every projection that is made.
 
     Attributes:
@@ -41,7 +41,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Findings:
+class GateReport:
     """What was found.
 
     Attributes:
@@ -49,7 +49,7 @@ class Findings:
         prompts: what each prompt of the conditioning says, and its gates.
         missing: trigger words that no prompt names.
         layers: all cross-attention layers.
-        probe: the layers that asked for the edit, and what it changed in them.
+        changes: the layers that asked for the edit, and what it changed in them.
         patched: how many of the layers' projections a LoRA or another weight patch changes.
         replaced: how many layers' attention another patch replaces.
     """
@@ -58,12 +58,12 @@ class Findings:
     prompts: list[Prompt]
     missing: list[str]
     layers: tuple[str, ...]
-    probe: Probe
+    changes: ChangeMeter
     patched: int
     replaced: int
 
 
-def probed(model: ModelPatcher, conditioning: list) -> Findings:
+def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     """Look into a MODEL with concepts.
 
     Raises:
@@ -72,8 +72,8 @@ def probed(model: ModelPatcher, conditioning: list) -> Findings:
     applied = carried(model)
     if applied is None or not applied.stack:
         raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
-    probe = Probe()
-    mine = model_with(model, replace(applied, probe=probe, recorder=None, layout=None))
+    changes = ChangeMeter()
+    mine = model_with(model, replace(applied, comparer=changes, recorder=None, layout=None))
     bare = [[cond, {k: v for k, v in rest.items() if k not in PLACEMENT}] for cond, rest in conditioning]
     latents = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
     noise = comfy.sample.prepare_noise(latents, 0)
@@ -81,12 +81,12 @@ def probed(model: ModelPatcher, conditioning: list) -> Findings:
     said = {trigger for cond, _ in conditioning for trigger in notes_of(cond, REACH)}
     options = model.model_options.get("transformer_options", {})
     ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in ("to_k", "to_v"))
-    return Findings(
+    return GateReport(
         triggers=[concept.trigger for concept in applied.stack],
         prompts=[prompt_of(cond, applied) for cond, _ in conditioning],
         missing=[concept.trigger for concept in applied.stack if concept.trigger not in said],
         layers=applied.layers,
-        probe=probe,
+        changes=changes,
         patched=sum(name.endswith(ends) for name in model.patches),
         replaced=len(options.get("patches_replace", {}).get("attn2", {})),
     )

@@ -1,8 +1,6 @@
 """Where a word looks in a given picture: cross-attention of the checkpoint itself, over the picture's noised latents."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -16,6 +14,7 @@ from ..model.families import layers_of
 from ..model.loading import load
 from ..text.encoding_notes import PLACE, notes_of
 from ..text.trigger_words import clip_with_words
+from .projection_hooks import queries_and_keys_seen
 
 LAYOUT_TIMES = (0.3, 0.5, 0.7)
 """Noise levels, of 0 to 1, at which the word's cross-attention is read: there the model decides what is where."""
@@ -31,30 +30,10 @@ FINEST = 64 * 64
 
 PROMPT = "a photo of a {}"
 
-Maps = Callable[[Tensor, Tensor, int], None]
-"""Told of a layer's queries, keys and heads."""
 
-
-@contextlib.contextmanager
-def projected(module: nn.Module, told: Maps) -> Iterator[None]:
-    """While it is open, `told` is told of an attention layer's queries and keys."""
-    seen: list[Tensor] = []
-
-    def query(_: nn.Module, args: tuple, output: Tensor) -> None:
-        seen[:] = [output]
-
-    def key(_: nn.Module, args: tuple, output: Tensor) -> None:
-        told(seen[0], output, module.heads)
-
-    handles = [module.to_q.register_forward_hook(query), module.to_k.register_forward_hook(key)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def look(model: ModelPatcher, clip: CLIP, latents: Tensor, word: str, seed: int = 0) -> tuple[Tensor, Tensor, tuple[int, int]]:
+def object_attention(
+    model: ModelPatcher, clip: CLIP, latents: Tensor, word: str, seed: int = 0
+) -> tuple[Tensor, Tensor, tuple[int, int]]:
     """Where `word` looks in one picture.
 
     Args:
@@ -89,9 +68,8 @@ def look(model: ModelPatcher, clip: CLIP, latents: Tensor, word: str, seed: int 
 
     run = functools.partial(_denoise, model, latents, encoding, pooled, torch.Generator().manual_seed(seed))
     for times, ending, told in ((LAYOUT_TIMES, "attn2", cross), (OUTLINE_TIMES, "attn1", own)):
-        with contextlib.ExitStack() as opened:
-            for name in names:
-                opened.enter_context(projected(unet.get_submodule(name.removesuffix("attn2") + ending), told))
+        layers = [name.removesuffix("attn2") + ending for name in names]
+        with queries_and_keys_seen(unet, layers, told):
             for time in times:
                 run(time)
     if not looked or not affinity:

@@ -15,7 +15,7 @@ Given = Mapping[str, Tensor | None]
 """All of a UNet call's inputs that keys and values depend on, by name."""
 
 
-class Kept:
+class ProjectionCache:
     """The keys and values of a sampling run: they depend on the prompts alone and stay the same from step to step.
 
     Whether a prompt is one that is known is told by its numbers, so whatever the host or a patch makes of a prompt, what is kept

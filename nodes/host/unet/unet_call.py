@@ -10,7 +10,7 @@ from torch import Tensor
 from ....perfusion_core.gated_edit import EXACT
 from ..text.encoding_notes import REACH, marked
 from .applied import BESIDE, KEY, OVERRIDE, Applied
-from .attention_control import Attention, Injection, Watch
+from .attention_control import AttentionControl, Injection, Watch
 from .attention_recorder import POSITIVE
 from .regions import regions_of
 
@@ -70,11 +70,11 @@ def call_unet(
     if len(projections.edits) > 1:
         regions = regions_of(inputs["regions"], inputs["stands"])
     if watch is not None or regions is not None or injection is not None:
-        attention = Attention(tuple(x.shape[-2:]), watch, regions, injection)
-    projections.observer, projections.comparer = attention, applied.probe
+        attention = AttentionControl(tuple(x.shape[-2:]), watch, regions, injection)
+    projections.observer, projections.comparer = attention, applied.comparer
     given = (x, inputs["timesteps"], projections.encoding, inputs.get("y"), control)
     # Where nothing changes, nothing is wrapped at all: such a prompt is the base model's to the last bit.
-    if attention is None and applied.probe is None and not projections.change:
+    if attention is None and applied.comparer is None and not projections.change:
         return executor(*given, options, **kwargs)
     unet = executor.class_obj
     with contextlib.ExitStack() as opened:

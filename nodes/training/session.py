@@ -1,0 +1,148 @@
+"""One run of Train Concept: it consumes the training's events, and shows, keeps and saves what is learned on the way."""
+
+import logging
+import re
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from torch import Tensor
+
+from ...perfusion_core.concept import Concept
+from ...perfusion_core.training.loop import held_out_loss, start
+from ...perfusion_core.training.settings import Settings
+from ...perfusion_core.training.state import TrainingState
+from .. import host
+from ..charts import preview_bytes
+from ..folders import home
+from ..prompt_adherence import PromptAdherence
+from .checkpoints import Checkpoints
+from .events import Event, Schedule, events
+from .memory import fit
+from .progress import Progress
+
+log = logging.getLogger("perfusion")
+
+
+@dataclass
+class TrainingSession:
+    """One run of a training in its node.
+
+    Attributes:
+        model, clip, vae: of the host; they are left as they are.
+        superclass, trigger, size, settings: as the node has them.
+        family: of the model.
+        inverse: C⁻¹, float64 [d, d].
+        digest: the training's fingerprint.
+        plain: a picture [size, size, 3] of the superclass, which is the concept before its first step; None without pictures.
+        schedule: what is due when.
+        memory: what the training may take, as for `memory.fit`.
+    """
+
+    model: ModelPatcher
+    clip: CLIP
+    vae: VAE
+    superclass: str
+    trigger: str
+    size: int
+    settings: Settings
+    family: str
+    inverse: Tensor
+    digest: str
+    plain: Tensor | None
+    schedule: Schedule
+    memory: str
+    state: TrainingState = field(init=False)
+    progress: Progress = field(init=False)
+
+    def run(self, model: host.TrainableModel, latents: Tensor, masks: Tensor) -> None:
+        """Train to the end, within `host.learning`; latents and masks as for `loop.train`."""
+        # Copies: tensors of the node's inference mode can take no part in a backward pass.
+        latents, masks = (tensor.to(model.device, torch.float32, copy=True) for tensor in (latents, masks))
+        given = latents, masks, self.inverse.clone()
+        self.state = self.checkpoints.resume(start(model, self.superclass, self.settings))
+        micro, model.twice = fit(model, self.state, given, self.settings, self.memory)
+        settings = replace(self.settings, micro=micro)
+        self.progress = Progress(self.state.step, self.settings.steps)
+        if self.plain is not None:
+            self.progress.portrait(0, self.plain)
+        concept: Concept | None = None
+        try:
+            for event in events(model, self.state, given, settings, self.schedule):
+                match event:
+                    case Event.STEP:
+                        self.progress.update(self.state.losses)
+                        concept = None
+                    case Event.CHECKPOINT:
+                        self.checkpoints.keep(self.state)
+                    case Event.JUDGEMENT:
+                        concept = self._judged(model, held_out_loss(model, self.state, *given, settings))
+                        self.checkpoints.keep_best(concept)
+                    case Event.SAVING:
+                        self._save(concept or self.so_far())
+                    case Event.PREVIEW:
+                        self._show(model, concept or self.so_far())
+        except host.Interrupted:
+            # The host raises it from within any of its layers; the state then is that after the last whole step.
+            self._stopped()
+            raise
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """The training's own files."""
+        return Checkpoints(self.digest)
+
+    @cached_property
+    def adherence(self) -> PromptAdherence:
+        """Made when it is first needed: it draws with the plain word."""
+        return PromptAdherence(self.model, self.clip, self.superclass, self.size, self.settings.seed)
+
+    def so_far(self) -> Concept:
+        """The concept as it stands."""
+        return self.state.concept(self.inverse, self.trigger, self.superclass, self.family, self.settings)
+
+    def result(self) -> Concept:
+        """The concept that the training gives."""
+        return self.checkpoints.best() if self.schedule.judged else self.so_far()
+
+    def picture(self, concept: Concept) -> Tensor:
+        """A picture [size, size, 3] of a concept."""
+        taught = host.model_with_edit(self.model, (concept,), self.settings.mode), host.clip_with_words(self.clip, (concept,))
+        return portrait(*taught, self.vae, self.trigger, self.size, self.settings.seed)
+
+    def _judged(self, model: host.TrainableModel, loss: float) -> Concept:
+        """The concept as it stands, with what is thought of it."""
+        concept = self.so_far()
+        with model.lent():
+            (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
+        return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
+
+    def _show(self, model: host.TrainableModel, concept: Concept) -> None:
+        with model.lent():
+            self.progress.portrait(self.state.step, self.picture(concept))
+
+    def _save(self, concept: Concept) -> str:
+        """Save what there is after a step, with the picture that was shown last; its name as Load Concept lists it."""
+        shown = [picture for at, picture in self.progress.portraits if at]
+        if shown:
+            concept = replace(concept, preview=preview_bytes(shown[-1]))
+        # The same training comes to the same folder again.
+        name = re.sub(r"[^\w-]+", "-", self.trigger).strip("-") or "concept"
+        path = home() / "steps" / f"{name}-{self.digest[:8]}" / f"{self.state.step:05}.safetensors"
+        concept.save(path, torch.float32)
+        return path.relative_to(home()).as_posix()
+
+    def _stopped(self) -> None:
+        self.checkpoints.keep(self.state)
+        told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to go on."
+        if self.state.step:
+            told += f" The concept so far is {self._save(self.so_far())} in Load Concept."
+        log.info(told)
+
+
+def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
+    """A picture [size, size, 3] of what a word stands for, in a place that shows whether prompts are still followed."""
+    # Little guidance: much of it overdraws what a concept has not learned well yet.
+    return host.draw(model, clip, vae, f"a photo of a {word} on the grass", size, seed, cfg=3.0)[0]

@@ -1,0 +1,110 @@
+"""What is learned, and where its training stands: as tensors for a checkpoint, and as a concept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import PerfusionError
+from ..concept import Concept
+from ..covariance import probe
+from .optimizer import Adam
+from .settings import Settings
+
+LOSSES = 25
+"""Steps over whose losses a concept tells the mean, or all of them if they are fewer."""
+
+
+@dataclass
+class TrainingState:
+    """What is learned, and where its training stands.
+
+    Attributes:
+        word: the learned embedding vectors.
+        values: layer -> o*_V, float32 [m]; empty where the word alone is learned.
+        keys: layer -> o*_K, float32 [m]; empty there and with locked keys.
+        target_input: i*, a moving average of the concept's encodings, float32 [d].
+        superclass_encoding: float32 [d].
+        losses: one a step.
+        optimizer: of all that gradients change.
+    """
+
+    word: dict[str, Tensor]
+    values: dict[str, Tensor]
+    keys: dict[str, Tensor]
+    target_input: Tensor
+    superclass_encoding: Tensor
+    losses: list[float] = field(default_factory=list)
+    optimizer: Adam = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = Adam(list(self.word.values()), self.outputs())
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return len(self.losses)
+
+    def outputs(self) -> list[Tensor]:
+        """The target outputs that are learned."""
+        return [*self.values.values(), *self.keys.values()]
+
+    def learned(self) -> list[Tensor]:
+        """The tensors that training changes by gradients."""
+        return [*self.word.values(), *self.outputs()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as named tensors, for a checkpoint."""
+        named = {f"word.{k}": v for k, v in self.word.items()}
+        named |= {f"value.{k}": v for k, v in self.values.items()} | {f"key.{k}": v for k, v in self.keys.items()}
+        named |= {"target_input": self.target_input, "superclass_encoding": self.superclass_encoding}
+        return named | self.optimizer.state_dict() | {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+
+    @classmethod
+    def from_tensors(cls, named: Mapping[str, Tensor]) -> TrainingState:
+        """What `tensors` gave; raises PerfusionError where names are missing."""
+
+        def group(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}
+
+        if not {"target_input", "superclass_encoding", "losses"} <= set(named) or named["losses"].ndim != 1:
+            raise PerfusionError("This training checkpoint is not whole; delete it and train anew.")
+        state = cls(
+            group("word."),
+            group("value."),
+            group("key."),
+            named["target_input"],
+            named["superclass_encoding"],
+            named["losses"].tolist(),
+        )
+        state.optimizer.load_state_dict(group("moment."), state.step)
+        return state
+
+    def concept(self, inverse: Tensor, trigger: str, superclass: str, family: str, settings: Settings) -> Concept:
+        """What has been learned so far as a concept, on the CPU; `inverse` is C⁻¹, float64 [d, d]."""
+
+        def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {k: v.detach().cpu().clone() for k, v in tensors.items()}
+
+        target_input = self.target_input.cpu().clone()
+        told = {k: v for k, v in asdict(settings).items() if k not in ("micro", "ema")}
+        last = self.losses[-LOSSES:]
+        loss = {"loss": round(sum(last) / len(last), 6)} if last else {}
+        return Concept(
+            trigger=trigger,
+            superclass=superclass,
+            family=family,
+            word=own(self.word),
+            target_input=target_input,
+            probe=probe(inverse, target_input),
+            superclass_encoding=self.superclass_encoding.cpu().clone(),
+            values=own(self.values),
+            keys=own(self.keys),
+            # The paper's ratio of inference to training: 0.6 to 0.75, and 0.15 to 0.1.
+            bias=round(0.8 * settings.bias, 6),
+            temperature=round(1.5 * settings.temperature, 6),
+            training=told | {"steps": self.step} | loss,
+        )
