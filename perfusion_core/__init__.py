@@ -1,9 +1,9 @@
 """Perfusion: Key-Locked Rank One Editing for Text-to-Image Personalization (Tewel et al. 2023, arXiv 2305.01644).
 
-The method in torch alone, without any host. `edit` holds the mathematics of the edited projections, `covariance` the metric
-that they measure in, `concept` what is learned and its file, `training` the loop that learns it, `prompts` the words, `maps`
-attention maps, `foreign` the files of other implementations, `export` stock files of a concept, `following` how far prompts are
-followed, `files` reading and writing.
+The method in torch alone, without any host. `gated_edit` holds the mathematics of the edited projections, `covariance` the metric
+that they measure in, `concept` what is learned, `concept_file` its file, `stack` several concepts together, `training` the loop
+that learns one, `judgement` how good it is, `attention_maps` what can be made of attention. `lora_export` and `foreign_formats`
+are the ways to and from other formats, `safe_files` reads and writes.
 """
 
 

@@ -110,7 +110,7 @@ class Concept:
         return replace(self, **settings)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16, overwrite: bool = True) -> None:
-        """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or `rounding`'s EIGHT and FOUR.
+        """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or `quantization`'s EIGHT and FOUR.
 
         Raises:
             PerfusionError: the disk will not take it, or `dtype` cannot hold a number.

@@ -68,7 +68,7 @@ class Judgement:
     """What can be told of a concept while it is taught, without a user's eye and on any machine.
 
     Attributes:
-        loss: `training.held_out_loss`: how like the pictures; less is better.
+        loss: `training.loop.held_out_loss`: how like the pictures; less is better.
         followed: how far prompts of all kinds are followed at the bias that the concept would come with.
     """
 

@@ -45,7 +45,7 @@ def stacked(outputs: list[Tensor]) -> Tensor:
 
 
 def edit_of(stack: Stack, mode: str) -> Edit | None:
-    """The edit that the concepts make together, in one of `edit.MODES`; None where all are words alone.
+    """The edit that the concepts make together, in one of `gated_edit.MODES`; None where all are words alone.
 
     Raises:
         PerfusionError: the concepts do not fit the same encodings or layers.

@@ -159,7 +159,8 @@ def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
     if any(found) and not all(found):
         without = pictures[found.index(False)].name
         raise PerfusionError(
-            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NO_MASKS} for masks."
+            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NO_MASKS} for "
+            "masks."
         )
     return tuple(files.get(picture.stem, "") for picture in pictures) if all(found) else ()
 

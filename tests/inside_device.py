@@ -93,20 +93,22 @@ def watched(model: Any, clip: Any, concept: Any) -> dict:
 
 def taught(model: Any, clip: Any, vae: Any) -> dict:
     """A found object, and trainings in half and in whole precision; and what they leave behind."""
-    training, objects, train = inside.part("perfusion_core.training"), inside.part("nodes.objects"), inside.part("nodes.train")
+    training, objects, train = (
+        inside.part(name) for name in ("perfusion_core.training.loop", "nodes.find_object", "nodes.training.train_concept")
+    )
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).to(model.load_device)  # as with --gpu-only
     with torch.inference_mode():
         mask = objects.mask_of(model, clip, vae, picture, "monster", 64, 0)
         prepared = train.pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
-        latents, weights = train.forms(model, vae, *prepared, small=False)
+        latents, weights = train.pictures.latent_forms(model, vae, *prepared, with_small=False)
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.learning():
             student = host.TrainableModel(model, clip, precision)
-            lesson = training.start(student, "monster", settings)
+            state = training.start(student, "monster", settings)
             given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
-            training.teach(student, lesson, *given, settings)
-        losses[name] = lesson.losses[0]
+            list(training.train(student, state, *given, settings))
+        losses[name] = state.losses[0]
     projected = host.projections(model, torch.ones(1, 768))
     whole = [each.is_inference() for each in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
     return {
@@ -123,7 +125,7 @@ def divided() -> dict:
     model, clip, _ = loaded()
     with host.learning():
         student = host.TrainableModel(model, clip, torch.float32)
-        encodings, _ = student.encode(["a {}"], student.embed("monster"))
+        encodings = student.encode(["a {}"], student.embed("monster")).tokens
     model.cached_patcher_init = model.non_dynamic_delegate_model = None
     try:
         host.projections(model, torch.ones(1, 768))

@@ -25,9 +25,7 @@ from torch import Tensor  # noqa: E402
 from scripts.harness.differences import worst  # noqa: E402
 from tests import tiny  # noqa: E402
 
-host, training, train, exports = (
-    inside.part(name) for name in ("nodes.host", "perfusion_core.training", "nodes.train", "nodes.exports")
-)
+host, training, exports = (inside.part(name) for name in ("nodes.host", "perfusion_core.training.loop", "nodes.export_concept"))
 Concept = inside.part("perfusion_core.concept").Concept
 WORD_AT = 2
 """Of the prompt "an <it>", the token that is the word; it reaches those behind it."""
@@ -47,63 +45,62 @@ def main() -> dict:
     student = host.TrainableModel(model, clip, torch.float32)
     latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
     with host.learning():
-        lesson = training.start(student, "teddy", SETTINGS)
-        found = gradients(student, lesson, latents, masks, metric)
-        before = training.held_out_loss(student, lesson, latents, masks, metric, SETTINGS)
-        training.teach(student, lesson, latents, masks, metric, SETTINGS)
-        after = training.held_out_loss(student, lesson, latents, masks, metric, SETTINGS)
+        state = training.start(student, "teddy", SETTINGS)
+        found = gradients(student, state, latents, masks, metric)
+        before = training.held_out_loss(student, state, latents, masks, metric, SETTINGS)
+        list(training.train(student, state, latents, masks, metric, SETTINGS))
+        after = training.held_out_loss(student, state, latents, masks, metric, SETTINGS)
     with torch.inference_mode():
-        found |= {"loss": [before, after]} | as_the_host(student, lesson)
-        concept = train.concept_of(lesson, metric, "<it>", "teddy", host.family_of(model), SETTINGS)
+        found |= {"loss": [before, after]} | as_the_host(student, state)
+        concept = state.concept(metric, "<it>", "teddy", host.family_of(model), SETTINGS)
         concept.save(FOLDER / "it.safetensors", torch.float32)
         return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
 
 
-def gradients(student: object, lesson: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
+def gradients(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
     """Derivatives by each encoder's word and by some outputs, along what is told: told over measured by finite differences."""
     given = (training.Draw.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
-    sums, _, _ = training.gradients(student, lesson, *given)
-    learned = list(zip([*lesson.word, *lesson.values], lesson.learned(), sums, strict=True))
-    words, outputs, shares = len(lesson.word), len(lesson.values), {}
+    sums, _, _ = training.gradients(student, state, *given)
+    learned = list(zip([*state.word, *state.values], state.learned(), sums, strict=True))
+    words, outputs, shares = len(state.word), len(state.values), {}
     for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
         direction = gradient / gradient.norm()
         kept, losses = tensor.clone(), []
         size = 0.02 * float(tensor.norm())
         for sign in (1, -1):
             tensor.copy_(kept + sign * size * direction)
-            losses.append(training.gradients(student, lesson, *given)[2])
+            losses.append(training.gradients(student, state, *given)[2])
         tensor.copy_(kept)
         shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
-    by_words = [shares.pop(name) for name in lesson.word]
+    by_words = [shares.pop(name) for name in state.word]
     return {"derivatives by words": by_words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
 
 
-def as_the_host(student: object, lesson: object) -> dict:
+def as_the_host(student: object, state: object) -> dict:
     """Encodings and predictions of the one who is taught, against the host's own."""
-    knowing = host.clip_with_words(student.clip, (named(lesson, host.family_of(student.model)),))
+    knowing = host.clip_with_words(student.clip, (named(state, host.family_of(student.model)),))
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
-    encodings, _ = student.encode(training.TEMPLATES[:1], lesson.word)
-    beside = encodings.shape[1] - cond.shape[1]
+    encoded = student.encode(training.TEMPLATES[:1], state.word)
     sampling = student.model.model.model_sampling
     latents, noise, time = (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.5]))
-    prediction, _ = student.objective(latents, noise, time, encodings, None)
+    prediction, _ = student.objective(latents, noise, time, encoded, None)
     sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
     x = sampling.noise_scaling(sigma, noise, latents)
     given = {"pooled_output": more["pooled_output"], "cross_attn": cond, "width": 64, "height": 64, "noise": noise, "device": "cpu"}
     conds = {name: each.cond for name, each in student.model.model.extra_conds(**given).items()}
     wanted = student.model.model.apply_model(x, sigma, **{k: v.as_subclass(Tensor) for k, v in conds.items()})
     return {
-        "encoding": worst(encodings[:, : cond.shape[1]], cond.as_subclass(Tensor)),
-        "pooled": [worst(encodings[:, -1, :1280], more["pooled_output"])] if beside else [],
+        "encoding": worst(encoded.tokens, cond.as_subclass(Tensor)),
+        "pooled": [] if encoded.pooled is None else [worst(encoded.pooled, more["pooled_output"])],
         "v-prediction": any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__),
         "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),
     }
 
 
-def named(lesson: object, family: str) -> object:
-    """A concept of a lesson's word, which edits nothing."""
-    empty = torch.ones(len(lesson.target_input))
-    return Concept("<it>", "teddy", family, {k: v.detach() for k, v in lesson.word.items()}, empty, empty, empty, {})
+def named(state: object, family: str) -> object:
+    """A concept of a state's word, which edits nothing."""
+    empty = torch.ones(len(state.target_input))
+    return Concept("<it>", "teddy", family, {k: v.detach() for k, v in state.word.items()}, empty, empty, empty, {})
 
 
 def sampled(model: object, clip: object, text: str) -> Tensor:

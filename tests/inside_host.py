@@ -26,8 +26,16 @@ from torch import Tensor  # noqa: E402
 
 from scripts.harness.differences import worst  # noqa: E402
 
-host, locking, edits, attention, projected = (
-    inside.part(f"nodes.host{name}") for name in ("", ".locking", ".edits", ".attention", ".projections")
+host, locking, patched_model, sampling_run, attention, projected = (
+    inside.part(f"nodes.host{name}")
+    for name in (
+        "",
+        ".text.global_key_locking",
+        ".unet.patched_model",
+        ".unet.sampling_run",
+        ".unet.attention_control",
+        ".unet.edited_projections",
+    )
 )
 Concept, PerfusionError = inside.part("perfusion_core.concept").Concept, inside.part("perfusion_core").PerfusionError
 
@@ -145,10 +153,9 @@ def short_of_memory(model: object, clip: object) -> dict:
 
     def taught(micro: int) -> object:
         settings = training.Settings(steps=3, batch=4, micro=micro)
-        lesson, student.twice = training.start(student, "monster", settings), False
-        runs = course.Course("monster", settings, Path(), None, None, None, 0, 0, Path(), None, "auto")
-        runs._teach(student, lesson, given, settings, lambda lesson: None)
-        return lesson
+        state, student.twice = training.start(student, "monster", settings), False
+        assert len(list(events.steps(student, state, given, settings))) == 3
+        return state
 
     def kept(forward: Callable[[], Tensor], weights: dict[str, Tensor]) -> int:
         """Bytes of the tensors that a forward pass keeps, which are all held at one time here."""
@@ -164,7 +171,7 @@ def short_of_memory(model: object, clip: object) -> dict:
         assert graph.requires_grad
         return sum(tensor.untyped_storage().nbytes() for address, tensor in held.items() if address not in own)
 
-    course, training = inside.part("nodes.course"), inside.part("perfusion_core.training")
+    events, training = inside.part("nodes.training.events"), inside.part("perfusion_core.training.loop")
     counts, room = [], 2
     with host.learning():
         latents = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -179,21 +186,21 @@ def short_of_memory(model: object, clip: object) -> dict:
             refused = str(error)
         gave_all, room = student.twice, 4
         settings = training.Settings(batch=2, mode="paper")
-        lesson, draw = training.start(student, "monster", settings), training.Draw.of(settings, 0, latents[:, 0])
+        state, draw = training.start(student, "monster", settings), training.Draw.of(settings, 0, latents[:, 0])
         gradients = []
         for student.twice in (False, True):
-            sums, _, loss = training.gradients(student, lesson, draw, *given, settings)
+            sums, _, loss = training.gradients(student, state, draw, *given, settings)
             gradients.append([*sums, torch.tensor(loss)])
         student.twice = False
 
         def step() -> Tensor:
-            return training.rehearse(student, lesson, latents, given[2], settings)
+            return training.rehearse(student, state, latents, given[2], settings)
 
         def encode() -> Tensor:
-            return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in lesson.word.items()})[0]
+            return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in state.word.items()}).tokens
 
-        need = student.need(lesson.word, step)
-        words = student.need(lesson.word, lambda: None).outside.fixed
+        need = student.need(state.word, step)
+        words = student.need(state.word, lambda: None).outside.fixed
         need.outside.fixed -= words
         held, held_of_words = kept(step, student.unet_weights), kept(encode, student.encoder_weights)
     same = all(torch.equal(one, other) for one, other in zip(found.learned(), wanted.learned(), strict=True))
@@ -228,7 +235,7 @@ def moved() -> dict:
         with host.learning():
             student = host.TrainableModel(model, clip, torch.float32)
             word = {name: vectors.requires_grad_() for name, vectors in student.embed("monster").items()}
-            student.encode(["a {}"], word)[0].sum().backward()
+            student.encode(["a {}"], word).tokens.sum().backward()
     finally:
         comfy.model_management.load_models_gpu = load
     whole = [parameter.is_inference() for parameter in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
@@ -246,9 +253,9 @@ def halved() -> dict:
         with host.learning():
             student = host.TrainableModel(model, clip, torch.float32)
             student.twice = twice
-            encodings = student.encode(["a {}"], student.embed("monster"))[0].detach().requires_grad_()
-            student.objective(*given[:2], torch.tensor([0.5]), encodings, None)[0].sum().backward()
-        found.append(encodings.grad)
+            encoded = student.encode(["a {}"], student.embed("monster")).leaves()
+            student.objective(*given[:2], torch.tensor([0.5]), encoded, None)[0].sum().backward()
+        found.append(encoded.tokens.grad)
         computes_as_before = not any(layer.comfy_cast_weights for layer in layers)
     whole, *halves = found
     return {"half weights in float32": [worst(half, whole) for half in halves], "computes as before": computes_as_before}
@@ -256,7 +263,7 @@ def halved() -> dict:
 
 def portions() -> dict:
     """What is computed at once with so much memory, of 8 pictures and of 1."""
-    memory, of = inside.part("nodes.memory"), inside.part("nodes.host.memory")
+    memory, of = inside.part("nodes.training.memory"), inside.part("nodes.host.training.activation_memory")
     need = of.MemoryNeed(of.SavedBytes(100, 10), [of.SavedBytes(0, 50), of.SavedBytes(0, 20)], 5)
     chosen = [memory.portion(need, free, 8) for free in (2000, 900, 500, 300, 100)]
     alone = memory.portion(need, 300, 1)
@@ -265,7 +272,7 @@ def portions() -> dict:
 
 def made_small() -> dict:
     """Where the object is, and how large, in pictures that are shown small: of a grey square on white, off the middle."""
-    pictures = inside.part("nodes.pictures")
+    pictures = inside.part("nodes.training.pictures")
     found = {}
     for name, (top, left, side) in {"large": (10, 4, 48), "small": (30, 40, 16)}.items():
         masks = torch.zeros(2, 64, 64)
@@ -289,18 +296,18 @@ def recorded(model: object, clip: object, concept: object) -> dict:
     watched = host.model_watched(host.model_with_edit(model, (concept,), "exact"), recorder)
     text, negative = f"a photo of a {concept.trigger} on the grass", "blurry " * 90
     seen: list[tuple[Tensor, Tensor, int]] = []
-    usual = attention.Attention.project
+    usual = attention.AttentionControl.project
 
     def spied(self: object, layer: str, keys: bool, edited: list[Tensor]) -> None:
         if keys:
             seen.append((self.query.clone(), edited[0].clone(), self.heads))
         usual(self, layer, keys, edited)
 
-    attention.Attention.project = spied
+    attention.AttentionControl.project = spied
     try:
         sample(watched, encode(knowing, text), encode(knowing, negative), steps=2, count=2)
     finally:
-        attention.Attention.project = usual
+        attention.AttentionControl.project = usual
     run, sums = recorder.runs[-1], torch.zeros(2, 8, 8, dtype=torch.float64)
     for q, k, heads in seen:
         # Of a batch of four rows, two are the positive prompt's, repeated beside the longer negative one.
@@ -311,7 +318,7 @@ def recorded(model: object, clip: object, concept: object) -> dict:
         looked = (maps[..., 5] + maps[..., 82]).unflatten(1, (side, side))[:, None]
         sums += torch.nn.functional.interpolate(looked, (8, 8), mode="bilinear", antialias=True)[:, 0]
     mine = run.map_of(concept.trigger)
-    gates = edits.carried(watched).edits(torch.device("cpu"))[0].gates(encode(clip, "a")[0][0])
+    gates = patched_model.carried(watched).edits(torch.device("cpu"))[0].gates(encode(clip, "a")[0][0])
     return {
         "recorded maps": worst(mine, sums / len(seen)),
         "recorded shape": list(mine.shape),
@@ -331,7 +338,7 @@ def regional(model: object, clip: object, concept: object) -> dict:
     whole = host.model_with_edit(model, (concept,), "exact")
     text = f"a photo of a {concept.trigger} on the grass"
     seen: dict[str, list] = {}
-    usual = attention.Attention.override
+    usual = attention.AttentionControl.override
 
     def spied(self: object, previous: object) -> object:
         inner = usual(self, previous)
@@ -344,11 +351,11 @@ def regional(model: object, clip: object, concept: object) -> dict:
 
         return attend
 
-    attention.Attention.override = spied
+    attention.AttentionControl.override = spied
     try:
         sample(applied, encode(knowing, text), encode(knowing, ""))
     finally:
-        attention.Attention.override = usual
+        attention.AttentionControl.override = usual
     shares, roundings = [], []
     for calls in seen.values():
         for q, keys, values, barred, out, heads in calls:
@@ -394,7 +401,7 @@ def kept(model: object, clip: object, concept: object) -> dict:
         "a long prompt and a plain one": (applied, named + encode(knowing, "a photo of a monster"), long),
         "weights that change": (applied, scheduled(host.layers_of(model), named), empty),
     }
-    usual, made = edits.with_applied, projected.Projections._made
+    usual, made = sampling_run.with_applied, projected.Projections._made
     found, counts = {}, {}
     for name, run in runs.items():
         calls: list[str] = []
@@ -406,9 +413,9 @@ def kept(model: object, clip: object, concept: object) -> dict:
         projected.Projections._made = counted
         once = sample(*run, steps=5)
         counts[name] = len(calls) / len(host.layers_of(model)) / 2
-        edits.with_applied = lambda extra_args, _: extra_args
+        sampling_run.with_applied = lambda extra_args, _: extra_args
         again = sample(*run, steps=5)
-        edits.with_applied = usual
+        sampling_run.with_applied = usual
         found[name] = torch.equal(once, again)
     projected.Projections._made = made
     unhooked = sample(applied, named, empty, steps=5)

@@ -73,12 +73,12 @@ class Bench:
         """Enter the host: once in a process."""
         inside.enter_with_pack(setup.comfyui)
         self.sampling = importlib.import_module("comfy.sample")
-        self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training")
-        self.train, self.ready = inside.part("nodes.train"), inside.part("nodes.pictures")
+        self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training.loop")
+        self.train, self.ready = inside.part("nodes.training.train_concept"), inside.part("nodes.training.pictures")
         checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
         self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
         self.bed = characters.CharacterBed(Judges.load())
-        self.inverse = inside.part("nodes.covariance").measure(self.clip, None).inverse()
+        self.inverse = inside.part("nodes.measure_text_encoder").measure(self.clip, None).inverse()
         self.training.HELD_OUT = HELD_OUT
         self.recipe = whole().best(OURS)
         self.settings = self.train.settings_of({**self.recipe.all_widgets(), "seed": SEED})
@@ -92,27 +92,27 @@ class Bench:
             files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
             rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
         images, marks = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
-        latents, masks = self.train.forms(self.model, self.vae, images, marks, small=False)
+        latents, masks = self.ready.latent_forms(self.model, self.vae, images, marks, with_small=False)
         return latents.clone(), masks.clone()
 
     def ours(self, concept: Concept) -> dict[str, float]:
         """What Train Concept makes of it."""
         latents, masks = self.shown(concept)
         with self.host.learning():
-            lesson = self.training.start(self.student, concept[1], self.settings)
-            self.training.teach(self.student, lesson, latents, masks, self.inverse.clone(), self.settings)
-            loss = self.training.held_out_loss(self.student, lesson, latents, masks, self.inverse.clone(), self.settings)
-        made = self.train.concept_of(lesson, self.inverse, "<it>", concept[1], "sd1", self.settings)
+            state = self.training.start(self.student, concept[1], self.settings)
+            list(self.training.train(self.student, state, latents, masks, self.inverse.clone(), self.settings))
+            loss = self.training.held_out_loss(self.student, state, latents, masks, self.inverse.clone(), self.settings)
+        made = state.concept(self.inverse, "<it>", concept[1], "sd1", self.settings)
         model, clip = self.host.model_with_edit(self.model, (made,), "exact"), self.host.clip_with_words(self.clip, (made,))
-        count = sum(each.numel() for each in lesson.learned())
+        count = sum(each.numel() for each in state.learned())
         return {"numbers": count, "loss": loss, **self.judged(concept, model, clip, "<it>")}
 
     def changed(self, concept: Concept, change: Change) -> dict[str, float]:
         """What a LoRA of some layers makes of it, taught like a concept: by the plain word, which stays as it is."""
         latents, masks = self.shown(concept)
         with self.host.learning():
-            settings = replace(self.settings, mode=self.training.NONE)
-            lesson = self.training.start(self.student, concept[1], settings)
+            settings = replace(self.settings, mode=self.training.NO_EDIT)
+            state = self.training.start(self.student, concept[1], settings)
             pairs = self.lora(change)
             own = self.student.unet_weights
             optimizer = torch.optim.AdamW([each for pair in pairs.values() for each in pair], RATE, weight_decay=0)
@@ -120,11 +120,11 @@ class Bench:
                 for step in range(settings.steps):
                     self.student.unet_weights = own | moved(own, pairs)
                     optimizer.zero_grad()
-                    self.loss(lesson, step, latents, masks, settings).backward()
+                    self.loss(state, step, latents, masks, settings).backward()
                     optimizer.step()
                 found = {name: weight.detach() for name, weight in moved(own, pairs).items()}
                 self.student.unet_weights = own | found
-                loss = self.training.held_out_loss(self.student, lesson, latents, masks, self.inverse, settings)
+                loss = self.training.held_out_loss(self.student, state, latents, masks, self.inverse, settings)
             finally:
                 self.student.unet_weights = own
         model = self.model.clone()
@@ -143,14 +143,14 @@ class Bench:
                 pairs[name] = torch.zeros(rows, change.rank).requires_grad_(), down.requires_grad_()
         return pairs
 
-    def loss(self, lesson: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
-        """The loss of a step's draw, as `teach` has it."""
+    def loss(self, state: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
+        """The loss of a step's draw, as `train` has it."""
         draw = self.training.Draw.of(settings, step, latents[:, 0])
         distinct, which = draw.templates.unique(return_inverse=True)
         with torch.no_grad():
-            encodings, _ = self.student.encode([self.training.TEMPLATES[i] for i in distinct], lesson.word)
+            encoded = self.student.encode([self.training.TEMPLATES[i] for i in distinct], state.word)
         shown = draw.pictures, draw.flipped.long()
-        prediction, target = self.student.objective(latents[shown], draw.noise, draw.time, encodings[which], None)
+        prediction, target = self.student.objective(latents[shown], draw.noise, draw.time, encoded.of_prompts(which), None)
         return self.training.masked_error(prediction, target, masks[shown])
 
     @torch.inference_mode()

@@ -150,8 +150,8 @@ class Bench:
 
     def projections(self, width: int, x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
         """A Linear of this width, our edit of it, what that consists of, and perfusion-pytorch's."""
-        made = inside.part("nodes.host.projections").Projections
-        edits = inside.part("perfusion_core.edit")
+        made = inside.part("nodes.host.unet.edited_projections").Projections
+        edits = inside.part("perfusion_core.gated_edit")
         plain = nn.Linear(768, width, bias=False).to(self.device)
         theirs = importlib.import_module("perfusion_pytorch").Rank1EditModule(plain, C=torch.eye(768, device=self.device))
         theirs = theirs.to(self.device).eval()
@@ -240,7 +240,7 @@ class Bench:
         # Small pictures on a processor: to bring weights in bfloat16 into its order takes ten times as long as all else.
         model, clip = self.load(torch.float32) if self.device.type == "cpu" else self.loaded
         nodes = importlib.import_module("nodes")
-        apply = inside.part("nodes.apply").PerfusionApply.execute
+        apply = inside.part("nodes.apply_concept").PerfusionApply.execute
         stack = seeded.concepts(self.host, model, clip, 8)
         named = ("a photo of " + ", ".join(each.trigger for each in stack), "")
         plain = ("a photo of " + ", ".join(["monster"] * len(stack)), "")
@@ -286,8 +286,8 @@ class Bench:
         _, clip = self.loaded
         estimate_of = inside.part("perfusion_core.covariance").Estimate
         count = 100_000 if self.device.type == "cuda" else 4_000
-        texts = sorted(inside.part("perfusion_core.prompts").captions(count), key=len)
-        at_once = inside.part("nodes.covariance").CAPTIONS_AT_ONCE
+        texts = sorted(inside.part("perfusion_core.captions").captions(count), key=len)
+        at_once = inside.part("nodes.measure_text_encoder").CAPTIONS_AT_ONCE
         self.host.prepare_clip(clip)
         estimate, marks, start = estimate_of(self.host.encoding_width(clip)), [], time.perf_counter()
         for i in range(0, count, at_once):

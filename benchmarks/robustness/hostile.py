@@ -37,7 +37,7 @@ from perfusion_core.covariance import Covariance, Estimate
 from perfusion_core.gated_edit import EXACT
 from perfusion_core.quantization import EIGHT, FOUR
 from perfusion_core.stack import edit_of
-from perfusion_core.training.state import Lesson
+from perfusion_core.training.state import TrainingState
 
 WIDTH, LAYERS = 8, {"input_blocks.1.1.attn2": 6, "middle_block.1.attn2": 4}
 NAMES = ("teddy", "テディ", "a b", "..", "\u202egnp", "line\nbreak", "\x1b[31mred", "x" * 200, "%s{0}", "<img src=x>")
@@ -77,12 +77,11 @@ def estimate() -> Covariance:
     return made.finish("of-this")
 
 
-def lesson() -> bytes:
+def training_state() -> bytes:
     """A training's checkpoint."""
     one = concept()
-    moments = [torch.zeros(1) for _ in range(2 * (len(one.word) + len(one.values)))]
     return safetensors.torch.save(
-        Lesson(dict(one.word), dict(one.values), {}, one.target_input, one.superclass_encoding, 1, [0.5], moments).tensors()
+        TrainingState(dict(one.word), dict(one.values), {}, one.target_input, one.superclass_encoding, [0.5]).tensors()
     )
 
 
@@ -126,7 +125,7 @@ def kinds() -> dict[str, Kind]:
         foreign_formats.read(path, LAYERS, WIDTH, WIDTH)
 
     def resumed(path: Path) -> None:
-        Lesson.from_tensors(safe_files.read(path, 2**24)[0])
+        TrainingState.from_tensors(safe_files.read(path, 2**24)[0])
 
     def loaded(path: Path) -> None:
         use(Concept.load(path))
@@ -142,7 +141,7 @@ def kinds() -> dict[str, Kind]:
         "concept with keys": Kind(whole, loaded),
         "concept in a workflow": Kind(base64.b64encode(half), of_text),
         "covariance": Kind(saved(estimate().save), Covariance.load),
-        "training checkpoint": Kind(lesson(), resumed),
+        "training checkpoint": Kind(training_state(), resumed),
         "perfusion-pytorch's": Kind(pickled(theirs()), taken, pickled=True),
     }
 

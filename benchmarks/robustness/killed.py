@@ -23,7 +23,7 @@ from benchmarks.robustness import hostile
 from perfusion_core import PerfusionError, lora_export, safe_files
 from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance
-from perfusion_core.training.state import Lesson
+from perfusion_core.training.state import TrainingState
 
 PIECE = 1024
 """Bytes that reach the disk at once."""
@@ -185,7 +185,7 @@ def kinds() -> dict[str, Kind]:
     """All that the pack writes."""
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     concept, measured = hostile.concept(), hostile.estimate()
-    (lesson, _), superclasses = safe_files.parse(hostile.lesson(), Path("lesson")), ("monster", "robot")
+    (state, _), superclasses = safe_files.parse(hostile.training_state(), Path("state")), ("monster", "robot")
     picture = b"\xff\xd8\xff" + bytes(8000)
 
     def save(folder: Path, version: int) -> None:
@@ -197,7 +197,7 @@ def kinds() -> dict[str, Kind]:
 
     def keep(folder: Path, version: int) -> None:
         losses = torch.ones(1 + version, dtype=torch.float64)
-        safe_files.write(folder / ".work" / "training.safetensors", lesson | {"losses": losses}, {"version": "1"})
+        safe_files.write(folder / ".work" / "training.safetensors", state | {"losses": losses}, {"version": "1"})
 
     def measure(folder: Path, version: int) -> None:
         replace(measured, identity=superclasses[version]).save(folder / ".work" / "covariance.safetensors")
@@ -213,8 +213,8 @@ def kinds() -> dict[str, Kind]:
             }
         )
 
-    def resumed(path: Path) -> Lesson:
-        return Lesson.from_tensors(safe_files.read(path, 2**24)[0])
+    def resumed(path: Path) -> TrainingState:
+        return TrainingState.from_tensors(safe_files.read(path, 2**24)[0])
 
     return {
         "concept": Kind(save, Concept.load),

@@ -1,10 +1,8 @@
 """The only room that knows ComfyUI's internals: a new host version is this package's work.
 
-`models`: what a MODEL and a CLIP are. `words`: trigger words in prompts and encodings; `locking`: global key-locking there.
-`edits`: a MODEL with concepts; `attention`, `watching`, `layout`: what is seen of its attention and changed in it.
-`encode`: texts in bulk. `student`: a checkpoint that can be taught; `memory`: what that takes. `sampling`: pictures and latents.
-`looking`: where a word is in a picture. `probing`: what LoRAs and edits do to a model's projections. `routes`: what the page can
-ask.
+`model`: what a MODEL and a CLIP are, and their weights. `text`: trigger words, encodings, global key-locking. `unet`: a MODEL with
+concepts, and its attention. `training`: a checkpoint that can be taught. `sampling`: pictures and latents. `folders`: where the
+host looks for concepts. `page_routes`: what the page can ask. `execution`: interrupts, and memory that runs out.
 """
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out

@@ -7,8 +7,8 @@ from comfy.utils import ProgressBar
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..picture_grid import labelled_grid
 from ..charts import loss_image, to_pil
+from ..picture_grid import labelled_grid
 
 SIDE, LINE = 288, 26
 """Pixels: a side of each half of what is shown, and the height of its heading."""
