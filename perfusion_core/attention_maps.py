@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from . import PerfusionError
@@ -14,12 +15,12 @@ from . import PerfusionError
 
 def heads_parted(x: Tensor, heads: int) -> Tensor:
     """[B, n, heads·c] -> [B, heads, n, c]."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+    return rearrange(x, "b n (heads c) -> b heads n c", heads=heads)
 
 
 def heads_joined(x: Tensor) -> Tensor:
     """[B, heads, n, c] -> [B, n, heads·c]."""
-    return x.transpose(1, 2).flatten(2)
+    return rearrange(x, "b heads n c -> b n (heads c)")
 
 
 def attention(query: Tensor, keys: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """A stack of concepts as files of the stock kind: a LoRA of rank J, and an embedding for each word.
 
-A LoRA has no gate: it holds the static edit (`gated_edit.STATIC`). In every layer ΔW = U P for the keys and for the values, where the
-columns of U [m, J] are s_j g*_j (o*_j - W i*_j) and the rows of P [J, d] are the static probes; with one concept
+A LoRA has no gate: it holds the static edit (`gated_edit.STATIC`). In every layer ΔW = U P for the keys and for the values, where
+the columns of U [m, J] are s_j g*_j (o*_j - W i*_j) and the rows of P [J, d] are the static probes; with one concept
 ΔW = s g* (o* - W i*) (C⁻¹ i*)ᵀ / ‖i*‖². The LoRA is made of one model's W i*, so it is that model's.
 """
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from ....perfusion_core import PerfusionError
@@ -147,9 +148,9 @@ class Recorder:
         if self.now is None:
             return
         for prompt, rows in self._positives(options, len(maps)):
-            looked = maps[rows].mean(1).transpose(1, 2)
             # In a batch with a longer prompt a short one is repeated.
-            looked = looked.unflatten(1, (-1, len(prompt.words))).sum(1).unflatten(2, shape)
+            count = {"n": len(prompt.words), "h": shape[0], "w": shape[1]}
+            looked = reduce(maps[rows].mean(1), "b (h w) (times n) -> b n h w", "sum", **count)
             sums = prompt.steps[-1]
             sums[shape] = sums[shape] + looked if shape in sums else looked
             prompt.counts[-1] += 1
