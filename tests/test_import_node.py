@@ -13,7 +13,7 @@ from torch import nn
 from perfusion_core.concept import Concept
 from perfusion_core.concept_file import POSITIONS
 from perfusion_core.foreign_formats import MAX_BYTES
-from scripts.build.foreign_file import write
+from scripts.generate.foreign_file import write
 from scripts.harness.graphs import TRIGGER, Graph, Link, concepts, latents
 from scripts.harness.server import GraphError, Server
 

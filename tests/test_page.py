@@ -15,8 +15,8 @@ from playwright.sync_api import Browser
 
 from demo.world import SIDE
 from perfusion_core.concept import Concept
-from scripts.build import foreign_file
-from scripts.build.make_workflows import SD15_PREFIX, SHORT
+from scripts.generate import foreign_file
+from scripts.generate.make_workflows import SD15_PREFIX, SHORT
 from scripts.harness.page import Page
 from scripts.harness.server import Server
 from scripts.setup import bootstrap

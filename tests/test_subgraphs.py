@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from demo.world import SIDE
-from scripts.build import make_subgraphs, make_workflows
+from scripts.generate import make_subgraphs, make_workflows
 from scripts.harness.page import Page
 from scripts.harness.server import Server
 from scripts.harness.workflow import set_widget, to_prompt

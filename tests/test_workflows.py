@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from demo import make_pictures, world
 from demo.world import SIDE
 from perfusion_core.concept import Concept
-from scripts.build import foreign_file
-from scripts.build.make_workflows import SD15_PREFIX, for_sd15
+from scripts.generate import foreign_file
+from scripts.generate.make_workflows import SD15_PREFIX, for_sd15
 from scripts.harness.server import Server
 from scripts.harness.workflow import BYPASS, NEVER, find_node, set_widget, to_prompt
 from tests.older import renamed

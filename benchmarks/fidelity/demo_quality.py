@@ -28,7 +28,7 @@ from benchmarks.world.judges import left, right
 from demo.base import PACKED
 from demo.individuals import NAMES
 from demo.world import SIDE
-from scripts.build.make_workflows import SETTINGS, TRAINING
+from scripts.generate.make_workflows import SETTINGS, TRAINING
 from scripts.harness.graphs import Graph
 from scripts.harness.server import Server
 from scripts.setup import bootstrap

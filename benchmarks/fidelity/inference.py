@@ -25,7 +25,7 @@ from demo import make_pictures, world
 from demo.individuals import STYLES
 from demo.make_concepts import TAUGHT
 from demo.world import SIDE
-from scripts.build.make_workflows import SETTINGS
+from scripts.generate.make_workflows import SETTINGS
 from scripts.harness.graphs import Graph, Link
 from scripts.harness.server import Server
 from scripts.setup import bootstrap

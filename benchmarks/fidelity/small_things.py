@@ -29,7 +29,7 @@ from benchmarks.world.judges import left
 from demo import make_pictures
 from demo.base import PACKED
 from demo.individuals import STYLES
-from scripts.build.make_workflows import TRAINING
+from scripts.generate.make_workflows import TRAINING
 from scripts.harness.server import Server
 from scripts.setup import bootstrap
 

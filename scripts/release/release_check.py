@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.build import foreign_file
-from scripts.build.make_workflows import SHORT
+from scripts.generate import foreign_file
+from scripts.generate.make_workflows import SHORT
 from scripts.harness.server import Server
 from scripts.harness.workflow import set_widget
 from scripts.setup import bootstrap, comfyui, environment, steps

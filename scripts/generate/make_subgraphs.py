@@ -1,4 +1,4 @@
-"""Write `subgraphs/*.json`, with `python -m scripts.build.make_subgraphs` in the set-up's environment.
+"""Write `subgraphs/*.json`, with `python -m scripts.generate.make_subgraphs` in the set-up's environment.
 
 The host lists them as blueprints: several nodes in one frame, which the search box finds by the file's name. A function here
 draws each of them; types, defaults and the order of widgets come from a running server.
@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scripts.build.drawing import LINE, Drawing, Node, specs
-from scripts.build.make_workflows import SD15
+from scripts.generate.drawing import LINE, Drawing, Node, specs
+from scripts.generate.make_workflows import SD15
 from scripts.harness.server import Server
 from scripts.harness.workflow import WIDGETS
 from scripts.setup import bootstrap, steps

@@ -1,4 +1,4 @@
-"""Write `workflows/*.json`, with `python -m scripts.build.make_workflows` in the set-up's environment.
+"""Write `workflows/*.json`, with `python -m scripts.generate.make_workflows` in the set-up's environment.
 
 A function here draws each of them; the order of widgets comes from a running server.
 """
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 
 from demo.world import SIDE
-from scripts.build.drawing import Drawing, Node
+from scripts.generate.drawing import Drawing, Node
 from scripts.harness.server import Server
 from scripts.setup import bootstrap, steps
 from scripts.setup.bootstrap import CHECKPOINT
@@ -274,7 +274,7 @@ Concept*. Known are the files of **perfusion-pytorch** and of **ChenDarYen's Key
 2. Load a checkpoint of the base that it was taught to, and type a **trigger** and the **superclass**.
 3. Queue. *Save Concept* writes it as `imported_00001`; from then on use *Load Concept*.
 
-Without such a file, `python -m scripts.build.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's
+Without such a file, `python -m scripts.generate.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's
 concept as `monster.pt` in the form of perfusion-pytorch.
 
 Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same."""

@@ -1,4 +1,4 @@
-"""Take the screenshots of docs/walk.md: `python -m scripts.build.make_walk` in the set-up's environment; it takes ten minutes.
+"""Take the screenshots of docs/walk.md: `python -m scripts.generate.make_walk` in the set-up's environment; it takes ten minutes.
 
 It walks as the page says, in a real browser on a fresh server, and so finds out whether the page is right.
 """
@@ -9,7 +9,7 @@ import io
 
 from PIL import Image
 
-from scripts.build.make_workflows import TRAINING
+from scripts.generate.make_workflows import TRAINING
 from scripts.harness.page import Page
 from scripts.harness.server import Server
 from scripts.setup import bootstrap, browser, steps

@@ -1,6 +1,6 @@
 """Write a concept of ours as perfusion-pytorch would save it, to have something that the workflow import_a_concept can take in.
 
-python -m scripts.build.foreign_file        in the set-up's environment: the demo's concept, as models/perfusion/monster.pt
+python -m scripts.generate.foreign_file        in the set-up's environment: the demo's concept, as models/perfusion/monster.pt
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run workflows and draw the documentation's pictures: `python -m scripts.build.make_docs [NAME ...]`."""
+"""Run workflows and draw the documentation's pictures: `python -m scripts.generate.make_docs [NAME ...]`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.build import foreign_file
-from scripts.build.make_workflows import MONSTER
+from scripts.generate import foreign_file
+from scripts.generate.make_workflows import MONSTER
 from scripts.harness.demo_job import read, tile
 from scripts.harness.server import Server
 from scripts.harness.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt

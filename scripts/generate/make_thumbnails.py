@@ -1,11 +1,11 @@
-"""Cut the template browser's thumbnails out of the documentation's pictures: `python -m scripts.build.make_thumbnails`."""
+"""Cut the template browser's thumbnails out of the documentation's pictures: `python -m scripts.generate.make_thumbnails`."""
 
 from __future__ import annotations
 
 from PIL import Image
 
-from scripts.build.make_docs import LABEL, MARGIN, PICTURES, SIDE
-from scripts.build.make_workflows import SD15_PREFIX
+from scripts.generate.make_docs import LABEL, MARGIN, PICTURES, SIDE
+from scripts.generate.make_workflows import SD15_PREFIX
 from scripts.harness import demo_job
 from scripts.setup import bootstrap
 
