@@ -99,8 +99,8 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).to(model.load_device)  # as with --gpu-only
     with torch.inference_mode():
         mask = objects.mask_of(model, clip, vae, picture, "monster", 64, 0)
-        prepared = train.pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
-        latents, weights = train.pictures.latent_forms(model, vae, *prepared, with_small=False)
+        prepared = train.training_pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
+        latents, weights = train.training_pictures.latent_forms(model, vae, *prepared, with_small=False)
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.learning():

@@ -171,7 +171,7 @@ def short_of_memory(model: object, clip: object) -> dict:
         assert graph.requires_grad
         return sum(tensor.untyped_storage().nbytes() for address, tensor in held.items() if address not in own)
 
-    events, training = inside.part("nodes.training.events"), inside.part("perfusion_core.training.loop")
+    events, training = inside.part("nodes.training.schedule"), inside.part("perfusion_core.training.loop")
     counts, room = [], 2
     with host.learning():
         latents = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -272,7 +272,7 @@ def portions() -> dict:
 
 def made_small() -> dict:
     """Where the object is, and how large, in pictures that are shown small: of a grey square on white, off the middle."""
-    pictures = inside.part("nodes.training.pictures")
+    pictures = inside.part("nodes.training.training_pictures")
     found = {}
     for name, (top, left, side) in {"large": (10, 4, 48), "small": (30, 40, 16)}.items():
         masks = torch.zeros(2, 64, 64)

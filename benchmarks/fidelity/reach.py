@@ -74,7 +74,7 @@ class Bench:
         inside.enter_with_pack(setup.comfyui)
         self.sampling = importlib.import_module("comfy.sample")
         self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training.loop")
-        self.train, self.ready = inside.part("nodes.training.train_concept"), inside.part("nodes.training.pictures")
+        self.train, self.ready = inside.part("nodes.training.train_concept"), inside.part("nodes.training.training_pictures")
         checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
         self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
         self.bed = characters.CharacterBed(Judges.load())

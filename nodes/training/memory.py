@@ -51,7 +51,7 @@ def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
 def fit(
     model: host.TrainableModel, state: TrainingState, given: tuple[Tensor, Tensor, Tensor], settings: Settings, memory: str
 ) -> tuple[int, bool]:
-    """How many pictures are computed at once and whether parts are computed twice, for `events`; told in the log.
+    """How many pictures are computed at once and whether parts are computed twice, for a session; told in the log.
 
     `memory` is AUTO, or one of CARDS.
     """

@@ -19,9 +19,9 @@ from ..charts import preview_bytes
 from ..folders import home
 from ..prompt_adherence import PromptAdherence
 from .checkpoints import Checkpoints
-from .events import Event, Schedule, events
 from .memory import fit
 from .progress import Progress
+from .schedule import Event, Schedule, events
 
 log = logging.getLogger("perfusion")
 

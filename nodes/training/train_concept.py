@@ -18,11 +18,11 @@ from .. import host
 from ..charts import loss_plot, preview_bytes
 from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, verdict
 from ..measure_text_encoder import check_covariance, measure
-from . import pictures
+from . import training_pictures
 from .checkpoints import fingerprint
-from .events import CHECKPOINT_EVERY, Schedule
 from .memory import AUTO, CARDS
 from .progress import show_lesson
+from .schedule import CHECKPOINT_EVERY, Schedule
 from .session import TrainingSession, portrait
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -306,7 +306,7 @@ class PerfusionTrain(io.ComfyNode):
         settings = settings_of(chosen)
         family = host.family_of(model)
         check(clip, superclass, trigger, size, covariance, settings)
-        ready, marks = pictures.prepare(images, masks, size)
+        ready, marks = training_pictures.prepare(images, masks, size)
         show_lesson(ready, marks)
 
         plain = None
@@ -315,7 +315,7 @@ class PerfusionTrain(io.ComfyNode):
             plain = portrait(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready, marks, plain)
         covariance = covariance or measure(clip, None)
-        latents, weights = pictures.latent_forms(model, vae, ready, marks, settings.small > 0)
+        latents, weights = training_pictures.latent_forms(model, vae, ready, marks, settings.small > 0)
         keep = chosen.get("keep", LAST)
         session = TrainingSession(
             model=model,
