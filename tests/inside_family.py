@@ -69,11 +69,21 @@ def gradients(student: object, state: object, latents: Tensor, masks: Tensor, in
         size = 0.02 * float(tensor.norm())
         for sign in (1, -1):
             tensor.copy_(kept + sign * size * direction)
-            losses.append(training.gradients(student, state, *given)[2])
+            losses.append(loss_of(student, state, *given[:-1]))
         tensor.copy_(kept)
         shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
     by_words = [shares.pop(name) for name in state.word]
     return {"derivatives by words": by_words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
+
+
+@torch.no_grad()
+def loss_of(student: object, state: object, draw: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> float:
+    """The loss of a step's draw."""
+    distinct, which = draw.templates.unique(return_inverse=True)
+    encoded = student.encode([training.TEMPLATES[i] for i in distinct], state.word).of_prompts(which)
+    shown, edit = (draw.pictures, draw.forms()), training.edit_in_training(state, inverse, SETTINGS)
+    prediction, target = student.objective(latents[shown], draw.noise, draw.time, encoded, edit)
+    return float(training.masked_error(prediction, target, masks[shown]))
 
 
 def as_the_host(student: object, state: object) -> dict:
