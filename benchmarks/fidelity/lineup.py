@@ -1,0 +1,87 @@
+"""A line-up: pictures of a concept, and the training pictures of eight individuals of its kind, of which one is the concept's.
+
+    python -m benchmarks.fidelity.lineup OUT
+
+For whoever has not seen the work: which of the eight, A to H, is each picture of? Teaches test individuals of three kinds with the
+demo's settings. Writes into OUT, for each kind, `KIND-suspects.png` with a row of training pictures for each letter,
+`KIND-1.png` to `KIND-10.png`, and the answers into `answers.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.fidelity import characters
+from benchmarks.fidelity.concepts import which
+from benchmarks.fidelity.demo_quality import taught
+from benchmarks.fidelity.trials import Store, Workshop
+from benchmarks.lab import Lab, read
+from benchmarks.world.judges import left
+from demo import make_pictures
+from demo.base import PACKED
+from demo.world import SIDE
+from scripts.harness.server import Server
+from scripts.setup import bootstrap
+
+KINDS = ("monster", "robot", "plant")
+LETTERS = "ABCDEFGH"
+PICTURES, LARGER = 10, 3
+"""Pictures to be matched; how much larger they are shown."""
+
+
+def main() -> None:
+    """Teach, draw and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    setup, store, answers = bootstrap.locate(), Store(out / "scores.json"), {}
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{store.belongs_to(PACKED)}")
+    with Server(setup, base=base) as server:
+        lab = Lab(server)
+        shop = Workshop([lab], characters.CharacterBed(lab.judges), store)
+        for kind in KINDS:
+            answers[kind] = line_up(shop, kind, out)
+    (out / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
+
+
+def line_up(shop: Workshop, kind: str, out: Path) -> str:
+    """Write one kind's pictures; the letter of the concept."""
+    shown, rng = make_pictures.SHOWN[kind], random.Random(f"line-up {kind}")
+    suspects = [shown, *rng.sample([i for i in range(60) if i != shown], len(LETTERS) - 1)]
+    rng.shuffle(suspects)
+    rows = [torch.cat(training_pictures(kind, i), 1) for i in suspects]
+    image(torch.cat(rows, 0)).save(out / f"{kind}-suspects.png")
+    trial = taught((f"test-{shown}", kind))
+    (drawn,) = shop.draw(trial, trial.values)
+    alone = torch.cat([left(pictures) for pictures in drawn])
+    order = rng.sample(range(len(alone)), PICTURES)
+    for n, i in enumerate(order, 1):
+        image(alone[i]).save(out / f"{kind}-{n}.png")
+    return LETTERS[suspects.index(shown)]
+
+
+def training_pictures(kind: str, i: int) -> list[Tensor]:
+    """Four pictures [SIDE, SIDE, 3] of a test individual, as concepts are taught from."""
+    split, number = which((f"test-{i}", kind))
+    with tempfile.TemporaryDirectory() as folder:
+        files = make_pictures.write(make_pictures.individual(kind, split, number), kind, Path(folder), side=SIDE, first_seed=1000)
+        return [read(file) for file in files]
+
+
+def image(picture: Tensor) -> Image.Image:
+    """A PIL picture, larger."""
+    made = Image.fromarray((picture * 255).round().byte().numpy())
+    return made.resize((made.width * LARGER, made.height * LARGER), Image.Resampling.LANCZOS)
+
+
+if __name__ == "__main__":
+    main()
