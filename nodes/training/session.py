@@ -120,8 +120,14 @@ class TrainingSession:
         return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
+        """Show a picture of the concept; one that there is no memory for costs that picture alone."""
         with model.lent():
-            self.progress.portrait(self.state.step, self.picture(concept))
+            try:
+                self.progress.portrait(self.state.step, self.picture(concept))
+            except RuntimeError as error:
+                if not host.memory_ran_out(error):
+                    raise
+                log.warning("Memory ran out for the picture at step %d; training goes on without it.", self.state.step)
 
     def _save(self, concept: Concept) -> str:
         """Save what there is after a step, with the picture that was shown last; its name as Load Concept lists it."""
