@@ -19,7 +19,7 @@ from .nodes import (
 from .nodes.training import train_concept
 
 WEB_DIRECTORY = "web"
-"""What the page loads, and where it finds each node's help, docs/NODE_ID.md."""
+"""Folder that the host serves to the page: its scripts, and each node's help in docs/NODE_ID.md."""
 
 MODULES = (
     apply_concept,
@@ -38,18 +38,18 @@ MODULES = (
 
 
 class PerfusionExtension(ComfyExtension):
-    """Registers the nodes."""
+    """The extension that registers the pack's nodes with ComfyUI."""
 
     async def on_load(self) -> None:
-        """Lets the page fetch concept files, and the words to find them by."""
+        """Register the routes by which the page fetches concept files and the words to search them by."""
         host.serve("/perfusion/file", concepts.content_of)
         host.serve("/perfusion/words", concepts.words)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """All nodes of the pack."""
+        """Return all nodes of the pack."""
         return [node for module in MODULES for node in module.NODES]
 
 
 async def comfy_entrypoint() -> PerfusionExtension:
-    """Where the host enters."""
+    """Return the extension; the entry point that ComfyUI calls."""
     return PerfusionExtension()

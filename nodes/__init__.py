@@ -1,1 +1,1 @@
-"""ComfyUI nodes: what people drag. The method itself is in `perfusion_core`."""
+"""The ComfyUI nodes of the pack. The method itself is implemented in `perfusion_core`."""

@@ -11,11 +11,11 @@ from .io_types import CATEGORY, ConceptType
 
 
 class PerfusionApply(io.ComfyNode):
-    """Model and CLIP -> the same with concepts."""
+    """Patches a model and its text encoder with concepts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionApply",
             display_name="Apply Concept (Perfusion)",
@@ -44,7 +44,7 @@ class PerfusionApply(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, edit_mode: str) -> io.NodeOutput:
-        """Apply them."""
+        """Apply all concepts whose strength is above 0."""
         active = tuple(one for one in concept if one.strength > 0)
         if not active:
             return io.NodeOutput(model, clip)

@@ -1,4 +1,4 @@
-"""See where words look while pictures are sampled, and keep one picture's layout in another."""
+"""Show where words attend while pictures are sampled, and keep one picture's layout in another."""
 
 import re
 
@@ -15,15 +15,15 @@ from .io_types import CATEGORY, AttentionType
 from .picture_grid import labelled_grid
 
 MOST = 12
-"""Words that are shown where none is asked for."""
+"""Maximum number of words shown if none are requested."""
 
 
 class PerfusionWatchAttention(io.ComfyNode):
-    """Model -> the same, and what will be seen of its attention."""
+    """Attaches an attention recorder to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionWatchAttention",
             display_name="Watch Attention (Perfusion)",
@@ -45,17 +45,17 @@ class PerfusionWatchAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, each_step: bool = False) -> io.NodeOutput:
-        """Watch it."""
+        """Return the watched model and its recorder."""
         recorder = host.Recorder(each_step)
         return io.NodeOutput(host.model_watched(model, recorder), recorder)
 
 
 class PerfusionShowAttention(io.ComfyNode):
-    """What was seen -> overlays and masks."""
+    """Renders recorded attention as overlays and masks."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionShowAttention",
             display_name="Show Attention (Perfusion)",
@@ -87,7 +87,7 @@ class PerfusionShowAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, attention: host.Recorder, samples: dict, images: Tensor, words: str, each_step: bool = False) -> io.NodeOutput:
-        """Show it."""
+        """Draw an overlay and a mask for each chosen word, in one row per picture or step."""
         run = attention.run_of(samples["samples"])
         chosen = words_in(words, run)
         if each_step and not attention.each_step:
@@ -108,10 +108,10 @@ class PerfusionShowAttention(io.ComfyNode):
 
 
 def words_in(text: str, run: host.Run) -> list[str]:
-    """The words that are asked for, as the prompts spell them.
+    """Return the requested words as the prompts spell them; without a request, the first MOST words other than START.
 
     Raises:
-        PerfusionError: a word is in no prompt, or no prompt knows its words.
+        PerfusionError: if a word is in no prompt, or if no prompt carries its words.
     """
     there = run.words()
     if not there:
@@ -127,17 +127,17 @@ def words_in(text: str, run: host.Run) -> list[str]:
 
 
 def labelled(word: str, share: float, run: host.Run) -> str:
-    """A word, its share of attention and, for a trigger word, the gate."""
+    """Return the label of a word: the word, its share of attention and, for a trigger word, its gate."""
     gate = run.gate_of(word)
     return f"{word}  {100 * share:.1f} %" + ("" if gate is None else f"  gate {gate:.2f}")
 
 
 class PerfusionKeepLayout(io.ComfyNode):
-    """Model and what was seen of another picture -> model that keeps its layout."""
+    """Patches a model so that it keeps the layout of a recorded picture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionKeepLayout",
             display_name="Keep Layout (Perfusion)",
@@ -174,7 +174,7 @@ class PerfusionKeepLayout(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, attention: host.Recorder, samples: dict, start: float, end: float) -> io.NodeOutput:
-        """Keep it."""
+        """Return the patched model."""
         if start >= end:
             raise PerfusionError(f"The layout would be kept from {start:g} to {end:g}, which is nothing; start must be below end.")
         return io.NodeOutput(host.model_with_layout(model, attention.run_of(samples["samples"]), start, end))

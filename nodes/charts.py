@@ -1,4 +1,4 @@
-"""Pictures of numbers: the loss over steps, maps over pictures, a table of gates; and previews."""
+"""Images of data: loss curves, attention maps over pictures and gate tables; and JPEG previews."""
 
 import io
 
@@ -11,7 +11,7 @@ from ..perfusion_core.concept_file import MAX_PREVIEW
 
 
 def loss_image(losses: list[float], width: int, height: int, steps: int = 0) -> Image.Image:
-    """The loss over the steps, its running mean in front; the axis goes to `steps`, or to the last one."""
+    """Plot the loss over the steps with its running mean on top; the axis extends to `steps`, or to the last step if later."""
     image = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(image)
     values = np.asarray(losses)
@@ -35,17 +35,17 @@ def loss_image(losses: list[float], width: int, height: int, steps: int = 0) -> 
 
 
 def loss_plot(losses: list[float], width: int = 640, height: int = 360) -> Tensor:
-    """`loss_image` as a picture [1, height, width, 3]."""
+    """Return `loss_image` as a picture [1, height, width, 3] in 0…1."""
     return torch.from_numpy(np.asarray(loss_image(losses, width, height)).copy()).float()[None] / 255
 
 
 def to_pil(picture: Tensor) -> Image.Image:
-    """A PIL picture of [H, W, 3] in 0…1."""
+    """Convert a picture [H, W, 3] in 0…1 to a PIL image."""
     return Image.fromarray((picture.cpu().numpy() * 255).round().astype(np.uint8))
 
 
 def preview_bytes(picture: Tensor) -> bytes:
-    """A JPEG of [H, W, 3] in 0…1, at most 256 pixels a side and MAX_PREVIEW bytes."""
+    """Encode [H, W, 3] in 0…1 as a JPEG of at most 256 pixels a side and MAX_PREVIEW bytes; empty if no quality is small enough."""
     image = to_pil(picture)
     image.thumbnail((256, 256))
     for quality in (90, 80, 70, 60, 50, 35, 20):
@@ -57,24 +57,24 @@ def preview_bytes(picture: Tensor) -> bytes:
 
 
 HEAT = torch.tensor([[0.0, 0.0, 0.3], [0.4, 0.0, 0.6], [0.9, 0.2, 0.4], [1.0, 0.6, 0.1], [1.0, 1.0, 0.6]])
-"""Colours from nothing to most."""
+"""Colour map, from the lowest value to the highest."""
 
 
 def heat(values: Tensor) -> Tensor:
-    """Colours [..., 3] of values in 0…1."""
+    """Map values in 0…1 to colours [..., 3]."""
     at = values.clamp(0, 1) * (len(HEAT) - 1)
     low = at.long().clamp(max=len(HEAT) - 2)
     return HEAT[low].lerp(HEAT[low + 1], (at - low)[..., None])
 
 
 def overlay(picture: Tensor, mask: Tensor) -> Tensor:
-    """A picture [H, W, 3], grey and darkened, under the colours of a map [H, W] in 0…1."""
+    """Overlay the colours of a map [H, W] in 0…1 on a picture [H, W, 3], which is turned grey and darkened."""
     grey = picture.float().cpu().mean(2, keepdim=True).expand(-1, -1, 3)
     return (0.45 * grey + 0.55 * heat(mask.float().cpu())).clamp(0, 1)
 
 
 def gate_table(rows: list[tuple[str, list[float]]], concepts: list[str]) -> Tensor:
-    """A table [1, H, W, 3]: for each row its word, and for each concept a bar of its gate with the number."""
+    """Draw a table [1, H, W, 3] with one row per word and, for each concept, its gate as a bar and a number."""
     font, line, label, wide, edge = ImageFont.load_default(16), 26, 190, 210, 12
     image = Image.new("RGB", (label + wide * max(1, len(concepts)) + edge, line * (len(rows) + 1) + 2 * edge), "white")
     pen = ImageDraw.Draw(image)

@@ -16,23 +16,23 @@ from .io_types import CATEGORY, verdict
 from .picture_grid import labelled_grid
 
 MOST = 100
-"""Pictures in a comparison."""
+"""Maximum number of pictures in a comparison."""
 
 CHOICES = {
     "bias": ("biases", "between -10 and 10", lambda x: -10 <= x <= 10),
     "temperature": ("temperatures", "above 0 and at most 10", lambda x: 0 < x <= 10),
     "strength": ("strengths", "between 0 and 1", lambda x: 0 <= x <= 1),
 }
-"""Setting -> its plural, what it may be in words, and whether a number is that."""
+"""Setting -> its plural, its valid range in words, and a predicate that tests a value."""
 ACROSS = ("temperature", "strength")
-"""What the columns may be over."""
+"""Settings that the columns can vary."""
 
 
 def numbers(text: str, setting: str) -> list[float]:
-    """The values of a setting in a text such as "0.3, 0.45, 0.6".
+    """Parse the values of a setting from a text such as "0.3, 0.45, 0.6".
 
     Raises:
-        PerfusionError: there are none, or one that is not a number or that the setting cannot have.
+        PerfusionError: if there is no value, or one that is not a number or is out of the setting's range.
     """
     plural, bounds, fits = CHOICES[setting]
     words = re.findall(r"[^\s,;]+", text)
@@ -51,11 +51,11 @@ def numbers(text: str, setting: str) -> list[float]:
 
 
 class PerfusionSweep(io.ComfyNode):
-    """Model with concepts -> pictures of them under several settings."""
+    """Samples a model with concepts under several settings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         samplers, schedulers = host.samplers()
         return io.Schema(
             node_id="PerfusionSweep",
@@ -122,7 +122,7 @@ class PerfusionSweep(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, biases: str | None, across: str | None, values: str | None) -> bool | str:
-        """Refuse texts that are no lists of such numbers."""
+        """Reject texts that are not lists of valid numbers for their setting."""
 
         def check() -> None:
             if across not in (None, *ACROSS):

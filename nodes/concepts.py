@@ -1,4 +1,4 @@
-"""Load, save, set and combine concepts."""
+"""Load, save, configure and combine concepts."""
 
 import json
 import time
@@ -25,7 +25,7 @@ NO_CONCEPT = "(no concept saved yet)"
 
 
 def path_of(name: str) -> Path:
-    """Where the named concept file is; raises PerfusionError where there is none."""
+    """Return the path of the named concept file; raises PerfusionError if it does not exist."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         raise PerfusionError(f"There is no concept {name!r} in models/{FOLDER}; train one, or put a concept file there.")
@@ -33,23 +33,23 @@ def path_of(name: str) -> Path:
 
 
 def describe(concept: Concept) -> str:
-    """A few lines for people about a concept."""
+    """Describe a concept in a few lines of text."""
     details = "".join(f"\n{name}: {text}" for name, text in concept.details.items())
     alone = "" if concept.values else "\na word alone: it edits no layer"
     return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
 
 
 def given(concept: Concept) -> io.NodeOutput:
-    """The outputs of a node that brings a concept, and what is shown of it."""
+    """Return the outputs of a node that provides one concept, with its description as the preview text."""
     return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
 
 
 class PerfusionLoadConcept(io.ComfyNode):
-    """File -> concept."""
+    """Loads a concept from a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionLoadConcept",
             display_name="Load Concept (Perfusion)",
@@ -68,26 +68,26 @@ class PerfusionLoadConcept(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, concept_name: str) -> bool | str:
-        """Refuse a file that cannot be used before the graph runs."""
+        """Reject an unusable file before the graph runs."""
         return verdict(lambda: Concept.load(path_of(concept_name)))
 
     @classmethod
     def fingerprint_inputs(cls, concept_name: str) -> str:
-        """Load again when the file has changed."""
+        """Return the file's version, so that a changed file is loaded again."""
         return version_of(concept_name)
 
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
-        """Load it."""
+        """Load the concept."""
         return given(Concept.load(path_of(concept_name)))
 
 
 class PerfusionConceptInWorkflow(io.ComfyNode):
-    """Text in the workflow -> concept."""
+    """Reads a concept from text stored in the workflow."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionConceptInWorkflow",
             display_name="Concept in Workflow (Perfusion)",
@@ -110,24 +110,24 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, data: str) -> bool | str:
-        """Refuse what is no concept before the graph runs."""
+        """Reject data that is not a concept before the graph runs."""
         return verdict(lambda: concept_of(data))
 
     @classmethod
     def execute(cls, data: str) -> io.NodeOutput:
-        """Give it."""
+        """Decode the concept."""
         return given(concept_of(data))
 
 
 def concept_of(data: str) -> Concept:
-    """The concept that a workflow holds; raises PerfusionError where it holds none."""
+    """Decode the concept stored in a workflow; raises PerfusionError if `data` is empty or not a concept."""
     if not data:
         raise PerfusionError("Concept in Workflow holds no concept yet; choose one in the node.")
     return Concept.from_text(data, "The concept in this workflow")
 
 
 def content_of(name: str) -> bytes:
-    """The bytes of the named concept file, for a workflow to hold; raises PerfusionError where it cannot be used."""
+    """Return the bytes of the named concept file, to store in a workflow; raises PerfusionError if it is unusable or too large."""
     content = read_bytes(path_of(name), MAX_BYTES)
     Concept.from_bytes(content, name)
     if 4 * -(-len(content) // 3) > MAX_TEXT:
@@ -139,32 +139,32 @@ def content_of(name: str) -> bytes:
 
 
 def signed(concept: Concept, author: str, license: str) -> Concept:
-    """The concept with today's date and, where they are given, its author and licence, as its file will have them."""
+    """Return the concept with today's date and, where given, its author and licence in the details that its file stores."""
     made = {"date": time.strftime("%Y-%m-%d"), "author": author.strip(), "license": license.strip()}
     return replace(concept, details={**concept.details, **{k: v for k, v in made.items() if v}})
 
 
 def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> str:
-    """Save a concept; its name as Load Concept lists it."""
+    """Save a concept and return its name as Load Concept lists it."""
     while True:
         listed = str(Path(f"{new_name(prefix, {home(): ['.safetensors']}, overwrite)}.safetensors"))
         try:
             concept.save(home() / listed, dtype, overwrite)
             return listed
-        except Taken:  # another server that saves to this folder was quicker: there is a next name
+        except Taken:  # another server saving to this folder took the name first: try the next one
             continue
 
 
 @cache
 def words_of(name: str, version: str) -> tuple[str, str]:
-    """Trigger word and superclass of a concept file, by its metadata alone; `version` is what `version_of` told of it."""
+    """Read trigger word and superclass from a concept file's metadata; `version`, from `version_of`, is there for the cache."""
     path = folder_paths.get_full_path(FOLDER, name)
     metadata = read_metadata(Path(path)) if path else {}
     return str(metadata.get("modelspec.trigger_phrase", "")), str(metadata.get("superclass", ""))
 
 
 def words(_: str) -> bytes:
-    """JSON for the page to search in: the name of each concept file -> its trigger word and its superclass."""
+    """Return JSON for the page's search: the name of each concept file -> its trigger word and superclass."""
     return json.dumps({name: words_of(name, version_of(name)) for name in concept_files()}).encode()
 
 
@@ -172,11 +172,11 @@ PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": EIGHT, "
 
 
 class PerfusionSaveConcept(io.ComfyNode):
-    """Concept -> file."""
+    """Saves a concept to a file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionSaveConcept",
             display_name="Save Concept (Perfusion)",
@@ -213,14 +213,14 @@ class PerfusionSaveConcept(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        """Refuse a name that no file can have."""
+        """Reject an empty file name, or one outside the folder of concepts."""
         return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
 
     @classmethod
     def execute(
         cls, concept: Stack, filename_prefix: str, overwrite: bool, precision: str, author: str = "", license: str = ""
     ) -> io.NodeOutput:
-        """Save it."""
+        """Save the concept."""
         if len(concept) != 1:
             raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
         saved = signed(concept[0], author, license)
@@ -229,11 +229,11 @@ class PerfusionSaveConcept(io.ComfyNode):
 
 
 class PerfusionConceptSettings(io.ComfyNode):
-    """Concept -> the same with other settings."""
+    """Changes the settings of a concept."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionConceptSettings",
             display_name="Concept Settings (Perfusion)",
@@ -281,14 +281,14 @@ class PerfusionConceptSettings(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, trigger: str | None) -> bool | str:
-        """Refuse what is no trigger word."""
+        """Reject an invalid trigger word."""
         return verdict(lambda: not (trigger and trigger.strip()) or check_trigger(trigger.strip()))
 
     @classmethod
     def execute(
         cls, concept: Stack, bias: float, temperature: float, strength: float, trigger: str, region: Tensor | None = None
     ) -> io.NodeOutput:
-        """Set it."""
+        """Return the concept with these settings."""
         settings = {"bias": bias, "temperature": temperature, "strength": strength}
         if region is not None:
             if not region.isfinite().all() or region.max() <= 0:
@@ -302,11 +302,11 @@ class PerfusionConceptSettings(io.ComfyNode):
 
 
 class PerfusionCombineConcepts(io.ComfyNode):
-    """Concepts -> a stack of them."""
+    """Combines concepts into a stack."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         template = io.Autogrow.TemplatePrefix(
             input=ConceptType.Input("concept", tooltip="A concept, or several combined."), prefix="concept", min=2, max=32
         )
@@ -322,7 +322,7 @@ class PerfusionCombineConcepts(io.ComfyNode):
 
     @classmethod
     def execute(cls, concepts: io.Autogrow.Type) -> io.NodeOutput:
-        """Combine them."""
+        """Combine the connected stacks."""
         return io.NodeOutput(combine(*(stack for stack in concepts.values() if stack)))
 
 

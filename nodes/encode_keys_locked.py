@@ -1,4 +1,4 @@
-"""Prompts encoded under global key-locking."""
+"""Encode prompts under global key-locking."""
 
 from comfy.sd import CLIP
 from comfy_api.latest import io
@@ -8,11 +8,11 @@ from .io_types import CATEGORY
 
 
 class PerfusionTextEncode(io.ComfyNode):
-    """CLIP and a prompt -> conditioning whose keys are the superclass prompt's."""
+    """Encodes a prompt as a conditioning whose keys are those of the superclass prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionTextEncode",
             display_name="Text Encode, Keys Locked (Perfusion)",
@@ -35,7 +35,7 @@ class PerfusionTextEncode(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: CLIP, text: str) -> io.NodeOutput:
-        """Encode it."""
+        """Encode the prompt."""
         return io.NodeOutput(host.encode_locked(clip, text))
 
 

@@ -26,15 +26,15 @@ log = logging.getLogger("perfusion")
 BOTH, LORA, EMBEDDING = "both", "LoRA", "embedding"
 SUFFIX = ".safetensors"
 IN_PROMPTS = re.compile(r"[\w./%-]+")
-"""Names of embeddings that the host finds again in a prompt."""
+"""Embedding names that the host can parse in a prompt."""
 
 
 class PerfusionExport(io.ComfyNode):
-    """Concepts -> a LoRA and embeddings."""
+    """Exports concepts as a LoRA and embeddings."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionExport",
             display_name="Export Concept (Perfusion)",
@@ -71,12 +71,12 @@ class PerfusionExport(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
-        """Refuse a name that no file can have."""
+        """Reject an empty file name, or one outside the target folders."""
         return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
 
     @classmethod
     def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, filename_prefix: str, what: str) -> io.NodeOutput:
-        """Export them."""
+        """Write the files and report on them."""
         stack = tuple(one for one in concept if one.strength > 0)
         check(model, clip, stack, filename_prefix, what)
         lora, told = ({}, "") if what == EMBEDDING else lora_of(model, clip, stack)
@@ -100,17 +100,17 @@ class PerfusionExport(io.ComfyNode):
 
 
 def places(filename_prefix: str, stack: Stack) -> tuple[Path, dict[str, Path]]:
-    """A new path for the LoRA; and for each concept's embedding the word that will stand for it in prompts, and a new path."""
+    """Return a new path for the LoRA, and a dict of each embedding's word in prompts -> its new path, in the order of the stack."""
     loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
     ends = [""] if len(stack) == 1 else [f"_{one.trigger.strip('<>')}" for one in stack]
-    # The host looks for the embedding of a prompt in every sub-folder.
+    # The host looks up an embedding named in a prompt in all sub-folders, so the stem must be unique across them.
     taken = {Path(name).stem for name in listed("embeddings")}
     name = new_name(filename_prefix, {loras: [SUFFIX], embeddings: [f"{end}{SUFFIX}" for end in ends]}, taken=taken)
     return loras / f"{name}{SUFFIX}", {f"embedding:{name}{end}": embeddings / f"{name}{end}{SUFFIX}" for end in ends}
 
 
 def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, what: str) -> None:
-    """Raise PerfusionError for what cannot be exported, before any work."""
+    """Raise PerfusionError if the stack cannot be exported, before any work is done."""
     prefix = check_prefix(filename_prefix)
     if what != LORA and not IN_PROMPTS.fullmatch(prefix):
         raise PerfusionError(
@@ -129,7 +129,7 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
 
 
 def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Tensor], str]:
-    """A LoRA's tensors, and a sentence for people on how near it comes to the concepts."""
+    """Return the LoRA's tensors, and a sentence for the report on how closely it approximates the concepts."""
     edit = edit_of(stack, STATIC)
     projected = host.projections(model, edit.vectors)
     taught, triggers = host.clip_with_words(clip, stack), [one.trigger for one in stack]

@@ -1,4 +1,4 @@
-"""The bias that suits a concept and a prompt, found without a user's eye."""
+"""Find the bias that suits a concept and a prompt, without a user judging pictures."""
 
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
@@ -19,11 +19,11 @@ BIASES = tuple(round(0.1 * i, 1) for i in range(11))
 
 
 class PerfusionAutoBias(io.ComfyNode):
-    """Concept and prompt -> the concept with the lowest bias at which the prompt is still followed."""
+    """Sets a concept to the lowest bias at which the prompt is still followed."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionAutoBias",
             display_name="Find Bias (Perfusion)",
@@ -74,7 +74,7 @@ class PerfusionAutoBias(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, clip: CLIP, concept: Stack, prompt: str, followed: float, size: int, seed: int, edit_mode: str
     ) -> io.NodeOutput:
-        """Find it."""
+        """Find the bias of each concept by itself."""
         found, charts = [], {}
         bar = ProgressBar(len(concept) * (1 + len(BIASES)))
         for one in concept:
@@ -93,7 +93,11 @@ class PerfusionAutoBias(io.ComfyNode):
 
 
 def asked_for(one: Concept, stack: Stack, prompt: str) -> list[str]:
-    """The prompts that a concept is tried in, with {} for it and plain words for the others."""
+    """Return the prompts a concept is scored on, with {} in its place and the superclasses in place of the other concepts.
+
+    Raises:
+        PerfusionError: if the prompt does not name the concept.
+    """
     if not prompt.strip():
         return list(CONTEXTS)
     if one.trigger.casefold() not in prompt.casefold():

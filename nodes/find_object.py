@@ -1,4 +1,4 @@
-"""Find an object in pictures, for masks that nobody has to paint."""
+"""Find an object in pictures, for masks that need no manual painting."""
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -15,17 +15,17 @@ from .io_types import CATEGORY, verdict
 
 
 def check_word(word: str) -> None:
-    """Raise PerfusionError where there is none."""
+    """Raise PerfusionError if the word is empty."""
     if not word.strip():
         raise PerfusionError("Find Object needs the plain word for what the pictures show, such as teddy.")
 
 
 class PerfusionFindObject(io.ComfyNode):
-    """Pictures and a word -> masks of what the word means in them."""
+    """Makes masks of the object that a word names in pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionFindObject",
             display_name="Find Object (Perfusion)",
@@ -66,12 +66,12 @@ class PerfusionFindObject(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, word: list) -> bool | str:
-        """Refuse an empty word."""
+        """Reject an empty word."""
         return verdict(lambda: word[0] is None or check_word(word[0]))
 
     @classmethod
     def execute(cls, model: list, clip: list, vae: list, images: list, word: list, size: list, seed: list) -> io.NodeOutput:
-        """Find it."""
+        """Make a mask for each picture."""
         check_word(word[0])
         bar = ProgressBar(sum(len(batch) for batch in images))
         masks = []
@@ -85,7 +85,7 @@ class PerfusionFindObject(io.ComfyNode):
 
 
 def mask_of(model: ModelPatcher, clip: CLIP, vae: VAE, picture: Tensor, word: str, size: int, seed: int) -> Tensor:
-    """The mask [H, W] of what a word means in a picture [H, W, 3]."""
+    """Return the soft mask [H, W] of the object that a word names in a picture [H, W, 3]."""
     height, width = picture.shape[:2]
     scale = size / max(height, width)
     seen = [max(64, round(side * scale / 32) * 32) for side in (height, width)]
@@ -97,7 +97,7 @@ def mask_of(model: ModelPatcher, clip: CLIP, vae: VAE, picture: Tensor, word: st
 
 
 def fitted(masks: Tensor, side: int) -> Tensor:
-    """Masks [B, H, W] in squares [B, side, side], for a preview in which all have one size."""
+    """Resize masks [B, H, W] to squares [B, side, side], for a preview in which all have the same size."""
     return interpolate(masks[:, None], (side, side), mode="bilinear", antialias=True)[:, 0]
 
 

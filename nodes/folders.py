@@ -1,4 +1,4 @@
-"""Where the pack's files are, and what a new one is called."""
+"""Locations of the pack's files, and names for new ones."""
 
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -11,32 +11,32 @@ from . import host
 from .host.folders import FOLDER
 
 WORKROOM = ".work"
-"""Sub-folder for what the pack keeps for itself: covariances and checkpoints of trainings that are not done."""
+"""Sub-folder for the pack's own data: covariances, and the checkpoints of trainings."""
 
 
 def concept_files() -> list[str]:
-    """Names of the concept files that the user has, as the host lists them."""
+    """Return the names of the user's concept files, as the host lists them."""
     return [name for name in host.listed(FOLDER) if not name.startswith((f"{WORKROOM}/", f"{WORKROOM}\\"))]
 
 
 def version_of(name: str) -> str:
-    """What tells a file of the user's from another one that takes its place, by time and size; the name where there is none."""
+    """Return a string that changes when a file of the user's is replaced: its name, time and size, or its name if there is none."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         return name
     try:
         found = Path(path).stat()
-    except FileNotFoundError:  # deleted since a moment ago
+    except FileNotFoundError:  # deleted in the meantime
         return name
     return f"{name} {found.st_mtime_ns} {found.st_size}"
 
 
 FOREIGN = {".pt", ".pth", ".ckpt", ".bin"}
-"""How files of other implementations end; they lie beside ours, and Load Concept does not list them."""
+"""Extensions of other implementations' files; they are in the same folder as the pack's, but Load Concept does not list them."""
 
 
 def foreign_files() -> list[str]:
-    """Names of the files of other implementations that the user has."""
+    """Return the names of the user's files from other implementations."""
     found = {
         name
         for folder in folder_paths.get_folder_paths(FOLDER)
@@ -46,7 +46,7 @@ def foreign_files() -> list[str]:
 
 
 def check_prefix(prefix: str) -> str:
-    """What the user typed as the name of a file; raises PerfusionError where it is none, or leads out of the folder."""
+    """Return the file name that the user typed, stripped; raises PerfusionError if it is empty or leads out of the folder."""
     prefix = prefix.strip()
     if not prefix:
         raise PerfusionError("A name for the file is needed; type one into filename_prefix.")
@@ -56,16 +56,16 @@ def check_prefix(prefix: str) -> str:
 
 
 def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool = False, taken: Collection[str] = ()) -> str:
-    """The name `sub-folder/name_00001` for what a node saves, its counter such that nothing is there yet.
+    """Return a name `sub-folder/name_00001` for the files that a node saves, with a counter for which no file exists yet.
 
     Args:
         prefix: what the user typed.
-        files: folder -> what comes after the name in the files that will be written there, such as ".safetensors".
-        overwrite: give the name itself, without a counter.
-        taken: names of files, without folder and ending, that are not to come up in any folder again.
+        files: folder -> suffixes, after the name, of the files that will be written there, such as ".safetensors".
+        overwrite: whether to return the name itself, without a counter.
+        taken: stems of files (without folder and extension) that must not be used again in any folder.
 
     Raises:
-        PerfusionError: there is no name, or it leads out of the folder.
+        PerfusionError: if the name is empty or leads out of the folder.
     """
     prefix = check_prefix(prefix)
     found = [folder_paths.get_save_image_path(prefix, str(folder)) for folder in files]
@@ -75,19 +75,19 @@ def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool =
         return name
 
     def there(path: Path) -> bool:
-        return os.path.lexists(path) or path.stem in taken  # a link that leads nowhere has the name, too
+        return os.path.lexists(path) or path.stem in taken  # a dangling link occupies the name, too
 
-    # The host's counter stops at gaps in names of its own pattern; a file that is there all the same is stepped over.
+    # The host's counter considers only names of its own pattern in these folders; skip any other name that is in use.
     while any(there(folder / f"{name}_{counter:05}{end}") for folder, ends in files.items() for end in ends):
         counter += 1
     return f"{name}_{counter:05}"
 
 
 def home() -> Path:
-    """The folder that concepts are saved to."""
+    """Return the folder that concepts are saved to."""
     return Path(folder_paths.get_folder_paths(FOLDER)[0])
 
 
 def work_folder() -> Path:
-    """The sub-folder of it for what the pack keeps for itself."""
+    """Return the sub-folder of `home` for the pack's own data."""
     return home() / WORKROOM

@@ -1,4 +1,4 @@
-"""Take in concepts that other implementations taught."""
+"""Import concepts that were trained with other implementations."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ NO_FILE = "(no file of another implementation)"
 
 
 def path_of(name: str) -> Path:
-    """Where a listed foreign file is; raises PerfusionError for any other name."""
+    """Return the path of a listed foreign file; raises PerfusionError for any other name."""
     path = folder_paths.get_full_path(FOLDER, name) if name in foreign_files() else None
     if path is None:
         endings = ", ".join(sorted(FOREIGN))
@@ -35,10 +35,10 @@ def path_of(name: str) -> Path:
 
 
 def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
-    """Name of a CLIP's one text encoder, and the width of its embedding vectors.
+    """Return the name of a CLIP's only text encoder, and the width of its embedding vectors.
 
     Raises:
-        PerfusionError: it has more than one, or the model reads other encodings.
+        PerfusionError: if the CLIP has more than one text encoder, or the model reads encodings of another width.
     """
     encoders = host.encoders_of(clip)
     if len(encoders) != 1:
@@ -55,10 +55,10 @@ def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
 
 
 def metric(found: foreign_formats.Foreign, clip: CLIP, covariance: Covariance | None) -> Tensor:
-    """C⁻¹, float64 [d, d]: the file's own, or that of the covariance where the file has none.
+    """Return C⁻¹, float64 [d, d]: the file's own, or the inverse of the covariance if the file has none.
 
     Raises:
-        PerfusionError: there is neither, or the covariance is of another text encoder.
+        PerfusionError: if there is neither, or the covariance belongs to another text encoder.
     """
     if found.inverse is not None:
         return found.inverse.double()
@@ -71,11 +71,11 @@ def metric(found: foreign_formats.Foreign, clip: CLIP, covariance: Covariance | 
 
 
 class PerfusionImport(io.ComfyNode):
-    """Foreign file -> concept."""
+    """Imports a concept from a foreign file."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionImport",
             display_name="Import Concept (Perfusion)",
@@ -120,12 +120,12 @@ class PerfusionImport(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
-        """Refuse a file that cannot be used, and what is no trigger word, before the graph runs."""
+        """Reject an unusable file or an invalid trigger word before the graph runs."""
         return verdict(lambda: (foreign_formats.load(path_of(file_name)), trigger is None or check_trigger(trigger.strip())))
 
     @classmethod
     def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:
-        """Import again when the file has changed."""
+        """Return the file's version, so that a changed file is imported again."""
         return version_of(file_name)
 
     @classmethod
@@ -139,7 +139,7 @@ class PerfusionImport(io.ComfyNode):
         number: int,
         covariance: Covariance | None = None,
     ) -> io.NodeOutput:
-        """Import it."""
+        """Import the concept."""
         check_trigger(trigger.strip())
         family, (encoder, embedding) = host.family_of(model), encoder_of(model, clip)
         found = foreign_formats.read(path_of(file_name), host.layers_of(model), host.width_of(model), embedding, number)

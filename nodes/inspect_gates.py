@@ -1,4 +1,4 @@
-"""Is it working? What concepts do with a prompt, before anything is sampled."""
+"""Report what concepts do in a prompt, before anything is sampled."""
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -9,17 +9,17 @@ from .charts import gate_table
 from .io_types import CATEGORY
 
 FIGHT = 0.5
-"""A concept whose gate opens this far at another concept's word takes it over."""
+"""A concept whose gate opens further than this at another concept's word takes that word over."""
 NAMED = 3
-"""Words of others that a sentence names at most, the widest open first."""
+"""Maximum number of other concepts' words that a sentence names, those with the widest gates first."""
 
 
 class PerfusionInspect(io.ComfyNode):
-    """Model and prompt -> what the concepts do, as a picture and as text."""
+    """Reports what a model's concepts do in a prompt, as a picture and as text."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionInspect",
             display_name="Inspect Gates (Perfusion)",
@@ -40,7 +40,7 @@ class PerfusionInspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, positive: list) -> io.NodeOutput:
-        """Look into it."""
+        """Measure the gates, and report them."""
         found = host.gate_report(model, positive)
         text = "\n".join(report(found))
         picture = gate_table([row for prompt in found.prompts for row in rows_of(prompt)], found.triggers)
@@ -48,7 +48,10 @@ class PerfusionInspect(io.ComfyNode):
 
 
 def rows_of(prompt: host.Prompt) -> list[tuple[str, list[float]]]:
-    """A prompt's words with each concept's gate at them, in the order of `Findings.triggers`; all from the end token on in one."""
+    """Return a prompt's words with each concept's gate, in the order of `GateReport.triggers`.
+
+    All tokens from the end token on share one row, with their widest gate.
+    """
     gates = (
         torch.stack([prompt.gates[trigger] for trigger in prompt.gates], 1) if prompt.gates else torch.zeros(len(prompt.words), 0)
     )
@@ -58,7 +61,7 @@ def rows_of(prompt: host.Prompt) -> list[tuple[str, list[float]]]:
 
 
 def report(found: host.GateReport) -> list[str]:
-    """What was found, in sentences."""
+    """Return the findings as sentences."""
     lines = [f"{trigger} is applied but not named: write it in the prompt, with Apply Concept's CLIP." for trigger in found.missing]
     for prompt in found.prompts:
         lines += opened(prompt) + fights(prompt)
@@ -76,7 +79,7 @@ def report(found: host.GateReport) -> list[str]:
 
 
 def opened(prompt: host.Prompt) -> list[str]:
-    """How far gates open, at their own words and elsewhere."""
+    """Return a sentence for each named concept on how far its gate opens at its own word and elsewhere."""
     lines = []
     for trigger, gates in prompt.gates.items():
         own = places(prompt, trigger)
@@ -89,7 +92,7 @@ def opened(prompt: host.Prompt) -> list[str]:
 
 
 def fights(prompt: host.Prompt) -> list[str]:
-    """Concepts that open at others' words, a sentence for each such concept."""
+    """Return a sentence for each concept whose gate opens at other concepts' words."""
     lines = []
     for trigger, gates in prompt.gates.items():
         widest = {other: float(gates[there].max()) for other in prompt.gates if (there := places(prompt, other)).any()}
@@ -106,7 +109,7 @@ def fights(prompt: host.Prompt) -> list[str]:
 
 
 def places(prompt: host.Prompt, word: str) -> torch.Tensor:
-    """Where a word stands in a prompt, bool [N]."""
+    """Return the tokens of a prompt that belong to a word, bool [N]."""
     return torch.tensor([each == word for each in prompt.words])
 
 

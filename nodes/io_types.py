@@ -1,4 +1,4 @@
-"""What flows between the pack's nodes, and inputs and outputs that several have."""
+"""Types passed between the pack's nodes, and inputs and outputs that several nodes share."""
 
 from collections.abc import Callable
 
@@ -15,11 +15,11 @@ CovarianceType = io.Custom("PERFUSION_COVARIANCE")
 """A `perfusion_core.covariance.Covariance`."""
 
 AttentionType = io.Custom("PERFUSION_ATTENTION")
-"""A `host.Recorder`: what was seen while a watched model sampled."""
+"""A `host.Recorder`: the attention recorded while a watched model was sampled."""
 
 
 def concept_outputs(meant_for: str = "For Apply Concept, or to be set and combined first.") -> list[io.Output]:
-    """Outputs of a node that brings one concept; the first one's tooltip says what it is for."""
+    """Return the outputs of a node that provides one concept; `meant_for` is the tooltip of the concept itself."""
     return [
         ConceptType.Output(display_name="concept", tooltip=meant_for),
         io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
@@ -28,7 +28,7 @@ def concept_outputs(meant_for: str = "For Apply Concept, or to be set and combin
 
 
 def size_input() -> io.Int.Input:
-    """The input `size` of nodes that draw squares of the model's own size."""
+    """Return the input `size` of nodes that draw square pictures at the model's native size."""
     return io.Int.Input(
         "size",
         default=512,
@@ -40,9 +40,9 @@ def size_input() -> io.Int.Input:
 
 
 def verdict(check: Callable[[], object]) -> bool | str:
-    """What a node's `validate_inputs` says, before anything runs: True, or the sentence that `check` raises.
+    """Return the result of a node's `validate_inputs`: True, or the message of the PerfusionError that `check` raises.
 
-    Inputs that are linked come as None there: they are known when the node runs, and checked again then.
+    Validation runs before the graph, when linked inputs are still None; they are checked again when the node runs.
     """
     try:
         check()

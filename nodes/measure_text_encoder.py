@@ -1,4 +1,4 @@
-"""Measure a text encoder."""
+"""Measure the covariance of a text encoder's encodings."""
 
 import hashlib
 import logging
@@ -22,7 +22,10 @@ CAPTIONS_AT_ONCE = 128
 
 
 def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED) -> Covariance:
-    """The covariance of a CLIP over these captions, or those that the pack ships; kept in a file and read from there again."""
+    """Return the covariance of a CLIP over these captions, or over the shipped ones if `texts` is None; cached in a file.
+
+    `positions`, one of `host.POSITIONS`, selects the tokens that are measured.
+    """
     identity = host.identity_of(clip)
     which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
     which += "" if positions == host.UNPADDED else f"-{positions}"
@@ -35,7 +38,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED)
     host.prepare_clip(clip)
     if texts is None:
         texts = shipped_captions(max(1000, host.encoding_width(clip)))
-    texts = sorted(texts, key=len)  # those of a length together: a batch takes as long as its longest
+    texts = sorted(texts, key=len)  # similar lengths together: a batch takes as long as its longest caption
     precision, estimate, bar = host.best_precision(clip.patcher.load_device), None, ProgressBar(len(texts))
     log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
     for i in range(0, len(texts), CAPTIONS_AT_ONCE):
@@ -50,13 +53,17 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED)
 
 
 def check_covariance(clip: CLIP, covariance: Covariance | None) -> None:
-    """Raise PerfusionError for a covariance of another text encoder."""
+    """Raise PerfusionError if the covariance, if any, was measured on another text encoder."""
     if covariance is not None and covariance.identity != host.identity_of(clip):
         raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
 
 
 def caption_lines(captions: str, file: str) -> list[str] | None:
-    """The user's captions, one a line, from the text and the file in the input folder; None where there are neither."""
+    """Return the user's captions, one per line, from the text and the file in the input folder; None if there are none.
+
+    Raises:
+        PerfusionError: if the file is not in the input folder, or is not readable UTF-8 text.
+    """
     text = captions
     if file.strip():
         root = Path(folder_paths.get_input_directory()).resolve()
@@ -71,11 +78,11 @@ def caption_lines(captions: str, file: str) -> list[str] | None:
 
 
 class PerfusionCovariance(io.ComfyNode):
-    """CLIP -> the metric of its encodings."""
+    """Measures the covariance of a text encoder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionCovariance",
             display_name="Measure Text Encoder (Perfusion)",
@@ -112,7 +119,7 @@ class PerfusionCovariance(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: CLIP, captions: str, captions_file: str = "", positions: str = host.UNPADDED) -> io.NodeOutput:
-        """Measure it, or read what was measured before."""
+        """Measure the covariance, or read the cached one."""
         covariance = measure(clip, caption_lines(captions, captions_file), positions)
         report = f"{covariance.count} tokens, condition number {covariance.condition():.3g}, text encoder {covariance.identity}"
         return io.NodeOutput(covariance, report, ui=ui.PreviewText(report))

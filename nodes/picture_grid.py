@@ -8,18 +8,18 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 SMALLEST = 192
-"""Pixels of a picture's shorter side in a grid: smaller ones are scaled up by a whole factor."""
+"""Minimum shorter side of a picture in a grid, in pixels; smaller pictures are scaled up by an integer factor."""
 
 
 def label(text: str, font: ImageFont.FreeTypeFont) -> Tensor:
-    """Black on white, [h, w, 3] in 0…1; all labels of a font are of one height."""
+    """Render text in black on white, [h, w, 3] in 0…1; all labels in one font have the same height."""
     image = Image.new("L", (round(font.getlength(text)) + 1, sum(font.getmetrics())), 255)
     ImageDraw.Draw(image).text((0, 0), text, fill=0, font=font)
     return torch.from_numpy(np.asarray(image).copy()).float()[..., None].expand(-1, -1, 3) / 255
 
 
 def labels_of(texts: Sequence[str], size: int, room: int) -> list[Tensor]:
-    """Labels in a font of `size` pixels, or in a smaller one where the widest would not fit into `room` pixels."""
+    """Render labels in a font of `size` pixels, or in a smaller one if the widest does not fit into `room` pixels."""
     font = ImageFont.load_default(size)
     while max(font.getlength(text) for text in texts) >= room:
         size -= 1
@@ -28,9 +28,9 @@ def labels_of(texts: Sequence[str], size: int, room: int) -> list[Tensor]:
 
 
 def labelled_grid(pictures: Tensor, rows: Sequence[str], columns: Sequence[str]) -> Tensor:
-    """A grid [1, H, W, 3] of pictures [R · C · S, h, w, 3] in 0…1, given in its reading order.
+    """Arrange pictures [R · C · S, h, w, 3] in 0…1, given in reading order, in a labelled grid [1, H, W, 3].
 
-    A cell shows S pictures side by side. Pictures keep their values to the bit; the canvas is white.
+    A cell shows S pictures side by side. Pixel values are preserved exactly; the canvas is white.
     """
     count = len(pictures) // (len(rows) * len(columns))
     factor = max(1, -(-SMALLEST // min(pictures.shape[1:3])))

@@ -1,4 +1,4 @@
-"""How far a model follows prompts with a concept in them, asked of the model itself (see `perfusion_core.judgement`)."""
+"""Measure how far a model follows prompts that contain a concept, with the model itself (see `perfusion_core.judgement`)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -15,12 +15,21 @@ SEEDS = 2
 
 
 class PromptAdherence:
-    """Some prompts, and what the model foresees of them with the plain word."""
+    """Scores how far prompts are followed with a concept, compared with the model's predictions for the plain word."""
 
     def __init__(
         self, model: ModelPatcher, clip: CLIP, superclass: str, size: int, seed: int, asked: Sequence[str] = CONTEXTS
     ) -> None:
-        """`asked`: prompts with {} for the thing; `size` in pixels; `seed` of the noises."""
+        """Predict all prompts with the plain word.
+
+        Args:
+            model: the model without the concept.
+            clip: its text encoder.
+            superclass: the plain word.
+            size: side of the predicted pictures, in pixels.
+            seed: of the noises.
+            asked: the prompts to score, with {} for the object; the remaining CONTEXTS are only compared against.
+        """
         self.model, self.clip, self.size, self.seed, self.asked = model, clip, size, seed, len(asked)
         self.prompts = [*asked, *(text for text in CONTEXTS if text not in asked)]
         self.plain = self._foreseen(model, self._encoded(clip, superclass))
@@ -32,7 +41,7 @@ class PromptAdherence:
         return host.foreseen(model, prompts, self.size, SEEDS, self.seed)
 
     def scores(self, concept: Concept, biases: Iterable[float], mode: str) -> Iterator[float]:
-        """How far the prompts are followed with the concept at each of these biases."""
+        """Yield, for each of these biases, how far the prompts are followed with the concept."""
         prompts = self._encoded(host.clip_with_words(self.clip, (concept,)), concept.trigger)
         for bias in biases:
             changed = host.model_with_edit(self.model, (replace(concept, bias=bias, region=None),), mode)

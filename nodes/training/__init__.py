@@ -1,1 +1,1 @@
-"""Train Concept: from pictures to a concept."""
+"""The node Train Concept, which trains a concept from pictures."""

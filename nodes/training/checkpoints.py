@@ -1,4 +1,4 @@
-"""The files of a training in `.work`: its checkpoint, the best concept so far, and what remains of the training that ended last."""
+"""The files of a training in `.work`: its checkpoint, its best concept so far, and both of the training that finished last."""
 
 import hashlib
 import logging
@@ -24,24 +24,24 @@ from ..folders import work_folder
 log = logging.getLogger("perfusion")
 
 FINISHED = "finished"
-"""Sub-folder for the training that ended last: its files stay, for ComfyUI may die before the concept is saved."""
+"""Sub-folder for the training that finished last; its files are kept because ComfyUI may die before the concept is saved."""
 MAX_CHECKPOINT = 256 * 2**20
 METADATA = {"format": "perfusion-training", "version": "1"}
 _ended_here: set[Path] = set()
-"""Checkpoints of trainings that this process ended."""
+"""Checkpoints of the trainings that this process finished."""
 
 
 def fingerprint(
     model: ModelPatcher, clip: CLIP, vae: VAE, settings: Settings, superclass: str, keep: str, tensors: Sequence[Tensor]
 ) -> str:
-    """A digest of all that a training depends on: a checkpoint serves the same training alone.
+    """Return a digest of everything that a training depends on, so that a checkpoint is used for the same training only.
 
-    How many pictures are computed at once changes nothing but the memory: who ran out of it goes on with fewer. `tensors`:
-    pictures, masks and covariance.
+    How many pictures are computed at once is left out: it affects memory alone, and a training that ran out of memory can be
+    resumed with fewer. `tensors` are pictures, masks and covariance.
     """
     told = replace(settings, micro=1), superclass, keep, host.identity_of(clip), host.identity_of_weights(model, vae)
     digest = hashlib.sha256(str(told).encode())
-    # An embedding of the same name may hold other vectors by now.
+    # The embedding of that name may have been replaced by one with other vectors.
     initial = host.embed(clip, settings.initial_word or superclass)
     for tensor in (*tensors, *initial.values()):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -49,15 +49,15 @@ def fingerprint(
 
 
 class Checkpoints:
-    """The files of one training, known by its fingerprint."""
+    """The files of one training, identified by its fingerprint."""
 
     def __init__(self, digest: str) -> None:
-        """Nothing is read or written yet."""
+        """Set the paths of the files; nothing is read or written."""
         self.path = work_folder() / f"training-{digest}.safetensors"
         self.best_path = work_folder() / f"best-{digest}.safetensors"
 
     def resume(self, fresh: TrainingState) -> TrainingState:
-        """The state that the checkpoint holds, or the fresh one where there is none that fits."""
+        """Return the state in the checkpoint, or the fresh one if there is no usable checkpoint with tensors of the same shapes."""
         self._bring_back()
         if not self.path.exists():
             return fresh
@@ -75,20 +75,23 @@ class Checkpoints:
         return state
 
     def keep(self, state: TrainingState) -> None:
-        """Write the checkpoint anew, whole or not at all."""
+        """Write the checkpoint atomically, replacing the previous one."""
         write(self.path, state.tensors(), METADATA)
 
     def keep_best(self, judged: Concept) -> None:
-        """Keep a concept that was judged, if there was no better one."""
+        """Save a judged concept if there is none yet, or if it beats the best one."""
         if not self.best_path.exists() or judgement_of(judged).beats(judgement_of(self.best())):
             judged.save(self.best_path, torch.float32)
 
     def best(self) -> Concept:
-        """The best concept so far."""
+        """Load the best concept so far."""
         return Concept.load(self.best_path)
 
     def finish(self) -> None:
-        """Put a training that has come to its end, pictures included, in the place of the one that ended before."""
+        """Move the files to FINISHED, in place of those of the training that finished before.
+
+        Called once everything is done, the final picture included.
+        """
         _ended_here.add(self.path)
         folder = self._finished()
         shutil.rmtree(folder, ignore_errors=True)
@@ -96,9 +99,10 @@ class Checkpoints:
         _move((self.best_path, self.path), folder)
 
     def _bring_back(self) -> None:
-        """Have a training go on from its end, if it ended last, and another process did that.
+        """Restore the files of this training if it was the last to finish, in another process: it then resumes at its end.
 
-        Who asks for it once more while ComfyUI runs has it done once more. The best concept is of no use without the checkpoint.
+        Within the process that finished it, queueing the training again trains it again. The presence of the checkpoint decides,
+        since the best concept is useless without it.
         """
         folder = self._finished()
         if self.path not in _ended_here and (folder / self.path.name).exists():
@@ -109,12 +113,12 @@ class Checkpoints:
 
 
 def judgement_of(concept: Concept) -> Judgement:
-    """What was thought of a concept while it was taught."""
+    """Return the judgement that training recorded in a concept."""
     return Judgement(float(concept.training["held_out_loss"]), float(concept.training["followed"]))
 
 
 def _move(files: Sequence[Path], folder: Path) -> None:
-    """Those that there are, in this order."""
+    """Move the files that exist to a folder, in this order."""
     for file in files:
         if file.exists():
             file.replace(folder / file.name)

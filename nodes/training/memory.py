@@ -1,4 +1,4 @@
-"""How much of a training step is computed at once, by the memory that there is."""
+"""Choose how much of a training step is computed at once, according to the available memory."""
 
 import logging
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ log = logging.getLogger("perfusion")
 GB = 2**30
 AUTO = "auto"
 CARDS = {"6 GB": 6 * GB, "8 GB": 8 * GB, "12 GB": 12 * GB}
-"""Preset -> the memory of a card that training is to fit on."""
+"""Preset -> memory, in bytes, of the graphics card that training must fit on."""
 ELSEWHERE = GB // 2
-"""Of a card's memory, what others take: the driver, and what is shown on screens."""
+"""Bytes of a card's memory that are used by others: the driver and the display."""
 ROOM, BLOCKS = 1.1, 2
-"""A backward pass needs as many times what is kept for it, and what so many times the largest block keeps, on its way."""
+"""A backward pass needs ROOM times the bytes saved for it, plus BLOCKS times those of the largest block as working memory."""
 
 
 @dataclass(frozen=True)
 class Portion:
-    """Pictures that are computed at once, whether parts of the model are computed twice, and the bytes that this needs."""
+    """Number of pictures computed at once, whether parts of the model are computed twice, and the bytes that this needs."""
 
     micro: int
     twice: bool
@@ -32,9 +32,10 @@ class Portion:
 
 
 def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
-    """The most pictures at once, of `at_once` and its halves, that fit into `free` bytes.
+    """Return the largest number of pictures, among `at_once` and its successive halves, that fits into `free` bytes.
 
-    Parts are computed twice only where fewer than two pictures would fit otherwise. Where nothing fits, it is one, twice.
+    Parts are computed twice only if fewer than two pictures would fit otherwise. If nothing fits, the result is one picture with
+    parts computed twice.
     """
     halves = [at_once]
     while halves[-1] > 1:
@@ -51,9 +52,9 @@ def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
 def fit(
     model: host.TrainableModel, state: TrainingState, given: tuple[Tensor, Tensor, Tensor], settings: Settings, memory: str
 ) -> tuple[int, bool]:
-    """How many pictures are computed at once and whether parts are computed twice, for a session; told in the log.
+    """Return how many pictures a session computes at once, and whether parts of the model are computed twice; both are logged.
 
-    `memory` is AUTO, or one of CARDS.
+    `given` holds latents, masks and C⁻¹ as for `loop.train`. `memory` is AUTO or a key of CARDS.
     """
     free = host.free_memory(model.device)
     if memory in CARDS:

@@ -1,4 +1,4 @@
-"""What a training shows of itself while it runs: pictures of the concept so far, the loss, and the time that is left."""
+"""The display of a running training: pictures of the concept so far, the loss, and the remaining time."""
 
 import time
 
@@ -11,17 +11,17 @@ from ..charts import loss_image, to_pil
 from ..picture_grid import labelled_grid
 
 SIDE, LINE = 288, 26
-"""Pixels: a side of each half of what is shown, and the height of its heading."""
+"""Side of each half of the preview, and height of its heading, in pixels."""
 REDRAWN = 2.0
-"""Seconds after which the loss is drawn anew."""
+"""Seconds between redraws of the loss."""
 IN_A_ROW, TILE = 5, 128
-"""Pictures that are shown before training at most, and a side of each in pixels."""
+"""Maximum number of training pictures shown before training, and the side of each in pixels."""
 ON_SHEET = 12
-"""Pictures on the sheet of a training at most."""
+"""Maximum number of pictures on the sheet of a training."""
 
 
 def told(seconds: float) -> str:
-    """A time for people: 40 s, 3 min, 1 h 20 min."""
+    """Format a duration for display: 40 s, 3 min, 1 h 20 min."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{max(1, round(seconds))} s"
@@ -29,7 +29,7 @@ def told(seconds: float) -> str:
 
 
 def headed(parts: list[Image.Image], heading: str) -> Image.Image:
-    """Pictures of one size side by side, under a line of text."""
+    """Arrange pictures of one size side by side under a heading."""
     wide, high = parts[0].size
     whole = Image.new("RGB", (wide * len(parts), high + LINE), "white")
     for i, part in enumerate(parts):
@@ -40,9 +40,9 @@ def headed(parts: list[Image.Image], heading: str) -> Image.Image:
 
 
 def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> None:
-    """Show on the node what is about to be learned: pictures [B, h, w, 3], dark where their masks [B, h, w] are.
+    """Show on the node what is about to be learned: pictures [B, h, w, 3], darkened outside of their masks [B, h, w].
 
-    Beside them `plain` [h, w, 3], if it is there yet: what the model draws for the superclass.
+    `plain` [h, w, 3], the model's picture of the superclass, is shown beside them once it has been drawn.
     """
     seen = images * (0.25 + 0.75 * masks[..., None])
     row = [*seen[:IN_A_ROW], *([] if plain is None else [plain])]
@@ -53,22 +53,22 @@ def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> N
 
 
 class Progress:
-    """The progress of one run of a training, from a step that it was left at to its last; shown on the node."""
+    """Progress of one run of a training, shown on the node, from the step that it starts or resumes at to the last."""
 
     def __init__(self, step: int, steps: int) -> None:
-        """`step` steps are done already."""
+        """Start the display at `step` completed steps of `steps`."""
         self.first, self.steps, self.began, self.drawn = step, steps, time.monotonic(), 0.0
         self.portraits: list[tuple[int, Tensor]] = []
         self.bar = ProgressBar(steps)
         self.bar.update_absolute(step, steps)
 
     def portrait(self, step: int, picture: Tensor) -> None:
-        """Take a picture [h, w, 3] in 0…1 of the concept after a step; it is shown with the next update."""
+        """Add a picture [h, w, 3] in 0…1 of the concept after a step; it is shown with the next update."""
         self.portraits.append((step, picture.cpu()))
         self.drawn = 0.0
 
     def update(self, losses: list[float]) -> None:
-        """Tell of a step that is done; `losses` has one for each."""
+        """Report a completed step; `losses` has one value per completed step."""
         now, preview = time.monotonic(), None
         if now - self.drawn >= REDRAWN or len(losses) == self.steps:
             preview, self.drawn = ("JPEG", self._drawn(losses), None), now
@@ -83,7 +83,7 @@ class Progress:
         return headed(halves, f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else ""))
 
     def sheet(self, last: Tensor) -> Tensor:
-        """All pictures of the concept side by side, [1, H, W, 3]; `last` is that of what the training gave."""
+        """Arrange up to ON_SHEET pictures of the concept side by side, [1, H, W, 3]; `last` is that of the training's result."""
         shown = [*self.portraits, (self.steps, last.cpu())]
         if len(shown) > ON_SHEET:
             shown = [shown[round(i * (len(shown) - 1) / (ON_SHEET - 1))] for i in range(ON_SHEET)]

@@ -1,4 +1,4 @@
-"""A training as an iterator of events: its steps, and what is due after each."""
+"""A training as an iterator of events: its steps, and the actions due after each."""
 
 import enum
 import logging
@@ -16,11 +16,11 @@ from .. import host
 log = logging.getLogger("perfusion")
 
 CHECKPOINT_EVERY = 25
-"""Steps between checkpoints, and between judgements where the best concept is to be kept."""
+"""Steps between checkpoints, and between judgements if the best concept is kept."""
 
 
 class Event(enum.Enum):
-    """What is to be done about the state as it stands; in this order, where several are due after one step."""
+    """An action to take on the current state. Those that are due after the same step come in this order."""
 
     CHECKPOINT = enum.auto()
     JUDGEMENT = enum.auto()
@@ -31,12 +31,12 @@ class Event(enum.Enum):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is due when.
+    """When each event is due.
 
     Attributes:
-        steps: of the whole training.
-        preview_every, save_every: steps between pictures that are shown and concepts that are saved; 0 for none.
-        judged: whether concepts are judged, so that the best is kept.
+        steps: number of steps of the whole training.
+        preview_every, save_every: steps between pictures that are shown and between concepts that are saved; 0 for none.
+        judged: whether concepts are judged, so that the best one is kept.
     """
 
     steps: int
@@ -45,7 +45,7 @@ class Schedule:
     judged: bool
 
     def due(self, step: int) -> list[Event]:
-        """After a step. The last picture is drawn of what the training gives, and not here."""
+        """Return the events due after a step; no preview after the last, as the final picture is drawn of the training's result."""
         last = step == self.steps
         checking, saving, showing = (n > 0 and step % n == 0 for n in (CHECKPOINT_EVERY, self.save_every, self.preview_every))
         wanted = {
@@ -58,7 +58,7 @@ class Schedule:
         return [event for event, due in wanted.items() if due]
 
     def due_on_resuming(self, step: int) -> list[Event]:
-        """Before the first step of a training that goes on: it may have been stopped before it was judged."""
+        """Return the events due before the first step of a resumed training, which may have been stopped before it was judged."""
         again = {Event.JUDGEMENT} & set(self.due(step))
         return [*([Event.PREVIEW] if self.preview_every else []), *again] if step else []
 
@@ -70,7 +70,10 @@ def events(
     settings: Settings,
     schedule: Schedule,
 ) -> Iterator[Event]:
-    """Train to the end; what is due after each step, once the state stands after it. Arguments as for `loop.train`."""
+    """Train to the end, yielding the events due after each step once the state is updated.
+
+    `given` holds latents, masks and C⁻¹; all arguments but the schedule as for `loop.train`.
+    """
     yield from schedule.due_on_resuming(state.step)
     for _ in steps(model, state, given, settings):
         yield from schedule.due(state.step)
@@ -79,7 +82,13 @@ def events(
 def steps(
     model: host.TrainableModel, state: TrainingState, given: tuple[Tensor, Tensor, Tensor], settings: Settings
 ) -> Iterator[float]:
-    """`loop.train`; where memory runs out all the same, it goes on from that step and takes less, which gives the same."""
+    """Yield the losses of `loop.train`; if memory runs out nevertheless, continue from that step with a smaller footprint.
+
+    That is with half the pictures at once, or with parts of the model computed twice; the result is the same.
+
+    Raises:
+        PerfusionError: if memory runs out with one picture at once and parts computed twice.
+    """
     while state.step < settings.steps:
         try:
             yield from train(model, state, *given, settings)
@@ -98,5 +107,5 @@ def steps(
                 model.twice = True
                 less = "parts of the model computed twice"
             log.warning("Memory ran out at step %d; going on with %s.", state.step + 1, less)
-        # Not within the handler: there the error still holds what was computed when memory ran out.
+        # Outside the handler: within it the exception still references what was computed when memory ran out.
         host.free_unused()

@@ -1,4 +1,4 @@
-"""One run of Train Concept: it consumes the training's events, and shows, keeps and saves what is learned on the way."""
+"""One run of Train Concept: consumes the events of the training, and shows, checkpoints and saves the concept along the way."""
 
 import logging
 import re
@@ -28,17 +28,19 @@ log = logging.getLogger("perfusion")
 
 @dataclass
 class TrainingSession:
-    """One run of a training in its node.
+    """One run of a training in the node.
 
     Attributes:
-        model, clip, vae: of the host; they are left as they are.
-        superclass, trigger, size, settings: as the node has them.
-        family: of the model.
+        model, clip, vae: the host's objects; they are not modified.
+        superclass, trigger, size, settings: as set in the node.
+        family: base family of the model.
         inverse: C⁻¹, float64 [d, d].
-        digest: the training's fingerprint.
-        plain: a picture [size, size, 3] of the superclass, which is the concept before its first step; None without pictures.
-        schedule: what is due when.
-        memory: what the training may take, as for `memory.fit`.
+        digest: fingerprint of the training.
+        plain: picture [size, size, 3] of the superclass, i.e. of the concept before its first step; None without previews.
+        schedule: when each event is due.
+        memory: memory preset, as for `memory.fit`.
+        state: state of the training; set by `run`.
+        progress: display of the training; set by `run`.
     """
 
     model: ModelPatcher
@@ -58,8 +60,8 @@ class TrainingSession:
     progress: Progress = field(init=False)
 
     def run(self, model: host.TrainableModel, latents: Tensor, masks: Tensor) -> None:
-        """Train to the end, within `host.learning`; latents and masks as for `loop.train`."""
-        # Copies: tensors of the node's inference mode can take no part in a backward pass.
+        """Train to the end; must be called within `host.learning`. Latents and masks are as for `loop.train`."""
+        # Copied, since tensors created in the node's inference mode cannot take part in a backward pass.
         latents, masks = (tensor.to(model.device, torch.float32, copy=True) for tensor in (latents, masks))
         given = latents, masks, self.inverse.clone()
         self.state = self.checkpoints.resume(start(model, self.superclass, self.settings))
@@ -85,42 +87,42 @@ class TrainingSession:
                     case Event.PREVIEW:
                         self._show(model, concept or self.so_far())
         except host.Interrupted:
-            # The host raises it from within any of its layers; the state then is that after the last whole step.
+            # The host may raise it from within any of its layers; the state is then that of the last completed step.
             self._stopped()
             raise
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """The training's own files."""
+        """The files of this training."""
         return Checkpoints(self.digest)
 
     @cached_property
     def adherence(self) -> PromptAdherence:
-        """Made when it is first needed: it draws with the plain word."""
+        """The measure of prompt adherence; created on first use, since that runs the model on the plain word."""
         return PromptAdherence(self.model, self.clip, self.superclass, self.size, self.settings.seed)
 
     def so_far(self) -> Concept:
-        """The concept as it stands."""
+        """Return the concept in its current state."""
         return self.state.concept(self.inverse, self.trigger, self.superclass, self.family, self.settings)
 
     def result(self) -> Concept:
-        """The concept that the training gives."""
+        """Return the result of the training: the best concept if concepts are judged, otherwise the current one."""
         return self.checkpoints.best() if self.schedule.judged else self.so_far()
 
     def picture(self, concept: Concept) -> Tensor:
-        """A picture [size, size, 3] of a concept."""
+        """Draw a picture [size, size, 3] of a concept."""
         taught = host.model_with_edit(self.model, (concept,), self.settings.mode), host.clip_with_words(self.clip, (concept,))
         return portrait(*taught, self.vae, self.trigger, self.size, self.settings.seed)
 
     def _judged(self, model: host.TrainableModel, loss: float) -> Concept:
-        """The concept as it stands, with what is thought of it."""
+        """Return the concept in its current state, with its judgement among its training metadata."""
         concept = self.so_far()
         with model.lent():
             (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
         return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
-        """Show a picture of the concept; one that there is no memory for costs that picture alone."""
+        """Show a picture of the concept; if memory runs out, only that picture is skipped."""
         with model.lent():
             try:
                 self.progress.portrait(self.state.step, self.picture(concept))
@@ -130,11 +132,11 @@ class TrainingSession:
                 log.warning("Memory ran out for the picture at step %d; training goes on without it.", self.state.step)
 
     def _save(self, concept: Concept) -> str:
-        """Save what there is after a step, with the picture that was shown last; its name as Load Concept lists it."""
+        """Save the concept of the current step with the picture shown last; return its name as Load Concept lists it."""
         shown = [picture for at, picture in self.progress.portraits if at]
         if shown:
             concept = replace(concept, preview=preview_bytes(shown[-1]))
-        # The same training comes to the same folder again.
+        # The digest lets a resumed training save to the same folder.
         name = re.sub(r"[^\w-]+", "-", self.trigger).strip("-") or "concept"
         path = home() / "steps" / f"{name}-{self.digest[:8]}" / f"{self.state.step:05}.safetensors"
         concept.save(path, torch.float32)
@@ -149,6 +151,6 @@ class TrainingSession:
 
 
 def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
-    """A picture [size, size, 3] of what a word stands for, in a place that shows whether prompts are still followed."""
-    # Little guidance: much of it overdraws what a concept has not learned well yet.
+    """Draw a picture [size, size, 3] of what a word stands for, in a setting that shows whether prompts are still followed."""
+    # Low guidance: a high scale exaggerates what the concept has not learned well yet.
     return host.draw(model, clip, vae, f"a photo of a {word} on the grass", size, seed, cfg=3.0)[0]

@@ -1,4 +1,4 @@
-"""Teach a concept."""
+"""Train a concept."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -31,7 +31,7 @@ DEFAULTS = Settings()
 
 
 def check_words(superclass: str, trigger: str) -> None:
-    """Raise PerfusionError for words that no concept can have."""
+    """Raise PerfusionError if the superclass or the trigger word is invalid."""
     if not superclass.strip():
         raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
     if len(superclass) > SUPERCLASS_LENGTH:
@@ -42,7 +42,7 @@ def check_words(superclass: str, trigger: str) -> None:
 
 
 def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
-    """Raise PerfusionError for what cannot be trained, before any work."""
+    """Raise PerfusionError if the inputs cannot be trained with, before any work is done."""
     settings.check()
     check_words(superclass, trigger)
     taken = [concept for concept in getattr(clip, "stack", ()) if concept.trigger.casefold() == trigger.casefold()]
@@ -59,7 +59,7 @@ def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Cova
 
 
 def settings_of(chosen: Mapping[str, object]) -> Settings:
-    """The settings of a training, by the node's widgets; what is not among them is as usual."""
+    """Return the settings of a training from the values of the node's widgets; settings without a widget keep their defaults."""
     named = {"bias": "train_bias", "temperature": "train_temperature", "mode": "edit_mode", "micro": "at_once"}
     given = {field.name: named.get(field.name, field.name) for field in fields(Settings)}
     settings = Settings(**{name: chosen[widget] for name, widget in given.items() if widget in chosen})
@@ -67,11 +67,11 @@ def settings_of(chosen: Mapping[str, object]) -> Settings:
 
 
 class PerfusionTrain(io.ComfyNode):
-    """Pictures -> concept."""
+    """Trains a concept from pictures."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The node's form."""
+        """Return the node's schema."""
         return io.Schema(
             node_id="PerfusionTrain",
             display_name="Train Concept (Perfusion)",
@@ -284,7 +284,7 @@ class PerfusionTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, superclass: list, trigger: list) -> bool | str:
-        """Refuse words that cannot be, before the graph runs."""
+        """Reject an invalid superclass or trigger word before the graph runs."""
         return verdict(lambda: None in (*superclass, *trigger) or check_words(superclass[0].strip(), trigger[0].strip()))
 
     @classmethod
@@ -298,7 +298,7 @@ class PerfusionTrain(io.ComfyNode):
         covariance: list | None = None,
         **widgets: list,
     ) -> io.NodeOutput:
-        """Train it."""
+        """Train the concept."""
         model, clip, vae = model[0], clip[0], vae[0]
         covariance = covariance[0] if covariance else None
         chosen = {name: value[0] for name, value in widgets.items()}
@@ -311,7 +311,7 @@ class PerfusionTrain(io.ComfyNode):
 
         plain = None
         if chosen["preview_every"]:
-            # Before the text encoder is measured, which takes long where it never was.
+            # Drawn before the text encoder is measured, which takes long if it has not been measured yet.
             plain = portrait(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready, marks, plain)
         covariance = covariance or measure(clip, None)

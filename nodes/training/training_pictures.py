@@ -1,4 +1,4 @@
-"""Training pictures on their way in: cut to squares, masked, made small, encoded."""
+"""Preparation of training pictures: cropped to squares, masked, scaled down and encoded."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from .. import host
 
 
 def flatten(batches: list[Tensor] | None) -> list[Tensor]:
-    """Every single picture of a list of batches [B, H, W, …], on the CPU; masks may lack their batch dimension."""
+    """Split a list of batches [B, H, W, …] into single pictures on the CPU; masks may lack the batch dimension."""
     pictures = []
     for batch in batches or ():
         if batch is not None:
@@ -20,15 +20,15 @@ def flatten(batches: list[Tensor] | None) -> list[Tensor]:
 
 
 def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """The picture's largest square around its object (or its middle), and the mask of it, both `size` pixels a side.
+    """Crop a picture and its mask to the largest square around the object (or the picture's centre), resized to `size` pixels.
 
     Args:
         picture: [H, W, C] in 0…1.
-        mask: [h, w] in 0…1, the object's; scaled to the picture. Without one the whole picture counts.
-        size: pixels.
+        mask: mask of the object, [h, w] in 0…1; resized to the picture. None if the whole picture counts.
+        size: side of the result, in pixels.
 
     Returns:
-        Picture [size, size, 3] and mask [size, size].
+        Picture [size, size, 3] and mask [size, size], both in 0…1.
     """
     picture = picture[..., :3].movedim(-1, 0)[None].float()
     height, width = picture.shape[2:]
@@ -45,10 +45,10 @@ def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Ten
 
 
 def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) -> tuple[Tensor, Tensor]:
-    """Training pictures [B, size, size, 3] and soft masks [B, size, size] of images of any size.
+    """Return training pictures [B, size, size, 3] and soft masks [B, size, size] from images of any size.
 
     Raises:
-        PerfusionError: there are no images, other than as many masks, or a mask that is empty.
+        PerfusionError: if there are no images, if the number of masks differs from theirs, or if a mask is empty.
     """
     pictures, marks = flatten(images), flatten(masks)
     if not pictures:
@@ -65,15 +65,15 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
 
 
 def small(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [B, size, size, 3] and masks [B, size, size] of the object in the left half and in the right one, in turn.
+    """Move the object into the left and the right half of the frame alternately, in pictures [B, size, size, 3] and their masks.
 
-    Its longer side is half of the frame's, if it was more. What is then bare goes on in the colours of the picture's edge, and
-    counts for nothing.
+    If the object's longer side is more than half of the frame's, it is scaled down to that. The uncovered area repeats the
+    colours of the picture's border and has weight 0 in the masks [B, size, size].
     """
     size, places = masks.shape[-1], []
     for i, mask in enumerate(masks):
         seen = mask > mask.max() / 2
-        # Where it starts and ends, from -1 to 1, across and down.
+        # Start and end of the object in -1…1, horizontally and vertically.
         ends = torch.stack([seen.any(axis).nonzero()[[0, -1], 0] + torch.tensor([0, 1]) for axis in (0, 1)]) * 2 / size - 1
         grown = max(1.0, float((ends[:, 1] - ends[:, 0]).max()))
         shift = ends.mean(1) - grown * torch.tensor([i % 2 - 0.5, 0.0])
@@ -84,16 +84,19 @@ def small(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
-    """Weights [B, 1, height, width] for latents, each with a maximum of 1, of masks [B, H, W].
+    """Return weights [B, 1, height, width] for latents, each with a maximum of 1, from masks [B, H, W].
 
-    Squared: a cell at the object's edge shows its background too, and counts for less than its share of the object.
+    They are squared: a cell at the object's edge also shows background, and should count for less than its share of the object.
     """
     small = F.interpolate(masks[:, None], (height, width), mode="area")
     return (small / small.amax((1, 2, 3), keepdim=True).clamp_min(1e-6)).square()
 
 
 def latent_forms(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor, with_small: bool) -> tuple[Tensor, Tensor]:
-    """Latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, as `loop.train` wants them."""
+    """Return latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, for `loop.train`.
+
+    The forms are the picture itself and its mirror image and, with `with_small`, the same two of `small`.
+    """
     shown = [(images, masks), *([small(images, masks)] if with_small else [])]
     shown = [each for image, mask in shown for each in ((image, mask), (image.flip(2), mask.flip(2)))]
     latents = torch.stack([host.latents_of(vae, model, image) for image, _ in shown], dim=1)
