@@ -286,6 +286,12 @@ def made_small() -> dict:
         found[name] = {"ends": ends, "picture and mask together": same, "rest": float(shown[marks == 0].min())}
     whole = pictures.small(torch.rand(1, 64, 64, 3), torch.ones(1, 64, 64))[1]
     found["no mask"] = [float(whole[:, 16:48, :32].min()), float(whole.sum())]
+    ends = torch.zeros(1, 8, 64)
+    ends[..., :2] = ends[..., -2:] = 1
+    try:
+        pictures.prepare([torch.rand(1, 8, 64, 3)], [ends], 8)
+    except PerfusionError as error:
+        found["nothing in the square"] = str(error)
     return {"made small": found}
 
 

@@ -97,6 +97,11 @@ def test_pictures_are_shown_small_with_the_object_in_one_half(measured: dict) ->
     assert measured["made small"]["no mask"] == [1, 32 * 32]
 
 
+def test_a_mask_with_nothing_in_the_square_is_refused(measured: dict) -> None:
+    """As of two things at both ends of a wide picture."""
+    assert measured["made small"]["nothing in the square"].startswith("Mask 1 of 1 has nothing in the middle square")
+
+
 def test_keys_and_values_are_made_once_in_a_run_and_nothing_else_comes_of_it(measured: dict) -> None:
     """Unless weights change between steps: then they are made anew at each."""
     assert all(measured["kept"].values()) and measured["what hooks change"] > 0.01

@@ -70,22 +70,22 @@ class TrainingSession:
         self.progress = Progress(self.state.step, self.settings.steps)
         if self.plain is not None:
             self.progress.portrait(0, self.plain)
-        concept: Concept | None = None
+        judged: dict[int, Concept] = {}  # by step
         try:
             for event in events(model, self.state, given, settings, self.schedule):
                 match event:
                     case Event.STEP:
                         self.progress.update(self.state.losses)
-                        concept = None
                     case Event.CHECKPOINT:
                         self.checkpoints.keep(self.state)
                     case Event.JUDGEMENT:
                         concept = self._judged(model, held_out_loss(model, self.state, *given, settings))
                         self.checkpoints.keep_best(concept)
+                        judged = {self.state.step: concept}
                     case Event.SAVING:
-                        self._save(concept or self.so_far())
+                        self._save(judged.get(self.state.step) or self.so_far())
                     case Event.PREVIEW:
-                        self._show(model, concept or self.so_far())
+                        self._show(model, judged.get(self.state.step) or self.so_far())
         except host.Interrupted:
             # The host may raise it from within any of its layers; the state is then that of the last completed step.
             self._stopped()

@@ -48,7 +48,7 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
     """Return training pictures [B, size, size, 3] and soft masks [B, size, size] from images of any size.
 
     Raises:
-        PerfusionError: if there are no images, if the number of masks differs from theirs, or if a mask is empty.
+        PerfusionError: if there are no images, if the number of masks differs from theirs, or if a mask is empty, also within the square.
     """
     pictures, marks = flatten(images), flatten(masks)
     if not pictures:
@@ -61,6 +61,12 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
         if not mark.isfinite().all() or mark.max() <= 0:
             raise PerfusionError(f"Mask {i + 1} of {len(marks)} is empty; it should be white where the object is.")
     made = [square(p, m, size) for p, m in zip(pictures, marks or [None] * len(pictures), strict=True)]
+    for i, (_, mark) in enumerate(made):
+        if mark.max() <= 0:
+            raise PerfusionError(
+                f"Mask {i + 1} of {len(made)} has nothing in the middle square of its picture, which is what training takes; paint "
+                "one thing, or crop the picture to it."
+            )
     return torch.stack([p for p, _ in made]), torch.stack([m for _, m in made])
 
 
