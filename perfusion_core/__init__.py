@@ -1,11 +1,11 @@
 """Perfusion: Key-Locked Rank One Editing for Text-to-Image Personalization (Tewel et al. 2023, arXiv 2305.01644).
 
-The method in torch alone, without any host. `gated_edit` holds the mathematics of the edited projections, `covariance` the metric
-that they measure in, `concept` what is learned, `concept_file` its file, `stack` several concepts together, `training` the loop
-that learns one, `judgement` how good it is, `attention_maps` what can be made of attention. `lora_export` and `foreign_formats`
-are the ways to and from other formats, `safe_files` reads and writes.
+The method in plain torch, independent of any host. `gated_edit` implements the edited projections, `covariance` their metric,
+`concept` the learned concept, `concept_file` the content of its file, `stack` the combination of several concepts, `training` the
+training loop, `judgement` quality measures of a concept, and `attention_maps` operations on attention maps. `lora_export` and
+`foreign_formats` convert to and from other formats; `safe_files` reads and writes files.
 """
 
 
 class PerfusionError(ValueError):
-    """Input that cannot be used; the message is one sentence for the user: what was expected, what came, what to do."""
+    """Invalid input; the message is one sentence for the user: what was expected, what was given, what to do."""

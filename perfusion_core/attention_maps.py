@@ -1,4 +1,4 @@
-"""Cross-attention maps: softmax(q kᵀ / √c) of every pixel over the tokens, and what can be made of them.
+"""Cross-attention maps, softmax(q kᵀ / √c) of every pixel over the tokens, and operations on them.
 
 Shapes: B pictures, h·w pixels of a layer, N tokens, c channels of a head; all in float32.
 """
@@ -14,17 +14,20 @@ from . import PerfusionError
 
 
 def heads_parted(x: Tensor, heads: int) -> Tensor:
-    """[B, n, heads·c] -> [B, heads, n, c]."""
+    """Split the heads: [B, n, heads·c] -> [B, heads, n, c]."""
     return rearrange(x, "b n (heads c) -> b heads n c", heads=heads)
 
 
 def heads_joined(x: Tensor) -> Tensor:
-    """[B, heads, n, c] -> [B, n, heads·c]."""
+    """Merge the heads: [B, heads, n, c] -> [B, n, heads·c]."""
     return rearrange(x, "b heads n c -> b n (heads c)")
 
 
 def attention(query: Tensor, keys: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Maps, float32 [B, heads, h·w, N], of queries [B, h·w, heads·c] on keys [B, N, heads·c]; `bias` [B, 1, N] is added first."""
+    """Return the attention maps, float32 [B, heads, h·w, N], of queries [B, h·w, heads·c] and keys [B, N, heads·c].
+
+    `bias` [B, 1, N] is added to the logits.
+    """
     with torch.autocast(query.device.type, enabled=False):
         q, k = (heads_parted(each.float(), heads) for each in (query, keys))
         logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
@@ -32,7 +35,7 @@ def attention(query: Tensor, keys: Tensor, heads: int, bias: Tensor | None = Non
 
 
 def blended(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Σ_s weights_s · parts_s, of parts [B, (heads,) h·w, n] with weights [B, S, h·w]."""
+    """Return Σ_s weights_s · parts_s for parts [B, (heads,) h·w, n] and weights [B, S, h·w]."""
     total = torch.zeros_like(parts[0], dtype=torch.float32)
     for s, part in enumerate(parts):
         weight = weights[:, s, :, None]
@@ -41,12 +44,12 @@ def blended(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
 
 
 def injected(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
-    """Maps [B, heads, h·w, N] in which tokens take their map from `source` (Prompt-to-Prompt, arXiv 2208.01626, §3).
+    """Return maps [B, heads, h·w, N] with the maps of chosen tokens taken from `source` (Prompt-to-Prompt, arXiv 2208.01626, §3).
 
     Args:
-        maps: those of the picture itself.
-        source: [b, heads, h·w, N'] of another picture; B is a multiple of b.
-        columns: int [B, N], the token of `source` whose map is taken; -1 where a token keeps its own.
+        maps: [B, heads, h·w, N], of the picture itself.
+        source: [b, heads, h·w, N'], of another picture; B is a multiple of b.
+        columns: int [B, N], the token of `source` whose map replaces the token's own; -1 to keep its own.
     """
     whole = source.repeat(len(maps) // len(source), 1, 1, 1)
     index = columns.clamp(min=0)[:, None, None].expand(-1, *maps.shape[1:3], -1)
@@ -54,10 +57,10 @@ def injected(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
 
 
 def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
-    """Height and width of a layer that has so many pixels, in a UNet on latents of `height` × `width`.
+    """Return height and width of a layer of `pixels` pixels, in a UNet on latents of `height` × `width`.
 
     Raises:
-        PerfusionError: no halving of the latents has so many.
+        PerfusionError: no number of halvings of the latents gives that many pixels.
     """
     for level in range(8):
         h, w = -(-height // 2**level), -(-width // 2**level)
@@ -70,9 +73,9 @@ def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
 
 
 def refined(looked: Tensor, affinity: Tensor, rounds: int = 4) -> Tensor:
-    """An attention map [B, p] led to the outlines of what it lies on: A^rounds · map, each map then between 0 and 1.
+    """Return attention maps [B, p] refined to the outlines of their objects: A^rounds · map, each rescaled to 0…1.
 
-    `affinity` A: [B, p, p], the layers' mean self-attention, whose rows sum to 1. Pixels of one thing look at each other.
+    `affinity` A: [B, p, p], the layers' mean self-attention, whose rows sum to 1. Pixels of the same object attend to each other.
     """
     for _ in range(rounds):
         looked = (affinity @ looked[..., None])[..., 0]
@@ -81,19 +84,19 @@ def refined(looked: Tensor, affinity: Tensor, rounds: int = 4) -> Tensor:
 
 
 def threshold(values: Tensor, bins: int = 64) -> float:
-    """The value in 0…1 that parts values in 0…1 best in two: with the largest variance between the parts (Otsu 1979)."""
+    """Return the threshold that best divides values in 0…1 in two: the one with the largest between-class variance (Otsu 1979)."""
     counts = torch.histc(values.float().cpu(), bins, 0, 1).double()
     centres = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
     below, sums = counts.cumsum(0), (counts * centres).cumsum(0)
     above = below[-1] - below
     between = (sums[-1] * below / below[-1] - sums).square() / (below * above).clamp(min=1e-12)
-    # Where the values leave a gap, every cut in it is as good: the middle one is taken.
+    # All thresholds within a gap between the values are equally good: take the middle one.
     best = (between[:-1] >= between[:-1].max() * (1 - 1e-9)).nonzero().flatten().double()
     return float(best.mean() + 1) / bins
 
 
 def soft_mask(looked: Tensor, softness: float = 0.08) -> Tensor:
-    """A soft mask [h, w], its maximum 1, of a map [h, w] in 0…1: about ½ where the map crosses its own threshold."""
+    """Return a soft mask [h, w], from 0 to 1, of a map [h, w] in 0…1: about ½ where the map crosses its `threshold`."""
     mask = torch.sigmoid((looked - threshold(looked)) / softness)
     low, high = mask.min(), mask.max()
     return (mask - low) / (high - low).clamp(min=1e-12)

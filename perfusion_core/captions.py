@@ -1,4 +1,4 @@
-"""Varied captions to measure a text encoder by."""
+"""Varied captions from which the covariance of a text encoder is estimated."""
 
 import random
 
@@ -78,7 +78,7 @@ NUMBERS = "one two three four five many several some no another every".split()
 
 
 def phrase(rng: random.Random) -> str:
-    """A thing with what may be said of it, such as "a rusty old bicycle"."""
+    """Return a random noun phrase with up to two adjectives, such as "a rusty old bicycle"."""
     words = [*rng.sample(QUALITIES, rng.choice((0, 0, 1, 1, 2))), rng.choice(THINGS)]
     if rng.random() < 0.2:
         return f"{rng.choice(NUMBERS)} {' '.join(words)}s"
@@ -87,9 +87,9 @@ def phrase(rng: random.Random) -> str:
 
 
 def captions(count: int, seed: int = 0) -> list[str]:
-    """Varied captions, the same for the same seed; words come up about evenly, as no real list of captions has them.
+    """Return varied captions, the same for the same seed; words occur about equally often, unlike in real caption data.
 
-    The metric of the edit tells words apart only along directions that its captions have shown.
+    The metric of the edit distinguishes words only along directions that occur in these captions.
     """
     rng = random.Random(seed)
     made = []

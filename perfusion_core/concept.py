@@ -1,10 +1,10 @@
-"""What a concept is, and its file.
+"""The concept, and reading and writing it as a file.
 
-A file is one safetensors file of a few tensors: `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
-`superclass_encoding` [d], `target_outputs_v` [Σ m] and, where keys were trained, `target_outputs_k` [Σ m], the layers one after
-another in the order of the metadata's `layers`. Target outputs that differ by token position are [77, Σ m] instead. A word alone
-has no target outputs, and its `layers` is an empty text. Tensors of eight and of four bits have scales beside them (see
-`quantization`). All metadata values are text, as the format wants.
+A concept is stored as one safetensors file with the tensors `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
+`superclass_encoding` [d], `target_outputs_v` [Σ m] and, if keys were trained, `target_outputs_k` [Σ m], with the layers
+concatenated in the order of `layers` in the metadata. Target outputs that differ by token position are [77, Σ m] instead. A
+concept that is a word alone has no target outputs and an empty `layers`. Tensors of eight and of four bits come with scales (see
+`quantization`). All metadata values are text, as the format requires.
 """
 
 import base64
@@ -41,7 +41,7 @@ TRIGGER = re.compile(r"<[\w-]{1,64}>")
 
 
 def check_trigger(trigger: str) -> str:
-    """The trigger word, if it is one that survives in a prompt.
+    """Return the trigger word if it is valid, which means that it stays intact in a prompt.
 
     Raises:
         PerfusionError: it is not `<name>` with a name of letters, digits, `_` and `-`.
@@ -55,26 +55,26 @@ def check_trigger(trigger: str) -> str:
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept that was taught to one base family: a word, and what it makes of each layer, or the word alone.
+    """A concept learned for one base family: a word with its edit of each layer, or a word alone.
 
     Attributes:
-        trigger: what stands for it in prompts, `<name>`.
+        trigger: the word that stands for it in prompts, `<name>`.
         superclass: the word that its keys are locked to, such as "teddy".
-        family: of the base model, as the host names it, such as "sd1".
+        family: of the base model, as named by the host, such as "sd1".
         word: text encoder's name -> learned embedding vectors, [n, width of that encoder].
         target_input: i*, [d].
         probe: C⁻¹ i*, up to a factor, [d]; sim(e) = ⟨probe, e⟩ / ⟨probe, i*⟩.
         superclass_encoding: mean encoding of the superclass word in the training prompts, [d].
-        values: layer -> o*_V, [m], or [POSITIONS, m] where they differ by token position; empty for a word alone (Textual
+        values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty for a word alone (Textual
             Inversion), which edits no layer.
-        keys: layer -> o*_K, likewise, where keys were trained; empty where they are locked.
+        keys: layer -> o*_K, likewise, if keys were trained; empty if they are locked.
         bias: β at inference.
         temperature: τ at inference.
         strength: share of the edit that is applied, between 0 and 1.
-        training: settings of the training, for people to read.
+        training: settings of the training, for information only.
         preview: a JPEG picture of at most MAX_PREVIEW bytes, or empty.
-        region: where in the picture the concept may show, [H, W] in 0…1 of any size; None for everywhere. A setting for one
-            graph: files do not hold it.
+        region: where in the picture the concept may appear, [H, W] in 0…1 of any size; None for everywhere. It is a setting of
+            one graph and is not stored in files.
         details: further ModelSpec metadata: "author", "license", "description" and the like.
     """
 
@@ -97,27 +97,27 @@ class Concept:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Layer -> width m of its projections."""
+        """Layer -> width m of its projections; empty for a word alone."""
         return {layer: output.shape[-1] for layer, output in self.values.items()}
 
     def with_settings(self, **settings: str | float | Tensor) -> "Concept":
-        """The concept with another bias, temperature, strength, trigger or region.
+        """Return a copy of the concept with another bias, temperature, strength, trigger or region.
 
         Raises:
-            PerfusionError: the trigger is not a trigger word.
+            PerfusionError: the trigger is not a valid trigger word.
         """
         check_trigger(str(settings.get("trigger", self.trigger)))
         return replace(self, **settings)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16, overwrite: bool = True) -> None:
-        """Write the file, whole or not at all, its tensors in `dtype`, one of DTYPES or `quantization`'s EIGHT and FOUR.
+        """Write the file atomically, with tensors in `dtype`: one of `concept_file.DTYPES`, or `quantization`'s EIGHT or FOUR.
 
         Raises:
-            PerfusionError: the disk will not take it, or `dtype` cannot hold a number.
-            files.Taken: there is a file of this name, and it is not to be written over.
+            PerfusionError: the file cannot be written, or `dtype` cannot represent a value.
+            safe_files.Taken: `overwrite` is False and the file exists.
         """
         tensors = {f"word.{name}": vectors for name, vectors in self.word.items()}
-        # A factor of the probe does not matter, and half precision has no room for small numbers.
+        # The scale of the probe does not matter, and float16 cannot represent small numbers.
         probe = self.probe / self.probe.abs().max() if dtype == torch.float16 else self.probe
         tensors |= {"target_input": self.target_input, "probe": probe, "superclass_encoding": self.superclass_encoding}
         if self.values:
@@ -136,7 +136,7 @@ class Concept:
         write(path, held, self._metadata(), overwrite)
 
     def _metadata(self) -> dict[str, str]:
-        """The file's metadata: ModelSpec 1.0.1's keys and those that the host's model browser reads, then our own."""
+        """Return the file's metadata: keys of ModelSpec 1.0.1 and of the host's model browser, then this format's own."""
         metadata = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{self.family}/perfusion",
@@ -158,25 +158,25 @@ class Concept:
 
     @classmethod
     def load(cls, path: Path) -> "Concept":
-        """Read and check a file; tensors come as float32.
+        """Read and validate a file; its tensors are converted to float32.
 
         Raises:
-            PerfusionError: the file is not a whole, finite, consistent concept of a version that this code knows.
+            PerfusionError: the file is not a complete, finite, consistent concept of a supported version.
         """
         return cls._of(*read(path, MAX_BYTES, READABLE), path)
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str) -> "Concept":
-        """What a file with this content holds; `name` stands for it in errors. Raises PerfusionError as `load` does."""
+        """Return the concept of a file with this content; `name` identifies it in errors. Raise PerfusionError as `load` does."""
         path = Path(name)
         return cls._of(*parse(content, path, READABLE), path)
 
     @classmethod
     def from_text(cls, text: str, name: str) -> "Concept":
-        """What a file holds, from its bytes in base64; `name` stands for it in errors.
+        """Return the concept of a file whose bytes are given in base64; `name` identifies it in errors.
 
         Raises:
-            PerfusionError: the text is too long, no base64, or not of a file that `load` would take.
+            PerfusionError: the text is too long, is not base64, or does not encode a file that `load` would accept.
         """
         require(
             len(text) <= MAX_TEXT, Path(name), f"it is a text of {len(text)} characters, more than the {MAX_TEXT} that it may have"

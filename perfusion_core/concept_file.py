@@ -1,6 +1,6 @@
-"""What a concept's file holds: the texts of its metadata, and what its tensors must be.
+"""The content of a concept file: its metadata values, and the checks of its tensors.
 
-See docs/file_format.md. Nothing here knows a `Concept`: `concept.Concept.save` and `load` write and read with it.
+See docs/file_format.md. This module does not depend on `Concept`; `concept.Concept.save` and `load` use it.
 """
 
 import base64
@@ -29,18 +29,18 @@ MAX_PREVIEW = 12 * 1024
 
 
 MAX_TEXT = 2**20
-"""Characters of a concept that is held as text, in a workflow."""
+"""Maximum number of characters of a concept stored as text in a workflow."""
 
 
 SUPERCLASS_LENGTH = 200
 
 
 POSITIONS = 77
-"""Tokens of a section of a prompt: how many target outputs a layer has where they differ by position."""
+"""Tokens in a section of a prompt: the number of target outputs of a layer whose outputs differ by token position."""
 
 
 MAX_VECTORS = 32
-"""A learned word has so many embedding vectors at most."""
+"""Maximum number of embedding vectors of a learned word."""
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -53,10 +53,10 @@ DETAILS = ("author", "license", "description", "date", "tags")
 
 
 def pack_layers(widths: Mapping[str, int]) -> str:
-    """Layer names and widths as text: the end that all names share, then `name:width` each, separated by spaces.
+    """Return layer names and widths as text: the ending shared by all names (`.` if there is none), then `name:width` per layer.
 
-    A name that differs from the one before in its last part alone is written as `.part`, and a width that stays is left out.
-    No layers are the empty text.
+    The parts are separated by spaces, and names omit the shared ending. A name that differs from the previous one only in its
+    last part is written as `.part`, and a width equal to the previous one is omitted. The text is empty if there are no layers.
     """
     if not widths:
         return ""
@@ -77,7 +77,7 @@ def pack_layers(widths: Mapping[str, int]) -> str:
 
 
 def unpack_layers(text: str, path: Path) -> dict[str, int]:
-    """What `pack_layers` packed; raises PerfusionError about the file `path` where the text is anything else."""
+    """Return the layers packed by `pack_layers`; raise PerfusionError about the file `path` for any other text."""
     if not text:
         return {}
     unreadable = "its list of layers cannot be read"
@@ -123,7 +123,7 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
 
 
 def parse_gate(text: str, path: Path) -> tuple[float, float, float]:
-    """Bias, temperature and strength; raises PerfusionError about the file `path` where the text is anything else."""
+    """Return bias, temperature and strength; raise PerfusionError about the file `path` if one is malformed or out of range."""
     try:
         bias, temperature, strength = (float(part) for part in text.split(" "))
     except ValueError:
@@ -134,7 +134,7 @@ def parse_gate(text: str, path: Path) -> tuple[float, float, float]:
 
 
 def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
-    """The training's settings; raises PerfusionError about the file `path` where the text is anything else."""
+    """Return the settings of the training; raise PerfusionError about the file `path` if the text holds anything else."""
     try:
         training = json.loads(text)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
 
 
 def parse_preview(text: str | None, path: Path) -> bytes:
-    """The preview picture's bytes, undecoded; raises PerfusionError about the file `path` where the text is anything else."""
+    """Return the JPEG bytes of the preview, empty if `text` is None; raise PerfusionError about the file `path` if invalid."""
     if text is None:
         return b""
     try:

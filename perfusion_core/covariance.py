@@ -1,6 +1,6 @@
 """C = E[e eᵀ], the uncentered second moment of text encodings over many captions: the metric of the edit (§4.2, after ROME).
 
-It depends on the text encoder alone, so it is estimated once for each and kept in a file.
+It depends only on the text encoder, so it is estimated once per encoder and kept in a file.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ MAX_BYTES = 80 * 2**20
 
 
 class Estimate:
-    """A streaming estimate of C: float64 sums, memory O(d²) for any number of captions."""
+    """A streaming estimate of C, summed in float64; memory is O(d²) for any number of captions."""
 
     def __init__(self, width: int) -> None:
-        """Start with nothing; `width` is d, the width of an encoding."""
+        """Start an empty estimate; `width` is d, the width of an encoding."""
         self.sum = torch.zeros(width, width, dtype=torch.float64)
         self.count = 0
 
     def add(self, encodings: Tensor) -> None:
-        """Take in encodings [..., d] of any float dtype, on any device.
+        """Add encodings [..., d] of any float dtype, on any device.
 
         Raises:
-            PerfusionError: an encoding holds NaN or infinity.
+            PerfusionError: an encoding contains NaN or infinity.
         """
         flat = encodings.detach().reshape(-1, encodings.shape[-1]).to("cpu", torch.float64)
         if not flat.isfinite().all():
@@ -39,10 +39,10 @@ class Estimate:
         self.count += len(flat)
 
     def finish(self, identity: str) -> "Covariance":
-        """C for the text encoder of the given identity.
+        """Return C for the text encoder with the given identity.
 
         Raises:
-            PerfusionError: there were fewer encodings than dimensions.
+            PerfusionError: fewer encodings than dimensions were added.
         """
         width = len(self.sum)
         if self.count < width:
@@ -58,8 +58,8 @@ class Covariance:
 
     Attributes:
         matrix: float32 [d, d], symmetric.
-        count: how many token encodings it averages.
-        identity: of the text encoder, as the host tells it.
+        count: number of token encodings that it averages.
+        identity: of the text encoder, as given by the host.
     """
 
     matrix: Tensor
@@ -67,15 +67,15 @@ class Covariance:
     identity: str
 
     def regularised(self) -> Tensor:
-        """C + ridge · mean eigenvalue · I, float64 [d, d].
+        """Return C + ridge · mean eigenvalue · I, float64 [d, d].
 
-        Encodings that end in a layer norm of equal weights lie in a hyperplane, where C alone has no inverse.
+        Encodings that end in a layer norm of equal weights lie in a hyperplane, so that C alone is singular.
         """
         matrix = self.matrix.double()
         return matrix + RIDGE * matrix.diagonal().mean() * torch.eye(len(matrix), dtype=torch.float64)
 
     def inverse(self) -> Tensor:
-        """C⁻¹ of the regularised C, float64 [d, d].
+        """Return C⁻¹, the inverse of the regularised C, float64 [d, d].
 
         Raises:
             PerfusionError: C is not positive definite.
@@ -86,21 +86,21 @@ class Covariance:
         return torch.cholesky_inverse(factor)
 
     def condition(self) -> float:
-        """Condition number of the regularised C."""
+        """Return the condition number of the regularised C."""
         values = torch.linalg.eigvalsh(self.regularised())
         return float(values[-1] / values[0])
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all; raises PerfusionError where the disk will not take it."""
+        """Write the file atomically; raise PerfusionError if it cannot be written."""
         metadata = {"format": FORMAT, "version": str(VERSION), "identity": self.identity, "count": str(self.count)}
         write(path, {"covariance": self.matrix.float()}, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "Covariance":
-        """Read and check a file.
+        """Read and validate a file.
 
         Raises:
-            PerfusionError: the file is not a whole, finite covariance of a version that this code knows.
+            PerfusionError: the file is not a complete, finite covariance of a supported version.
         """
         tensors, metadata = read(path, MAX_BYTES)
         require(metadata.get("format") == FORMAT, path, "it is not a Perfusion covariance")
@@ -114,7 +114,7 @@ class Covariance:
 
 
 def probe(inverse: Tensor, target_input: Tensor) -> Tensor:
-    """C⁻¹ i* / ‖i*‖², float32 [d]: sim(e) is its product with e (§4.2).
+    """Return C⁻¹ i* / ‖i*‖², float32 [d], whose dot product with e is sim(e) (§4.2).
 
     Args:
         inverse: C⁻¹, float64 [d, d].

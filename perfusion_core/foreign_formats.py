@@ -1,23 +1,24 @@
-"""Concept files of two other implementations. They are pickles, so they are read with more suspicion than our own.
+"""Import of concept files from two other implementations. The files are pickles and need stricter checks than this pack's own.
 
-perfusion-pytorch, whose `save` writes a dictionary of
+The `save` of perfusion-pytorch writes a dictionary of
 
     embed_params       [c, width], a vector for each of c concepts
-    key_value_params   [[i* [c, d], o* [c, m]], …], one pair for each edited projection, in the order of the model's modules,
-                       which is to_k and then to_v of each layer; the o* of to_k are W_K of the superclass, never trained
+    key_value_params   [[i* [c, d], o* [c, m]], …], one pair for each edited projection, in the order of the model's modules:
+                       to_k, then to_v of each layer; the o* of to_k are W_K of the superclass and are never trained
     C_inv              C⁻¹, [d, d]
 
-ChenDarYen's Key-Locked-Rank-One-Editing-for-Text-to-Image-Personalization, whose checkpoint is a dictionary of
+A checkpoint of ChenDarYen's Key-Locked-Rank-One-Editing-for-Text-to-Image-Personalization is a dictionary of
 
     C_inv              C⁻¹, [d, d]
-    target_input       i*, [d], a moving average of the word's encodings that began at the superclass's
+    target_input       i*, [d], a moving average of the word's encodings, initialised with the superclass's encoding
     embedding          {"string_to_param": ParameterDict {placeholder: [n, width]}, …}, and in newer files "initializer_words":
-                       an OmegaConf list of one superclass, with all of the training's configuration behind it
+                       an OmegaConf list of one superclass, which references the complete training configuration
     target_output      {"<layer>.to_k.target_output": [77, m], "<layer>.to_v.target_output": [77, m], …}, an o* for each token
-                       position. Both began at W of the superclass prompts' encodings at that position; those of to_k stay there.
+                       position. Both are initialised with W applied to the superclass prompts' encodings at that position;
+                       those of to_k keep this value.
 
-Both are of Eq. 3, encode text as the host does (SD1: last layer; SD2: last but one; both through the final norm) and keep bias
-and temperature out of the file. What is a way of sampling and not in a file, as the latter's global locking, is not read here.
+Both implement Eq. 3, encode text as the host does (SD1: last layer; SD2: last but one; both through the final norm) and do not
+store bias and temperature. Options of sampling that are not stored in a file, such as the latter's global locking, are not read.
 """
 
 import io
@@ -42,27 +43,27 @@ MAX_BYTES = 64 * 2**20
 MAX_VECTORS = 32
 CODE = "it holds more than plain tensors and texts, which could run code, so it was not opened"
 BIAS, TEMPERATURE = 0.7, 0.15
-"""Both implementations' own for inference, where nothing else is asked for; no file tells of others."""
+"""Inference defaults of both implementations; their files do not store other values."""
 
 OTHER_BASE = "choose a checkpoint of the base that it was taught to"
 ALIKE = 1e-4
-"""perfusion-pytorch keeps i* once for each projection: they may differ by this share of their length."""
+"""perfusion-pytorch stores i* once per projection; the copies may differ from their mean by this share of its length."""
 
 PERFUSION_PYTORCH = "perfusion-pytorch"
 CHENDARYEN = "ChenDarYen/Key-Locked-Rank-One-Editing-for-Text-to-Image-Personalization"
 
 
 class StandIn:
-    """What is unpickled in place of a class of another library: it keeps its state, and nothing of that class runs."""
+    """A substitute for a class of another library during unpickling: it keeps the object's state but runs no code of the class."""
 
     def __init__(self, *_: Any) -> None:
-        """Take whatever the class would have taken."""
+        """Accept and ignore any arguments."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Take an item."""
+        """Accept and ignore an item."""
 
     def take(self, *_: Any) -> None:
-        """Take items."""
+        """Accept and ignore items."""
 
     append = extend = add = take
 
@@ -81,7 +82,7 @@ STAND_INS = [
     }.items()
     for name in names.split()
 ]
-"""For what ChenDarYen's checkpoints hold beside tensors."""
+"""Substitutes for the classes that ChenDarYen's checkpoints contain besides tensors."""
 
 CALLED = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
     "builtins.set",
@@ -90,10 +91,13 @@ CALLED = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
     "torch._utils._rebuild_tensor",
     "torch._utils._rebuild_tensor_v2",
 }
-"""What a file may call when it is unpickled. torch lets more in that runs no code but takes as much memory as the file likes."""
+"""What a file may call when it is unpickled.
+
+torch itself allows further callables, which run no code but can allocate as much memory as the file asks for.
+"""
 
 _STANDING_IN = threading.Lock()
-"""What torch lets in while a file is opened holds for all threads: one file at a time."""
+"""torch's safe globals apply to all threads while a file is being loaded, so files are loaded one at a time."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,10 @@ class Foreign:
         kind: PERFUSION_PYTORCH or CHENDARYEN.
         word: embedding vectors, [n, width].
         target_input: i*, [d].
-        inverse: C⁻¹, [d, d]; None where the file has none.
-        values: layer -> o*_V, [m], or [POSITIONS, m] where they differ by token position.
+        inverse: C⁻¹, [d, d]; None if the file has none.
+        values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position.
         keys: layer -> o*_K, likewise.
-        superclass: as the file tells it; empty where it does not.
+        superclass: as stored in the file; empty if it is not.
     """
 
     kind: str
@@ -121,10 +125,10 @@ class Foreign:
     def concept(
         self, trigger: str, superclass: str, family: str, encoder: str, superclass_encoding: Tensor, inverse: Tensor
     ) -> Concept:
-        """The concept, with keys as the file has them; `inverse` is C⁻¹, float64 [d, d], `encoder` the text encoder's name.
+        """Return the concept with the file's keys; `inverse` is C⁻¹, float64 [d, d], `encoder` the name of the text encoder.
 
         Raises:
-            PerfusionError: i* has no length in the metric of C⁻¹.
+            PerfusionError: the squared length of i* in the metric of C⁻¹ is not positive and finite.
         """
         length = float(self.target_input.double() @ inverse @ self.target_input.double())
         if not 0 < length < float("inf"):
@@ -148,14 +152,14 @@ class Foreign:
         )
 
 
-# ---- the file ----------------------------------------------------------------------------------------------------------------
+# ---- loading a file ----------------------------------------------------------------------------------------------------------
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What a foreign file holds, unpickled without running any code of it; of its tensors nothing is checked yet.
+    """Return the content of a foreign file, unpickled without running any of its code; its tensors are not checked yet.
 
     Raises:
-        PerfusionError: the file is missing, larger than MAX_BYTES, broken, holds code, or is of neither implementation.
+        PerfusionError: the file is missing, larger than MAX_BYTES, broken, contains code, or is of neither implementation.
     """
     try:
         size = path.stat().st_size
@@ -178,20 +182,20 @@ def load(path: Path) -> dict[str, Any]:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise PerfusionError(f"{shown(path)} cannot be used: {CODE}.") from error
-    except Exception as error:  # and so can a broken pickle
+    except Exception as error:  # so can a broken pickle
         raise PerfusionError(broken) from error
     kind_of(found, path)
     return found
 
 
 def called(content: bytes) -> set[str]:
-    """What a pickle would call, by full names; here all of it does nothing. Raises what broken pickles raise."""
+    """Return the full names of everything that a pickle calls, without calling it; raise whatever a broken pickle raises."""
     found: set[str] = set()
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> type:
             def new(cls: type, *_: Any) -> Any:
-                found.add(f"{module}.{name}".replace("__builtin__.", "builtins."))  # so older pickles call it
+                found.add(f"{module}.{name}".replace("__builtin__.", "builtins."))  # its name in older pickles
                 return object.__new__(cls)
 
             return type("Inert", (StandIn,), {"__new__": new})
@@ -204,7 +208,7 @@ def called(content: bytes) -> set[str]:
 
 
 def kind_of(found: Any, path: Path) -> str:
-    """Which implementation wrote what was found; raises PerfusionError about the file `path` where neither did."""
+    """Return which implementation wrote the content `found`; raise PerfusionError about the file `path` if neither did."""
     names = set(found) if isinstance(found, dict) else set()
     if {"embed_params", "key_value_params"} <= names:
         return PERFUSION_PYTORCH
@@ -214,17 +218,17 @@ def kind_of(found: Any, path: Path) -> str:
 
 
 def read(path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int = 1) -> Foreign:
-    """Read and check one concept of a foreign file.
+    """Read and validate one concept of a foreign file.
 
     Args:
         path: the file.
-        layers: the model's cross-attention layers, in its order -> width m of their projections.
-        width: d of its encodings.
+        layers: the model's cross-attention layers, in the model's order -> width m of their projections.
+        width: d, the width of the model's encodings.
         embedding: width of its text encoder's embedding vectors.
-        number: which concept of a file that holds several, from 1.
+        number: which concept to read from a file of several, counted from 1.
 
     Raises:
-        PerfusionError: the file is not a whole, finite concept for such a model.
+        PerfusionError: the file is not a complete, finite concept for such a model.
     """
     found = load(path)
     kind = kind_of(found, path)
@@ -237,22 +241,22 @@ def read(path: Path, layers: Mapping[str, int], width: int, embedding: int, numb
     )
 
 
-# ---- its parts ---------------------------------------------------------------------------------------------------------------
+# ---- extracting a concept ----------------------------------------------------------------------------------------------------
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a plain tensor in memory; empty for anything else."""
+    """Return the shape of a plain, dense tensor on the CPU; empty for anything else."""
     plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
     return tuple(value.shape) if plain else ()
 
 
 def checked(value: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """A tensor of a foreign file as float32 [shape], with memory of its own.
+    """Return a tensor of a foreign file as float32 [shape], with memory of its own.
 
     Raises:
-        PerfusionError: it is no tensor, of another shape, not of floating point, or not finite.
+        PerfusionError: it is not a tensor, has another shape, is not of floating point, or is not finite.
     """
-    # The shape comes first: a file can claim any size for a few numbers.
+    # Check the shape first: with strides of 0, a file can claim any size for a few numbers.
     require(shape_of(value) == shape, path, f"its {name} has the shape {shape_of(value)} where {shape} was expected")
     require(value.dtype in DTYPES, path, f"its {name} holds {value.dtype}, not floating point numbers of 16 to 64 bits")
     numbers = value.detach().to(torch.float32, copy=True).contiguous()
@@ -263,7 +267,7 @@ def checked(value: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor
 def _perfusion_pytorch(
     found: Mapping[str, Any], path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int
 ) -> dict[str, Any]:
-    """The parts of a `Foreign` from a file of perfusion-pytorch."""
+    """Return the fields of a `Foreign` from a file of perfusion-pytorch."""
     embedded, pairs = found["embed_params"], found["key_value_params"]
     require(embedded is not None, path, "it holds no word: its model had no EmbeddingWrapper when it was saved")
     good = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
@@ -299,10 +303,13 @@ def _perfusion_pytorch(
 
 
 def layer_order(layers: Mapping[str, int], widths: Sequence[tuple[int, ...]], path: Path) -> list[str]:
-    """The layers in the order of another UNet's modules, told by the widths of its projections, to_k and to_v of each layer.
+    """Return the layers in the order of another UNet's modules, deduced from the widths of to_k and to_v of each layer.
 
-    The order is the host's own, or, as diffusers builds its UNet, with the middle last. Where the widths fit both, as in a model
-    whose layers are all of one width, it is the host's own.
+    The order is the host's own or that of diffusers, whose UNet has the middle block last. If the widths fit both, as in a model
+    whose layers all have the same width, the host's order is returned.
+
+    Raises:
+        PerfusionError: about the file `path`: the widths fit neither order.
     """
     middle = [layer for layer in layers if layer.startswith("middle_block.")]
     for order in (list(layers), [layer for layer in layers if layer not in middle] + middle):
@@ -314,7 +321,7 @@ def layer_order(layers: Mapping[str, int], widths: Sequence[tuple[int, ...]], pa
 def _chendaryen(
     found: Mapping[str, Any], path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int
 ) -> dict[str, Any]:
-    """The parts of a `Foreign` from a checkpoint of ChenDarYen's."""
+    """Return the fields of a `Foreign` from a checkpoint of ChenDarYen's implementation."""
     require(number == 1, path, f"it holds 1 concept, and number {number} was asked for")
     told = found["embedding"] if isinstance(found["embedding"], dict) else {}
     words = told.get("string_to_param")
@@ -343,7 +350,7 @@ def _chendaryen(
 
 
 def _first_text(words: Any) -> str:
-    """The first of a list of texts, or of OmegaConf's list of nodes; empty where there is none that could be a superclass."""
+    """Return the first text of a list, or of an OmegaConf list of nodes; empty if it cannot be a superclass."""
     listed = getattr(words, "_content", words)
     first = listed[0] if isinstance(listed, list) and listed else ""
     text = getattr(first, "_val", first)

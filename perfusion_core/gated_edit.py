@@ -1,14 +1,14 @@
 """The gated rank-1 edit of cross-attention projections (Eq. 3, §4.2, and appendix B for several concepts).
 
-Everything but W e is a correction of low rank whose coefficients depend on the encoding e alone. They are computed once per
-encoding and shared by all layers; W e itself, and W applied to a target input, are left to the host's own Linear.
+Everything but W e is a low-rank correction whose coefficients depend only on the encoding e. They are computed once per encoding
+and shared by all layers; W e itself, and W applied to a target input, are computed by the host's own Linear.
 
 With sim_j(e) = ⟨i*_j, e⟩ / ‖i*_j‖², ⟨a, b⟩ = aᵀ C⁻¹ b, and the gate g_j = σ((sim_j(e) - β_j) / τ_j), an edited projection is
 
     h = W e - Σ_j remove_j W i*_j + Σ_j add_j o*_j
 
-Shapes: B prompts, N tokens, J concepts, d the width of the encoding, m that of a projection. Coefficients are float32, from
-encodings of half precision too; float64 stays float64.
+Shapes: B prompts, N tokens, J concepts, d the width of the encoding, m that of a projection. Coefficients are float32, also for
+encodings in half precision; float64 stays float64.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,35 +24,35 @@ PAPER = "paper"
 APPROXIMATE = "approximate"
 STATIC = "static"
 MODES = (EXACT, PAPER, APPROXIMATE, STATIC)
-"""How the i* components are taken out of the encoding.
+"""How the i* components are removed from the encoding.
 
-`paper`: always and entirely, through a basis of the span of all i* (appendix B; Eq. 3 with one concept).
-`approximate`: always, each concept by itself: e - Σ_j sim_j i*_j. With overlapping concepts too much is taken out.
-`exact` (beyond the paper): only as far as gates are open, so that a closed gate leaves the layer untouched; gates open only
-at tokens that a prompt's trigger word can have reached.
-`static`: no gate, the rank-1 edit of the weights alone (ROME), which is what a LoRA can hold. What the gate says at the
-concept's own encoding, g*_j = σ((1 - β_j) / τ_j), scales it: h = W e + Σ_j c_j s_j g*_j (o*_j - W i*_j), s_j the strength,
-with c such that i*_j alone is moved by s_j g*_j (o*_j - W i*_j) and the other i* are not; c = sim(e) with one concept. It acts
-in every prompt as far as its encodings are like i*, whether a trigger word stands there or not. Training takes it like any
-other mode: outputs that are learned without a gate are those that an exported LoRA wants.
+`paper`: always and completely, through a basis of the span of all i* (appendix B; Eq. 3 with one concept).
+`approximate`: always, each concept independently: e - Σ_j sim_j i*_j. With overlapping concepts this removes too much.
+`exact` (beyond the paper): only to the extent that gates are open, so that a closed gate leaves the layer untouched; gates open
+only at tokens that a trigger word in the prompt can have influenced.
+`static`: no gate, the rank-1 edit of the weights alone (ROME), which is what a LoRA can represent. It is scaled by the gate at
+the concept's own encoding, g*_j = σ((1 - β_j) / τ_j): h = W e + Σ_j c_j s_j g*_j (o*_j - W i*_j), with the strength s_j and with
+c such that the term s_j g*_j (o*_j - W i*_j) applies fully at i*_j and not at the other i*; c = sim(e) with one concept. The edit
+acts in every prompt to the extent that its encodings resemble i*, with or without a trigger word. Training supports it like any
+other mode: an exported LoRA should use outputs that were learned without a gate.
 """
 
 CLOSED = 1e-3
-"""In exact mode a gate under this value is closed: exactly 0."""
+"""In exact mode, gates below this value are set to exactly 0."""
 
 APART = 2.5e-7
-"""Concepts count as this much less alike than they are, so that two that coincide still leave one solution."""
+"""Relative reduction of the overlaps between concepts, which keeps the system solvable when two concepts coincide."""
 
 TOLD_APART = 1e-4
-"""In static mode, directions of the overlap matrix under this share of its largest are left out: concepts whose i* differ by
-less than about two percent then share what they ask for, instead of asking for an edit without bounds between them."""
+"""In static mode, singular values of the overlap matrix below this share of its largest are dropped: concepts whose i* differ by
+less than about two percent then share their edits, instead of requiring an unbounded edit between them."""
 
 Project = Callable[[Tensor], Tensor]
 """The host's own projection: [n, d] -> [n, m]."""
 
 
 def widened(*tensors: Tensor) -> list[Tensor]:
-    """The tensors in one dtype that holds them all, float32 at least."""
+    """Return the tensors in their common promoted dtype, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -60,24 +60,24 @@ def widened(*tensors: Tensor) -> list[Tensor]:
 
 
 def similarity(encoding: Tensor, probes: Tensor) -> Tensor:
-    """sim_j(e), [..., J], of encodings [..., d] to the concepts' `probes` C⁻¹ i*_j / ‖i*_j‖² [J, d] (§4.2)."""
+    """Return sim_j(e), [..., J], for encodings [..., d] and the concepts' `probes` C⁻¹ i*_j / ‖i*_j‖² [J, d] (§4.2)."""
     with torch.autocast(encoding.device.type, enabled=False):
         encoding, probes = widened(encoding, probes)
         return encoding @ probes.T
 
 
 def gate(sim: Tensor, bias: Tensor, temperature: Tensor) -> Tensor:
-    """σ((sim - β) / τ), [..., J] (Eq. 3)."""
+    """Return σ((sim - β) / τ), [..., J] (Eq. 3)."""
     sim, bias, temperature = widened(sim, bias, temperature)
     return torch.sigmoid((sim - bias) / temperature)
 
 
 def removal(sim: Tensor, weight: Tensor, overlap: Tensor) -> Tensor:
-    """Coefficients [..., J] of the i* that take a share `weight` of each concept's component out of an encoding.
+    """Return the coefficients [..., J] of the i* that remove the share `weight` of each concept's component from an encoding.
 
-    With all weights 1 the rest has no component along any i* (appendix B: the projection on the complement of their span);
-    with weights 0 and 1 the same holds for the concepts of weight 1 alone; with one concept it is weight · sim. Concepts that
-    coincide share what is taken out.
+    With all weights 1, the remainder has no component along any i* (appendix B: the projection onto the complement of their
+    span); with weights of 0 and 1, this holds for the concepts of weight 1 only; with one concept, the result is weight · sim.
+    Concepts that coincide share the removal.
 
     Args:
         sim: [..., J].
@@ -93,9 +93,9 @@ def removal(sim: Tensor, weight: Tensor, overlap: Tensor) -> Tensor:
 
 
 def by_position(add: Tensor, outputs: Tensor) -> Tensor:
-    """Σ_j add_j o*_j[n] at every token n, [B, N, m], with target outputs [J, P, m] that differ by token position.
+    """Return Σ_j add_j o*_j[n] at every token n, [B, N, m], for target outputs [J, P, m] that differ by token position.
 
-    A prompt of more than P tokens is made of sections of P, each encoded by itself: positions count within a section.
+    A prompt of more than P tokens consists of sections of P tokens, each encoded separately; positions count within a section.
     """
     places = torch.arange(add.shape[1], device=add.device) % outputs.shape[1]
     return torch.einsum("bnj,jnm->bnm", add, outputs[:, places])
@@ -103,31 +103,31 @@ def by_position(add: Tensor, outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What an encoding asks of every layer: [B, N, J] each."""
+    """The coefficients of an encoding, shared by all layers: [B, N, J] each."""
 
     remove: Tensor
     add: Tensor
 
     def any(self) -> bool:
-        """Whether any layer's output changes."""
+        """Return whether any layer's output changes."""
         return bool(self.remove.any() or self.add.any())
 
 
 @dataclass(frozen=True)
 class Edit:
-    """J concepts as the layers see them.
+    """J concepts in the form in which they edit the layers.
 
     Attributes:
         mode: one of MODES.
         target_inputs: i*, float32 [J, d].
         probes: C⁻¹ i* / ‖i*‖², float32 [J, d].
-        superclass_encodings: [J, d]; W_K of them are the target outputs of locked keys (local key-locking, §4.1).
+        superclass_encodings: [J, d]; their projections by W_K are the target outputs of locked keys (local key-locking, §4.1).
         bias: β, float32 [J].
         temperature: τ, float32 [J].
         strength: share of the edit that is applied, between 0 and 1, float32 [J].
-        values: layer name -> o*_V, [J, m], or [J, P, m] where they differ by token position (see `by_position`).
-        keys: layer name -> o*_K, likewise, for concepts whose keys were trained; rows of locked concepts are not read.
-        keys_trained: bool [J].
+        values: layer name -> o*_V, [J, m], or [J, P, m] if they differ by token position (see `by_position`).
+        keys: layer name -> o*_K, likewise, for concepts whose keys were trained; rows of concepts with locked keys are ignored.
+        keys_trained: bool [J], whether a concept's keys were trained.
     """
 
     mode: str
@@ -142,7 +142,7 @@ class Edit:
     keys_trained: Tensor | None = None
 
     def _exact(self) -> tuple[Tensor, Tensor]:
-        """The probes, and sim_j(i*_k); both float64 on the CPU, since not every device has float64."""
+        """Return the probes and sim_j(i*_k), both float64 on the CPU, since not every device supports float64."""
         probes = self.probes.cpu().double()
         return probes, probes @ self.target_inputs.cpu().double().T
 
@@ -156,9 +156,9 @@ class Edit:
 
     @cached_property
     def static_probes(self) -> Tensor:
-        """[J, d]: row j has the product 1 with i*_j and 0 with every other concept's (the least such in the metric).
+        """[J, d]: row j has the dot product 1 with i*_j and 0 with every other i* (the smallest such row in the metric).
 
-        Concepts of strength 0 have rows of 0 and are not heeded. Those that coincide share: each has its part of the product 1.
+        Concepts of strength 0 have rows of 0 and are ignored. For concepts that coincide, the product 1 is divided among them.
         """
         probes, overlap = self._exact()
         used = (self.strength > 0).cpu().double()
@@ -171,11 +171,11 @@ class Edit:
 
     @property
     def vectors(self) -> Tensor:
-        """What every layer's projections are asked for, [2J, d]: the target inputs, then the superclass encodings."""
+        """The vectors that every layer projects, [2J, d]: the target inputs, then the superclass encodings."""
         return torch.cat([self.target_inputs, self.superclass_encodings])
 
     def to(self, device: torch.device | str) -> "Edit":
-        """The same edit with its tensors on `device`."""
+        """Return the same edit with its tensors on `device`."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -185,16 +185,16 @@ class Edit:
         return Edit(**{each.name: move(getattr(self, each.name)) for each in fields(self)})
 
     def gates(self, encoding: Tensor) -> Tensor:
-        """Each concept's own gate at every token, [B, N, J]."""
+        """Return each concept's own gate at every token, [B, N, J]."""
         return gate(similarity(encoding, self.probes), self.bias, self.temperature)
 
     def coefficients(self, encoding: Tensor, named: Tensor | None = None) -> Coefficients:
-        """The coefficients for an encoding [B, N, d].
+        """Return the coefficients for an encoding [B, N, d].
 
         Args:
             encoding: [B, N, d], any float dtype.
-            named: in exact mode, [B, N, J], above 0 where the prompt's trigger word can have reached the token; None where
-                that is not known, and the gates alone decide.
+            named: used in exact mode only, [B, N, J], above 0 where the concept's trigger word can have influenced the token;
+                None if that is unknown, in which case the gates alone decide.
         """
         if self.mode == STATIC:
             share = self.static_share * similarity(encoding, self.static_probes)
@@ -212,11 +212,14 @@ class Edit:
         return Coefficients(removal(sim, weight, self.overlap), add)
 
     def value_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
-        """What is added to W_V e of a layer, [B, N, m]."""
+        """Return the correction that is added to W_V e of a layer, [B, N, m]."""
         return self._correction(by, project(self.target_inputs), self.values[layer])
 
     def key_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
-        """What is added to W_K e of a layer, [B, N, m]; o*_K is W_K of the superclass unless the keys were trained (§4.1)."""
+        """Return the correction that is added to W_K e of a layer, [B, N, m].
+
+        o*_K is W_K applied to the superclass encoding unless the keys were trained (§4.1).
+        """
         count = len(self.target_inputs)
         projected = project(self.vectors)
         targets = projected[count:]

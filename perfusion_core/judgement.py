@@ -1,13 +1,13 @@
-"""How far a model still follows a prompt with a concept in it, told by the model itself (beyond the paper).
+"""How closely a model still follows prompts that contain a concept, measured with the model itself (beyond the paper).
 
-From little but noise a model predicts what the prompt makes of the picture to come: its layout and colours. A concept may change
-what is predicted for every prompt alike, for it looks other than its superclass; but what sets one prompt's prediction off against
-other prompts' should be the same with either word. Where gates open at other words it goes elsewhere. So, over noises z and
-prompts p, with x̄ the mean over prompts,
+From an input that is almost pure noise, a model predicts what the prompt determines about the picture: its layout and colours. A
+concept may change the predictions for all prompts alike, because it looks different from its superclass; but the difference
+between one prompt's prediction and those of other prompts should be the same with either word. Gates that open at other words
+change this difference. So, over noises z and prompts p, with x̄ the mean over prompts,
 
     followed = 1 - E ‖(x̂(p, concept) - x̄(concept)) - (x̂(p, superclass) - x̄(superclass))‖² / E ‖x̂(p, superclass) - x̄(superclass)‖²
 
-is 1 where a prompt does to the concept what it does to the plain word, and 0 where it does nothing.
+is 1 if a prompt has the same effect on the concept as on the plain word, and 0 if it has no effect.
 """
 
 from collections.abc import Sequence
@@ -23,23 +23,23 @@ CONTEXTS = (
     "a {} at sunset",
     "a {} in a room",
 )
-"""Prompts with `{}` for the thing, as different from each other as can be."""
+"""Prompts with `{}` for the object, chosen to be as different from each other as possible."""
 
 LEAST = 0.85
-"""How far a prompt should be followed, unless a user wants it otherwise.
+"""Default of how far a prompt should be followed.
 
-Chosen in the demo's first world, where concepts had both the place that was asked for and a shape that was still known for its word
-from there on, and the place alone from 0.8 on.
+Chosen in the demo's first world: from this value on, pictures had both the requested place and a shape that was still recognisable
+for its word; from 0.8 on, they had the place alone.
 """
 
 
 def followed(told: Tensor, plain: Tensor, asked: int) -> float:
-    """How far prompts are followed (see above).
+    """Return how far prompts are followed, as defined in the module's docstring.
 
     Args:
         told: predictions with the concept, [K, S, ...] for K prompts and S noises, K at least 2.
-        plain: with the superclass in its place and the same noises, [K, S, ...].
-        asked: how many of the prompts, the first ones, it is asked of; the others are there to be set off against.
+        plain: predictions with the superclass in its place and the same noises, [K, S, ...].
+        asked: number of prompts, from the first, that the score covers; the others only contribute to the mean over prompts.
     """
     mine, theirs = (each.float() - each.float().mean(0) for each in (told, plain))
     off, whole = (each[:asked].square().sum() for each in (mine - theirs, theirs))
@@ -47,12 +47,14 @@ def followed(told: Tensor, plain: Tensor, asked: int) -> float:
 
 
 def lowest(biases: Sequence[float], scores: Sequence[float], least: float) -> float:
-    """The lowest bias from which on the score is `least` or more, between those measured; the highest, if it never is.
+    """Return the lowest bias from which on all scores are at least `least`, interpolated linearly between the measured biases.
+
+    If the score at the highest bias is below `least`, return the highest bias.
 
     Args:
         biases: ascending.
-        scores: one for each.
-        least: what is asked for.
+        scores: one for each bias.
+        least: the required score.
     """
     for i in reversed(range(len(biases))):
         if scores[i] < least:
@@ -65,18 +67,18 @@ def lowest(biases: Sequence[float], scores: Sequence[float], least: float) -> fl
 
 @dataclass(frozen=True)
 class Judgement:
-    """What can be told of a concept while it is taught, without a user's eye and on any machine.
+    """Quality measures of a concept during training, which need no inspection by a user and work on any machine.
 
     Attributes:
-        loss: `training.loop.held_out_loss`: how like the pictures; less is better.
-        followed: how far prompts of all kinds are followed at the bias that the concept would come with.
+        loss: `training.loop.held_out_loss`, a measure of likeness to the pictures; lower is better.
+        followed: how far prompts of all kinds are followed at the bias that the concept would be saved with.
     """
 
     loss: float
     followed: float
 
     def beats(self, other: "Judgement", least: float = LEAST) -> bool:
-        """Whether it is the better one: first prompts must be followed, as far as `least`; then likeness counts."""
+        """Return whether this is the better judgement: prompts must be followed at least to `least`, then likeness decides."""
         if min(self.followed, other.followed) >= least:
             return self.loss < other.loss
         return self.followed > other.followed

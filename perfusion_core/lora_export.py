@@ -1,8 +1,8 @@
-"""A stack of concepts as files of the stock kind: a LoRA of rank J, and an embedding for each word.
+"""Export of a stack of concepts to standard file formats: a LoRA of rank J, and a textual-inversion embedding for each word.
 
-A LoRA has no gate: it holds the static edit (`gated_edit.STATIC`). In every layer ΔW = U P for the keys and for the values, where
-the columns of U [m, J] are s_j g*_j (o*_j - W i*_j) and the rows of P [J, d] are the static probes; with one concept
-ΔW = s g* (o* - W i*) (C⁻¹ i*)ᵀ / ‖i*‖². The LoRA is made of one model's W i*, so it is that model's.
+A LoRA has no gate, so it holds the static edit (`gated_edit.STATIC`). In every layer ΔW = U P for the keys and for the values,
+where the columns of U [m, J] are s_j g*_j (o*_j - W i*_j) and the rows of P [J, d] are the static probes; with one concept
+ΔW = s g* (o* - W i*) (C⁻¹ i*)ᵀ / ‖i*‖². The LoRA is computed from one model's W i*, so it is specific to that model.
 """
 
 import base64
@@ -19,23 +19,23 @@ from .prompts import TEMPLATES
 from .stack import Stack
 
 Projected = Mapping[str, tuple[Tensor, Tensor]]
-"""Layer -> (W_K v, W_V v), [2J, m] each, of an edit's `vectors`."""
+"""Layer -> (W_K v, W_V v), [2J, m] each, for the `vectors` v of an edit."""
 
 
 def corrections(edit: Edit, by: Coefficients, layer: str, projected: Projected) -> tuple[Tensor, Tensor]:
-    """What is added to W_K e and to W_V e of a layer, [..., m] each, for coefficients [..., J]."""
+    """Return the corrections that are added to W_K e and to W_V e of a layer, [..., m] each, for coefficients [..., J]."""
     keys, values = projected[layer]
     inputs = values[: len(edit.target_inputs)]
     return edit.key_correction(layer, by, lambda _: keys), edit.value_correction(layer, by, lambda _: inputs)
 
 
 def lora(edit: Edit, projected: Projected, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of a LoRA file of rank J, float32, whose alpha gives the scale 1.
+    """Return the tensors of a LoRA file of rank J, float32; alpha equals the rank, which gives the scale 1.
 
     Args:
         edit: the concepts.
-        projected: of their `vectors`, by the model that the LoRA is for.
-        names: `<layer>.to_k` and `<layer>.to_v` -> what the file calls them.
+        projected: projections of the edit's `vectors` by the model that the LoRA is for.
+        names: `<layer>.to_k` and `<layer>.to_v` -> their names in the file.
     """
     moved = Coefficients(*2 * [edit.static_share.diag()])
     tensors = {}
@@ -49,31 +49,34 @@ def lora(edit: Edit, projected: Projected, names: Mapping[str, str]) -> dict[str
 
 
 def prompts(stack: Stack) -> list[str]:
-    """The prompts of training, with each concept's trigger word."""
+    """Return the training prompts with each concept's trigger word."""
     return [template.format(concept.trigger) for concept in stack for template in TEMPLATES]
 
 
 def at_words(stack: Stack, named: Tensor) -> Tensor:
-    """Where in each of `prompts` its word's last vector stands, int [P]; `named` is [P, N, J], 1 from its first vector on."""
+    """Return the position of the word's last vector in each of `prompts`, int [P].
+
+    `named` is [P, N, J], 1 from the first vector of concept j's word on.
+    """
     which = torch.arange(len(stack)).repeat_interleave(len(TEMPLATES))
     lengths = torch.tensor([len(next(iter(concept.word.values()))) for concept in stack])
     return named[torch.arange(len(which)), :, which].argmax(1) + lengths[which] - 1
 
 
 def error(edit: Edit, encodings: Tensor, named: Tensor, projected: Projected) -> tuple[float, float]:
-    """How far the LoRA is from the gated concepts: ‖h_static - h_gated‖ / ‖h_gated - W e‖, mean over layers, for K and for V.
+    """Return the LoRA's error against the gated concepts: ‖h_static - h_gated‖ / ‖h_gated - W e‖, mean over layers, for K and V.
 
-    0 is the gated (exact) edit itself, 1 as far from it as the model without any edit. Over whole prompts much of it comes from
-    the padding after the words, where gates stand open a little and encodings are unlike i*.
+    0 is the gated (exact) edit itself, 1 the distance of the unedited model from it. Over whole prompts, much of the error comes
+    from the padding after the words, where gates are slightly open and encodings are unlike i*.
 
     Args:
         edit: the concepts.
-        encodings: [P, N, d], of prompts that name them.
-        named: [P, N, J], where trigger words can have reached.
-        projected: of the edit's `vectors`.
+        encodings: [P, N, d], of prompts that contain the trigger words.
+        named: [P, N, J], above 0 at tokens that trigger words can have influenced.
+        projected: projections of the edit's `vectors`.
 
     Raises:
-        PerfusionError: no gate opens in these prompts, so there is nothing to be near to.
+        PerfusionError: no gate opens in these prompts, so there is nothing to compare with.
     """
     static, gated = (replace(edit, mode=mode).coefficients(encodings, named) for mode in (STATIC, EXACT))
     if not gated.any():
@@ -89,17 +92,17 @@ def error(edit: Edit, encodings: Tensor, named: Tensor, projected: Projected) ->
 
 
 def embedding(word: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a textual-inversion file: under the encoders' names, or the usual one where there is one encoder."""
+    """Return the tensors of a textual-inversion file, named after the encoders, or `emb_params` if there is only one encoder."""
     tensors = {name: vectors.float() for name, vectors in word.items()}
     return tensors if len(tensors) > 1 else {"emb_params": next(iter(tensors.values()))}
 
 
 def metadata(stack: Stack, words: list[str], kind: str) -> dict[str, str]:
-    """A file's metadata, as ModelSpec 1.0.1 and the host's model browser want it.
+    """Return a file's metadata, as ModelSpec 1.0.1 and the host's model browser expect it.
 
     Args:
         stack: the concepts.
-        words: what stands for each of them in prompts.
+        words: the text that stands for each of them in prompts.
         kind: "lora" or "textual-inversion".
     """
     told = {

@@ -1,4 +1,4 @@
-"""The prompts of training, and prompts with other words in place of trigger words."""
+"""The training prompts, and the replacement of trigger words in prompts."""
 
 import re
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ TEMPLATES = (
     "a cropped photo of the {}",
     "the photo shows a {}",
 )
-"""Prompts of training, the concept's word in place of `{}`."""
+"""Training prompts; `{}` stands for the concept's word."""
 
 
 def replaced(text: str, words: Mapping[str, str]) -> str:
-    """A prompt with other text in place of trigger words, however these are capitalised; `words`: trigger word -> text."""
+    """Return a prompt with its trigger words replaced, ignoring case; `words`: trigger word -> replacement text."""
     for trigger, word in words.items():
         text = re.sub(re.escape(trigger), lambda _, word=word: word, text, flags=re.IGNORECASE)
     return text

@@ -1,11 +1,12 @@
-"""A concept's tensors as whole numbers: of eight bits, half the size of half precision, or target outputs of four.
+"""A concept's tensors as integers: all of eight bits, half the size of half precision, or with target outputs of four bits.
 
-Of eight bits, each tensor is a scale times numbers from -127 to 127; of target outputs each layer has a scale of its own. All
-scales stand in one more tensor, `scales`, in the order of the tensors' names.
+With eight bits, each tensor is a scale times integers from -127 to 127; in target outputs, each layer has its own scale. All
+scales are stored in one additional tensor, `scales`, in the order of the tensors' names.
 
-Of four bits, target outputs are numbers from -7 to 7, times a scale for each GROUP of columns that stand side by side. A number and
-8 takes half a byte: bytes `name` [..., G · GROUP / 2], the first of two columns in the lower half, with zeros after the last; and
-the scales of its G groups, `name` with `.scales` after it, [..., G]. What else there is has eight bits.
+With four bits, target outputs are integers from -7 to 7 times one scale per GROUP of adjacent columns. Each integer is stored as
+its sum with 8 in half a byte: bytes `name` [..., G · GROUP / 2], the first of two columns in the lower half, the last group padded
+with columns of 0. The scales of the G groups are stored as `name` followed by `.scales`, [..., G]. All other tensors have eight
+bits.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,10 @@ UNFIT = "its scales do not fit its tensors"
 
 
 def rounded(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype) -> dict[str, Tensor]:
-    """Finite tensors by name, rounded to EIGHT or FOUR, and their scales; `widths` of the layers in target outputs."""
+    """Return the tensors, which must be finite, quantised to EIGHT or FOUR, with their scales, by name.
+
+    `widths` are those of the layers in target outputs.
+    """
     found, scales = {}, []
     for name in sorted(tensors):
         tensor = tensors[name].float()
@@ -42,7 +46,11 @@ def rounded(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype)
 
 
 def restored(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> dict[str, Tensor]:
-    """What `rounded` rounded, in float32; raises PerfusionError about the file `path` where scales and tensors do not fit."""
+    """Return the float32 tensors that `rounded` quantised.
+
+    Raises:
+        PerfusionError: about the file `path`: scales and tensors do not match, or a restored tensor is not finite.
+    """
     found, width = {}, sum(widths)
     packed = [name for name, tensor in tensors.items() if name.startswith(OUTPUTS) and tensor.dtype == torch.uint8]
     for name in packed:
@@ -62,19 +70,19 @@ def restored(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> di
 
 
 def _parts(name: str, tensor: Tensor, widths: list[int]) -> list[Tensor]:
-    """The parts of a tensor that have a scale each: a layer's columns of target outputs, else all of it."""
+    """Return the parts of a tensor that have one scale each: every layer's columns of target outputs, else the whole tensor."""
     return list(tensor.split(widths, dim=-1)) if name.startswith(OUTPUTS) else [tensor]
 
 
 def _scale(largest: Tensor, kind: torch.dtype) -> Tensor:
-    """The step for numbers whose size is `largest` at most."""
+    """Return the quantisation step for numbers of magnitude at most `largest`."""
     return (largest / LARGEST[kind]).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A tensor [..., M] in four bits, and its scales."""
+    """Return a tensor [..., M] packed into four bits per number, and its scales."""
     groups = nn.functional.pad(tensor, (0, -tensor.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
-    # As wide as float32's, in half the room; that they are rounded too does no harm, for numbers are made with what is written.
+    # bfloat16 has the range of float32 in half the space. Its rounding does no harm: numbers are quantised with the rounded scale.
     scales = _scale(groups.abs().amax(-1), FOUR).to(torch.bfloat16)
     numbers = (groups / scales.float()[..., None]).round().clamp(-LARGEST[FOUR], LARGEST[FOUR]) + 8
     low, high = numbers.flatten(-2).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
@@ -82,7 +90,7 @@ def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _unpacked(packed: Tensor, scales: Tensor | None, width: int, path: Path) -> Tensor:
-    """The tensor [..., width], float32."""
+    """Return the tensor [..., width], float32; raise PerfusionError about the file `path` if the scales do not match."""
     count = -(-width // GROUP)
     require(scales is not None and scales.dtype == torch.bfloat16 and packed.ndim > 0, path, UNFIT)
     require(packed.shape == (*scales.shape[:-1], count * GROUP // 2) and scales.shape[-1:] == (count,), path, UNFIT)

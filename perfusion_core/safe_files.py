@@ -1,4 +1,4 @@
-"""Safetensors files that come whole or not at all: written atomically, read with suspicion."""
+"""Safetensors files: atomic writes, and reads that treat every file as untrusted."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shown(path: Path) -> str:
-    """A file's name as a message can hold it: in one line, without what would steer a screen, and not too long."""
+    """Return a file's name for use in a message: one line, non-printable characters escaped, at most LONGEST_NAME characters."""
     name = path.name if path.name.isprintable() else path.name.encode("unicode_escape").decode()
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
@@ -34,16 +34,16 @@ def require(condition: bool, path: Path, wrong: str) -> None:
 
 
 def read(path: Path, max_bytes: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, of these types, and metadata of a safetensors file of at most `max_bytes`; every tensor is finite.
+    """Return the tensors and metadata of a safetensors file of at most `max_bytes`; the tensors are finite and of `dtypes`.
 
     Raises:
-        PerfusionError: the file is missing, too large, broken, or holds NaN, infinity or other types.
+        PerfusionError: the file is missing, too large or broken, or holds NaN, infinity, other dtypes or too many dimensions.
     """
     return parse(read_bytes(path, max_bytes), path, dtypes)
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """The content of a file of at most `max_bytes`; raises PerfusionError where there is none, or more."""
+    """Return the content of a file; raise PerfusionError if it is missing, unreadable or larger than `max_bytes`."""
     try:
         require(path.is_file(), path, "there is no such file")
         size = path.stat().st_size
@@ -54,7 +54,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, of which no tensor is read; empty where the file cannot be read or has none."""
+    """Return the metadata of a safetensors file without reading its tensors; empty if it has none or cannot be read."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -65,10 +65,10 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, of these types, and metadata of a safetensors file's bytes; `path` names it in errors.
+    """Return the tensors, finite and of `dtypes`, and the metadata of a safetensors file's bytes; `path` names it in errors.
 
     Raises:
-        PerfusionError: the bytes are broken, or hold NaN, infinity or other types.
+        PerfusionError: the bytes are broken, or hold NaN, infinity, other dtypes or too many dimensions.
     """
     broken = "it is not a whole safetensors file; it may be cut off or of another kind"
     require(len(content) >= 8, path, broken)
@@ -89,10 +89,10 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
 
 
 def write_all(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, str]]]) -> None:
-    """Write several new files, path -> tensors and metadata: all of them, or none.
+    """Write several new files, path -> tensors and metadata: either all of them or none.
 
     Raises:
-        PerfusionError: as `write`; those that were written before are taken back.
+        PerfusionError: as `write`; files that were already written are deleted.
     """
     written = []
     try:
@@ -106,31 +106,31 @@ def write_all(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, str]
 
 
 class Taken(Exception):
-    """There is a file of the name that a new one was to have."""
+    """A file already exists where a new one was to be written."""
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = True) -> None:
-    """Write a safetensors file under a temporary name beside `path`, then rename it. What is the same gives the same bytes.
+    """Write a safetensors file under a temporary name beside `path`, then rename it. Equal content gives identical bytes.
 
     Raises:
-        PerfusionError: the disk is full or will not be written; nothing is left behind.
-        Taken: there is a file at `path`, be it since a moment ago, and it is not to be written over.
+        PerfusionError: the disk is full or not writable; nothing is left behind.
+        Taken: `overwrite` is False and a file exists at `path`, even if another process has only just created it.
     """
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
     write_bytes(path, _in_order(content, metadata), overwrite)
 
 
 def _in_order(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file's bytes with its metadata in the order that they have here; the library writes them in a random one."""
+    """Return a safetensors file's bytes with its metadata in the given order; the library writes it in random order."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length]) | {"__metadata__": dict(metadata)}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of it
+    text += b" " * (-len(text) % 8)  # tensor data must start at a multiple of 8
     return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
-    """Write a file whole or not at all; raises as `write`."""
+    """Write a file atomically; raise as `write` does."""
     scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,9 +155,9 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
 
 
 def linked(scratch: str, path: Path) -> bool:
-    """Give a file a second name, in one step with making sure that nothing has it; False where something does.
+    """Hard-link `scratch` to `path` and return True, or return False if `path` exists; both in one atomic step.
 
-    True also where the disk knows no second names (FAT) and nothing has this one.
+    On file systems without hard links (FAT), no link is made, and the result is whether `path` is free.
     """
     try:
         os.link(scratch, path)

@@ -1,4 +1,4 @@
-"""Concepts that are used together, and the edit that they make."""
+"""Stacks of concepts that are used together, and their combined edit."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from .concept import Concept
 from .gated_edit import Edit
 
 Stack = tuple[Concept, ...]
-"""Concepts that are used together; no two have one trigger word."""
+"""Concepts that are used together; their trigger words are distinct."""
 
 
 def combine(*stacks: Stack) -> Stack:
-    """All concepts of the stacks, ordered by trigger word, so that the order they were given in does not matter.
+    """Return all concepts of the stacks, sorted by trigger word, so that the result does not depend on their order.
 
     Raises:
-        PerfusionError: two have one trigger word, or they are of different base families.
+        PerfusionError: two concepts have the same trigger word, or their base families differ.
     """
     concepts = sorted((concept for stack in stacks for concept in stack), key=lambda c: c.trigger.casefold())
     for one, other in itertools.pairwise(concepts):
@@ -35,20 +35,20 @@ def combine(*stacks: Stack) -> Stack:
 
 
 def with_outputs(stack: Stack) -> Stack:
-    """The concepts that edit layers: all but words alone."""
+    """Return the concepts that edit layers, without those that are a word alone."""
     return tuple(concept for concept in stack if concept.values)
 
 
 def stacked(outputs: list[Tensor]) -> Tensor:
-    """One layer's target outputs of J concepts, [J, m], or [J, POSITIONS, m] where any of them differ by token position."""
+    """Return one layer's target outputs of J concepts, [J, m], or [J, POSITIONS, m] if any of them differ by token position."""
     return torch.stack(torch.broadcast_tensors(*outputs))
 
 
 def edit_of(stack: Stack, mode: str) -> Edit | None:
-    """The edit that the concepts make together, in one of `gated_edit.MODES`; None where all are words alone.
+    """Return the combined edit of the concepts, in one of `gated_edit.MODES`; None if none of them edits layers.
 
     Raises:
-        PerfusionError: the concepts do not fit the same encodings or layers.
+        PerfusionError: the concepts differ in their layers or in the width of their encodings.
     """
     stack = with_outputs(stack)
     if not stack:

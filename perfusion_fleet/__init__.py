@@ -1,6 +1,6 @@
-"""Many concepts, taught side by side on Ray: `perfusion-train`.
+"""Parallel training of many concepts on Ray: `perfusion-train`.
 
-`table` reads what is to be taught, `inside` enters the host without its server, `worker` teaches there with the pack's own node,
-`settings` are that node's widgets, `schedule` hands the work to workers on Ray, `index` is what is written of it, `command` the
-command line.
+`table` reads the concepts to train, `inside` sets up the host without its server, `worker` trains there with the pack's own node,
+`settings` validates that node's widget values, `schedule` distributes the jobs to workers on Ray, `index` writes the results'
+index, and `command` is the command line.
 """

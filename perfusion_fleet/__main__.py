@@ -1,4 +1,4 @@
-"""`python -m perfusion_fleet`: as `perfusion-train`."""
+"""`python -m perfusion_fleet`: the same as `perfusion-train`."""
 
 import sys
 

@@ -25,7 +25,7 @@ PRECISIONS = ("half", "float32", "8 bit", "4 bit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what the command line asks for; the exit code."""
+    """Run the command line and return its exit code."""
     try:
         return run(parser().parse_args(arguments))
     except PerfusionError as error:
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line may hold."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(prog="perfusion-train", description="Teaches many concepts, on Ray; see docs/fleet.md.")
     for name, told in {
         "concepts": {"type": Path, "help": "a folder with a folder of pictures for each, or a .csv or .json table"},
@@ -55,7 +55,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check all that is asked for, train what is not saved yet, and write the index."""
+    """Check all jobs, train those that are not saved yet, write the index, and return the exit code.
+
+    Raises:
+        PerfusionError: Ray is missing or cannot be reached, or the options, jobs or files are invalid.
+    """
     if importlib.util.find_spec("ray") is None:
         raise PerfusionError(f"perfusion-train needs Ray; install it with: {sys.executable} -m pip install -e '{ROOT}[fleet]'")
     if options.workers is not None and options.workers < 1:
@@ -85,7 +89,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def host_folder(named: Path | None) -> Path:
-    """ComfyUI's folder; raises PerfusionError where it is none."""
+    """Return ComfyUI's folder: `named`, else COMFYUI_PATH, else the one that contains this pack.
+
+    Raises:
+        PerfusionError: the folder contains no main.py.
+    """
     told = named or (Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else ROOT.parents[1])
     folder = told.expanduser().resolve()
     if not (folder / "main.py").is_file():
@@ -94,7 +102,7 @@ def host_folder(named: Path | None) -> Path:
 
 
 def taught(workers: list[Any], jobs: Sequence[Job], out: Path) -> list[index.Entry]:
-    """Train the jobs that are not saved in `out` yet, and save them there; a line of the index for each, in their order."""
+    """Train the jobs that are not saved in `out` yet, save them there, and return an index entry per job, in the jobs' order."""
     from perfusion_fleet import schedule
 
     kept = [job for job in jobs if index.file_of(out, job.name).exists()]
@@ -113,7 +121,7 @@ def taught(workers: list[Any], jobs: Sequence[Job], out: Path) -> list[index.Ent
 
 
 def progress(total: int) -> Callable[[index.Entry], None]:
-    """What tells of each concept as it is done, and how long the rest may take."""
+    """Return a function that reports each finished concept and an estimate of the remaining time."""
     began, done = time.monotonic(), 0
 
     def told(made: index.Entry) -> None:
@@ -127,5 +135,5 @@ def progress(total: int) -> Callable[[index.Entry], None]:
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush it, so that it appears immediately in a pipe too."""
     print(line, flush=True)

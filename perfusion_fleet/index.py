@@ -1,4 +1,4 @@
-"""What is written of a fleet when it is done: a table, as JSON and to read, and sheets of the concepts' pictures."""
+"""The index of a finished fleet: a table as JSON and as Markdown, and contact sheets of the concepts' pictures."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from perfusion_fleet.table import Job
 
 TRAINED, KEPT, FAILED = "trained", "kept", "failed"
 COLUMNS, ON_SHEET = 8, 96
-"""Pictures in a row of a sheet, and on all of it."""
+"""Pictures per row of a sheet, and per sheet."""
 TILE, LINE = 128, 16
-"""Pixels: a side of a picture, and the height of a line of text."""
+"""Side of a picture and height of a line of text, in pixels."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the index.
+    """One line of the index.
 
     Attributes:
-        state: TRAINED now, KEPT from an earlier run, or FAILED.
-        loss: the mean over its last steps; None where it is not known.
-        seconds: that its training took, and `tries`: how many workers it was given to; 0 where it was not trained now.
-        fault: why it failed, a sentence.
+        state: TRAINED in this run, KEPT from an earlier run, or FAILED.
+        loss: the mean over the last steps; None if unknown.
+        seconds: duration of the training; 0 if it was not trained in this run.
+        tries: number of workers that the job was given to; 0 if it was not trained in this run.
+        fault: why it failed, as a sentence.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Entry:
 
 
 def file_of(out: Path, name: str) -> Path:
-    """Where a concept is saved."""
+    """Return the path at which a concept is saved."""
     return out / f"{name}.safetensors"
 
 
 def entry(out: Path, job: Job, state: str, seconds: float = 0.0, tries: int = 0, fault: str = "") -> Entry:
-    """The line of a job; of one that is done its file tells the loss, and one that cannot be read has failed."""
+    """Return the index entry of a job. The loss is read from the concept's file; a job whose file cannot be read has failed."""
     loss = None
     if state != FAILED:
         try:
@@ -60,7 +61,7 @@ def entry(out: Path, job: Job, state: str, seconds: float = 0.0, tries: int = 0,
 
 
 def write(out: Path, entries: Sequence[Entry]) -> None:
-    """Write index.json, index.md and the sheets into a folder; raises PerfusionError where the disk will not take them."""
+    """Write index.json, index.md and the sheets into `out`; raise PerfusionError if they cannot be written."""
     write_bytes(out / "index.json", json.dumps([asdict(each) for each in entries], indent=1, ensure_ascii=False).encode())
     done = [each for each in entries if each.state != FAILED]
     sheets = [done[i : i + ON_SHEET] for i in range(0, len(done), ON_SHEET)]
@@ -74,7 +75,7 @@ def write(out: Path, entries: Sequence[Entry]) -> None:
 
 
 def page(entries: Sequence[Entry], sheets: Sequence[str]) -> Iterator[str]:
-    """The lines of index.md."""
+    """Yield the lines of index.md."""
     counts = [f"{sum(each.state == state for each in entries)} {state}" for state in (TRAINED, KEPT, FAILED)]
     yield from ["# Concepts", "", f"{len(entries)} concepts: {', '.join(counts)}.", ""]
     yield from ["| concept | trigger | superclass | state | loss | seconds | workers | |", "|---|---|---|---|---|---|---|---|"]
@@ -88,7 +89,7 @@ def page(entries: Sequence[Entry], sheets: Sequence[str]) -> Iterator[str]:
 
 
 def sheet(out: Path, shown: Sequence[Entry]) -> bytes:
-    """A PNG of concepts' own pictures, with name and loss under each."""
+    """Return a PNG of the concepts' preview pictures, with name and loss below each."""
     columns, high = min(COLUMNS, len(shown)), TILE + 2 * LINE
     whole = Image.new("RGB", (columns * TILE, -(-len(shown) // columns) * high), "white")
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(11)

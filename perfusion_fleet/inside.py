@@ -1,4 +1,4 @@
-"""The host's own modules in this process, without its server; and the pack's as the host has them."""
+"""Imports the host's modules into this process without its server, and the pack's modules as the host imports them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PACK = "pack"
 
 
 def enter(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> None:
-    """Make `comfy` importable from a ComfyUI folder, to compute on the processor; call it before the first import of `comfy`.
+    """Make `comfy` importable from a ComfyUI folder; must be called before the first import of `comfy`.
 
-    `cpu` False lets it take a graphics card; `arguments` are what else main.py would be given.
+    The host computes on the CPU, or with `cpu` False on a graphics card; `arguments` are further arguments of main.py.
     """
     sys.path.insert(0, str(comfyui))
     sys.argv = ["main.py", *(["--cpu"] if cpu else []), *arguments]
     importlib.import_module("comfy.options").enable_args_parsing()
-    # Before its nodes put the folder with comfy/utils.py in front of this one.
+    # Import the host's `utils` now: its nodes.py later puts the folder of comfy/utils.py ahead of this one in sys.path.
     importlib.import_module("utils")
 
 
 def enter_with_pack(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> None:
-    """The same; then `part` gives modules of the pack, which is imported under a name of its own as the host imports it."""
+    """Do the same as `enter`, and make the pack's modules available to `part`, under a package name of their own as in the host."""
     enter(comfyui, cpu, arguments)
     logging.disable(logging.INFO)
     package = types.ModuleType(PACK)
@@ -36,5 +36,5 @@ def enter_with_pack(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = 
 
 
 def part(name: str) -> Any:
-    """A module of the pack, such as "nodes.host"."""
+    """Return a module of the pack, such as "nodes.host"."""
     return importlib.import_module(f"{PACK}.{name}")

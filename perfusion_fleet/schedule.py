@@ -1,4 +1,4 @@
-"""Hands jobs to workers on Ray, one to each at a time, until all are done; a job whose worker is lost goes to another one."""
+"""Distributes jobs to workers on Ray, one at a time to each, until all are done; a job whose worker is lost is rescheduled."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before it is imported: nothing is told to anybody
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it warns of a change in that otherwise
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # must precede the import of ray: turns off its usage reports
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # otherwise Ray warns that its default will change
 
 import ray
 from ray.exceptions import (
@@ -30,17 +30,17 @@ from perfusion_fleet.worker import Answer, Place, Worker
 
 LOCAL = "local"
 TRIES = 3
-"""Workers that a job may lose before it is given up."""
+"""Number of lost workers after which a job has failed."""
 STORE = 128 * 2**20
-"""Bytes that Ray takes for results on this machine: they are small, and are fetched at once."""
+"""Bytes of Ray's object store on this machine; results are small and are fetched immediately."""
 LOST = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, OutOfMemoryError)
 UNTIL_BACK = {"max_task_retries": -1}
-"""A call that waits for a worker that is being started again."""
+"""Options of a call that waits until a lost worker has been restarted."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job, how many workers it was given to, and the seconds that the last of them took."""
+    """The answer to a job, the number of workers that it was given to, and the seconds that the last of them took."""
 
     job: Job
     answer: Answer
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def connect(address: str, workers: int | None, cpu: bool) -> None:
-    """Start Ray on this machine, or connect to a cluster; raises PerfusionError where that fails."""
+    """Start Ray on this machine or connect to a cluster; raise PerfusionError if that fails."""
     here = {"num_cpus": max(workers or 1, os.cpu_count() or 1), "object_store_memory": STORE} if address == LOCAL else {}
     if here and cpu:
         here["num_gpus"] = 0
@@ -63,10 +63,10 @@ def connect(address: str, workers: int | None, cpu: bool) -> None:
 
 
 def started(place: Place, workers: int | None) -> list[Any]:
-    """Workers, one a graphics card; on processors one a machine, or as many as are given.
+    """Start `workers` workers and return them; by default one per graphics card, or with `place.cpu` one per machine.
 
     Raises:
-        PerfusionError: the cluster has no room for so many.
+        PerfusionError: the cluster has no room for that many workers.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cards = int(sum(node.get("GPU", 0) for node in nodes))
@@ -87,7 +87,7 @@ def started(place: Place, workers: int | None) -> list[Any]:
 
 
 def checked(worker: Any, jobs: list[Job]) -> list[str]:
-    """What the training node would not take of these jobs, a sentence each."""
+    """Return a sentence for each fault that `Worker.check` finds in the jobs; raise PerfusionError if the worker cannot start."""
     try:
         return ray.get(worker.check.options(**UNTIL_BACK).remote(jobs))
     except (RayTaskError, *LOST) as error:
@@ -95,15 +95,15 @@ def checked(worker: Any, jobs: list[Job]) -> list[str]:
 
 
 def outcomes(workers: list[Any], jobs: Iterable[Job], say: Callable[[str], None]) -> Iterator[Outcome]:
-    """Have the jobs done, and give what came of each as it comes.
+    """Run the jobs and yield the outcome of each as it finishes.
 
     Args:
         workers: actors with the methods `ready` and `teach` of `Worker`.
-        jobs: taken in their order; a job that lost its worker comes next.
-        say: is told of workers that come and go.
+        jobs: started in this order; a job whose worker was lost is started next.
+        say: called with a line for each worker that becomes ready, is lost or cannot be started.
 
     Raises:
-        PerfusionError: none of the workers could be started.
+        PerfusionError: no worker could be started.
     """
     waiting, idle, tries = deque(jobs), [], Counter[str]()
     running = {worker.ready.options(**UNTIL_BACK).remote(): (worker, None, 0.0) for worker in workers}
@@ -141,11 +141,11 @@ def outcomes(workers: list[Any], jobs: Iterable[Job], say: Callable[[str], None]
 
 
 def not_started(error: Exception) -> PerfusionError:
-    """The sentence for a worker that cannot work at all."""
+    """Return the error for a worker that cannot be started."""
     return PerfusionError(f"A worker could not be started: {one_line(getattr(error, 'cause', None) or error)}.")
 
 
 def one_line(error: object) -> str:
-    """The last line of an error's text, without its full stop: Ray puts whole tracebacks into its errors."""
+    """Return the last line of an error's text without its full stop, since Ray's errors contain whole tracebacks."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")

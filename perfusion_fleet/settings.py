@@ -1,4 +1,4 @@
-"""Widgets of Train Concept as a table gives them; imported within the host."""
+"""Validation of a table's values for the widgets of Train Concept. Import only inside the host (see `inside`)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from perfusion_fleet.inside import part
 PerfusionError = part("perfusion_core").PerfusionError
 PerfusionTrain = part("nodes.training.train_concept").PerfusionTrain
 WORDS = ("superclass", "trigger")
-"""Widgets that have columns of their own."""
+"""Widgets whose values are fields of `Job` instead of settings."""
 
 
 def widgets() -> dict[str, io.WidgetInput]:
-    """The node's widgets by name, in its order, but for those of the words."""
+    """Return the node's widgets by name, in the node's order, except those in WORDS."""
     inputs = PerfusionTrain.define_schema().inputs
     return {each.id: each for each in inputs if isinstance(each, io.WidgetInput) and each.id not in WORDS}
 
 
 def chosen(given: Mapping[str, object]) -> dict[str, object]:
-    """The value of every widget: what is given, and else as the node comes.
+    """Return the value of every widget: the given value, or else the node's default.
 
     Raises:
-        PerfusionError: something is given that is no widget, or a value that the widget does not take.
+        PerfusionError: a given name is not a widget, or the widget does not accept its value.
     """
     known = widgets()
     for name in given:
@@ -34,7 +34,7 @@ def chosen(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def value_of(widget: io.WidgetInput, given: object) -> object:
-    """What a widget takes of a value that may be a text; raises PerfusionError where it takes none."""
+    """Return a value, which may be text, in the widget's type; raise PerfusionError if the widget does not accept it."""
     if isinstance(widget, io.Combo.Input):
         value, wanted = str(given), f"one of {', '.join(widget.options)}"
         good = value in widget.options
@@ -53,7 +53,7 @@ def value_of(widget: io.WidgetInput, given: object) -> object:
 
 
 def number(kind: type[int] | type[float], given: object) -> int | float | None:
-    """A number of this kind, or None: 2.5 and true are no whole numbers."""
+    """Return the value as a number of this kind, or None if it is not one: for int, a float is not; a bool never is."""
     try:
         return None if isinstance(given, bool) or (kind is int and isinstance(given, float)) else kind(given)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What a fleet is to teach: a folder of concepts, or a table of them, read and checked whole."""
+"""Reads and checks the concepts that a fleet is to train, from a folder or from a table."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from perfusion_core import PerfusionError
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MASK = "-mask"
-"""What the name of a picture's mask ends in: teddy-1-mask.png is that of teddy-1.jpg."""
+"""Suffix of a mask's file name: teddy-1-mask.png is the mask of teddy-1.jpg."""
 NO_MASKS = "none"
-"""Written for masks: the whole of each picture counts."""
+"""Value of the masks column for training without masks, on whole pictures."""
 TOLD = "concept.json"
 NAME = re.compile(r"[\w-]{1,64}")
 OWN = ("name", "pictures", "masks", "superclass", "trigger", "author", "license")
-"""Columns that are no settings."""
+"""Columns that are not settings of Train Concept."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One concept that is to be taught.
+    """One concept to train.
 
     Attributes:
         name: of its file; letters, digits, - and _.
-        pictures: files.
-        masks: of each picture the file of its mask, white on the thing, or "" for the picture's own alpha; empty for no masks.
-        superclass, trigger, author, license: as the nodes have them.
-        settings: widgets of Train Concept that differ from how the node comes, as they were written: a CSV table gives texts.
+        pictures: paths of the picture files.
+        masks: for each picture the path of its mask, white on the object, or "" for the picture's own alpha; empty for no masks.
+        superclass, trigger, author, license: as in the nodes.
+        settings: given widget values of Train Concept, unconverted: values from a CSV table are text. The node's defaults apply
+            to all others.
     """
 
     name: str
@@ -48,10 +49,10 @@ class Job:
 
 
 def read(path: Path) -> tuple[list[Job], list[str]]:
-    """The concepts of a folder or of a .csv or .json table, and a sentence for each thing that is wrong with them.
+    """Return the concepts of a folder or of a .csv or .json table, and a sentence for each fault in them.
 
     Raises:
-        PerfusionError: it cannot be read at all, or names no concept.
+        PerfusionError: it cannot be read at all or contains no concept.
     """
     rows = list(in_folder(path) if path.is_dir() else in_table(path))
     if not rows:
@@ -65,7 +66,7 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
             jobs.append(job_of({**row, **own}, base))
         except PerfusionError as error:
             faults.append(f"{row.get('name') or 'A concept without a name'}: {error}")
-    # Systems differ in whether upper and lower case are one file.
+    # File names are case-insensitive on some systems.
     names = Counter(str(row.get("name", "")).casefold() for row in rows)
     faults += [
         f"{name}: {count} concepts have this name; give each its own." for name, count in names.items() if name and count > 1
@@ -74,7 +75,7 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
 
 
 def in_folder(path: Path) -> Iterator[dict[str, object]]:
-    """The row of each sub-folder: its name, and what concept.json in the folder itself says of all of them."""
+    """Yield a row for each sub-folder: its name, and the columns that concept.json in the folder itself sets for all of them."""
     common = told_in(path)
     for folder in sorted(path.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
@@ -82,7 +83,11 @@ def in_folder(path: Path) -> Iterator[dict[str, object]]:
 
 
 def told_in(folder: Path) -> dict[str, object]:
-    """What concept.json says in a folder; nothing where there is none."""
+    """Return the columns in a folder's concept.json, or nothing if there is no such file.
+
+    Raises:
+        PerfusionError: the file cannot be read or does not contain a JSON object.
+    """
     path = folder / TOLD
     told = parsed(path) if path.exists() else {}
     if not isinstance(told, dict):
@@ -91,7 +96,7 @@ def told_in(folder: Path) -> dict[str, object]:
 
 
 def in_table(path: Path) -> Iterator[dict[str, object]]:
-    """The rows of a table, without what is empty in them."""
+    """Yield the rows of a table without their empty cells; raise PerfusionError if it cannot be read or is of another format."""
     if path.suffix.lower() == ".csv":
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -109,7 +114,7 @@ def in_table(path: Path) -> Iterator[dict[str, object]]:
 
 
 def parsed(path: Path) -> object:
-    """What a JSON file holds; raises PerfusionError where it holds none."""
+    """Return the content of a JSON file; raise PerfusionError if it cannot be read or parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -117,12 +122,12 @@ def parsed(path: Path) -> object:
 
 
 def unreadable(path: Path, error: Exception) -> PerfusionError:
-    """The sentence for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return PerfusionError(f"{path} cannot be read: {error}.")
 
 
 def job_of(row: Mapping[str, object], base: Path) -> Job:
-    """The concept of a row, whose paths are from `base`; raises PerfusionError for what is wrong with it."""
+    """Return the job of a row, whose paths are relative to `base`; raise PerfusionError if the row is invalid."""
     text = {name: str(row.get(name, "")).strip() for name in OWN}
     if not NAME.fullmatch(text["name"]):
         raise PerfusionError("a concept's name is of letters, digits, - and _, and at most 64 of them; give it another one.")
@@ -143,15 +148,17 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
 
 
 def images(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name; none where there is no such folder."""
+    """Return the image files in a folder, sorted by name; empty if there is no such folder."""
     return sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES and not file.name.startswith("."))
 
 
 def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
-    """The mask of each picture, as in `Job`: a file of the picture's name and -mask in `folder`, or the picture's own alpha.
+    """Return the mask of each picture, as in `Job`: a file in `folder` with the picture's name, or the picture's own alpha.
+
+    The file's name may end in `-mask`, and must if it lies beside the pictures. The result is empty if no picture has a mask.
 
     Raises:
-        PerfusionError: a picture cannot be opened, or some have a mask and others none.
+        PerfusionError: a picture cannot be opened, or only some of the pictures have a mask.
     """
     files = {file.stem.removesuffix(MASK): str(file) for file in images(folder) if file not in pictures}
     own = [cut_out(picture) for picture in pictures]
@@ -166,7 +173,11 @@ def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
 
 
 def cut_out(picture: Path) -> bool:
-    """Whether a picture's alpha says where the thing is; raises PerfusionError where it is none that can be opened."""
+    """Return whether a picture's alpha marks the object: whether any pixel is transparent.
+
+    Raises:
+        PerfusionError: the picture cannot be opened.
+    """
     try:
         with Image.open(picture) as image:
             return "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255

@@ -1,4 +1,4 @@
-"""One worker of a fleet: a process with the host in it, which holds the model and teaches with the pack's own node."""
+"""One worker of a fleet: a process that runs the host, holds the model and trains with the pack's own node."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ EXTRA_PATHS = "extra_model_paths.yaml"
 
 @dataclass(frozen=True)
 class Place:
-    """Where workers find what they need, the same on every machine.
+    """The paths and options of all workers; the paths are the same on every machine.
 
     Attributes:
-        comfyui: the folder with main.py.
-        base: the host's base directory, with models/ in it.
-        checkpoint: as the host's loader lists it.
-        cpu: compute on the processor.
-        precision: of the files, as Save Concept has it.
+        comfyui: the folder that contains main.py.
+        base: the host's base directory, which contains models/.
+        checkpoint: name as listed by the host's checkpoint loader.
+        cpu: whether to compute on the CPU.
+        precision: of the saved files, one of the options of Save Concept.
     """
 
     comfyui: str
@@ -41,20 +41,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a job: the file's content, or in `fault` a sentence on why there is none."""
+    """The result of a job: the content of the concept's file, or in `fault` a sentence on why there is none."""
 
     content: bytes = b""
     fault: str = ""
 
 
 class Worker:
-    """What Ray runs; it does one thing at a time."""
+    """The class of the Ray actors; each runs one call at a time."""
 
     def __init__(self, place: Place) -> None:
         self.place, self.models = place, None
 
     def enter(self) -> None:
-        """Enter the host, once."""
+        """Set up the host in this process; does nothing if that is already done."""
         if inside.PACK in sys.modules:
             return
         inside.enter_with_pack(Path(self.place.comfyui), self.place.cpu, ["--base-directory", self.place.base])
@@ -65,7 +65,7 @@ class Worker:
             load_extra_path_config(str(extra))
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
-        """A sentence for each thing in these jobs that the training node would not take, and for a checkpoint that is not there."""
+        """Return a sentence for each fault in the jobs that the training node would reject, and for a missing checkpoint."""
         self.enter()
         import folder_paths
 
@@ -76,7 +76,7 @@ class Worker:
         return faults
 
     def ready(self) -> str:
-        """Load the model; who this is: "process 123 on host, cpu"."""
+        """Load the model and return a description of this worker, such as "process 123 on host, cpu"."""
         self.enter()
         import torch
         from comfy.model_management import get_torch_device
@@ -88,7 +88,7 @@ class Worker:
         return f"process {os.getpid()} on {socket.gethostname()}, {get_torch_device()}"
 
     def teach(self, job: Job) -> Answer:
-        """Teach a concept, as a graph with the same node would."""
+        """Train a concept, as a graph with the same node would."""
         import torch
 
         core = inside.part("perfusion_core")
@@ -100,7 +100,7 @@ class Worker:
 
 
 def faults_of(job: Job) -> list[str]:
-    """What the training node would not take of a job."""
+    """Return a sentence for each fault in a job that the training node would reject."""
     from perfusion_fleet import settings
 
     train, faults = inside.part("nodes.training.train_concept"), []
@@ -116,7 +116,7 @@ def faults_of(job: Job) -> list[str]:
 
 
 def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
-    """The content of the file that Train Concept and Save Concept make of a job."""
+    """Return the content of the file that Train Concept and Save Concept would produce for a job."""
     from perfusion_fleet import settings
 
     concepts = inside.part("nodes.concepts")
@@ -133,13 +133,13 @@ def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
 
 
 def loaded(job: Job) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Images [1, h, w, 3] and masks [1, h, w] of a job, as the host's own nodes load them."""
+    """Return the images [1, h, w, 3] and masks [1, h, w] of a job, loaded by the host's own nodes; masks are None without any."""
     import folder_paths
 
     import nodes
 
     def load(node: Any, file: str, *more: str) -> tuple[Tensor, ...]:
-        # They read in the host's input folder alone.
+        # These nodes read only from the host's input folder.
         folder_paths.set_input_directory(str(Path(file).parent))
         return getattr(node(), node.FUNCTION)(Path(file).name, *more)
 

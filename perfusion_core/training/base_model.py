@@ -1,4 +1,4 @@
-"""The model that is taught, as the training loop sees it: the loop knows no host."""
+"""The interface between the training loop and the model that is trained on, which keeps the loop independent of any host."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from ..gated_edit import Edit
 
 Word = Mapping[str, Tensor]
-"""Text encoder's name -> embedding vectors, [n, width]."""
+"""Name of a text encoder -> embedding vectors, [n, width]."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts as the text encoders of a model give them.
+    """Prompts encoded by the text encoders of a model.
 
     Attributes:
-        tokens: [P, N, d], what cross-attention reads.
-        places: int [P], where the word's last vector stands in each prompt.
-        pooled: [P, w], what else the UNet reads of the text encoders; None where it reads nothing else.
+        tokens: [P, N, d], the input of cross-attention.
+        places: int [P], the position of the word's last vector in each prompt.
+        pooled: [P, w], the text encoders' further input to the UNet; None if there is none.
     """
 
     tokens: Tensor
@@ -30,47 +30,49 @@ class Encoded:
     pooled: Tensor | None = None
 
     def parts(self) -> list[Tensor]:
-        """The tensors that depend on the word."""
+        """Return the tensors that depend on the word."""
         return [self.tokens] if self.pooled is None else [self.tokens, self.pooled]
 
     def leaves(self) -> Encoded:
-        """The same numbers as leaves of a graph of their own, by which gradients are asked for."""
+        """Return the same encodings detached from the graph, as leaves that require gradients."""
         parts = [part.detach().requires_grad_() for part in self.parts()]
         return Encoded(parts[0], self.places, *parts[1:])
 
     def of_prompts(self, which: Tensor) -> Encoded:
-        """The prompts of these numbers, int [B], in this order."""
+        """Return the prompts with the given indices, int [B], in that order."""
         return Encoded(self.tokens[which], self.places[which.to(self.places.device)], *(part[which] for part in self.parts()[1:]))
 
     def at_word(self) -> Tensor:
-        """The encoding of the word's last vector in each prompt, float32 [P, d]."""
+        """Return the encoding of the word's last vector in each prompt, float32 [P, d]."""
         return self.tokens.float()[torch.arange(len(self.places)), self.places]
 
 
 class Base(Protocol):
-    """The model that is taught; P prompts, B pictures, d the width of an encoding."""
+    """The model that a concept is trained on. Shapes: P prompts, B pictures, d the width of an encoding."""
 
     def embed(self, text: str) -> dict[str, Tensor]:
-        """The embedding vectors of the text's tokens, float32 [n, width] for each text encoder."""
+        """Return the embedding vectors of the text's tokens, float32 [n, width] for each text encoder."""
 
     def encode(self, templates: Sequence[str], word: Word) -> Encoded:
-        """P prompts with the word in place of `{}`; differentiable by the word."""
+        """Encode P prompts with the word in place of `{}`; differentiable with respect to the word."""
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Layer -> (W_K v, W_V v), float32 [J, m] each, of vectors [J, d]."""
+        """Return layer -> (W_K v, W_V v), float32 [J, m] each, for vectors [J, d]."""
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
-        """The model's prediction from noised latents and what it should have been, [B, c, h, w] each.
+        """Return the model's prediction from noised latents and its target, [B, c, h, w] each.
+
+        The prediction is differentiable with respect to the encodings and to `values` and `keys` of the edit.
 
         Args:
             latents: [B, c, h, w].
             noise: standard normal, same shape.
-            time: [B] in [0, 1), from the least noise to the most.
-            encoded: of B prompts.
-            edit: how the layers are edited, if at all; differentiable by its `values`, `keys` and by the encodings.
+            time: [B] in [0, 1), from the lowest noise level to the highest.
+            encoded: B prompts.
+            edit: the edit of the layers; None for no edit.
         """
 
 
 def processor_has_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16; others take it too, but no faster."""
+    """Return whether this processor has bfloat16 instructions; without them bfloat16 works, but is no faster."""
     return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("amx_tile", "avx512_bf16"))

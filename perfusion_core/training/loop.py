@@ -1,9 +1,9 @@
-"""The loop that teaches a concept (§4.4): one word and one o*_V a layer are learned, everything else is frozen.
+"""The training loop of a concept (§4.4): one word and one o*_V per layer are learned, everything else is frozen.
 
-In the mode `NO_EDIT` no layer is edited and the word alone is learned: Textual Inversion (arXiv 2208.01618).
+In the mode `NO_EDIT` no layer is edited and only the word is learned: Textual Inversion (arXiv 2208.01618).
 
-Every random choice of step n comes from (seed, n) alone: a resumed run needs no generator's state and ends as an undisturbed one
-would.
+All random choices of step n depend only on (seed, n): a resumed run needs no generator state and gives the same result as an
+uninterrupted one.
 """
 
 import math
@@ -22,18 +22,18 @@ from .settings import NO_EDIT, TRAINED, Settings
 from .state import TrainingState
 
 HELD_OUT = 16
-"""Noises that a held-out loss is measured with, or one for each picture if those are more."""
+"""Number of noises that the held-out loss is measured with, or one per picture if there are more pictures."""
 
 
 def start(base: Base, superclass: str, settings: Settings) -> TrainingState:
-    """The state before the first step: the word, i* and outputs are the superclass's (§4.4).
+    """Return the state before the first step: the word, i* and the outputs are those of the superclass (§4.4).
 
-    Another initial word changes where the word starts, and that alone: outputs and locked keys are the superclass's, and i*
-    comes to the word by its moving average.
+    An initial word changes only the word's starting point: outputs and locked keys are still those of the superclass, and i*
+    approaches the word's encoding by its moving average.
     """
     word = {name: vectors.clone() for name, vectors in sorted(base.embed(settings.initial_word or superclass).items())}
     mean = base.encode(TEMPLATES, base.embed(superclass)).at_word().mean(0).detach()
-    # In the order that a file gives them back in: the moments follow it.
+    # Sorted, because a checkpoint restores layers in sorted order, and the optimizer's moments are stored by position.
     projected = dict(sorted(base.project(mean[None]).items())) if settings.mode != NO_EDIT else {}
     values = {layer: v[0].clone() for layer, (_, v) in projected.items()}
     keys = {layer: k[0].clone() for layer, (k, _) in projected.items()} if settings.lock == TRAINED else {}
@@ -41,11 +41,12 @@ def start(base: Base, superclass: str, settings: Settings) -> TrainingState:
 
 
 def edit_in_training(state: TrainingState, inverse: Tensor, settings: Settings, encoding: Tensor | None = None) -> Edit | None:
-    """The edit of the concept as it stands, if it has any: training sees the gated forward of inference.
+    """Return the edit of the concept in its current state, or None without an edit: training uses the gated forward of inference.
 
-    Here gates alone decide, and not where a word can have reached: at bias and temperature of training few open elsewhere.
+    The gates alone decide here, regardless of which tokens the word can have influenced: at the bias and temperature of training,
+    few gates open elsewhere.
 
-    Given the concept's mean encoding [d], i* has its gradient, though its own value.
+    If `encoding`, the concept's mean encoding [d], is given, i* keeps its value but passes its gradient on to `encoding`.
     """
     if settings.mode == NO_EDIT:
         return None
@@ -69,7 +70,7 @@ def edit_in_training(state: TrainingState, inverse: Tensor, settings: Settings, 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random choices of one step, for its B pictures."""
+    """The random choices of one step for its B pictures."""
 
     pictures: Tensor
     flipped: Tensor
@@ -79,28 +80,28 @@ class Draw:
     small: Tensor
 
     def forms(self) -> Tensor:
-        """Which of its forms each picture is shown in, int [B]: as it is, mirrored, small, small and mirrored."""
+        """Return the index of the form in which each picture is used, int [B]: unchanged, mirrored, small, small and mirrored."""
         return self.flipped + 2 * self.small.long()
 
     @classmethod
     def of(cls, settings: Settings, step: int, latents: Tensor) -> "Draw":
-        """Choices of step `step`; times are spread over [0, 1), one in each of B equal parts, which steadies the loss."""
+        """Return the choices of a step; times are stratified, one in each of B equal parts of [0, 1), which steadies the loss."""
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) % 2**63)
         count = settings.batch
         return cls(
             pictures=torch.randint(len(latents), (count,), generator=generator),
             flipped=torch.rand(count, generator=generator) < settings.flip,
-            # A batch shares a few templates: the text encoder runs once for each, and it is half of the work.
+            # A batch uses at most two templates: the text encoder runs once per template and accounts for half of the work.
             templates=torch.randint(len(TEMPLATES), (min(count, 2),), generator=generator).repeat(count)[:count],
             time=(torch.arange(count) + torch.rand(count, generator=generator)) / count,
             noise=torch.randn(count, *latents.shape[1:], generator=generator),
-            # Last, so that the others are the same with any share of small pictures.
+            # Drawn last, so that it does not affect the other choices.
             small=torch.rand(count, generator=generator) < settings.small,
         )
 
 
 def masked_error(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
-    """Squared error weighted by soft masks [B, 1, h, w], divided by the weights' sum, mean over pictures; scalar."""
+    """Return the squared error, weighted by soft masks [B, 1, h, w] and divided by the weights' sum, mean over pictures; scalar."""
     error = (prediction.float() - target.float()).square().mean(1, keepdim=True)
     return ((error * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))).mean()
 
@@ -108,7 +109,7 @@ def masked_error(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
 def gradients(
     base: Base, state: TrainingState, draw: Draw, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
 ) -> tuple[list[Tensor], Tensor, float]:
-    """Gradients of what is learned, the concept's mean encoding [d], and the loss, for one step's draw."""
+    """Return the gradients of the learned tensors, the concept's mean encoding [d] and the loss, for the draw of one step."""
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
         distinct, which = draw.templates.unique(return_inverse=True)
@@ -121,7 +122,7 @@ def gradients(
         for part in torch.arange(settings.batch).split(settings.micro):
             shown = draw.pictures[part], draw.forms()[part]
             noise, time = draw.noise[part].to(device), draw.time[part].to(device)
-            # Each backward frees the graph that it went through, that of the target input too.
+            # Each backward pass frees its graph, including that of the target input, so the edit is rebuilt for each part.
             edit = fixed
             if settings.target_gradient:
                 edit = edit_in_training(state, inverse, settings, leaves.at_word().mean(0))
@@ -142,7 +143,7 @@ def gradients(
 
 
 def rehearse(base: Base, state: TrainingState, latents: Tensor, inverse: Tensor, settings: Settings) -> Tensor:
-    """The model's prediction for one picture, with its graph, as a step makes it: to see what a step takes.
+    """Return the model's prediction for one picture with its graph, computed as in a training step, to measure a step's memory.
 
     Arguments as for `train`.
     """
@@ -158,9 +159,9 @@ def rehearse(base: Base, state: TrainingState, latents: Tensor, inverse: Tensor,
 
 
 def held_out_loss(base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings) -> float:
-    """The loss over all pictures, unmirrored, with noises and times that no step draws; the same ones whenever it is asked.
+    """Return the loss over all pictures, unmirrored, with fixed noises and times that no step draws.
 
-    Arguments as for `train`. A step's own loss says little: its times are drawn anew, and they decide most of it.
+    Arguments as for `train`. The loss of a single step says little, because it depends mostly on the times drawn for that step.
     """
     count = max(HELD_OUT, len(latents))
     draw = Draw.of(replace(settings, batch=count), -1, latents[:, 0])
@@ -177,26 +178,26 @@ def held_out_loss(base: Base, state: TrainingState, latents: Tensor, masks: Tens
 
 
 def rates(settings: Settings, step: int) -> tuple[float, float]:
-    """The word's and the outputs' learning rate in a step; both fall along a half cosine."""
+    """Return the learning rates of the word and of the outputs in a step; both fall along a half cosine."""
     fall = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
     return fall * settings.word_rate, fall * settings.output_rate
 
 
 def train(base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings) -> Iterator[float]:
-    """Steps from where the state stands to the end of the training: the loss of each, once the state stands after it.
+    """Train from the current state to the end, and yield the loss of each step after the state has been updated.
 
-    Whoever stops asking ends the training there; another call goes on from the state.
+    To stop early, stop iterating; another call continues from the state.
 
     Args:
         base: the model.
-        state: from `start`, or from a checkpoint; changed in place.
-        latents: [pictures, forms, c, h, w]: each picture as it is and mirrored, and then, if `small` is above 0, both small.
+        state: from `start` or from a checkpoint; updated in place.
+        latents: [pictures, forms, c, h, w]: each picture unchanged and mirrored and, if `small` is above 0, both of these small.
         masks: [pictures, forms, 1, h, w], soft, each with a maximum of 1.
         inverse: C⁻¹, float64 [d, d], on the CPU.
-        settings: how.
+        settings: settings of the training.
 
     Raises:
-        PerfusionError: at once where the settings cannot work; in a step where the loss is no longer a number.
+        PerfusionError: immediately if the settings are invalid; during iteration if the loss or a gradient is not finite.
     """
     settings.check()
     return _steps(base, state, latents, masks, inverse, settings)

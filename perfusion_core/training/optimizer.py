@@ -1,4 +1,4 @@
-"""Adam, with one second moment for all elements of an output."""
+"""Adam with one second moment shared by all elements of an output."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .. import PerfusionError
 
 
 class Adam:
-    """Adam (β 0.9 and 0.999, no decay) over words and target outputs, which it changes in place.
+    """Adam (β 0.9 and 0.999, no weight decay) over words and target outputs, which are updated in place.
 
-    An output's elements share one second moment, the mean of theirs (as Adam-mini has it, arXiv 2406.16793): scaled each by its
-    own, those that gradients hardly ask for would move as far as those that they ask for most, and shapes melt.
+    The elements of an output share one second moment, the mean over them (as in Adam-mini, arXiv 2406.16793). With a second moment
+    per element, elements with small gradients would move as far as those with large ones, and shapes would dissolve.
     """
 
     def __init__(self, words: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        """Before the first step; all float32, of any shape."""
+        """Initialise the moments to 0; the parameters are float32, of any shape."""
         self.parameters = [*words, *outputs]
         self.words = len(words)
         self.moments = [torch.zeros_like(tensor) for tensor in self.parameters for _ in range(2)]
         self.steps = 0
 
     def step(self, gradients: Sequence[Tensor], word_rate: float, output_rate: float) -> None:
-        """One step against the gradients, one for each parameter."""
+        """Perform one step, given one gradient for each parameter."""
         self.steps += 1
         for i, (tensor, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             first, second = self.moments[2 * i : 2 * i + 2]
@@ -36,11 +36,11 @@ class Adam:
             tensor -= rate * (first / (1 - 0.9**self.steps)) / ((second / (1 - 0.999**self.steps)).sqrt() + 1e-8)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """First and second moment of each parameter in turn, by name; the steps are those of the training."""
+        """Return the first and second moment of each parameter in turn, by name; the step count is kept by the training state."""
         return {f"moment.{i:04}": moment for i, moment in enumerate(self.moments)}
 
     def load_state_dict(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from what `state_dict` gave after so many steps; raises PerfusionError where it does not fit the parameters."""
+        """Restore the result of `state_dict` after `steps` steps; raise PerfusionError if it does not match the parameters."""
         moments = [state[name] for name in sorted(state)]
         if [each.shape for each in moments] != [each.shape for each in self.moments]:
             raise PerfusionError("This training checkpoint is not whole; delete it and train anew.")

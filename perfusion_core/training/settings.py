@@ -1,4 +1,4 @@
-"""How a concept is taught."""
+"""The settings of a training."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -7,19 +7,19 @@ from .. import PerfusionError
 from ..gated_edit import EXACT, MODES
 
 LOCAL, TRAINED = "local", "trained"
-"""Keys are locked to the superclass's (§4.1), or learned as values are."""
+"""Keys are locked to the superclass's keys (§4.1), or learned like the values."""
 NO_EDIT = "none"
-"""A mode beside `gated_edit.MODES`, for training alone: there is no edit, and the word is all that is learned."""
+"""A mode in addition to `gated_edit.MODES`, for training only: layers are not edited, and only the word is learned."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a concept is taught. Rates fall to 0 along a cosine; `batch` pictures are taken a step, `micro` at a time,
-    mirrored in a share of `flip` and small in a share of `small`.
+    """The settings of a training. Learning rates fall to 0 along a cosine. Each step uses `batch` pictures, computed `micro` at a
+    time; a picture is mirrored with probability `flip` and small with probability `small`.
 
-    `min_snr` is for the `Base`, whose objective may weigh noise levels by it. `mode` is one of `gated_edit.MODES` or `NO_EDIT`.
-    The word starts as `initial_word`, any text that the `Base` can embed, or as the superclass where that is empty. With
-    `target_gradient` the word learns knowing that i* follows it; otherwise i* is a constant to each step.
+    `min_snr` is meant for the `Base`, whose objective may weight noise levels by it. `mode` is one of `gated_edit.MODES` or
+    `NO_EDIT`. The word is initialised with `initial_word`, any text that the `Base` can embed, or with the superclass if that is
+    empty. With `target_gradient`, gradients reach the word through i* as well; otherwise i* is a constant in each step.
     """
 
     steps: int = 400
@@ -40,7 +40,7 @@ class Settings:
     target_gradient: bool = False
 
     def check(self) -> None:
-        """Raise PerfusionError for a setting that cannot work."""
+        """Raise PerfusionError for an invalid setting."""
         needs = {
             "at least 1 step": self.steps >= 1,
             "a batch of at least 1": self.batch >= 1 and self.micro >= 1,

@@ -1,4 +1,4 @@
-"""What is learned, and where its training stands: as tensors for a checkpoint, and as a concept."""
+"""The state of a training, and its conversion to checkpoint tensors and to a concept."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .optimizer import Adam
 from .settings import Settings
 
 LOSSES = 25
-"""Steps over whose losses a concept tells the mean, or all of them if they are fewer."""
+"""Number of last steps over which a concept's recorded loss is averaged; all steps if there are fewer."""
 
 
 @dataclass
 class TrainingState:
-    """What is learned, and where its training stands.
+    """The learned tensors and the progress of their training.
 
     Attributes:
-        word: the learned embedding vectors.
-        values: layer -> o*_V, float32 [m]; empty where the word alone is learned.
-        keys: layer -> o*_K, float32 [m]; empty there and with locked keys.
+        word: the learned embedding vectors, by text encoder.
+        values: layer -> o*_V, float32 [m]; empty if only the word is learned.
+        keys: layer -> o*_K, float32 [m]; empty if only the word is learned or keys are locked.
         target_input: i*, a moving average of the concept's encodings, float32 [d].
         superclass_encoding: float32 [d].
-        losses: one a step.
-        optimizer: of all that gradients change.
+        losses: one per step.
+        optimizer: updates all tensors that are learned by gradients.
     """
 
     word: dict[str, Tensor]
@@ -45,19 +45,19 @@ class TrainingState:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of completed steps."""
         return len(self.losses)
 
     def outputs(self) -> list[Tensor]:
-        """The target outputs that are learned."""
+        """Return the learned target outputs."""
         return [*self.values.values(), *self.keys.values()]
 
     def learned(self) -> list[Tensor]:
-        """The tensors that training changes by gradients."""
+        """Return all tensors that are learned by gradients."""
         return [*self.word.values(), *self.outputs()]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it as named tensors, for a checkpoint."""
+        """Return the complete state as named tensors, for a checkpoint."""
         named = {f"word.{k}": v for k, v in self.word.items()}
         named |= {f"value.{k}": v for k, v in self.values.items()} | {f"key.{k}": v for k, v in self.keys.items()}
         named |= {"target_input": self.target_input, "superclass_encoding": self.superclass_encoding}
@@ -65,7 +65,7 @@ class TrainingState:
 
     @classmethod
     def from_tensors(cls, named: Mapping[str, Tensor]) -> TrainingState:
-        """What `tensors` gave; raises PerfusionError where names are missing."""
+        """Restore a state from the result of `tensors`; raise PerfusionError if it is incomplete or inconsistent."""
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}
@@ -84,7 +84,7 @@ class TrainingState:
         return state
 
     def concept(self, inverse: Tensor, trigger: str, superclass: str, family: str, settings: Settings) -> Concept:
-        """What has been learned so far as a concept, on the CPU; `inverse` is C⁻¹, float64 [d, d]."""
+        """Return what has been learned so far as a concept on the CPU; `inverse` is C⁻¹, float64 [d, d]."""
 
         def own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {k: v.detach().cpu().clone() for k, v in tensors.items()}
@@ -103,7 +103,7 @@ class TrainingState:
             superclass_encoding=self.superclass_encoding.cpu().clone(),
             values=own(self.values),
             keys=own(self.keys),
-            # The paper's ratio of inference to training: 0.6 to 0.75, and 0.15 to 0.1.
+            # The paper's ratios of inference to training: bias 0.6 to 0.75, temperature 0.15 to 0.1.
             bias=round(0.8 * settings.bias, 6),
             temperature=round(1.5 * settings.temperature, 6),
             training=told | {"steps": self.step} | loss,
