@@ -1,8 +1,8 @@
-"""The only room that knows ComfyUI's internals: a new host version is this package's work.
+"""The only package that depends on ComfyUI's internals; support for a new host version is implemented here.
 
-`model`: what a MODEL and a CLIP are, and their weights. `text`: trigger words, encodings, global key-locking. `unet`: a MODEL with
-concepts, and its attention. `training`: a checkpoint that can be taught. `sampling`: pictures and latents. `folders`: where the
-host looks for concepts. `page_routes`: what the page can ask. `execution`: interrupts, and memory that runs out.
+`model`: MODEL and CLIP objects, and their weights. `text`: trigger words, encodings, global key-locking. `unet`: a MODEL with
+concepts applied, and its attention. `training`: a checkpoint that can be trained. `sampling`: images and latents. `folders`: where
+the host looks for concepts. `page_routes`: HTTP routes for the host's web page. `execution`: interrupts and out-of-memory errors.
 """
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out

@@ -1,4 +1,4 @@
-"""The folder of concepts among the host's folders of models."""
+"""Registration of the concepts folder among the host's model folders."""
 
 from pathlib import Path
 
@@ -12,10 +12,11 @@ folder_paths.folder_names_and_paths[FOLDER] = (_paths, {".safetensors"})
 
 
 def listed(folder: str) -> list[str]:
-    """Names of the files in one of the host's folders of models, as the host lists them."""
+    """Return the names of the files in one of the host's model folders, as the host lists them."""
     try:
         return folder_paths.get_filename_list(folder)
     except FileNotFoundError:
-        # The host remembers when each folder was changed and stumbles over one that is gone; without that it looks anew.
+        # The host caches each folder's modification time and raises if the folder has since been deleted. Without the cache entry
+        # it scans the folders again.
         folder_paths.filename_list_cache.pop(folder, None)
         return folder_paths.get_filename_list(folder)

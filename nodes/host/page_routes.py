@@ -1,4 +1,4 @@
-"""What the page of the host can ask of this pack."""
+"""HTTP routes through which the host's web page queries this node pack."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from ...perfusion_core import PerfusionError
 
 
 def serve(address: str, content_of: Callable[[str], bytes]) -> None:
-    """Answer GET `address`?name=… with the bytes of what is named, or with status 400 and {"error": sentence}.
+    """Answer GET `address`?name=… with the bytes of the named item, or with status 400 and {"error": message}.
 
     Args:
-        address: such as /perfusion/file.
-        content_of: raises PerfusionError for names that it has nothing for.
+        address: path of the route, such as /perfusion/file.
+        content_of: returns the bytes for a name; raises PerfusionError if there are none for it.
     """
 
     async def answer(request: web.Request) -> web.Response:

@@ -1,4 +1,4 @@
-"""Between pictures and latents, by the host's own VAE and samplers."""
+"""Images and latents, by means of the host's own VAE and samplers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,22 +16,22 @@ from .text.encoding import conditionings
 
 
 def samplers() -> tuple[list[str], list[str]]:
-    """Names of the samplers and of the schedulers that the host has, those of other packs included."""
+    """Return the names of the host's samplers and of its schedulers, including those added by other node packs."""
     return KSampler.SAMPLERS, KSampler.SCHEDULERS
 
 
 Preview = tuple[str, Any, int]
-"""A format, a PIL picture and its largest side, as the host's progress bar takes them."""
+"""A format, a PIL image and its largest side, as the host's progress bar takes them."""
 
 
 def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
-    """Latents [B, c, h, w] as the model sees them, of pictures [B, H, W, 3] in 0…1."""
+    """Encode images [B, H, W, 3] in 0…1 as latents [B, c, h, w] in the model's own scaling."""
     encoded = vae.encode(pixels[..., :3])
     return model.model.process_latent_in(encoded.to(torch.float32))
 
 
 def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed: int, steps: int = 20, cfg: float = 6.0) -> Tensor:
-    """One picture [1, size, size, 3] in 0…1 of a prompt, by the host's sampler."""
+    """Return one image [1, size, size, 3] in 0…1 for a prompt, drawn by the host's sampler."""
     with torch.inference_mode():
         positive, negative = conditionings(clip, (prompt, ""))
         scale = vae.spacial_compression_encode()
@@ -44,11 +44,11 @@ def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed
 
 
 FROM = 0.9
-"""How far back from noise alone, which is 1, a model is asked what it foresees."""
+"""The `denoise` value at which a model is asked for its prediction; 1 is pure noise."""
 
 
 def foreseen(model: ModelPatcher, prompts: Sequence[list], size: int, count: int, seed: int) -> Tensor:
-    """What a model foresees of K conditionings in one step from noise, [K, count, c, h, w]; the same noises for each."""
+    """Return a model's one-step predictions from noise for K conditionings, [K, count, c, h, w]; all use the same noise."""
     found = []
     with torch.inference_mode():
         scale = model.model.latent_format.spacial_downscale_ratio
@@ -77,7 +77,10 @@ def sample(
     denoise: float,
     after_step: Callable[[int, Preview | None], None],
 ) -> Tensor:
-    """Latents [1, c, h, w] that the host's KSampler would give for the first of a LATENT; `after_step` is told of each step."""
+    """Return the latents [1, c, h, w] that the host's KSampler would produce for the first entry of a LATENT.
+
+    `after_step` is called after each step with its number, counted from 1, and a preview, or None if the host makes none.
+    """
     image = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"][:1], latent_image.get("downscale_ratio_spacial"))
     drawn = latent_image["batch_index"][:1] if "batch_index" in latent_image else None
     noise = comfy.sample.prepare_noise(image, seed, drawn)
@@ -97,7 +100,7 @@ def sample(
         negative,
         image,
         denoise=denoise,
-        # Of several masks the host itself takes the first for a batch of one.
+        # Given several masks, the host itself uses the first for a batch of one.
         noise_mask=latent_image.get("noise_mask"),
         callback=callback,
         disable_pbar=True,

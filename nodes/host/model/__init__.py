@@ -1,1 +1,1 @@
-"""What a loaded model is: its family, its identity, its weights on their device."""
+"""Loaded models: their family, their identity, and their weights on the device."""

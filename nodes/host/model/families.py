@@ -1,4 +1,4 @@
-"""What a MODEL and a CLIP of the host are: their base family, their cross-attention layers, their text encoders."""
+"""Properties of the host's MODEL and CLIP objects: base family, cross-attention layers, text encoders."""
 
 from dataclasses import dataclass
 
@@ -12,21 +12,21 @@ from ....perfusion_core import PerfusionError
 
 @dataclass(frozen=True)
 class Family:
-    """A base family: its name, and the text encoder, if any, whose pooled output its UNet reads beside the encoding."""
+    """A base family: its name, and the text encoder, if any, whose pooled output its UNet reads in addition to the encoding."""
 
     name: str
     pooled: str = ""
 
 
 FAMILIES = {768: Family("sd1"), 1024: Family("sd2"), 2048: Family("sdxl", "clip_g")}
-"""Width of the encoding that cross-attention reads -> base family. What a family is, is said here and nowhere else."""
+"""Width of the encoding that cross-attention reads -> base family. This is the only place where families are defined."""
 
 
 def layers_of(model: ModelPatcher) -> dict[str, int]:
-    """Cross-attention layers of a MODEL and the width m of their projections, in the order that the model runs them.
+    """Return a MODEL's cross-attention layers and the width m of their projections, in the order in which the model runs them.
 
     Raises:
-        PerfusionError: the model has none, as models without a UNet of Stable Diffusion's kind.
+        PerfusionError: the model has none, for example because it has no Stable Diffusion UNet.
     """
     unet = model.model.diffusion_model
     found = {
@@ -40,13 +40,17 @@ def layers_of(model: ModelPatcher) -> dict[str, int]:
 
 
 def width_of(model: ModelPatcher) -> int:
-    """Width d of the encodings that a MODEL's cross-attention reads; 0 where it has none."""
+    """Return the width d of the encodings that a MODEL's cross-attention reads, or 0 if its configuration gives no single width."""
     width = model.model.model_config.unet_config.get("context_dim") or 0
     return width if isinstance(width, int) else 0
 
 
 def kind_of(model: ModelPatcher) -> Family:
-    """Base family of a MODEL; raises PerfusionError where it is none that Perfusion knows."""
+    """Return a MODEL's base family.
+
+    Raises:
+        PerfusionError: Perfusion does not support models of this kind.
+    """
     family = FAMILIES.get(width_of(model))
     if family is None:
         raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this is another kind.")
@@ -54,15 +58,19 @@ def kind_of(model: ModelPatcher) -> Family:
 
 
 def family_of(model: ModelPatcher) -> str:
-    """Its name; raises PerfusionError likewise."""
+    """Return the name of a MODEL's base family.
+
+    Raises:
+        PerfusionError: Perfusion does not support models of this kind.
+    """
     return kind_of(model).name
 
 
 def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
-    """A CLIP's text encoders by name, and their tokenizers.
+    """Return the names of a CLIP's text encoders, and their tokenizers.
 
     Raises:
-        PerfusionError: it has none of CLIP's kind.
+        PerfusionError: there is no text encoder of Stable Diffusion's kind, or one of another kind.
     """
     found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, SDTokenizer)}
     if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
@@ -71,5 +79,5 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
 
 
 def clip_model(clip: CLIP, name: str) -> nn.Module | None:
-    """The text encoder of that name in a CLIP."""
+    """Return a CLIP's text encoder of this name, or None if there is none."""
     return getattr(clip.cond_stage_model, name, None)

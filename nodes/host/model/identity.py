@@ -1,4 +1,4 @@
-"""Which text encoder and which weights a graph has: digests that tell them from others."""
+"""Digests that identify the text encoders and the model weights that a graph uses."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,7 +11,10 @@ from .families import clip_model, encoders_of
 
 
 def identity_of(clip: CLIP) -> str:
-    """A digest of a CLIP's text encoders: of its layer norms and some of its vocabulary, which every fine-tune moves."""
+    """Return a digest of a CLIP's text encoders.
+
+    It covers the output layer that is set, the layer norms and part of the vocabulary; every fine-tune changes the latter two.
+    """
     digest = hashlib.sha256(str(clip.layer_idx).encode())
     for name in sorted(encoders_of(clip)):
         transformer = clip_model(clip, name).transformer
@@ -23,9 +26,13 @@ def identity_of(clip: CLIP) -> str:
 
 
 def identity_of_weights(model: ModelPatcher, vae: VAE) -> str:
-    """A digest of a MODEL's and a VAE's weights: of their norms, which every fine-tune moves, and of LoRAs and other patches."""
+    """Return a digest of a MODEL's and a VAE's weights, and of the MODEL's LoRAs and other patches.
+
+    It samples the UNet's one-dimensional parameters (norms and biases), which every fine-tune changes, and all of the VAE's.
+    """
     digest = hashlib.sha256()
-    # What a patch changes is changed in place while it is loaded: the rest says which model it is, and the patches what they do.
+    # Patched weights are changed in place while the model is loaded, so they are skipped here: the other weights identify the
+    # model, and the patches themselves are added below.
     own = {f"diffusion_model.{name}": weight for name, weight in model.model.diffusion_model.named_parameters()}
     coder = {f"vae.{name}": weight for name, weight in vae.first_stage_model.named_parameters()}
     for name, weight in sorted((own | coder).items()):
@@ -40,13 +47,13 @@ def identity_of_weights(model: ModelPatcher, vae: VAE) -> str:
 
 
 def thinned(tensor: Tensor) -> bytes:
-    """A few hundred of a tensor's elements."""
+    """Return a sample of at most a few hundred of a tensor's elements, as bytes."""
     flat = tensor.detach().flatten()
     return flat[:: max(1, len(flat) // 256)].float().cpu().numpy().tobytes()
 
 
 def tensors_in(patch: object) -> Iterator[Tensor]:
-    """The tensors of one of the host's weight patches: they lie in lists, and in adapters' `weights`."""
+    """Yield the tensors of one of the host's weight patches, which are nested in lists and in the `weights` of adapters."""
     if isinstance(patch, Tensor):
         yield patch
     elif isinstance(patch, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Models on their device, whole, and what their projections make of vectors."""
+"""Loading whole models onto their device, and applying their key and value projections to vectors."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,20 +14,20 @@ from .families import layers_of
 
 
 def load(*patchers: ModelPatcher) -> None:
-    """Have models on their device, whole.
+    """Load whole models onto their device.
 
-    In inference mode, as when the host runs a node: weights that move to a device outside of it become inference tensors by half,
-    of which not even a row can be taken.
+    This happens in inference mode, as when the host runs a node: weights that are moved to a device outside of it only half become
+    inference tensors, and even selecting a row of them fails.
     """
     with torch.inference_mode():
         comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
 
 
 def undivided(model: ModelPatcher) -> ModelPatcher:
-    """A MODEL that can be loaded whole: with all its weights, LoRAs in them, where its module's parameters are.
+    """Return a MODEL that can be loaded whole, so that its module's parameters hold all its weights with LoRAs merged in.
 
     Raises:
-        PerfusionError: the host moves it in parts, and cannot read it again.
+        PerfusionError: the host loads the model in parts and has no way to read it again.
     """
     if not model.is_dynamic():
         return model
@@ -41,7 +41,7 @@ def undivided(model: ModelPatcher) -> ModelPatcher:
 
 
 def undivided_clip(clip: CLIP) -> CLIP:
-    """The same of a CLIP."""
+    """Return a CLIP that can be loaded whole; see `undivided`."""
     if not clip.patcher.is_dynamic():
         return clip
     whole = clip.clone()
@@ -51,7 +51,7 @@ def undivided_clip(clip: CLIP) -> CLIP:
 
 
 def project(weights: Mapping[str, Tensor], layers: Iterable[str], vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer -> (W_K v, W_V v), float32 [J, m] each, of vectors [J, d] and a UNet's weights by name."""
+    """Return layer -> (W_K v, W_V v), float32 [J, m] each, for vectors [J, d] and a UNet's weights by name."""
     found = {}
     for layer in layers:
         to_k, to_v = (weights[f"{layer}.{which}.weight"].float() for which in ("to_k", "to_v"))
@@ -60,7 +60,7 @@ def project(weights: Mapping[str, Tensor], layers: Iterable[str], vectors: Tenso
 
 
 def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """`project` by a MODEL's own weights, its LoRAs among them; on the CPU."""
+    """Return the result of `project` with a MODEL's own weights, LoRAs included, on the CPU."""
     model = undivided(model)
     load(model)
     with torch.no_grad():
@@ -70,9 +70,9 @@ def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor,
 
 
 def lora_names(model: ModelPatcher) -> dict[str, str]:
-    """A MODEL's weight, as `layers_of` names its layers -> what a LoRA file calls it.
+    """Return the name of each of a MODEL's weights, with layers named as in `layers_of` -> its name in LoRA files.
 
-    Of the names that the host reads the last is the one that other programs share with it.
+    Of the several names that the host accepts for a weight, this is the last, which other programs use as well.
     """
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     return {

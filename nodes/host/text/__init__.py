@@ -1,1 +1,1 @@
-"""Text on its way to an encoding, and what an encoding knows of itself."""
+"""Tokenization and encoding of prompts, and the notes that encodings carry."""

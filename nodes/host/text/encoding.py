@@ -1,4 +1,4 @@
-"""Texts encoded in bulk, as the covariance and the training need them."""
+"""Encoding of texts in bulk, for the covariance and for training."""
 
 import logging
 import re
@@ -22,11 +22,11 @@ log = logging.getLogger("perfusion")
 
 UNPADDED, CONTENT, ALL = "unpadded", "content", "all"
 POSITIONS = (UNPADDED, CONTENT, ALL)
-"""Which tokens of a caption are looked at: those from the start to the first end token; those between these; padding too."""
+"""Which tokens of a caption are used: from the start token to the first end token; only those between these; padding as well."""
 
 
 def prepare_clip(clip: CLIP) -> None:
-    """Load a CLIP and set its options, as its own encoding does."""
+    """Load a CLIP and set its options, as its own encoding methods do."""
     load(clip.patcher)
     clip.cond_stage_model.reset_clip_options()
     if clip.layer_idx is not None:
@@ -35,12 +35,12 @@ def prepare_clip(clip: CLIP) -> None:
 
 
 def encoding_width(clip: CLIP) -> int:
-    """Width d of the encodings that a CLIP gives."""
+    """Return the width d of a CLIP's encodings."""
     return sum(tokenizer.embedding_size for tokenizer in encoders_of(clip).values())
 
 
 def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> dict[str, list]:
-    """Several short prompts tokenized as the sections of one, which the host then encodes as a batch.
+    """Tokenize several short prompts as the sections of a single one, which the host then encodes as a batch.
 
     Raises:
         PerfusionError: a prompt is longer than one section.
@@ -57,24 +57,30 @@ def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = 
 
 
 def conditionings(clip: CLIP, texts: Sequence[str]) -> list[list]:
-    """Each text's conditioning, as CLIP Text Encode gives it."""
+    """Return each text's conditioning, as CLIP Text Encode returns it."""
     return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
 
 
 def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Encodings [P, N, d] of short prompts by a CLIP that knows trigger words, and where these can have reached, [P, N, J]."""
+    """Encode short prompts with a CLIP that knows trigger words.
+
+    Returns:
+        The encodings [P, N, d], and [P, N, J], 1 at the tokens that each trigger word can have reached.
+    """
     found = [conditioning[0][0] for conditioning in conditionings(clip, texts)]
     plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
     return plain, torch.cat([marked(encoding, REACH, triggers) for encoding in found])
 
 
 def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
-    """The embedding vectors of a word, float32 [n, width] for each text encoder, on the CPU.
+    """Return the embedding vectors of a word, float32 [n, width] for each text encoder, on the CPU.
 
-    A word is what a prompt may hold: plain words, `embedding:NAME` of the user's embeddings, a trigger word that the CLIP knows.
+    The word may be anything that a prompt may contain: plain words, `embedding:NAME` for one of the user's embeddings, or a trigger
+    word that the CLIP knows.
 
     Raises:
-        PerfusionError: there is no such embedding, it was made for other text encoders, or the word has no vectors or too many.
+        PerfusionError: the embedding does not exist or was made for other text encoders, or the word has no vectors, too many, or
+            a different number for each text encoder.
     """
     tokens, vectors = _tokens_of(clip, text), {}
     for name, tokenizer in encoders_of(clip).items():
@@ -99,7 +105,7 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
 
 
 def _tokens_of(clip: CLIP, text: str) -> dict[str, list]:
-    """A word tokenized; the host drops an embedding that it cannot read with a warning, here it is refused."""
+    """Tokenize a word; raise PerfusionError for an embedding that cannot be read, which the host would drop with a warning."""
     for tokenizer in encoders_of(clip).values():
         for name in re.findall(rf"{re.escape(tokenizer.embedding_identifier)}(\S*)", text):
             if not name or not _readable(tokenizer, name):
@@ -113,13 +119,13 @@ def _tokens_of(clip: CLIP, text: str) -> dict[str, list]:
 def _readable(tokenizer: SDTokenizer, name: str) -> bool:
     try:
         return isinstance(tokenizer._try_get_embedding(name)[0], Tensor)
-    except Exception as error:  # a file of any kind may lie there, and the host raises what it meets in it
+    except Exception as error:  # the file may be of any kind, and the host raises whatever error reading it causes
         log.warning("The embedding %s cannot be read: %s", name, error)
         return False
 
 
 def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
-    """The tokens of a text itself, those between the start and the end of its sections."""
+    """Yield the tokens of the text itself, between the start and end tokens of its sections."""
     for section in sections:
         for token, *_ in section[1:]:
             if not isinstance(token, Tensor) and token == tokenizer.end_token:
@@ -128,23 +134,23 @@ def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
 
 
 class Method(nn.Module):
-    """A module's method as a forward, since `torch.func.functional_call` calls no other."""
+    """A module whose forward is another module's method, since `torch.func.functional_call` only calls forwards."""
 
     def __init__(self, module: nn.Module, method: str) -> None:
-        """The module, and the name of its method."""
+        """Wrap the method of `module` named `method`."""
         super().__init__()
         self.module, self.method = module, method
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the method gives."""
+        """Return the result of the method."""
         return getattr(self.module, self.method)(*args, **kwargs)
 
 
 def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
-    """Encodings [tokens, d] of captions, at these of POSITIONS.
+    """Return the encodings [tokens, d] of captions at `positions`, one of POSITIONS.
 
-    The encoders are causal: unless padding is asked for, sections end with their longest caption, which takes a fraction of the
-    time.
+    The encoders are causal, so unless padding is requested all sections are truncated to the longest caption, which takes a
+    fraction of the time.
     """
     tokens = sections_of(clip, texts)
     end = next(iter(encoders_of(clip).values())).end_token
@@ -152,7 +158,7 @@ def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions
     length = max(ends) + 1 if positions != ALL else None
     tokens = {name: [section[:length] for section in sections] for name, sections in tokens.items()}
     encoder = Method(clip.cond_stage_model, "encode_token_weights")
-    # The host adds the vectors of all positions to a section.
+    # The host adds the position embeddings as a whole, so they must be as long as the truncated sections.
     shorter = {name: weight[:length] for name, weight in encoder.named_parameters() if name.endswith("position_embedding.weight")}
     with torch.autocast(clip.patcher.load_device.type, precision, enabled=precision != torch.float32):
         out = torch.func.functional_call(encoder, shorter, (tokens,))[0]
@@ -164,11 +170,11 @@ def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions
 
 
 def word_encoding(clip: CLIP, word: str) -> Tensor:
-    """Mean encoding [d] of a plain word's last token in the prompts of training, on the CPU.
+    """Return the mean encoding [d] of a plain word's last token over the training prompts, on the CPU.
 
-    The encoders are causal: what follows the word in a prompt does not reach it, so it is left out.
+    The encoders are causal: text after the word does not affect the word's encoding, so it is left out.
     """
     prepare_clip(clip)
     beginnings = [template[: template.index("{}")] + word for template in TEMPLATES]
-    # The last token before the end token.
+    # Position -2 is the last token before the end token.
     return torch.stack([contents(clip, [text], torch.float32)[-2] for text in beginnings]).mean(0).float().cpu()

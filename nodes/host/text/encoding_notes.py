@@ -1,4 +1,4 @@
-"""What a text encoding carries beside its numbers: where words stand, what they reach, what keys are made of."""
+"""Notes attached to a text encoding: positions of words, tokens that trigger words reach, and the encoding that keys read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,11 +8,11 @@ from torch import Tensor
 
 
 class Note(NamedTuple):
-    """What an encoding can know of itself, beside its numbers [B, N, d].
+    """Identifies a tensor that an encoding [B, N, d] can carry in addition to its values.
 
-    `kind` REACH: [B, N, 1], other than 0 at the tokens that the trigger word `name` can have reached.
-    `kind` PLACE: [B, N, 1], other than 0 where the word `name` itself stands.
-    `kind` KEYS: [B, N, d], the encoding that the keys are made of under global key-locking (§4.1).
+    `kind` REACH: [B, N, 1], nonzero at the tokens that the trigger word `name` can have reached.
+    `kind` PLACE: [B, N, 1], nonzero at the tokens of the word `name` itself.
+    `kind` KEYS: [B, N, d], the encoding from which keys are computed under global key-locking (§4.1).
     """
 
     kind: str
@@ -23,14 +23,14 @@ REACH, PLACE, KEYS = "reach", "place", "keys"
 
 
 START, END = "<start>", "<end>"
-"""What stands where no word does: before the words, and from the end token on."""
+"""Labels of the positions without a word: before the first word, and from the end token on."""
 
 
 class Named(Tensor):
     """An encoding [B, N, d] that carries notes.
 
-    Conditioning nodes mix, join and cut encodings with a few linear operations; the same are applied to the notes. After any
-    other operation the result is a plain tensor.
+    Conditioning nodes mix, concatenate and slice encodings with a few linear operations, which are applied to the notes as well.
+    Any other operation returns a plain tensor.
     """
 
     notes: dict[Note, Tensor]
@@ -38,7 +38,7 @@ class Named(Tensor):
 
     @classmethod
     def of(cls, encoding: Tensor, notes: dict[Note, Tensor]) -> "Named":
-        """The encoding with its notes."""
+        """Return the encoding with these notes attached."""
         result = encoding.as_subclass(cls)
         result.notes = notes
         return result
@@ -61,12 +61,12 @@ class Named(Tensor):
 
 
 def notes_of(encoding: Tensor, kind: str) -> dict[str, Tensor]:
-    """Name -> note, for the notes of one kind that an encoding carries; empty for a plain tensor."""
+    """Return name -> note for the notes of one kind that an encoding carries; empty for a plain tensor."""
     return {note.name: value for note, value in getattr(encoding, "notes", {}).items() if note.kind == kind}
 
 
 def words_of(encoding: Tensor) -> list[str]:
-    """What stands at each token of an encoding; empty texts for one that does not know."""
+    """Return the word at each token of an encoding; empty strings if the encoding carries no PLACE notes."""
     said = [""] * encoding.shape[1]
     for word, places in notes_of(encoding, PLACE).items():
         for n in places[0, :, 0].nonzero().flatten().tolist():
@@ -75,7 +75,7 @@ def words_of(encoding: Tensor) -> list[str]:
 
 
 def marked(encoding: Tensor, kind: str, names: Sequence[str]) -> Tensor:
-    """[B, N, J], 1 where the notes of these names are other than 0 for a token of the encoding [B, N, d], else 0."""
+    """Return [B, N, J], 1 where the note of each of J names is nonzero at a token of the encoding [B, N, d], else 0."""
     known = notes_of(encoding, kind)
     blank = torch.zeros(*encoding.shape[:2], 1, device=encoding.device)
     return (torch.cat([known[name].to(encoding.device) if name in known else blank for name in names], dim=2) != 0).float()
@@ -90,7 +90,11 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _shadow(value: Any, note: Note, plain: float) -> Any:
-    """Arguments of an operation on encodings as those of the same on one of their notes."""
+    """Return the arguments of an operation on encodings with each encoding replaced by its `note`.
+
+    For an encoding that lacks the note this is the encoding itself if the note is of kind KEYS; otherwise it is filled with 0 if
+    the encoding carries notes, and with `plain` if it is a plain tensor.
+    """
     if isinstance(value, Tensor) and value.ndim == 3:
         notes = getattr(value, "notes", {})
         if note in notes:

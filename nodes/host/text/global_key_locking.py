@@ -1,4 +1,4 @@
-"""Global key-locking on the text side (§4.1): a prompt encoded twice, with its trigger words and with their superclasses."""
+"""Text side of global key-locking (§4.1): a prompt is encoded twice, with its trigger words and with their superclasses."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from .trigger_words import ClipWithWords, Tokens, clip_with_words, places_of
 
 
 def encode_locked(clip: CLIP, text: str) -> list[list]:
-    """The conditioning of a prompt; where it names trigger words it carries the superclass prompt's encoding as its KEYS.
+    """Return a prompt's conditioning; if it contains trigger words, it carries the superclass prompt's encoding as its KEYS note.
 
-    The two encodings stand token by token beside each other. Where a word has as many vectors as its superclass has tokens, that
-    is so by itself; else the last vector stands beside the last token (which has read the ones before it), and further vectors
-    beside the first.
+    The two encodings are aligned token by token. A word with as many vectors as its superclass has tokens needs no adjustment.
+    Otherwise vectors and tokens are matched from the last one backwards (the last token has attended to those before it), and
+    surplus vectors are matched with the first token.
 
     Raises:
-        PerfusionError: the two prompts break into sections at different words, so that they cannot be aligned.
+        PerfusionError: the two prompts are split into sections at different words and cannot be aligned.
     """
     knowing = clip if isinstance(clip, ClipWithWords) else clip_with_words(clip, ())
     superclasses = {concept.trigger: concept.superclass for concept in knowing.stack}
@@ -41,28 +41,28 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
 
 
 def _literal(text: str) -> str:
-    """A text whose brackets are no weights."""
+    """Escape the parentheses in a text, so that they are not parsed as weights."""
     return re.sub(r"([()])", r"\\\1", text)
 
 
 def _length(clip: CLIP, text: str) -> int:
-    """How many tokens a text has."""
+    """Return the number of tokens of a text."""
     tokens = clip.tokenize(_literal(text))
     end = next(iter(encoders_of(clip).values())).end_token
     return [token[0] for token in next(iter(tokens.values()))[0]].index(end) - 1
 
 
 def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Tensor:
-    """For each position of the worded prompt the position in the plain one that stands for it, int [N].
+    """Return, for each position of the worded prompt, the corresponding position of the plain one, int [N].
 
     Args:
         worded: the prompt with trigger words.
         plain: the prompt with their superclasses.
-        marks: trigger word -> bool [N], where its vectors stand in `worded`.
-        lengths: trigger word -> how many tokens its superclass has.
+        marks: trigger word -> bool [N], true at the positions of its vectors in `worded`.
+        lengths: trigger word -> number of tokens of its superclass.
 
     Raises:
-        PerfusionError: a word of one prompt is in another section of the other.
+        PerfusionError: a word lies in different sections of the two prompts.
     """
     rows, others = next(iter(worded.values())), next(iter(plain.values()))
     names = [next((t for t, places in marks.items() if places[n]), "") for n in range(sum(map(len, rows)))]
@@ -76,7 +76,7 @@ def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], length
 
 
 def _aligned(row: Sequence, other: Sequence, names: Sequence[str], lengths: Mapping[str, int]) -> list[int]:
-    """The same within one section."""
+    """Return the alignment of one section, with positions relative to its start; see `alignment`."""
     index, at, i = [], 0, 0
     while i < len(row):
         if names[i]:
@@ -85,7 +85,7 @@ def _aligned(row: Sequence, other: Sequence, names: Sequence[str], lengths: Mapp
             index += [at + max(0, there - here + k) for k in range(here)]
             at, i = at + there, i + here
             continue
-        # Past the end there is padding alone, of which one token stands for all.
+        # Past the end there is only padding, and its last token represents all of it.
         place = min(at, len(other) - 1)
         if not _same(row[i][0], other[place][0]):
             raise _unaligned(lengths)
@@ -95,7 +95,7 @@ def _aligned(row: Sequence, other: Sequence, names: Sequence[str], lengths: Mapp
 
 
 def _vectors(row: Sequence, names: Sequence[str], i: int) -> int:
-    """How many vectors the word has that begins at position i; the same word may stand right after it once more."""
+    """Return the number of vectors of the word that begins at position i; the same word may follow immediately."""
     storage, first = row[i][0].untyped_storage().data_ptr(), row[i][0].data_ptr()
     count = 1
     while i + count < len(row) and names[i + count] == names[i]:

@@ -1,4 +1,4 @@
-"""Trigger words in prompts: a tokenizer and a CLIP that know them."""
+"""Tokenizers and CLIPs that know trigger words."""
 
 import copy
 import re
@@ -18,25 +18,26 @@ from ..model.families import encoders_of
 from .encoding_notes import END, PLACE, REACH, START, Named, Note
 
 Tokenizer = Any
-"""A CLIP's tokenizer: an object that holds an `SDTokenizer` for each of its text encoders."""
+"""A CLIP's tokenizer: an object with an `SDTokenizer` for each of the text encoders."""
 
 
 Tokens = Mapping[str, list]
-"""A tokenized prompt: encoder's letter -> sections -> (token or embedding vector, weight)."""
+"""A tokenized prompt: letter of the text encoder -> sections -> (token or embedding vector, weight)."""
 
 
 @cache
 def embeddings_are_named() -> bool:
-    """Whether the host gives an embedding's name between it and what is left of the text; older ones give these two alone."""
-    asked = SDTokenizer.__new__(SDTokenizer)  # without a vocabulary, and without folders to look into
+    """Whether the host returns (embedding, its name, remaining text); older versions return no name."""
+    asked = SDTokenizer.__new__(SDTokenizer)  # skips __init__: neither a vocabulary nor embedding folders are needed
     asked.embedding_directory, asked.embedding_size, asked.embedding_key = [], 0, ""
     return len(asked._try_get_embedding("none")) == 3
 
 
 class _KnowsWords:
-    """Mixed into a copy of the host's tokenizer: trigger words enter as the host's own embeddings do.
+    """Mixin for a copy of the host's tokenizer: trigger words are inserted in the same way as the host's own embeddings.
 
-    `words`: trigger word -> its embedding vectors [n, width].
+    Attributes:
+        words: trigger word -> its embedding vectors [n, width].
     """
 
     words: dict[str, Tensor]
@@ -55,7 +56,7 @@ class _KnowsWords:
 
 
 def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, Tensor]]) -> Tokenizer:
-    """A copy of a CLIP's tokenizer that knows more words: trigger -> encoder's name -> vectors [n, width]."""
+    """Return a copy of a CLIP's tokenizer that knows more words; `words`: trigger -> encoder's name -> vectors [n, width]."""
     taught = copy.copy(tokenizer)
     for name, part in vars(tokenizer).items():
         if isinstance(part, SDTokenizer):
@@ -69,7 +70,7 @@ def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, 
 
 
 def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Trigger word -> bool [N], where its vectors stand in a tokenized prompt."""
+    """Return trigger word -> bool [N], true at the positions of its vectors in a tokenized prompt."""
     found: dict[str, Tensor] = {}
     for part in vars(tokenizer).values():
         if not isinstance(part, _KnowsWords):
@@ -85,7 +86,7 @@ def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
 
 
 def spelled(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
-    """What stands at each position of a tokenized prompt: a word in lower case, a trigger word, START or END."""
+    """Return a label for each position of a tokenized prompt: a word in lower case, a trigger word, "embedding", START or END."""
     rows = next(iter(tokens.values()))
     part = next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
     triggers = places_of(tokens, tokenizer)
@@ -108,7 +109,7 @@ def spelled(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
 
 
 def _whole(pieces: list[str]) -> list[str]:
-    """Pieces of words, of which the last ends in `</w>`, each as the whole word that it is part of."""
+    """Replace each piece of a word by the whole word; the last piece of a word ends in `</w>`."""
     words, begin = list(pieces), 0
     for i, piece in enumerate(pieces):
         if piece.endswith("</w>"):
@@ -119,7 +120,7 @@ def _whole(pieces: list[str]) -> list[str]:
 
 
 class ClipWithWords(CLIP):
-    """A CLIP that knows the trigger words of `stack`; its encodings are `Named`."""
+    """A CLIP that knows the trigger words of `stack` and returns `Named` encodings."""
 
     stack: Stack = ()
 
@@ -139,10 +140,10 @@ class ClipWithWords(CLIP):
         return [[self._note(cond, tokens), *rest] for cond, *rest in super().encode_from_tokens_scheduled(tokens, *args, **kwargs)]
 
     def _note(self, cond: Tensor, tokens: Tokens) -> Tensor:
-        """Write down where each word stands, and what each trigger word can have reached.
+        """Attach notes to an encoding: the positions of each word, and the tokens that each trigger word can have reached.
 
-        A word reaches its own token and, the encoders being causal, those after it in the same section. Of words alone, which
-        edit nothing, nobody asks what they reach.
+        As the encoders are causal, a word reaches its own tokens and those after it in the same section. The reach of concepts
+        that are a word alone is not needed, since they edit no layer.
         """
         if isinstance(cond, Named):
             return cond
@@ -164,10 +165,11 @@ class ClipWithWords(CLIP):
 
 
 def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
-    """A clone of a CLIP that also knows the trigger words of the concepts.
+    """Return a clone of a CLIP that also knows the trigger words of the concepts.
 
     Raises:
-        PerfusionError: a concept's word was learned for other text encoders.
+        PerfusionError: a concept's word was trained for other text encoders, or the concepts cannot be combined with those that
+            the CLIP knows already.
     """
     encoders = encoders_of(clip)
     for concept in stack:
@@ -178,7 +180,7 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
                 raise PerfusionError(f"{concept.trigger} was taught to the text encoders {taught}; this CLIP has {found}.")
     cloned = clip.clone()
     cloned.__class__ = ClipWithWords
-    # Vectors are known by their memory: two words must not share it, though they be one concept under two triggers.
+    # Vectors are recognised by their storage, so no two words may share one, not even one concept under two trigger words.
     words = {c.trigger: {name: vectors.clone() for name, vectors in c.word.items()} for c in stack}
     cloned.tokenizer = tokenizer_with_words(clip.tokenizer, words)
     cloned.stack = combine(getattr(clip, "stack", ()), stack)

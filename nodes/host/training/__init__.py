@@ -1,1 +1,1 @@
-"""A loaded checkpoint that can be taught, and the memory that this takes."""
+"""A trainable view of a loaded checkpoint, and the memory that training needs."""

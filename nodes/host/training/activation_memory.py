@@ -1,4 +1,4 @@
-"""How much memory a backward pass will need: told by a forward pass that keeps nothing, or saved by computing blocks twice."""
+"""Activation memory of a backward pass: measured by a forward pass that saves nothing, and reduced by recomputing blocks."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,28 +16,33 @@ from torch.utils.checkpoint import checkpoint
 from ..unet.projection_hooks import in_place_of
 
 BLOCKS = (ResBlock, BasicTransformerBlock)
-"""The parts of a UNet that are computed twice where memory is short: what lies in them is most of it."""
+"""The parts of a UNet that are recomputed when memory is short; they hold most of the activations."""
 
 
 @dataclass
 class SavedBytes:
-    """Bytes that are kept for a backward pass: what does not grow with the pictures, such as copies of weights, and what does."""
+    """Bytes saved for a backward pass.
+
+    Attributes:
+        fixed: bytes that do not depend on the number of images, such as copies of weights.
+        growing: bytes that grow with the number of images.
+    """
 
     fixed: int = 0
     growing: int = 0
 
     def of(self, count: int) -> int:
-        """With `count` times the pictures."""
+        """Return the bytes for `count` times as many images."""
         return self.fixed + count * self.growing
 
 
 @dataclass
 class MemoryNeed:
-    """What a forward pass keeps for its backward pass, beside the weights.
+    """Memory that a forward pass saves for its backward pass, in addition to the weights.
 
     Attributes:
-        outside: of what lies in none of BLOCKS.
-        blocks: of each block.
+        outside: saved outside of all BLOCKS.
+        blocks: saved in each block.
         inputs: bytes of the blocks' inputs.
     """
 
@@ -46,11 +51,11 @@ class MemoryNeed:
     inputs: int = 0
 
     def bytes(self, count: int, twice: bool) -> int:
-        """With `count` times the pictures; `twice`: where blocks are computed twice, of which there is one at a time."""
+        """Return the bytes for `count` times as many images; with `twice`, if blocks are recomputed, one at a time."""
         return self.outside.of(count) + (count * self.inputs + self.largest(count) if twice else sum(self._blocks(count)))
 
     def largest(self, count: int) -> int:
-        """Of the largest block alone, with `count` times the pictures."""
+        """Return the bytes of the largest block alone for `count` times as many images."""
         return max(self._blocks(count))
 
     def _blocks(self, count: int) -> list[int]:
@@ -59,9 +64,9 @@ class MemoryNeed:
 
 @contextlib.contextmanager
 def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[MemoryNeed]:
-    """While it is open, what autograd would keep is counted and not kept: no backward pass can follow.
+    """Count what autograd would save within the context without saving it, so that no backward pass can follow.
 
-    `weights` are those that `unet` computes with: they are not counted, and copies are told by their shapes.
+    `weights` are those that `unet` computes with. They are not counted; copies of them are recognised by their shapes.
     """
     need, inside, handles = MemoryNeed(), [], []
     own = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
@@ -102,19 +107,19 @@ def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[MemoryN
 
 
 def blocks_of(unet: nn.Module) -> dict[str, nn.Module]:
-    """Its blocks by name."""
+    """Return a UNet's BLOCKS by name."""
     return {name: module for name, module in unet.named_modules() if isinstance(module, BLOCKS)}
 
 
 class _Alone(nn.Module):
-    """A block's own forward, whatever stands in its place."""
+    """Runs the forward of a block's class, even while the block's own forward is replaced."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = block
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the block gives."""
+        """Return the output of the block."""
         return type(self.block).forward(self.block, *args, **kwargs)
 
 
@@ -122,12 +127,12 @@ class _Alone(nn.Module):
 def computed_twice(
     unet: nn.Module, weights: Mapping[str, Tensor], again: Callable[[], contextlib.AbstractContextManager]
 ) -> Iterator[None]:
-    """While it is open, a UNet's blocks keep their inputs alone, and are computed again in the backward pass.
+    """Let a UNet's blocks save only their inputs within the context, and recompute the blocks in the backward pass.
 
     Args:
-        unet: runs with `weights` while this is open.
-        weights: its weights by name; the second time the blocks are given them by themselves.
-        again: makes the context of the second time.
+        unet: runs with `weights` within the context.
+        weights: its weights by name; each block is given its own, for the recomputation happens outside of the UNet's call.
+        again: creates the context of the recomputation.
     """
     blocks = blocks_of(unet)
 
@@ -157,5 +162,5 @@ def computed_twice(
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, or in the machine's memory."""
+    """Return the free bytes of a device, or of the machine's memory for the CPU."""
     return int(comfy.model_management.get_free_memory(device))

@@ -1,4 +1,4 @@
-"""A loaded checkpoint as the core's `Base`: it can be taught, and its weights are not changed."""
+"""A loaded checkpoint as the core's `Base`: concepts can be trained on it, and its weights are not changed."""
 
 import contextlib
 import types
@@ -24,15 +24,15 @@ from .activation_memory import MemoryNeed, computed_twice, counting
 
 
 def best_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it faster, else float32."""
+    """Return bfloat16 if the device computes faster in it, else float32."""
     fast = processor_has_bfloat16() if device.type == "cpu" else comfy.model_management.should_use_bf16(device)
     return torch.bfloat16 if fast else torch.float32
 
 
 def alias(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a module as tensors that share their memory but may take part in a backward pass.
+    """Return a module's parameters and buffers as tensors that share their memory but can take part in a backward pass.
 
-    A checkpoint's weights are inference tensors, which autograd refuses to keep.
+    A checkpoint's weights are inference tensors, which autograd refuses to save.
     """
     shared = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -42,7 +42,7 @@ def alias(module: nn.Module) -> dict[str, Tensor]:
 
 
 def linears(module: nn.Module) -> dict[str, nn.Linear]:
-    """By name, the Linears whose weights the host brings to the input's precision anew at each call, as they are in memory."""
+    """Return by name the Linears whose stored weights the host casts to the input's precision at each call, without patches."""
     return {
         name: each
         for name, each in module.named_modules()
@@ -52,9 +52,10 @@ def linears(module: nn.Module) -> dict[str, nn.Linear]:
 
 @contextlib.contextmanager
 def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]:
-    """While it is open, the host's CLIP layers add to a new tensor: in place, no backward passes through them.
+    """Make a text encoder of the host differentiable within the context.
 
-    And its Linears take their weights as they are given them.
+    The host's CLIP layers add to their input in place, which prevents a backward pass; here they create new tensors. `linears` use
+    their weights as given, without casting them.
     """
 
     def forward(self: nn.Module, x: Tensor, mask: Tensor | None = None, optimized_attention: Callable | None = None) -> Tensor:
@@ -72,9 +73,9 @@ def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]
 
 @contextlib.contextmanager
 def widening(module: nn.Module) -> Iterator[None]:
-    """While it is open, the host's layers bring their weights to the precision of what they are given.
+    """Make the host's layers cast their weights to the precision of their input within the context.
 
-    A graphics card computes in the weights' own precision otherwise, and refuses what has another.
+    Otherwise a graphics card computes in the weights' own precision and rejects inputs of another one.
     """
     layers = [each for each in module.modules() if getattr(each, "comfy_cast_weights", None) is False]
     for each in layers:
@@ -88,7 +89,7 @@ def widening(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
-    """While it is open, the pooled outputs [P, width] of a CLIP's encoder of this name are put into the list; none of no name."""
+    """Collect the pooled outputs [P, width] of a CLIP's encoder `name` in the yielded list; it stays empty if `name` is empty."""
     heard: list[Tensor] = []
     if not name:
         yield heard
@@ -101,22 +102,23 @@ def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
 
 
 class TrainableModel:
-    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside inference mode, with `learning`.
+    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside of inference mode, within `learning`.
 
-    Its weights are the host's own, in the host's memory: while it holds them the host must not move them. Whoever draws with the
-    same MODEL meanwhile does so within `lent`.
+    Its weights are the host's own, in the host's memory: the host must not move them while this object holds them. Sampling with
+    the same MODEL in the meantime must happen within `lent`.
 
-    `twice` may be set: parts of the model are then computed twice, which takes a third longer and a fraction of the memory.
+    If `twice` is set, parts of the model are recomputed in the backward pass, which takes a third longer and a fraction of the
+    memory.
     """
 
     WORD = "<perfusion-word>"
     twice = False
 
     def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
-        """Load both; their weights are shared, never changed, and none but the text encoder's copied.
+        """Load both models. Their weights are shared and never changed; only those of the text encoder may be copied.
 
-        With `min_snr` γ above 0 the error at a time of signal-to-noise ratio s counts as min(s, γ) times the error of the
-        latents that it stands for (Min-SNR-γ, arXiv 2303.09556); with 0 all times count as the model's own objective has it.
+        With `min_snr` γ above 0, the squared error at a time of signal-to-noise ratio s is min(s, γ) times the squared error of
+        the predicted latents (Min-SNR-γ, arXiv 2303.09556); with 0, times are weighted as in the model's own objective.
         """
         self.model = undivided(model)
         self.clip = undivided_clip(clip)
@@ -129,13 +131,13 @@ class TrainableModel:
         self._take()
 
     def _take(self) -> None:
-        """Have both on the device, and hold their weights."""
+        """Load both models onto the device and hold their weights."""
         load(self.model, self.clip.patcher)
         prepare_clip(self.clip)
         self.unet_weights = alias(self.unet)
         self.linears = linears(self.encoder)
         self.encoder_weights = alias(self.encoder)
-        # Brought to the precision of training once, and not at each step; a backward pass would keep them so in any case.
+        # Cast to the training precision once instead of at each step; a backward pass would save the cast weights in any case.
         for name in self.linears:
             for weight in (f"{name}.weight", f"{name}.bias"):
                 if weight in self.encoder_weights:
@@ -143,7 +145,7 @@ class TrainableModel:
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """While it is open, no weight is held: the host may move them, and they are taken again from where they are then."""
+        """Hold no weights within the context, so that the host may move them; afterwards both models are loaded and held again."""
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
         yield
         self._take()
@@ -171,7 +173,7 @@ class TrainableModel:
         return project(self.unet_weights, self.layers, vectors)
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
-        """See `Base.objective`. The target is the output that the host would have turned into the latents themselves."""
+        """See `Base.objective`. The target is the UNet output from which the host would compute exactly the original latents."""
         sampling = self.model.model.model_sampling
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
@@ -201,7 +203,7 @@ class TrainableModel:
         return prediction, target
 
     def _conditions(self, encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
-        """What else the UNet is given where it reads a pooled output: that, and the pictures' size."""
+        """Return the UNet's additional input if it reads a pooled output: that output and the size of the images, embedded."""
         if encoded.pooled is None:
             return {}
         height, width = (side * self.model.model.latent_format.spacial_downscale_ratio for side in latents.shape[-2:])
@@ -209,13 +211,13 @@ class TrainableModel:
         return {"y": self.model.model.encode_adm(**given).to(self.device)}
 
     def bytes(self) -> int:
-        """Memory that the model and its text encoder lie in."""
+        """Return the bytes that the model and its text encoder occupy."""
         return self.model.model_size() + self.clip.patcher.model_size()
 
     def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> MemoryNeed:
-        """What `step`, which calls `objective` for one picture, would keep for its backward pass; none can follow.
+        """Return the memory that `step`, which calls `objective` for one image, would save for its backward pass; none can follow.
 
-        And what two prompts of this word would keep in the text encoder.
+        It includes the memory that two prompts with this word would save in the text encoder.
         """
         learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
         with counting(self.encoder, self.encoder_weights) as said:
@@ -228,6 +230,6 @@ class TrainableModel:
 
 @contextlib.contextmanager
 def learning() -> Iterator[None]:
-    """Nodes run in inference mode; while this is open, gradients are recorded where they are asked for."""
+    """Leave inference mode, in which nodes run, within the context and record the gradients that are requested."""
     with torch.inference_mode(False), torch.enable_grad():
         yield

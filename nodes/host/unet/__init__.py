@@ -1,1 +1,1 @@
-"""A UNet with concepts: edited projections, controlled and recorded attention."""
+"""A UNet with concepts applied: edited projections, and attention that is controlled and recorded."""

@@ -1,4 +1,4 @@
-"""What a MODEL carries of Perfusion: concepts, and what is to be done with its cross-attention maps."""
+"""The Perfusion state that a MODEL carries: concepts, and what to do with its cross-attention maps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -18,18 +18,18 @@ KEY = "perfusion"
 
 
 BESIDE = "named stands locks locked regions where columns".split()
-"""What travels beside an encoding to the model, as `perfusion_…`, for J concepts of which R have a region:
+"""Model inputs passed along with an encoding, as `perfusion_…`, for J concepts of which R have a region:
 
-`named` [B, N, J]: other than 0 where a concept's trigger word can have reached a token; in exact mode.
-`locks` [B, N, d], `locked` [B, 1, 1]: under global key-locking, the encoding that keys read, and whether they do.
-`regions` [B, R, h, w], `stands` [B, N, R]: where concepts may show, and the tokens of their words.
-`where` [B, 2, h, w]: row and column of each latent pixel, for maps that are recorded.
-`columns` [B, N, 1]: the token of another picture's prompt whose map a token takes, or -1.
+`named` [B, N, J]: nonzero where a concept's trigger word can have reached a token; only in exact mode.
+`locks` [B, N, d], `locked` [B, 1, 1]: under global key-locking, the encoding that keys read, and whether they read it.
+`regions` [B, R, h, w], `stands` [B, N, R]: where concepts may appear, and the tokens of their words.
+`where` [B, 2, h, w]: row and column of each latent pixel, for recording attention maps.
+`columns` [B, N, 1]: the token of another image's prompt whose map a token takes, or -1.
 """
 
 
 GIVEN = "context named locked locks stands regions".split()
-"""What keys and values depend on."""
+"""Names of the UNet inputs on which keys and values depend."""
 
 
 OVERRIDE = "optimized_attention_override"
@@ -37,7 +37,7 @@ OVERRIDE = "optimized_attention_override"
 
 @dataclass(frozen=True)
 class Applied:
-    """What a MODEL carries: the concepts, and what is to be done with its cross-attention maps."""
+    """The state that a MODEL carries: the concepts, and what to do with its cross-attention maps."""
 
     stack: Stack = ()
     mode: str = EXACT
@@ -47,12 +47,12 @@ class Applied:
     layers: tuple[str, ...] = ()
     made: dict[torch.device, list[Edit]] = field(default_factory=dict)
     kept: dict[torch.device, ProjectionCache] | None = None
-    """While a sampler runs, what is kept from one step to the next, unless the weights may change between them."""
+    """Projections cached from step to step while a sampler runs; None if the weights may change between steps."""
 
     def edits(self, device: torch.device) -> list[Edit]:
-        """The edit outside all regions, then that of each concept's region in the stack's order, on a device.
+        """Return the edits on a device: that outside of all regions, then that of each concept's region in the stack's order.
 
-        In a region there is its own concept beside those that have none.
+        In a region, its own concept and all concepts without a region are active.
         """
         if self.stack and device not in self.made:
             whole, regional = edit_of(self.stack, self.mode).to(device), [concept.region is not None for concept in self.stack]
@@ -63,7 +63,7 @@ class Applied:
         return self.made.get(device, [])
 
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
-        """Those of a UNet call."""
+        """Return the edited projections for a UNet call."""
         context, named, locked, locks, stands, regions = given = [inputs.get(name) for name in GIVEN]
         edits = self.edits(context.device)
 

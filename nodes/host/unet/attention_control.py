@@ -1,4 +1,4 @@
-"""The cross-attention of one UNet call: seen by whoever watches, confined to regions, replaced by maps of another picture."""
+"""Control of the cross-attention of one UNet call: observing it, confining it to regions, injecting maps of another image."""
 
 import contextlib
 import functools
@@ -13,15 +13,15 @@ from .projection_hooks import queries_seen
 from .regions import Regions
 
 Watch = Callable[[str, Tensor, tuple[int, int]], None]
-"""Told of each layer's maps [B, heads, h·w, N], float32, and of h and w."""
+"""Called with each layer's name, its attention maps [B, heads, h·w, N], float32, and (h, w)."""
 
 
 @dataclass(frozen=True)
 class Injection:
-    """Maps of another picture that take the place of this one's.
+    """Attention maps of another image that replace this image's own.
 
     Attributes:
-        maps: layer -> [b, heads, h·w, N'], of the other picture.
+        maps: layer -> maps of the other image, [b, heads, h·w, N'].
         columns: [B, N], the token of the other prompt whose map each token takes; -1 where it keeps its own.
     """
 
@@ -30,16 +30,17 @@ class Injection:
 
 
 class AttentionControl:
-    """What is done with the cross-attention of one UNet call.
+    """Observes and changes the cross-attention of one UNet call.
 
-    Maps are computed where keys are made, so that they are seen under other attention patches too. Regions and injection change
-    the layer's result, by the host's own slot for that; they reach the layers whose attention the host itself computes.
+    Maps are computed when keys are projected, so they are observed under other attention patches too. Regions and injection change
+    the layer's output through the host's `optimized_attention_override`, so they only affect layers whose attention the host
+    itself computes.
     """
 
     def __init__(
         self, size: tuple[int, int], watch: Watch | None = None, regions: Regions | None = None, injection: Injection | None = None
     ) -> None:
-        """Of a call on latents of `size`."""
+        """Control a call on latents of this height and width."""
         self.size, self.watch, self.regions, self.injection = size, watch, regions, injection
         self.layer, self.heads = "", 1
         self.query: Tensor | None = None
@@ -48,7 +49,7 @@ class AttentionControl:
 
     @contextlib.contextmanager
     def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
-        """While it is open, queries are seen on their way."""
+        """Capture the queries of these layers within the context."""
 
         def see(layer: str, query: Tensor, heads: int) -> None:
             self.layer, self.heads, self.query = layer, heads, query
@@ -57,7 +58,7 @@ class AttentionControl:
             yield
 
     def project(self, layer: str, keys: bool, edited: Sequence[Tensor]) -> None:
-        """Told of a layer's keys or values with each set of edits."""
+        """Receive a layer's keys or values, one tensor for each set of edits; see `Observer.project`."""
         if not keys:
             self.values = edited
             return
@@ -69,7 +70,7 @@ class AttentionControl:
             self.watch(layer, whole, shape)
 
     def _maps(self, query: Tensor, keys: Sequence[Tensor], heads: int) -> list[Tensor]:
-        """Maps [B, heads, h·w, N] of each set."""
+        """Return the maps [B, heads, h·w, N] of each set of edits."""
         maps = [attention(query, k, heads, self._bias(s, query)) for s, k in enumerate(keys)]
         if self.injection is None or self.layer not in self.injection.maps:
             return maps
@@ -79,7 +80,7 @@ class AttentionControl:
         return self.regions.bias(s, x) if self.regions is not None and bool(self.regions.barred[:, s].any()) else None
 
     def override(self, previous: Callable | None) -> Callable:
-        """For the host's `optimized_attention_override`; `previous` stood there before."""
+        """Return a function for the host's `optimized_attention_override`; `previous` is the override set before, if any."""
 
         def attend(func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
             usual = functools.partial(previous, func) if previous is not None else func

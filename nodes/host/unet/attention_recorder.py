@@ -1,4 +1,4 @@
-"""What was seen of cross-attention while pictures were sampled, and the way their latents took."""
+"""Records cross-attention maps while images are sampled, and the latents at each noise level."""
 
 import contextlib
 from collections import deque
@@ -15,21 +15,21 @@ from ....perfusion_core import PerfusionError
 
 Shape = tuple[int, int]
 POSITIVE = 0
-"""The host's number for the positive prompts of a call."""
+"""The host's number for the positive prompts of a call, in `cond_or_uncond`."""
 
 
 @dataclass
 class Prompt:
-    """What was seen of one positive prompt.
+    """What was recorded for one positive prompt.
 
     Attributes:
-        words: what stands at each of its N tokens.
+        words: the word at each of its N tokens.
         gates: trigger word -> gate at each token, [N].
-        steps: for each step, or for all in one, the size of a layer -> sum of its maps [b, N, h, w] over layers and calls.
-        counts: how many maps are in each of the `steps`.
-        corner: where its area begins, in latent pixels: top and left.
-        area: height and width of it.
-        inputs: what the UNet was given beside latents and time, by name: [b, ...].
+        steps: for each step, or once for all steps: layer resolution -> sum of maps [b, N, h, w] over layers and calls.
+        counts: number of maps summed in each of the `steps`.
+        corner: top and left of its area, in latent pixels.
+        area: height and width of its area, in latent pixels.
+        inputs: the UNet's inputs other than latents and timesteps, by name: [b, ...].
     """
 
     words: list[str]
@@ -41,7 +41,7 @@ class Prompt:
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def map_of(self, word: str, size: Shape, step: int | None = None) -> Tensor:
-        """Mean attention, [b, h, w], to a word's tokens together, of one step or of all; 0 outside of the prompt's area."""
+        """Return the mean attention, [b, h, w], to all tokens of a word, in one step or in all; 0 outside of the prompt's area."""
         places = [n for n, said in enumerate(self.words) if said == word]
         chosen = range(len(self.steps)) if step is None else [step]
         whole, count = torch.zeros(1, *self.area), 0
@@ -59,10 +59,11 @@ class Run:
     """One run of a sampler.
 
     Attributes:
-        size: of its latents.
-        prompts: its positive prompts, in their order.
-        way: noise level -> the latents [b, c, h, w] and times [b] that the UNet was given.
-        result: the latents that came out, as the host hands them on.
+        size: height and width of its latents.
+        prompts: its positive prompts in order, by the host's id.
+        way: noise level -> the latents [b, c, h, w] and timesteps [b] that the UNet was given; empty tensors where no positive
+            prompt covered the whole image.
+        result: the final latents, as the host passes them on.
     """
 
     size: Shape
@@ -72,20 +73,20 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """How many steps' maps are kept apart."""
+        """The number of steps whose maps are stored separately."""
         return max(len(prompt.steps) for prompt in self.prompts.values())
 
     def words(self) -> list[str]:
-        """All words of its prompts, in their order."""
+        """Return all words of its prompts in order, without duplicates."""
         return list(dict.fromkeys(word for prompt in self.prompts.values() for word in prompt.words if word))
 
     def map_of(self, word: str, step: int | None = None) -> Tensor:
-        """Mean attention, [b, h, w], to a word in the prompts that name it."""
+        """Return the mean attention, [b, h, w], to a word over the prompts that contain it."""
         maps = [prompt.map_of(word, self.size, step) for prompt in self.prompts.values() if word in prompt.words]
         return torch.stack(maps).sum(0) / len(maps)
 
     def gate_of(self, word: str) -> float | None:
-        """How far the gate of the concept with this trigger word opens at it; None for other words."""
+        """Return how far the gate of the concept with this trigger word opens at the word itself; None for other words."""
         opened = [
             float(prompt.gates[word][[said == word for said in prompt.words]].max())
             for prompt in self.prompts.values()
@@ -95,19 +96,19 @@ class Run:
 
 
 class Recorder:
-    """Records the runs of a watched MODEL; the last few are kept."""
+    """Records the sampling runs of a watched MODEL and keeps the last `KEPT`."""
 
     KEPT = 4
 
     def __init__(self, each_step: bool = False) -> None:
-        """With `each_step`, every step's maps are kept apart."""
+        """With `each_step`, store the maps of every step separately."""
         self.each_step = each_step
         self.runs: deque[Run] = deque(maxlen=self.KEPT)
         self.now: Run | None = None
 
     @contextlib.contextmanager
     def recording(self, size: Shape, prompts: dict[UUID, Prompt]) -> Iterator[Callable[[Tensor], None]]:
-        """While it is open, a run is recorded; it is kept when its latents are handed to what this gives."""
+        """Record a run within the context; it is kept once the yielded function is called with its final latents."""
         self.now = run = Run(size, prompts)
 
         def done(result: Tensor) -> None:
@@ -122,9 +123,9 @@ class Recorder:
             self.now = None
 
     def call(self, options: Mapping[str, Any], where: Tensor, inputs: Mapping[str, Tensor]) -> None:
-        """The UNet is called; `inputs` are all that it was given, rows of several prompts one after another.
+        """Record the inputs of a UNet call; `inputs` holds all of them, with the rows of several prompts one after another.
 
-        `where`: [B, 2, h, w], row and column of each latent pixel in the whole picture.
+        `where`: [B, 2, h, w], row and column of each latent pixel in the whole image.
         """
         if self.now is None:
             return
@@ -144,11 +145,11 @@ class Recorder:
         self.now.way.setdefault(level, (torch.empty(0), torch.empty(0)))
 
     def see(self, options: Mapping[str, Any], maps: Tensor, shape: Shape) -> None:
-        """A layer's maps [B, heads, h·w, N]."""
+        """Record a layer's maps [B, heads, h·w, N]."""
         if self.now is None:
             return
         for prompt, rows in self._positives(options, len(maps)):
-            # In a batch with a longer prompt a short one is repeated.
+            # In a batch with a longer prompt, the host repeats the tokens of a shorter one.
             count = {"n": len(prompt.words), "h": shape[0], "w": shape[1]}
             looked = reduce(maps[rows].mean(1), "b (h w) (times n) -> b n h w", "sum", **count)
             sums = prompt.steps[-1]
@@ -156,7 +157,7 @@ class Recorder:
             prompt.counts[-1] += 1
 
     def _positives(self, options: Mapping[str, Any], count: int) -> Sequence[tuple[Prompt, slice]]:
-        """The positive prompts of a call, and their rows."""
+        """Return the positive prompts of a call and their rows in the batch."""
         kinds, keys = options["cond_or_uncond"], options["uuids"]
         rows = count // len(kinds)
         found = []
@@ -166,10 +167,10 @@ class Recorder:
         return found
 
     def run_of(self, samples: Tensor) -> Run:
-        """The run that gave these latents.
+        """Return the run that produced these latents.
 
         Raises:
-            PerfusionError: none of the last few did.
+            PerfusionError: none of the last few runs did.
         """
         for run in reversed(self.runs):
             if run.result.shape == samples.shape and torch.allclose(run.result, samples.float().cpu(), rtol=1e-2, atol=1e-2):

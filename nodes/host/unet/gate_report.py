@@ -1,4 +1,4 @@
-"""What a MODEL's concepts do with a prompt, found out before anything is sampled: by one step on tiny latents."""
+"""A report on how a MODEL's concepts respond to a prompt, made before sampling from one step on tiny latents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,23 +18,23 @@ PLACEMENT = frozenset(
     "area area_type strength mask mask_strength set_area_to_bounds control control_apply_to_uncond gligen start_percent "
     "end_percent".split()
 )
-"""What a conditioning says of where and when it holds: of no matter to what its words do."""
+"""Entries of a conditioning that say where and when it applies; they do not matter for what its words do."""
 
 
 @dataclass
 class ChangeMeter:
-    """Is told of every projection that is made.
+    """A `Comparer` that measures how much the edit changes each projection.
 
     Attributes:
-        keys: layer -> share of its keys that the edit changes, ‖edited - plain‖ / ‖plain‖.
-        values: the same of its values.
+        keys: layer -> relative change of its keys, ‖edited - plain‖ / ‖plain‖.
+        values: layer -> the same for its values.
     """
 
     keys: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
     def compare(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
-        """See `Comparer.compare`; of several sets of edits the one that changes most counts."""
+        """See `Comparer.compare`; of several sets of edits, the one with the largest change counts."""
         base = plain.float().norm().clamp(min=1e-12)
         share = max(float((each.float() - plain.float()).norm() / base) for each in edited)
         (self.keys if keys else self.values)[layer] = share
@@ -42,16 +42,16 @@ class ChangeMeter:
 
 @dataclass(frozen=True)
 class GateReport:
-    """What was found.
+    """How a MODEL's concepts respond to a conditioning.
 
     Attributes:
-        triggers: of all concepts that the model carries.
-        prompts: what each prompt of the conditioning says, and its gates.
-        missing: trigger words that no prompt names.
+        triggers: trigger words of all concepts that the model carries.
+        prompts: the words and gates of each prompt of the conditioning.
+        missing: trigger words that no prompt contains.
         layers: all cross-attention layers.
-        changes: the layers that asked for the edit, and what it changed in them.
-        patched: how many of the layers' projections a LoRA or another weight patch changes.
-        replaced: how many layers' attention another patch replaces.
+        changes: the layers in which the edit was computed, and how much it changed their keys and values.
+        patched: number of the layers' key and value projections that a LoRA or another weight patch changes.
+        replaced: number of layers whose attention another patch replaces.
     """
 
     triggers: list[str]
@@ -64,10 +64,10 @@ class GateReport:
 
 
 def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
-    """Look into a MODEL with concepts.
+    """Return how a MODEL's concepts respond to a conditioning.
 
     Raises:
-        PerfusionError: it has none.
+        PerfusionError: the model carries no concepts.
     """
     applied = carried(model)
     if applied is None or not applied.stack:

@@ -1,4 +1,4 @@
-"""The layout of one picture kept in another: its cross-attention maps, made anew at each step from the way that it took."""
+"""Keeps one image's layout in another: the first image's attention maps are recomputed at each step from its recorded latents."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,25 +13,25 @@ from .attention_control import Injection
 from .attention_recorder import POSITIVE, Prompt, Run
 
 Call = Callable[[Tensor, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
-"""Runs the UNet on latents, times and further inputs; gives each layer's maps [b, heads, h·w, N]."""
+"""Runs the UNet on latents, timesteps and further inputs; returns each layer's attention maps [b, heads, h·w, N]."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which picture's layout is kept, and at which noise levels: between `end` and `start`."""
+    """The run whose layout is kept, and the noise levels at which it is: from `start` down to `end`."""
 
     run: Run
     start: float
     end: float
 
     def prompt(self) -> Prompt:
-        """The prompt of the other picture; of several the first."""
+        """Return the prompt of the other image; the first if there are several."""
         return next(iter(self.run.prompts.values()))
 
     def columns(self, words: Sequence[str]) -> Tensor:
-        """For each token of a prompt the token of the other one whose map it takes, or -1: [1, N, 1].
+        """Return for each token of a prompt the token of the other prompt whose map it takes, or -1: [1, N, 1].
 
-        All are -1 where one of the two does not know its words.
+        All are -1 if the words of either prompt are unknown.
         """
         other = self.prompt().words
         columns = torch.full((len(words),), -1)
@@ -41,11 +41,13 @@ class Layout:
         return columns[None, :, None]
 
     def injection(self, options: Mapping[str, Any], x: Tensor, columns: Tensor, call: Call) -> Injection | None:
-        """The maps for a call on latents x [B, c, h, w]; None where its noise level is outside of the span.
+        """Return the maps to inject into a call on latents x [B, c, h, w].
+
+        The result is None if the call's noise level is out of range or the call has no positive prompt.
 
         Raises:
-            PerfusionError: the two pictures differ in size or number, or no prompt of the first one covers it, or
-                a prompt does not know its words.
+            PerfusionError: the two runs differ in image size or number of images, no prompt of the first one covers the whole
+                image, or the words of a prompt are unknown.
         """
         level = float(options["sigmas"][0])
         if not self.end <= level <= self.start or POSITIVE not in options["cond_or_uncond"]:

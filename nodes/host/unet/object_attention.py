@@ -1,4 +1,4 @@
-"""Where a word looks in a given picture: cross-attention of the checkpoint itself, over the picture's noised latents."""
+"""Which parts of a given image attend to a word, from the checkpoint's own cross-attention over the image's noised latents."""
 
 import functools
 
@@ -17,16 +17,16 @@ from ..text.trigger_words import clip_with_words
 from .projection_hooks import queries_and_keys_seen
 
 LAYOUT_TIMES = (0.3, 0.5, 0.7)
-"""Noise levels, of 0 to 1, at which the word's cross-attention is read: there the model decides what is where."""
+"""Noise levels between 0 and 1 at which the word's cross-attention is read; at these the model decides what goes where."""
 
 OUTLINE_TIMES = (0.05, 0.15)
-"""Those at which self-attention is read: there the model sees the outlines of the picture that it was given."""
+"""Noise levels at which self-attention is read; at these the model sees the outlines of the given image."""
 
 FEWEST, MOST = 8 * 8, 32 * 32
-"""Pixels of the layers whose cross-attention is read: coarser ones say little of where, finer ones little of what."""
+"""Range of pixel counts of the layers whose cross-attention is read: coarser layers say little about where, finer about what."""
 
 FINEST = 64 * 64
-"""Most pixels of the layers whose self-attention is read; it has the square of them in numbers."""
+"""Largest pixel count of the layers whose self-attention is read; the size of that map is the square of the count."""
 
 PROMPT = "a photo of a {}"
 
@@ -34,20 +34,21 @@ PROMPT = "a photo of a {}"
 def object_attention(
     model: ModelPatcher, clip: CLIP, latents: Tensor, word: str, seed: int = 0
 ) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    """Where `word` looks in one picture.
+    """Return how much each part of one image attends to `word`.
 
     Args:
-        model: its cross-attention is read; LoRAs on it count.
+        model: the model whose attention is read, including the effect of LoRAs on it.
         clip: its text encoder.
-        latents: [1, c, h, w], as the model sees them.
-        word: such as "teddy".
-        seed: of the noise.
+        latents: [1, c, h, w], in the model's own scaling.
+        word: a plain word, such as "teddy".
+        seed: seed of the noise.
 
     Returns:
-        Attention to the word [1, p]; self-attention [1, p, p]; and height and width of the p pixels, the finest layer's.
+        Attention to the word [1, p]; self-attention [1, p, p], whose rows sum to 1; and height and width of the p pixels, those of
+        the finest layer whose self-attention is read.
 
     Raises:
-        PerfusionError: the word has no place in the prompt, or the picture is too small for the model.
+        PerfusionError: the word has no token of its own in the prompt, or the image is too small for the model.
     """
     load(model)
     encoding, pooled, marks = _prompt(clip, word)
@@ -80,7 +81,7 @@ def object_attention(
 
 
 def _prompt(clip: CLIP, word: str) -> tuple[Tensor, dict, Tensor]:
-    """The encoding of a prompt with the word, what comes beside it, and the places of the word's tokens, bool [N]."""
+    """Return the encoding of a prompt with the word, the rest of its conditioning, and the word's tokens, bool [N]."""
     knowing = clip_with_words(clip, ())
     ((encoding, pooled),) = knowing.encode_from_tokens_scheduled(knowing.tokenize(PROMPT.format(word)))
     frame = set(PROMPT.split())
@@ -91,7 +92,7 @@ def _prompt(clip: CLIP, word: str) -> tuple[Tensor, dict, Tensor]:
 
 
 def _denoise(model: ModelPatcher, latents: Tensor, encoding: Tensor, beside: dict, generator: torch.Generator, time: float) -> None:
-    """One call of the model on noised latents, as the host's sampler makes it."""
+    """Call the model once on noised latents, as the host's sampler does."""
     check_interrupt()
     base, device = model.model, model.load_device
     sampling = base.model_sampling

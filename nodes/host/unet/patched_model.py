@@ -1,4 +1,4 @@
-"""A MODEL whose cross-attention projections are edited while it runs, and only then."""
+"""Clones of a MODEL whose cross-attention projections are edited only while it runs."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .unet_call import run_edited
 
 
 def check_fit(concept: Concept, model: ModelPatcher) -> None:
-    """Raise PerfusionError unless the concept was taught to a model of this one's family and shape."""
+    """Raise PerfusionError unless the concept was trained on a model of the same family and shape."""
     family, layers = family_of(model), layers_of(model)
     if concept.family != family:
         raise PerfusionError(
@@ -34,20 +34,20 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
 
 
 def shape_of(layers: Mapping[str, int], width: int) -> str:
-    """What a message tells of a model's shape."""
+    """Return a description of a model's shape for error messages."""
     widths = ", ".join(str(each) for each in sorted(set(layers.values()))) or "any width"
     return f"{len(layers)} cross-attention layers of {widths} that read encodings of {width}"
 
 
 def carried(model: ModelPatcher) -> Applied | None:
-    """What a MODEL carries of Perfusion."""
+    """Return the Perfusion state that a MODEL carries, or None."""
     return model.model_options.get("transformer_options", {}).get(KEY)
 
 
 def model_with(model: ModelPatcher, applied: Applied) -> ModelPatcher:
-    """A clone of a MODEL that carries this in place of what it carried."""
+    """Return a clone of a MODEL that carries `applied` in place of its previous state."""
     applied = replace(applied, layers=tuple(layers_of(model)), made={})
-    # What cannot work together is found now, not in the middle of a graph.
+    # Detects concepts that do not fit together now, not in the middle of a graph.
     applied.edits(torch.device("cpu"))
     cloned = model.clone()
     cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
@@ -58,12 +58,13 @@ def model_with(model: ModelPatcher, applied: Applied) -> ModelPatcher:
 
 
 def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
-    """A clone of a MODEL that the concepts are applied to, beside those that it carries already.
+    """Return a clone of a MODEL with the concepts applied in addition to those that it already carries.
 
-    Words alone edit nothing: they are the CLIP's, and where there is nothing else the MODEL itself is given back.
+    Concepts that are a word alone edit no layer and concern only the CLIP; if there are no others, the MODEL itself is returned.
 
     Raises:
-        PerfusionError: a concept does not fit the model, two have one trigger word, or the model carries another edit mode.
+        PerfusionError: a concept does not fit the model, two concepts have the same trigger word, or the model carries concepts in
+            another edit mode.
     """
     for concept in stack:
         check_fit(concept, model)
@@ -77,25 +78,28 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
 
 
 def model_watched(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
-    """A clone of a MODEL whose sampling runs are recorded."""
+    """Return a clone of a MODEL whose sampling runs are recorded."""
     return model_with(model, replace(carried(model) or Applied(), recorder=recorder))
 
 
 def model_with_layout(model: ModelPatcher, run: Run, start: float, end: float) -> ModelPatcher:
-    """A clone of a MODEL that keeps another picture's layout, from `start` to `end` (0 to 1) of the way from noise to picture."""
+    """Return a clone of a MODEL that keeps another image's layout; its own runs are not recorded.
+
+    `start` and `end` (0 to 1) delimit the part of the way from noise to image in which the layout is kept.
+    """
     sampling = model.get_model_object("model_sampling")
     span = (float(sampling.percent_to_sigma(share)) for share in (start, end))
     return model_with(model, replace(carried(model) or Applied(), layout=Layout(run, *span), recorder=None))
 
 
 def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) -> ModelPatcher:
-    """A clone of a MODEL whose concepts have other settings: the one of this trigger word or, if it is empty, all.
+    """Return a clone of a MODEL with changed settings for the concept of this trigger word or, if it is empty, for all concepts.
 
-    All else that the model carries stays as it is, in its place. A concept of strength 0 is not carried on, just as it would
-    not have been applied; its word means to the text encoder what it meant.
+    Everything else that the model carries is kept, in the same order. A concept of strength 0 is dropped, just as it would not be
+    applied in the first place; the text encoder still knows its word.
 
     Raises:
-        PerfusionError: the model carries no concepts, or none of this trigger word.
+        PerfusionError: the model carries no concepts, or none with this trigger word.
     """
     before = carried(model) or Applied()
     if not before.stack:

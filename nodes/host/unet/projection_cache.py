@@ -1,4 +1,4 @@
-"""Edited keys and values, kept from step to step of a sampling run."""
+"""Cache of edited keys and values across the steps of a sampling run."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,27 +8,29 @@ from torch import Tensor
 from .edited_projections import Projections
 
 KEPT_BYTES = 128 * 2**20
-"""What a sampling run may keep. SDXL with one picture and guidance takes 51 MB of it."""
+"""Bytes that the cache of a sampling run may hold. SDXL with one image and guidance uses 51 MB of it."""
 
 
 Given = Mapping[str, Tensor | None]
-"""All of a UNet call's inputs that keys and values depend on, by name."""
+"""All inputs of a UNet call on which keys and values depend, by name."""
 
 
 class ProjectionCache:
-    """The keys and values of a sampling run: they depend on the prompts alone and stay the same from step to step.
+    """Cache of a sampling run's keys and values, which depend only on the prompts and are the same at every step.
 
-    Whether a prompt is one that is known is told by its numbers, so whatever the host or a patch makes of a prompt, what is kept
-    is what would have been computed. It holds for weights that do not change: where hooks may change them between steps, nothing
-    must be kept.
+    Prompts are compared by value, so whatever the host or a patch does to a prompt, a cached result equals the one that would have
+    been computed. This requires that the weights do not change: do not use a cache if hooks may change them between steps.
     """
 
     def __init__(self) -> None:
-        """With nothing kept."""
+        """Create an empty cache."""
         self.known: dict[object, tuple[Given, Projections]] = {}
 
     def projections(self, call: object, given: Given, make: Callable[[], Projections]) -> Projections:
-        """Those of an equal call of this name; else those that `make` makes, kept as far as there is room."""
+        """Return the cached projections of `call` if its inputs are equal; otherwise those from `make`, cached if they fit.
+
+        The oldest entries are evicted to make room.
+        """
         if call in self.known:
             before, found = self.known[call]
             if same(before, given):
@@ -45,12 +47,12 @@ class ProjectionCache:
 
 
 def same(one: Given, other: Given) -> bool:
-    """Whether two calls have the same inputs, to the last bit."""
+    """Whether two calls have exactly the same inputs."""
     pairs = [(one[name], other[name]) for name in one]
     if any((a is None) != (b is None) for a, b in pairs):
         return False
     found = [(a, b) for a, b in pairs if a is not None and b is not None and a is not b]
     if any((a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device) for a, b in found):
         return False
-    # The answers are fetched from the device at once.
+    # Stacked, so that all results are fetched from the device in one transfer.
     return not found or bool(torch.stack([(a == b).all() for a, b in found]).all())

@@ -1,4 +1,4 @@
-"""The only places where the projections of attention layers, to_q, to_k and to_v, are changed or listened to."""
+"""The only place where the projections of attention layers (to_q, to_k and to_v) are replaced or observed."""
 
 import contextlib
 import functools
@@ -11,7 +11,7 @@ Forward = Callable[[Tensor], Tensor]
 
 @contextlib.contextmanager
 def in_place_of(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """While it is open, a module has this forward; afterwards the one that it had, be that its class's or its own."""
+    """Replace a module's forward within the context; afterwards restore the previous one, be it its class's or its own."""
     before = vars(module).get("forward")
     module.forward = forward
     try:
@@ -27,7 +27,7 @@ def in_place_of(module: nn.Module, forward: Callable) -> Iterator[None]:
 def keys_and_values_changed(
     unet: nn.Module, layers: Iterable[str], changed: Callable[[Forward, str, bool], Forward]
 ) -> Iterator[None]:
-    """While it is open, to_k and to_v of a UNet's layers have another forward: changed(their own, layer, whether it is to_k)."""
+    """Replace the forward of to_k and to_v in a UNet's layers within the context by changed(its own, layer, whether it is to_k)."""
     with contextlib.ExitStack() as opened:
         for layer in layers:
             attention = unet.get_submodule(layer)
@@ -38,7 +38,7 @@ def keys_and_values_changed(
 
 @contextlib.contextmanager
 def queries_seen(unet: nn.Module, layers: Iterable[str], told: Callable[[str, Tensor, int], None]) -> Iterator[None]:
-    """While it is open, told(layer, queries [B, h·w, heads·c], heads) is called for each of a UNet's layers that runs."""
+    """Call told(layer, queries [B, h·w, heads·c], heads) for each of a UNet's layers that runs within the context."""
 
     def see(layer: str, heads: int, module: nn.Module, args: tuple, output: Tensor) -> None:
         told(layer, output, heads)
@@ -53,7 +53,7 @@ def queries_seen(unet: nn.Module, layers: Iterable[str], told: Callable[[str, Te
 
 @contextlib.contextmanager
 def queries_and_keys_seen(unet: nn.Module, layers: Iterable[str], told: Callable[[Tensor, Tensor, int], None]) -> Iterator[None]:
-    """While it is open, told(queries [B, h·w, heads·c], keys [B, N, heads·c], heads) is called for each layer that runs."""
+    """Call told(queries [B, h·w, heads·c], keys [B, N, heads·c], heads) for each of the layers that runs within the context."""
     queries: dict[str, Tensor] = {}
 
     def keys_of(layer: str, heads: int, module: nn.Module, args: tuple, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Where in a picture each concept's edit holds, as attention uses it."""
+"""Where in an image each concept's edit applies, in the form that attention uses."""
 
 from dataclasses import dataclass
 
@@ -8,29 +8,29 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Regions:
-    """Where each set of edits holds.
+    """Where each set of edits applies.
 
     Attributes:
-        weights: [B, S, h, w], S sets: outside of all regions, then each region; they sum to 1.
-        barred: bool [B, S, N], the words that nothing in a set's place looks at: those of other regions.
+        weights: [B, S, h, w], for S sets: that outside of all regions, then that of each region; they sum to 1 over the sets.
+        barred: bool [B, S, N], the tokens that a set's attention excludes: the words of other regions.
     """
 
     weights: Tensor
     barred: Tensor
 
     def at(self, shape: tuple[int, int]) -> Tensor:
-        """Weights of the pixels of a layer, [B, S, h·w]."""
+        """Return the weights at a layer's resolution, [B, S, h·w]."""
         return nn.functional.interpolate(self.weights, shape, mode="area").flatten(2)
 
     def bias(self, s: int, x: Tensor) -> Tensor:
-        """What is added to attention's logits in set `s`, [B, 1, N], like `x`."""
+        """Return the bias added to the attention logits of set `s`, [B, 1, N], with the dtype and device of `x`."""
         return torch.zeros(self.barred[:, s].shape, dtype=x.dtype, device=x.device).masked_fill(self.barred[:, s], -torch.inf)[
             :, None
         ]
 
 
 def regions_of(masks: Tensor, stands: Tensor) -> Regions:
-    """From R concepts' regions [B, R, h, w] and the places of their words [B, N, R] to what holds where."""
+    """Return where each set of edits applies, from R concepts' regions [B, R, h, w] and their words' positions [B, N, R]."""
     masks = masks.float().clamp(0, 1)
     masks = masks / masks.sum(1, keepdim=True).clamp(min=1)
     weights = torch.cat([1 - masks.sum(1, keepdim=True), masks], 1)

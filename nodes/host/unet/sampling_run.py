@@ -1,4 +1,4 @@
-"""One run of a sampler with concepts: what its prompts know of themselves is handed to the model beside them."""
+"""One run of a sampler with concepts: the notes of its prompts are passed to the model along with the encodings."""
 
 import logging
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def prepare_conds(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Wraps a sampling run: hands what the encodings know of themselves to the model, beside them."""
+    """Wrap a sampling run: pass the notes that encodings carry to the model along with them."""
     applied: Applied = extra_args["model_options"]["transformer_options"][KEY]
     size = tuple(noise.shape[-2:])
     prompts: dict[UUID, Prompt] = {}
@@ -66,13 +66,13 @@ def prepare_conds(
 
 
 def with_applied(extra_args: dict, applied: Applied) -> dict:
-    """A sampling run's arguments with this in place of what its MODEL carries."""
+    """Return a sampling run's `extra_args` with `applied` in place of the state that its MODEL carries."""
     options = extra_args["model_options"]
     return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
 
 
 def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
-    """What a prompt says, and how far each concept's gate opens at each of its words."""
+    """Return the words of a prompt, and how far each concept's gate opens at each of its tokens."""
     gates = {}
     edits = applied.edits(encoding.device)
     if edits:
@@ -87,7 +87,7 @@ def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
 
 
 def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> dict[str, CONDRegular]:
-    """The host's conditioning for an encoding, as a plain tensor, and for its notes."""
+    """Return the host's conditioning objects for an encoding, as a plain tensor, and for the inputs in BESIDE."""
     plain = encoding.as_subclass(Tensor)
     keys = notes_of(encoding, KEYS)
 
@@ -115,7 +115,7 @@ def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> d
 
 
 def share_locks(conds: list[dict[str, CONDRegular]]) -> None:
-    """Where one prompt's keys are locked globally, give the others blanks: the host batches what has the same inputs."""
+    """If any prompt has globally locked keys, give the others neutral entries: the host only batches prompts with equal inputs."""
     locks, locked = f"{KEY}_locks", f"{KEY}_locked"
     if any(locks in each for each in conds):
         for each in conds:

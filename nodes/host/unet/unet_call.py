@@ -1,4 +1,4 @@
-"""One call of a UNet with concepts."""
+"""One call of a UNet with concepts applied."""
 
 import contextlib
 from collections.abc import Mapping
@@ -25,12 +25,12 @@ def run_edited(
     transformer_options: dict | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    """Wraps a UNet's forward: with what its options carry."""
+    """Wrap a UNet's forward: run it with the concepts, recorder and layout that `transformer_options` carry."""
     options = transformer_options if transformer_options is not None else {}
     applied: Applied = options[KEY]
     beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in BESIDE}
     if applied.mode == EXACT and applied.stack and beside["named"] is None:
-        # The host's guider of two models asks for the negative by itself: nothing was laid beside it, but its notes came along.
+        # The host's dual-model guider prepares the negative prompt by itself: it has no additional inputs, but still its notes.
         beside["named"] = marked(context, REACH, [concept.trigger for concept in applied.stack])
         context = context.as_subclass(Tensor)
     where, columns = beside.pop("where"), beside.pop("columns")
@@ -63,7 +63,7 @@ def call_unet(
     watch: Watch | None = None,
     injection: Injection | None = None,
 ) -> Tensor:
-    """Run the UNet with the concepts of its options."""
+    """Run the UNet with the concepts that its options carry."""
     applied: Applied = options[KEY]
     x, projections = inputs["x"], applied.projections(options, inputs)
     attention = regions = None
@@ -73,7 +73,7 @@ def call_unet(
         attention = AttentionControl(tuple(x.shape[-2:]), watch, regions, injection)
     projections.observer, projections.comparer = attention, applied.comparer
     given = (x, inputs["timesteps"], projections.encoding, inputs.get("y"), control)
-    # Where nothing changes, nothing is wrapped at all: such a prompt is the base model's to the last bit.
+    # If nothing changes, nothing is wrapped: the output for such a prompt is bit for bit that of the base model.
     if attention is None and applied.comparer is None and not projections.change:
         return executor(*given, options, **kwargs)
     unet = executor.class_obj
@@ -86,7 +86,7 @@ def call_unet(
 
 
 def _rows(value: Any, rows: slice, count: int) -> Any:
-    """The same with those rows alone of all tensors that have `count` of them."""
+    """Return `value` with only these rows of all tensors in it that have `count` rows."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim and len(value) == count else value
     if isinstance(value, dict):
