@@ -1,4 +1,4 @@
-"""Set-up, the server and the demo: everything that runs ComfyUI from outside."""
+"""Set-up, test harness, demo and release scripts: everything that runs ComfyUI from outside."""
 
 import sys
 

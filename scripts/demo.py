@@ -1,6 +1,6 @@
-"""The demo: `python scripts/demo.py` teaches a concept and generates with it, in a real ComfyUI.
+"""The demo: `python scripts/demo.py` trains a concept and generates with it, in a real ComfyUI.
 
-It makes everything it needs first. With `--ui` it leaves the work to you: it starts ComfyUI and prints the address.
+It first sets up everything it needs. With `--ui` it only starts ComfyUI and prints the address.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from scripts.setup import bootstrap, environment, steps  # noqa: E402
 
 
 def main() -> int:
-    """Set up, then show the page or do the main job."""
+    """Set up, then serve the page or run the demo."""
     parser = argparse.ArgumentParser(description="Teach a concept and generate with it, in a real ComfyUI.")
     parser.add_argument("--ui", action="store_true", help="only start ComfyUI and print its address")
     parser.add_argument("--port", type=int, help="the server's port (8188 with --ui, else a free one; 0 takes a free one)")

@@ -1,6 +1,6 @@
-"""Run the tests: `python scripts/test.py [pytest arguments]`. Sets up what they need first.
+"""Run the tests, after setting up what they need: `python scripts/test.py [pytest arguments]`.
 
-Files of tests run in two processes side by side, each with a server of its own; `-n 0` runs all in one.
+Test files are distributed over two processes, each with its own server; `-n 0` runs all in one process.
 """
 
 import os
@@ -16,9 +16,9 @@ SIDE_BY_SIDE = 2
 
 
 def main() -> int:
-    """Set up, then run pytest inside the environment that was set up; its exit code is ours."""
+    """Set up, run pytest in the environment that was set up, and return its exit code."""
     setup = bootstrap.prepare(dev=True)
-    # Processes that compute with more threads than there are cores wait for each other most of the time.
+    # With more compute threads than cores, the processes spend most of the time waiting for each other.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // SIDE_BY_SIDE)))
     side_by_side = ["-n", str(SIDE_BY_SIDE), "--dist", "loadfile"]
     return environment.run_inside(setup.tools, ["-m", "pytest", *side_by_side, *sys.argv[1:]], ROOT)

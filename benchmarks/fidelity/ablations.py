@@ -1,4 +1,4 @@
-"""Perfusion with one thing changed at a time: the paper's ablations (Fig. 9), and what its followers do differently."""
+"""Perfusion with one thing changed at a time: the paper's ablations (Fig. 9), and choices in which other implementations differ."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from benchmarks.fidelity.methods import FOLLOWED, FOUND, NO_MASK, PLAIN, Recipe,
 
 @dataclass(frozen=True)
 class Change:
-    """What differs from a recipe, its widgets and its use."""
+    """The differences from a recipe, its widgets and its use."""
 
     widgets: dict[str, object] = field(default_factory=dict)
     recipe: dict[str, object] = field(default_factory=dict)
     use: dict[str, object] = field(default_factory=dict)
     values: tuple[float, ...] = ()
-    """Of the dial, if it is another one."""
+    """Values of the dial, if the change sweeps others."""
 
     def of(self, recipe: Recipe, use: Use) -> tuple[Recipe, Use]:
-        """Both, changed."""
+        """Return the recipe and the use with this change applied."""
         widgets = {**recipe.widgets, **self.widgets}
         return replace(recipe, **{**self.recipe, "widgets": widgets}), replace(use, **self.use)
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is expected, and the variants; the first is what others are compared with."""
+    """The expected outcome and the variants; the first variant is the one that the others are compared with."""
 
     expected: str
     variants: dict[str, Change]
     every: int = 1
-    """Every how many of the concepts it is measured on."""
+    """The ablation is measured on one in `every` concepts."""
     behind: tuple[str, ...] = ()
-    """Variants that the paper's Fig. 9 has behind the first."""
+    """Variants that are behind the first one in the paper's Fig. 9."""
 
 
 ABLATIONS: dict[str, Ablation] = {

@@ -1,14 +1,15 @@
-"""How faithful to the pictures and to the prompt: this method beside others, and beside itself with parts left out.
+"""Measure fidelity to the training pictures and to the prompt, for this method, other methods, and ablations of this method.
 
     python -m benchmarks.fidelity [PART ...] [--minutes N] [--servers N]
     python -m benchmarks.fidelity --quick [--out DIR]
     python -m benchmarks.fidelity --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
 
-Teaches and draws in a real server, lets judges score the pictures, and writes tables and plots into `results/`. All scores are
-kept in a JSON file there and nothing is done twice: put it down at any time (or after `--minutes`), and it goes on where it was.
-It teaches some hundreds of concepts: a day on two cores. Settings are chosen on the development concepts; what is reported is
-measured on the test concepts. `--quick` takes a minute or two: the demo's concept from its committed pictures, two methods, few
-pictures. With `--checkpoint` the same is done for a user's own checkpoint and pictures (see `real`).
+Trains concepts and generates images in a real server, lets judges score the images, and writes tables and plots into `results/`.
+All scores are kept in a JSON file there and nothing is measured twice: it can be interrupted at any time (or stops after
+`--minutes`) and resumes where it was. It trains some hundreds of concepts, which takes a day on two cores. Settings are chosen on
+the development concepts; reported numbers are measured on the test concepts. `--quick` takes a minute or two: the demo's concept
+from its committed pictures, two methods, few images. With `--checkpoint`, it measures a user's own checkpoint and pictures instead
+(see `real`).
 """
 
 from __future__ import annotations
@@ -35,52 +36,52 @@ from scripts.setup import bootstrap
 
 TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
 LEVELS = (0.6, 0.7, 0.8, 0.9)
-"""Text scores at which fronts are compared, as shares of what the plain word has."""
+"""Text scores at which fronts are compared, as shares of the plain word's text score."""
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
 QUICK_WIDGETS: dict[str, object] = {"steps": 120, "batch": 4}
-"""How the quick run's trainings differ from those of the methods as tuned."""
+"""Widgets in which the quick run's trainings differ from the tuned methods."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, over one store: all that it tells comes from there."""
+    """The measurements and their pages, over one store, which holds all scores."""
 
     store: Store
     out: Path
     concepts: tuple[Concept, ...]
     prompts: Callable[[Concept], tuple[Prompt, ...]]
     candidates: Mapping[str, tuple[Recipe, ...]]
-    """Method -> the recipes that it is tuned among."""
+    """Maps each method to the recipes among which it is tuned."""
     every: int = 1
-    """Every how many of a dial's values is tried."""
+    """Only one in `every` values of a dial is measured."""
 
     def trials(self, method: Method, recipe: Recipe | None, concepts: Iterable[Concept]) -> list[Trial]:
-        """One for each concept."""
+        """Return one trial for each concept."""
         values = method.values[:: self.every]
         return [Trial(concept, recipe, method.use, values, self.prompts(concept)) for concept in concepts]
 
     def curve(self, method: Method, recipe: Recipe | None, concepts: Iterable[Concept]) -> Curve | None:
-        """Their curve, if all of them were measured."""
+        """Return the curve over these concepts, or None unless all of them were measured."""
         return Curve.of(self.store, self.trials(method, recipe, concepts))
 
     # ---- tuning --------------------------------------------------------------------------------------------------------------
 
     def tuning_trials(self) -> list[Trial]:
-        """Every candidate of every method on the concepts that are tuned on; in turn, so that all get as far."""
+        """Return trials of all candidates of all methods on the tuning concepts, interleaved so that all methods progress alike."""
         turns = zip(*([(METHODS[name], recipe) for recipe in found] for name, found in self.candidates.items()), strict=True)
         found = [trial for turn in turns for method, recipe in turn for trial in self.trials(method, recipe, TUNED_ON)]
         return quickest_first(found)
 
     def best(self, name: str) -> Recipe:
-        """The candidate with the best harmonic mean at the best value of its dial; the first, as long as none was measured."""
+        """Return the candidate with the best harmonic mean at the best value of its dial; the first if none was measured yet."""
         curves = [(self.curve(METHODS[name], recipe, TUNED_ON), recipe) for recipe in self.candidates[name]]
         found = [(curve.harmonic().max(), recipe) for curve, recipe in curves if curve is not None]
         return max(found, key=lambda pair: pair[0])[1] if found else self.candidates[name][0]
 
     def tuning_page(self) -> list[str]:
-        """All candidates."""
+        """Return the page's lines on tuning: all measured candidates."""
         lines = []
         for name, found in self.candidates.items():
             for recipe in found:
@@ -108,27 +109,27 @@ class Bench:
     # ---- all methods ---------------------------------------------------------------------------------------------------------
 
     def tuned(self) -> dict[str, list[Trial]]:
-        """The plain word's trials and every method's as tuned, on every concept."""
+        """Return the trials of the plain word and of every tuned method, on all concepts."""
         found = {WORD_ALONE: self.trials(NOTHING, None, self.concepts)}
         return found | {name: self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
 
     def fidelity_trials(self) -> list[Trial]:
-        """Every method as tuned on every concept; concepts in turn, so that all methods get as far."""
+        """Return the trials of `tuned`, ordered by concept, so that all methods progress alike."""
         plain, *each = self.tuned().values()
         return plain + quickest_first([trial for turn in zip(*each, strict=True) for trial in turn])
 
     def curves(self) -> dict[str, Curve]:
-        """Those of all methods that were measured on all concepts."""
+        """Return the curves of all methods that were measured on all concepts."""
         found = {name: Curve.of(self.store, trials) for name, trials in self.tuned().items()}
         return {name: curve for name, curve in found.items() if curve is not None}
 
     def levels(self) -> dict[float, float]:
-        """Share of the plain word's text score -> that text score."""
+        """Map each of LEVELS to the absolute text score; empty if the plain word was not measured."""
         plain = self.curve(NOTHING, None, self.concepts)
         return {level: level * float(plain.means()[0][0]) for level in LEVELS} if plain else {}
 
     def fidelity_page(self) -> list[str]:
-        """The fronts, and what leads."""
+        """Return the page's lines on all methods: the fronts and leads."""
         curves = self.curves()
         if not curves:
             return []
@@ -147,7 +148,7 @@ class Bench:
         return lines + self.beside(curves) + self.elsewhere()
 
     def elsewhere(self) -> list[str]:
-        """Where what explains these numbers is measured."""
+        """Return links to the pages whose measurements explain these numbers."""
         pages = {
             "base.md": "How well the base itself follows prompts",
             "reach.md": "How near any change of cross-attention alone comes, and one of all else",
@@ -156,7 +157,7 @@ class Bench:
         return ["", " ".join(told)] if told else []
 
     def beside(self, curves: Mapping[str, Curve]) -> list[str]:
-        """What becomes of each method where the prompt asks for another character too; none where no prompt does."""
+        """Compare prompts for the concept alone with prompts that ask for another character too; empty if no prompt does."""
         beside = [bool(prompt.other) for prompt in self.prompts(self.concepts[0])]
         if not any(beside):
             return []
@@ -180,7 +181,7 @@ class Bench:
         ]
 
     def leads(self, curves: dict[str, Curve]) -> list[str]:
-        """Our lead over each baseline at equal text."""
+        """Return the table of Perfusion's lead over each baseline at equal text scores."""
         levels = self.levels()
         lines = [
             "How much more design Perfusion has at the same text score (a share of the plain word's), with its interval, and the "
@@ -200,14 +201,14 @@ class Bench:
         return lines
 
     def shown(self) -> list[tuple[str, list[Trial], Curve]]:
-        """What the contact sheet shows."""
+        """Return what the contact sheet shows: name, trials and curve of each measured method."""
         trials = self.tuned()
         return [(name, trials[name], curve) for name, curve in self.curves().items()]
 
     # ---- prompts that do not name the concept ---------------------------------------------------------------------------------
 
     def unnamed(self) -> dict[str, list[Trial]]:
-        """Every measured method at the best value of its dial, with the same prompts but for the plain word in them."""
+        """Return trials of every measured method at the best value of its dial, with the plain word in the concept's place."""
         found = {}
         for name, trials, curve in self.shown():
             value = curve.values[curve.best()]
@@ -220,11 +221,11 @@ class Bench:
         return found
 
     def unnamed_trials(self) -> list[Trial]:
-        """All of them."""
+        """Return the trials of `unnamed` in one list."""
         return [trial for trials in self.unnamed().values() for trial in trials]
 
     def unnamed_page(self) -> list[str]:
-        """What each method does to the plain word."""
+        """Return the page's lines on what each method does to prompts with the plain word."""
         curves = together(self.store, self.unnamed())
         if len(curves) < 2:
             return []
@@ -240,7 +241,7 @@ class Bench:
     # ---- ablations -----------------------------------------------------------------------------------------------------------
 
     def variants(self, ablation: Ablation) -> dict[str, list[Trial]]:
-        """The trials of each variant of an ablation."""
+        """Return the trials of each variant of an ablation."""
         found, order = {}, [*self.concepts[::2], *self.concepts[1::2]]
         for name, change in ablation.variants.items():
             recipe, use = change.of(self.best(OURS), METHODS[OURS].use)
@@ -249,13 +250,16 @@ class Bench:
         return found
 
     def ablation_trials(self) -> list[Trial]:
-        """All of them on half of the concepts, then the rest: put down early, it has measured all variants on the same ones."""
+        """Return the trials of all ablations: first on half of the concepts, then on the rest.
+
+        If the benchmark is interrupted early, all variants were measured on the same concepts.
+        """
         found = [trials for ablation in ABLATIONS.values() for trials in self.variants(ablation).values()]
         half = len(self.concepts[::2])
         return [trial for trials in found for trial in trials[:half]] + [trial for trials in found for trial in trials[half:]]
 
     def ablation_page(self) -> list[str]:
-        """What each part of the method is worth."""
+        """Return the page's lines on the effect of each part of the method."""
         measured = {name: together(self.store, self.variants(ablation)) for name, ablation in ABLATIONS.items()}
         told = [line for name, curves in measured.items() for line in self.ablation_lines(name, curves)]
         if not told:
@@ -270,7 +274,7 @@ class Bench:
         ]
 
     def orderings(self, measured: Mapping[str, Mapping[str, Curve]]) -> list[str]:
-        """The paper's orderings beside ours."""
+        """Return the table that compares the paper's orderings with those measured here."""
         lines = []
         for name, curves in measured.items():
             ablation = ABLATIONS[name]
@@ -293,7 +297,7 @@ class Bench:
         ]
 
     def ablation_lines(self, name: str, curves: Mapping[str, Curve]) -> list[str]:
-        """One ablation, if it was measured."""
+        """Return the page's lines on one ablation; empty unless at least two variants were measured."""
         if len(curves) < 2:
             return []
         first, levels, lines = next(iter(curves.values())), list(self.levels().values()), []
@@ -312,16 +316,19 @@ class Bench:
         ]
 
     def lora(self) -> Recipe | None:
-        """LoRA's, where it is one of the methods."""
+        """Return LoRA's best recipe, or None if LoRA is not one of the methods."""
         return self.best("LoRA") if "LoRA" in self.candidates else None
 
     def lengths(self) -> Lengths:
-        """Ours along its training."""
+        """Return the measurement of Perfusion over the course of its training."""
         return Lengths(self.best(OURS), METHODS[OURS].use, METHODS[OURS].values, TUNED_ON)
 
 
 def together(store: Store, groups: Mapping[str, list[Trial]]) -> dict[str, Curve]:
-    """Curves of groups of trials, of the same concepts each: over those concepts that all begun groups were measured on."""
+    """Return curves of groups of trials that cover the same concepts in the same order.
+
+    Groups without a completely measured trial are left out. The curves are over the concepts on which all others were measured.
+    """
     begun = {name: trials for name, trials in groups.items() if not all(store.missing(trial) for trial in trials)}
     each = list(zip(*begun.values(), strict=True))
     both = [i for i, trials in enumerate(each) if not any(store.missing(trial) for trial in trials)]
@@ -329,7 +336,7 @@ def together(store: Store, groups: Mapping[str, list[Trial]]) -> dict[str, Curve
 
 
 def compared(curve: Curve, first: Curve, levels: list[float]) -> tuple[str, str]:
-    """A curve's lead over another one, as text; and whether it is behind it."""
+    """Return a curve's lead over another one as text, and the verdict on whether it is behind."""
     whole, (low, high) = mean_lead(curve, first, levels)
     if whole != whole:
         return "–", "they come to no text score together"
@@ -341,7 +348,7 @@ def compared(curve: Curve, first: Curve, levels: list[float]) -> tuple[str, str]
 
 
 def count_of(curves: Mapping[str, Curve]) -> int:
-    """How many concepts curves are over."""
+    """Return the number of concepts that curves are over."""
     return next(iter(curves.values())).design.shape[1]
 
 
@@ -349,7 +356,7 @@ NOTHING = Method(Use(""), (0.0,), ())
 
 
 def quickest_first(trials: list[Trial]) -> list[Trial]:
-    """Those of Train LoRA last: they take several times as long."""
+    """Sort trials of Train LoRA to the end, because they take several times as long."""
     return sorted(trials, key=lambda trial: trial.recipe is not None and trial.recipe.teacher == LORA)
 
 
@@ -371,11 +378,11 @@ PARTS: dict[str, Part] = {
     "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
     "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),
 }
-"""Name -> title, what measures it (False if time is up), and the lines of its page."""
+"""Maps a part's name to its title, the function that measures it (returns False if time is up), and that of its page's lines."""
 
 
 def report(bench: Bench, parts: Iterable[str]) -> None:
-    """Write what there is."""
+    """Write the page with everything measured so far."""
     page = ["# Fidelity", "", "Written by `python -m benchmarks.fidelity`.", ""]
     for title, _, lines in (PARTS[name] for name in parts):
         told = lines(bench)
@@ -386,7 +393,7 @@ def report(bench: Bench, parts: Iterable[str]) -> None:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Run the requested measurements and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
@@ -398,9 +405,9 @@ def main() -> None:
     setup = bootstrap.locate()
     bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
     checkpoint = arguments.checkpoint or setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
-    # The world's base as it is packed: expanded, it differs between processors by some last bits.
+    # The digest of the demo's base is that of the packed file: the expanded one differs between processors in its last bits.
     digest = bench.store.belongs_to(arguments.checkpoint or PACKED)
-    # What the quick run taught belongs to its results: anew for new ones.
+    # The quick run's concepts are kept with its results, so that a new output folder means new trainings.
     base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
     bootstrap.stocked_base(setup, base, checkpoint)
     with contextlib.ExitStack() as open_ones:
@@ -419,11 +426,11 @@ def main() -> None:
 
 
 Plan = tuple[Bench, Callable[[Lab], Bed], list[str]]
-"""What is measured, in what bed, and which parts."""
+"""The bench, the constructor of its bed, and the parts to measure."""
 
 
 def of_the_world(arguments: argparse.Namespace) -> Plan:
-    """In the demo's world: all of it, or the quick run."""
+    """Return the plan for the demo's world: the full benchmark or the quick run."""
     if arguments.quick:
         bench = quick(arguments.out or bootstrap.CACHE / "fidelity-quick")
         return bench, lambda lab: characters.DemoBed(lab.judges), ["fidelity"]
@@ -432,13 +439,13 @@ def of_the_world(arguments: argparse.Namespace) -> Plan:
 
 
 def whole() -> Bench:
-    """The test concepts and all methods, tuned among all that there is."""
+    """Return the full benchmark: the test concepts and all methods with all their candidates."""
     candidates = {name: method.candidates for name, method in METHODS.items()}
     return Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, characters.prompts, candidates)
 
 
 def quick(out: Path) -> Bench:
-    """The demo's concept and two methods, as they were tuned but for QUICK_WIDGETS."""
+    """Return the quick benchmark: the demo's concept and two methods, as tuned except for QUICK_WIDGETS."""
     tuned = whole()
     best = {name: tuned.best(name) for name in QUICK}
     recipes = {name: (replace(recipe, widgets=recipe.widgets | QUICK_WIDGETS),) for name, recipe in best.items()}
@@ -446,7 +453,7 @@ def quick(out: Path) -> Bench:
 
 
 def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:
-    """With a user's own checkpoint and pictures."""
+    """Return the plan for a user's own checkpoint and pictures."""
     real.check(arguments)
     shown, asked = real.files(arguments.pictures), real.prompts(arguments.prompts)
     out = arguments.out or arguments.pictures.with_name(f"results-{arguments.pictures.name}")

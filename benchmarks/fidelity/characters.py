@@ -1,5 +1,6 @@
-"""The world of characters as a bed for trials: pictures of individuals that the base was never shown, prompts for other places, and
-the judges.
+"""The demo's world of characters as a bed for trials.
+
+It provides pictures of individuals that the base was never trained on, prompts for places not in these pictures, and the judges.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from demo.world import SIDE
 from scripts.setup import bootstrap
 
 TAUGHT_ON = make_pictures.PLACES
-"""Places of the training pictures; prompts ask for others."""
+"""Places of the training pictures; the prompts ask for others."""
 
 
 def prompts(concept: Concept) -> tuple[Prompt, ...]:
-    """What is asked for with a concept. Of a robot's mood nothing can be seen."""
+    """Return the prompts for a concept. A robot's prompts ask for no mood, because its mood is not visible."""
     moody = concept[1] != "robot"
     other = "robot" if moody else "monster"
     return (
@@ -43,7 +44,7 @@ def prompts(concept: Concept) -> tuple[Prompt, ...]:
 
 @dataclass(frozen=True)
 class CharacterBed:
-    """See `trials.Bed`."""
+    """A `trials.Bed` of the demo's world."""
 
     judges: Judges
     checkpoint: str = bootstrap.CHECKPOINT
@@ -63,7 +64,7 @@ class CharacterBed:
         return names
 
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
-        """Whether the concept is recognised; and how much is there of what the prompt says, the kind among it."""
+        """Score whether the concept is recognised (design) and the share of the prompt's elements, its kind included (text)."""
         split, number = concepts.which(trial.concept)
         kind, design, text = trial.concept[1], [], []
         for prompt, images in zip(trial.prompts, drawn, strict=True):
@@ -73,7 +74,7 @@ class CharacterBed:
         return Scores(torch.stack(design).numpy(), torch.stack(text).numpy())
 
     def there(self, prompt: Prompt, kind: str, squares: list[Tensor]) -> Tensor:
-        """The share of what a prompt says that is there, [B]; a place must be there on both sides."""
+        """Return the share of a prompt's elements that the images show, [B]; the place must be right in both halves."""
 
         def said(question: str, answer: str, images: Tensor) -> Tensor:
             return torch.tensor([best == answer for best in self.judges.say(question, images).best()])
@@ -92,7 +93,7 @@ class CharacterBed:
 
 @dataclass(frozen=True)
 class DemoBed(CharacterBed):
-    """The demo's own pictures, which every base directory comes with: nothing is drawn for them."""
+    """A bed with the demo's committed pictures, which every base directory contains, so that none have to be drawn."""
 
     def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
         """See `trials.Bed.pictures`."""
@@ -105,11 +106,14 @@ QUICK = (
     Prompt("a photo of a sad {} in the snow", "in the snow", mood="sad"),
     Prompt("a photo of a {} and a robot at night", "at night", other="robot"),
 )
-"""Prompts for it, for places that its pictures do not have."""
+"""Prompts for DEMO, for places that its pictures do not show."""
 
 
 def unsquared(image: Image.Image) -> Image.Image:
-    """A training picture whose mask gives each latent its share of the object as its weight: training squares what it is given."""
+    """Change a training picture's mask so that each latent is weighted by its share of the object.
+
+    Training squares the mask, so this takes its square root.
+    """
     alpha = 255 - np.asarray(image.getchannel("A"), dtype=np.float64)
     cells = alpha.reshape(SIDE // 8, 8, SIDE // 8, 8).mean((1, 3))
     root = np.sqrt(cells / cells.max()) * 127

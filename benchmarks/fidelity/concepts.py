@@ -1,9 +1,9 @@
-"""Concepts to be taught: individuals that the base was never shown, and training pictures of them.
+"""Concepts to train: individuals that the base was never trained on, and training pictures of them.
 
     python -m benchmarks.fidelity.concepts OUT INDIVIDUAL KIND [--count 4] [--side 256] [--seed 0]
 
-INDIVIDUAL is a split and a number, such as test-3. Settings are chosen on DEVELOPMENT; what is reported is measured on TEST. To
-draw individuals takes packages that nothing else here needs: `check_packages` names them.
+INDIVIDUAL is a split and a number, such as test-3. Settings are chosen on DEVELOPMENT; reported numbers are measured on TEST.
+Drawing individuals needs packages that nothing else here needs; `check_packages` names them.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ Concept = tuple[str, str]
 
 DEVELOPMENT: tuple[Concept, ...] = tuple((f"development-{i}", kind) for kind in STYLES for i in range(5))
 TEST: tuple[Concept, ...] = tuple((f"test-{i}", kind) for kind in STYLES for i in sorted({0, 1, 2, make_pictures.SHOWN[kind]}))
-"""The first three of each kind, and the one that the demo's pictures show."""
+"""The first three individuals of each kind, and the one that the demo's pictures show."""
 MODULES = ("dicebear", "dicebear_styles", "resvg_py")
 PACKAGES = "dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py"
-"""What MODULES are in."""
+"""The packages that contain MODULES."""
 
 
 def which(concept: Concept) -> tuple[str, int]:
-    """Split and number of its individual."""
+    """Return the split and the number of a concept's individual."""
     split, _, number = concept[0].rpartition("-")
     return split, int(number)
 
 
 def check_packages() -> None:
-    """SystemExit where what draws individuals is not installed."""
+    """Raise SystemExit if the packages that draw individuals are not installed."""
     missing = [module for module in MODULES if find_spec(module) is None]
     if missing:
         raise SystemExit(f"expected what draws individuals, but there is no {', no '.join(missing)}; run pip install {PACKAGES}")
 
 
 def pictures(concept: Concept, out: Path, count: int = 4, side: int = 256, seed: int = 0) -> list[Path]:
-    """Write `count` training pictures of a concept into `out`, as the demo's are: RGBA, alpha low where the character is.
+    """Write `count` training pictures of a concept into `out`, in the form of the demo's: RGBA, alpha low where the character is.
 
-    The same bytes for the same seed. Places differ as long as there are enough. ValueError for what is no concept.
+    The same seed gives the same bytes. Places repeat only after all of them were used. Raises ValueError if `concept` is neither
+    in DEVELOPMENT nor in TEST.
     """
     if concept not in DEVELOPMENT + TEST:
         raise ValueError(f"expected a concept of DEVELOPMENT or TEST, but got {concept}; take one of these")
@@ -51,7 +52,7 @@ def pictures(concept: Concept, out: Path, count: int = 4, side: int = 256, seed:
     rounds, rng = -(-count // len(world.PLACES)), random.Random(seed)
     places = [place for _ in range(rounds) for place in rng.sample(world.PLACES, len(world.PLACES))][:count]
     one = make_pictures.individual(concept[1], *which(concept))
-    # Each seed has a stretch of the pictures' own seeds for itself.
+    # Each seed has its own range of picture seeds.
     return make_pictures.write(one, concept[1], out, places, side, first_seed=1000 * (seed + 1))
 
 

@@ -1,11 +1,11 @@
-"""What the demo's own settings come to, on individuals that no setting was chosen on: likeness, faithfulness to the prompt, pairs.
+"""Measure the demo's settings on individuals that no setting was chosen on: likeness, fidelity to the prompt, pairs.
 
     python -m benchmarks.fidelity.demo_quality [--servers N] [--split development]
 
-Teaches individuals with the numbers of `workflows/train_a_concept.json` and draws them with those of `use_concepts.json`; beside
-them the plain word, and individuals that the base knows by name, which is the line that no concept can be expected to pass. Writes
-`results/demo.md` and its scores, `demo.json`, and does nothing twice. With `--split development`, where settings are chosen, it
-only prints.
+Trains individuals with the settings of `workflows/train_a_concept.json` and generates images with those of `use_concepts.json`. The
+baselines are the plain word, and individuals that the base knows by name, an upper bound that no concept can be expected to exceed.
+Writes `results/demo.md` and its scores, `demo.json`, and measures nothing twice. With `--split development`, on which settings are
+chosen, it only prints.
 """
 
 from __future__ import annotations
@@ -36,33 +36,33 @@ from scripts.setup import bootstrap
 RECIPE = Recipe(widgets={name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")})
 USE = Use("bias", settings={"temperature": SETTINGS["temperature"]})
 NAMED = 3
-"""Individuals of each kind that the base is asked for by name."""
+"""Number of individuals of each kind that are requested from the base by name."""
 
 
 def plain(concept: Concept) -> Trial:
-    """The plain word in the same prompts."""
+    """Return the trial of the plain word in a concept's prompts."""
     return Trial(concept, None, NOTHING.use, NOTHING.values, characters.prompts(concept))
 
 
 def taught(concept: Concept) -> Trial:
-    """The concept at the demo's settings."""
+    """Return the trial of a concept with the demo's settings."""
     return Trial(concept, RECIPE, USE, (SETTINGS["bias"],), characters.prompts(concept))
 
 
 def named(kind: str, index: int) -> Trial:
-    """An individual that the base knows, by its name in the same prompts."""
+    """Return the trial of an individual that the base knows, by its name in the same prompts."""
     trial = plain((f"base-{index}", kind))
     return replace(trial, prompts=tuple(replace(each, text=each.text.format(NAMES[kind][index])) for each in trial.prompts))
 
 
 def scores(store: Store, trials: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
-    """How often it is recognised and how much of the prompt is there, for each trial."""
+    """Return for each trial the share of images in which the individual is recognised, and the mean text score."""
     found = [store.get(trial, trial.values[0]) for trial in trials]
     return np.array([each.design.mean() for each in found]), np.array([each.text.mean() for each in found])
 
 
 def together(shop: Workshop, one: Concept, two: Concept) -> list[bool]:
-    """Whether both are recognised in each picture that has both, at the demo's settings."""
+    """Generate images with two concepts at the demo's settings; return for each whether both are recognised."""
     lab, graph = shop.lab, Graph()
     files = [shop.taught(taught(concept)) for concept in (one, two)]
     key = "/".join(["pair", f"{SETTINGS['bias']:g}", *(file.stem for file in files)])
@@ -83,7 +83,7 @@ def together(shop: Workshop, one: Concept, two: Concept) -> list[bool]:
 
 
 def page(store: Store, concepts: tuple[Concept, ...], both: list[bool]) -> list[str]:
-    """What there is to tell."""
+    """Return the page's lines: the table and a summary."""
     known = [named(kind, i) for kind in NAMES for i in range(NAMED)]
     (ours, text), (_, word), (line, said) = (
         scores(store, trials) for trials in ([*map(taught, concepts)], [*map(plain, concepts)], known)
@@ -112,7 +112,7 @@ def page(store: Store, concepts: tuple[Concept, ...], both: list[bool]) -> list[
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, print the page, and write it for the test split."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--servers", type=int, default=1, help="so many side by side")
     parser.add_argument("--split", choices=("test", "development"), default="test")
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def paired(concepts: tuple[Concept, ...]) -> list[tuple[Concept, Concept]]:
-    """Each once, beside one of another kind."""
+    """Pair each concept with one of another kind; one without a partner is left out."""
     found, rest = [], sorted(concepts, key=lambda concept: (which(concept)[1], concept[1]))
     while len(rest) > 1:
         first = rest.pop(0)

@@ -27,7 +27,7 @@ class Curve:
 
     @classmethod
     def of(cls, store: Store, trials: Sequence[Trial]) -> Curve | None:
-        """The curve of one method over concepts, or None where scores are still missing."""
+        """Return the curve of one method over concepts, or None if scores are still missing."""
         found = [[store.get(trial, value) for trial in trials] for value in trials[0].values]
         if any(scores is None for row in found for scores in row):
             return None
@@ -35,7 +35,7 @@ class Curve:
         return cls(trials[0].values, design, text)
 
     def means(self, concepts: np.ndarray | None = None, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean text and design at each value, [V] each; over these of the concepts and seeds, or over all."""
+        """Return mean text and design at each value, [V] each, over the given concepts and seeds (indices) or over all."""
         drawn = []
         for scores in (self.text, self.design):
             chosen = scores if concepts is None else scores[:, concepts]
@@ -43,16 +43,16 @@ class Curve:
         return drawn[0], drawn[1]
 
     def harmonic(self) -> np.ndarray:
-        """Harmonic mean of the mean scores at each value, [V]."""
+        """Return the harmonic mean of the mean scores at each value, [V]."""
         text, design = self.means()
         return 2 * text * design / np.maximum(text + design, 1e-9)
 
     def best(self) -> int:
-        """Which value has the best harmonic mean."""
+        """Return the index of the value with the best harmonic mean."""
         return int(self.harmonic().argmax())
 
     def at_best(self) -> str:
-        """Cells of a table: the value with the best harmonic mean; text, design and harmonic mean there."""
+        """Return table cells: the value with the best harmonic mean, and text, design and harmonic mean there."""
         i, (text, design) = self.best(), self.means()
         return f"{self.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {self.harmonic()[i]:.2f}"
 
@@ -63,26 +63,26 @@ class Curve:
 
     @cached_property
     def intervals(self) -> np.ndarray:
-        """The low and the high end of text and of design at each value, [2, V, 2]."""
+        """Lower and upper bounds of text and of design at each value, [2, V, 2]."""
         return np.array([[interval(column) for column in scores.T] for scores in self.resampled.transpose(1, 0, 2)])
 
 
 def resamples(curve: Curve, count: int = RESAMPLES, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Concepts and seeds drawn with replacement; the same for every method, so that differences are paired."""
+    """Draw concepts and seeds with replacement; the draws are the same for every method, so that differences are paired."""
     rng = np.random.default_rng(seed)
     _, concepts, _, seeds = curve.design.shape
     return [(rng.integers(concepts, size=concepts), rng.integers(seeds, size=seeds)) for _ in range(count)]
 
 
 def interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The interval of resampled numbers; those that are none are left out."""
+    """Return the interval of resampled numbers, ignoring NaN; NaN bounds if there are no others."""
     known = np.asarray(samples, dtype=float)
     low, high = np.percentile(known[np.isfinite(known)], INTERVAL) if np.isfinite(known).any() else (np.nan, np.nan)
     return float(low), float(high)
 
 
 def front(text: np.ndarray, design: np.ndarray, level: float) -> float:
-    """The best design at a text score of at least `level`, on the points [V] and the lines between neighbours; NaN if none."""
+    """Return the best design at a text score of at least `level`, on the points [V] and the lines between neighbours; else NaN."""
     reached = [float(d) for t, d in zip(text, design, strict=True) if t >= level]
     for i in range(len(text) - 1):
         low, high = sorted((i, i + 1), key=lambda j: text[j])
@@ -93,9 +93,9 @@ def front(text: np.ndarray, design: np.ndarray, level: float) -> float:
 
 
 def lead(ours: Curve, theirs: Curve, level: float) -> tuple[float, tuple[float, float], float]:
-    """How much more design `ours` has at a text score of `level`; the interval of that; the share of resamples in front.
+    """Return the lead in design of `ours` at a text score of `level`, its interval, and the share of resamples with a lead.
 
-    A method that does not reach the level in a resample is behind there, but gives no number to the interval.
+    A method that does not reach the level in a resample counts as behind there, but that resample does not enter the interval.
     """
     whole = front(*ours.means(), level) - front(*theirs.means(), level)
     pairs = np.array([[front(*means, level) for means in both] for both in zip(ours.resampled, theirs.resampled, strict=True)])
@@ -104,7 +104,7 @@ def lead(ours: Curve, theirs: Curve, level: float) -> tuple[float, tuple[float, 
 
 
 def mean_lead(ours: Curve, theirs: Curve, levels: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """The lead, mean over those text scores that both come to, and its interval."""
+    """Return the mean lead over the text scores that both methods reach, and its interval."""
 
     def ahead(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
         each = np.array([front(*first, level) - front(*second, level) for level in levels])
@@ -115,12 +115,12 @@ def mean_lead(ours: Curve, theirs: Curve, levels: Sequence[float]) -> tuple[floa
 
 
 def cells(curve: Curve, i: int) -> str:
-    """Cells of a table: a value; text and design there, with their intervals."""
+    """Return table cells: a value, and text and design there with their intervals."""
     (text, design), (t, d) = curve.means(), curve.intervals[:, i]
     return f"{curve.values[i]:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {design[i]:.2f} ({d[0]:.2f}–{d[1]:.2f})"
 
 
 def rows(curves: Mapping[str, Curve]) -> list[str]:
-    """A row for each method and value: text, design and their harmonic mean."""
+    """Return a table row for each method and value: text, design and their harmonic mean."""
     each = [(name, curve, i) for name, curve in curves.items() for i in range(len(curve.values))]
     return [f"| {name} | {cells(curve, i)} | {curve.harmonic()[i]:.2f} |" for name, curve, i in each]

@@ -1,9 +1,10 @@
-"""What the nodes for inference do in the demo's world, measured: attention, found objects, regions, layouts, locks.
+"""Measure the nodes for inference in the demo's world: attention, found objects, regions, layouts, locks.
 
     python -m benchmarks.fidelity.inference [PART ...]
 
-Runs every graph in a real server, lets the judges say what is there, and writes `results/inference.md`, part by part: a part that
-is not asked for keeps its last result. The demo's concepts serve, as the workflows have them; `found` draws other individuals too.
+Runs every graph in a real server, lets the judges score the images, and writes `results/inference.md` part by part; parts that are
+not requested keep their last results. It uses the demo's concepts with the settings of the workflows; `found` draws other
+individuals too.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from scripts.harness.server import Server
 from scripts.setup import bootstrap
 
 BANDS = ("on the grass", "in a room", "in the snow", "under water")
-"""Places that are level bands of colour and nothing else."""
+"""Places that consist only of horizontal bands of colour."""
 BATCH = 8
 PLACES = ("on the beach", "at night", "in the snow", "in the desert", "under water", "in the forest")
-"""Places that the demo's concepts were not taught on."""
+"""Places on which the demo's concepts were not trained."""
 
 
 class Bench(Graph):
-    """The demo's checkpoint with one of its concepts or more, by their kinds."""
+    """A graph with the demo's checkpoint and any number of its concepts, given by their kinds."""
 
     def __init__(self, *kinds: str, regions: bool = False, **settings: float) -> None:
         super().__init__()
@@ -51,7 +52,7 @@ class Bench(Graph):
             self.model, self.words = self.apply(self.model, self.words, loaded)
 
     def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:
-        """BATCH pictures, a square for each concept: their latents, and them."""
+        """Sample BATCH images, one square wide for each concept; return the latents and the images."""
         return draw(self, model, positive, self.text(self.words, ""), self.vae, seed, BATCH, wide=self.wide)
 
 
@@ -59,13 +60,13 @@ class Bench(Graph):
 
 
 def thing(picture: Tensor) -> Tensor:
-    """Where a picture [H, W, 3] of one character in one of BANDS differs from its edges at that height, bool [H, W]."""
+    """Segment the character in an image [H, W, 3] of one of BANDS: where it differs from the edges of its row, bool [H, W]."""
     edges = torch.cat([picture[:, :2], picture[:, -2:]], 1)
     return (picture - edges.median(1, keepdim=True).values).norm(dim=2) > 0.2
 
 
 def box(mask: Tensor) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a mask; rows and columns with hardly anything in them are left out."""
+    """Return left, top, right and bottom of a mask, ignoring rows and columns with fewer than three pixels."""
     columns, rows = ((mask.sum(d) >= 3).nonzero().flatten() for d in (0, 1))
     if not len(columns) or not len(rows):
         return 0, 0, 0, 0
@@ -73,7 +74,7 @@ def box(mask: Tensor) -> tuple[int, int, int, int]:
 
 
 def shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Area that two boxes share, over that which they cover together."""
+    """Return the intersection over union of two boxes."""
     wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     both = max(wide, 0) * max(high, 0)
     areas = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
@@ -81,7 +82,7 @@ def shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """The same of two masks."""
+    """Return the intersection over union of two masks."""
     return float((a & b).sum() / (a | b).sum().clamp(min=1))
 
 
@@ -89,7 +90,7 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 
 def attention(lab: Lab) -> list[str]:
-    """Attention to a word inside its character and outside of it."""
+    """Compare the attention to a word inside its character with that outside of it."""
     rows = []
     for word in ("<demo-monster>", *STYLES):
         ratios = []
@@ -119,7 +120,7 @@ def attention(lab: Lab) -> list[str]:
 
 
 def found(lab: Lab) -> list[str]:
-    """Masks of Find Object against silhouettes."""
+    """Compare masks of Find Object with silhouettes."""
     rows: dict[str, list[float]] = {}
     across = torch.arange(SIDE) - (SIDE - 1) / 2
     discs = [(torch.hypot(*torch.meshgrid(across, across, indexing="ij")) < r) for r in range(SIDE // 8, SIDE // 2, SIDE // 32)]
@@ -163,11 +164,11 @@ def found(lab: Lab) -> list[str]:
 
 
 HOW = ("large, in the middle", "small, anywhere")
-"""How a character stands in the pictures that it is found in."""
+"""Size and position of the character in the pictures for Find Object."""
 
 
 def scene(drawn: Image.Image, how: str, rng: random.Random) -> tuple[Image.Image, Image.Image]:
-    """One character in some place, and its mask."""
+    """Draw one character in a random place; return the picture and its mask."""
     place = rng.choice(world.PLACES)
     if how == HOW[0]:
         return world.compose([world.Standing(drawn)], place, rng)
@@ -181,7 +182,7 @@ def scene(drawn: Image.Image, how: str, rng: random.Random) -> tuple[Image.Image
 
 
 def regions(lab: Lab) -> list[str]:
-    """Two concepts in one picture, with regions and without, and each alone."""
+    """Compare two concepts in one image, with and without regions, with each concept alone."""
     rows, kinds = [], TAUGHT
     for place in PLACES[:4]:
         text = f"a photo of a <demo-{kinds[0]}> and a <demo-{kinds[1]}> {place}"
@@ -209,19 +210,19 @@ def regions(lab: Lab) -> list[str]:
 
 
 def one_batch(lab: Lab, graph: Bench, text: str, seed: int) -> Tensor:
-    """BATCH pictures of a prompt."""
+    """Generate BATCH images of a prompt."""
     return lab.pictures(graph, graph.draw(graph.model, graph.text(graph.words, text), seed)[1])[0]
 
 
 def recognised(lab: Lab, drawn: Tensor, kind: str) -> tuple[list[bool], list[bool]]:
-    """Whether the demo's concept of a kind is recognised in squares, and whether its kind is too."""
+    """Return for each square whether the demo's concept of a kind is recognised, and whether both it and its kind are."""
     known = lab.judges.recognised(drawn, kind, "test", make_pictures.SHOWN[kind]).tolist()
     there = [said == kind for said in lab.judges.say("kind", drawn).best()]
     return known, [a and b for a, b in zip(known, there, strict=True)]
 
 
 def layout(lab: Lab) -> list[str]:
-    """The concept's picture in the layout of the plain word's."""
+    """Measure how well the concept's image keeps the layout of the plain word's image."""
     ways = {"Keep Layout to the end": 1.0, "Keep Layout to 0.8": 0.8, "Keep Layout to 0.5": 0.5, "without": None}
     rows = []
     for bias in (0.4, 0.2):
@@ -246,7 +247,7 @@ def layout(lab: Lab) -> list[str]:
 
 
 def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | None]) -> list[Tensor]:
-    """Pictures of the plain word, then of the concept: with its layout kept to each of `ends`, or not at all."""
+    """Generate images of the plain word, then of the concept with that layout kept until each of `ends` (None: not kept)."""
     graph = Bench("monster", bias=bias)
     watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
     plain, named = (graph.text(graph.words, f"a photo of a {word} {place}") for word in ("monster", "<demo-monster>"))
@@ -262,7 +263,7 @@ def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | 
 
 
 def locks(lab: Lab) -> list[str]:
-    """Global key-locking beside local."""
+    """Compare global with local key-locking."""
     rows = []
     for bias in (0.2, 0.3, 0.4, 0.5, 0.6):
         for name in ("local", "global"):
@@ -296,7 +297,7 @@ PARTS: dict[str, tuple[str, Callable[[Lab], list[str]]]] = {
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parts = parser.parse_args().parts or list(PARTS)
@@ -314,7 +315,7 @@ def main() -> None:
 
 
 def report(results: dict[str, list[str]]) -> None:
-    """Write what there is."""
+    """Write the page with all parts measured so far."""
     lines = ["# Inference, measured", "", "Written by `python -m benchmarks.fidelity.inference`.", ""]
     for name, (title, _) in PARTS.items():
         if name in results:

@@ -1,9 +1,9 @@
-"""The judge of real checkpoints beside transformers' CLIP, on the same file; a process of its own, for it enters the host.
+"""Compare the judge for real checkpoints with transformers' CLIP on the same file, in a separate process that enters the host.
 
-    python -m tests.inside_clip COMFYUI CLIP PICTURE ...
+    python -m benchmarks.fidelity.inside_clip COMFYUI CLIP PICTURE ...
 
-The pictures are 224 pixels a side, what CLIP sees: no resizing is part of the comparison. Prints [image and text similarity,
-prompts, pictures] of both, as JSON.
+The pictures must have CLIP's input size, 224 x 224 pixels, so that resizing is not part of the comparison. Prints the similarities
+by both, each [image and text similarity, prompts, pictures], as JSON.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ MEAN, SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 
 
 def main(comfyui: str, clip: str, *pictures: str) -> None:
-    """Compare."""
+    """Print the similarities by both implementations."""
     first, *others = map(Path, pictures)
     shown = torch.stack([read(path) for path in (first, *others)])
     trial = Trial(("mine", "teddy"), None, Use(""), (0.0,), PROMPTS)
-    # The first picture stands for the training pictures, the others for drawn ones.
+    # The first picture takes the role of the training pictures, the others that of generated images.
     bed = real.RealBed("", shown.shape[1], (first,), real.Clip(Path(comfyui), Path(clip)))
     scores = bed.judge(trial, [shown[1:]] * len(PROMPTS))
     print(json.dumps([[scores.design.tolist(), scores.text.tolist()], by_transformers(Path(comfyui), Path(clip), shown)]))
 
 
 def by_transformers(comfyui: Path, file: Path, shown: torch.Tensor) -> list:
-    """The same by transformers."""
+    """Return the same similarities as computed by transformers."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     vision = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "patch_size": 14}

@@ -1,6 +1,7 @@
-"""How long to train: both scores along a training, at several learning rates, on the concepts that settings are chosen on.
+"""Measure how long to train: both scores over a training, at several learning rates, on the concepts used for tuning.
 
-And whether Train Concept, told to keep the best, keeps what is near the best by these scores, which it knows nothing of.
+Also measures whether the step that Train Concept keeps with `keep` "best" is close to the best one by these scores, which Train
+Concept does not see.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from perfusion_core.judgement import LEAST, Judgement
 
 EVERY, LAST = 100, 400
 RATES: dict[str, float] = {"a third of the rates": 1 / 3, "the rates as tuned": 1.0, "three times the rates": 3.0}
-"""Name -> what both learning rates are multiplied by."""
+"""Maps a name to the factor of both learning rates."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """What is measured: `recipe` at each of RATES, each EVERY steps up to LAST."""
+    """The measurement: `recipe` at each of RATES, every EVERY steps up to LAST."""
 
     recipe: Recipe
     use: Use
@@ -33,18 +34,18 @@ class Lengths:
     concepts: tuple[Concept, ...]
 
     def trials(self, share: float, step: int) -> list[Trial]:
-        """One for each concept."""
+        """Return one trial for each concept, at a factor of the rates and a training step."""
         given = self.recipe.all_widgets()
         rates = {name: given[name] * share for name in ("word_rate", "output_rate")}
         recipe = replace(self.recipe, widgets={**self.recipe.widgets, **rates, "steps": LAST, "save_every": EVERY, "keep": "best"})
         return [Trial(each, recipe, self.use, self.values, prompts(each), at=step) for each in self.concepts]
 
     def at_all_steps(self, share: float) -> list[Trial]:
-        """At one of RATES."""
+        """Return the trials of all steps at one of RATES."""
         return [trial for step in steps() for trial in self.trials(share, step)]
 
     def run(self, shop: Workshop) -> bool:
-        """Measure what is missing, and note what Train Concept thought of it; False if there was no time for all of it."""
+        """Measure what is missing and store Train Concept's own judgement of it; return False if time ran out."""
         for share in RATES.values():
             if not shop.run(self.at_all_steps(share)):
                 return False
@@ -55,7 +56,7 @@ class Lengths:
         return True
 
     def curves(self, store: Store) -> dict[str, dict[int, Curve]]:
-        """Rate's name -> step -> curve; those that were measured whole."""
+        """Return curves by the rates' name and by step, for those rates that were measured completely."""
         whole = {
             name: share
             for name, share in RATES.items()
@@ -64,7 +65,7 @@ class Lengths:
         return {name: {step: Curve.of(store, self.trials(share, step)) for step in steps()} for name, share in whole.items()}
 
     def page(self, store: Store, out: Path) -> list[str]:
-        """The table and the plot."""
+        """Write the plot and return the page's lines."""
         curves = self.curves(store)
         if not curves:
             return []
@@ -89,7 +90,7 @@ class Lengths:
         ]
 
     def kept_lines(self, store: Store, rate: str, curves: Mapping[int, Curve]) -> list[str]:
-        """What is kept of each concept, beside the best."""
+        """Return a table row for each concept: the step that is kept, the best and the last one, with harmonic means."""
         dial = max((max(curve.harmonic()), curve.best()) for curve in curves.values())[1]
         lines = []
         for i, concept in enumerate(self.concepts):
@@ -105,22 +106,22 @@ class Lengths:
 
 
 def judged_key(trial: Trial) -> str:
-    """Of what Train Concept thought of a concept at a step."""
+    """Return the store's key for Train Concept's judgement of a concept at a step."""
     return f"judged/{trial.name()}/{trial.at}"
 
 
 def judgement(store: Store, trial: Trial) -> Judgement:
-    """What it thought."""
+    """Return Train Concept's judgement of a concept at a step."""
     told = store.kept[judged_key(trial)]
     return Judgement(told["held_out_loss"], told["followed"])
 
 
 def steps() -> range:
-    """Those that are measured."""
+    """Return the training steps that are measured."""
     return range(EVERY, LAST + 1, EVERY)
 
 
 def along(curves: Mapping[int, Curve]) -> tuple[list[int], list[float], list[float]]:
-    """Steps, and text and design at the best value of the dial at each."""
+    """Return the steps, and for each the text and the design at the best value of the dial."""
     best = [(each.means(), each.best()) for each in curves.values()]
     return list(curves), [float(text[i]) for (text, _), i in best], [float(design[i]) for (_, design), i in best]

@@ -1,10 +1,10 @@
-"""A line-up: pictures of a concept, and the training pictures of eight individuals of its kind, of which one is the concept's.
+"""Write a line-up: images of a concept, and the training pictures of eight individuals of its kind, one of them the concept's.
 
     python -m benchmarks.fidelity.lineup OUT
 
-For whoever has not seen the work: which of the eight, A to H, is each picture of? Teaches test individuals of three kinds with the
-demo's settings. Writes into OUT, for each kind, `KIND-suspects.png` with a row of training pictures for each letter,
-`KIND-1.png` to `KIND-10.png`, and the answers into `answers.json`.
+The line-up is for a person who has not seen the work, to decide which of the eight, A to H, each image shows. Trains test
+individuals of three kinds with the demo's settings. Writes into OUT, for each kind, `KIND-suspects.png` with a row of training
+pictures for each letter, and `KIND-1.png` to `KIND-10.png`; the answers are in `answers.json`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from scripts.setup import bootstrap
 KINDS = ("monster", "robot", "plant")
 LETTERS = "ABCDEFGH"
 PICTURES, LARGER = 10, 3
-"""Pictures to be matched; how much larger they are shown."""
+"""Number of images to be matched, and the factor by which all pictures are enlarged."""
 
 
 def main() -> None:
-    """Teach, draw and write."""
+    """Train, generate images, and write the line-ups."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def line_up(shop: Workshop, kind: str, out: Path) -> str:
-    """Write one kind's pictures; the letter of the concept."""
+    """Write the images of one kind and return the letter of the concept."""
     shown, rng = make_pictures.SHOWN[kind], random.Random(f"line-up {kind}")
     suspects = [shown, *rng.sample([i for i in range(60) if i != shown], len(LETTERS) - 1)]
     rng.shuffle(suspects)
@@ -70,7 +70,7 @@ def line_up(shop: Workshop, kind: str, out: Path) -> str:
 
 
 def training_pictures(kind: str, i: int) -> list[Tensor]:
-    """Four pictures [SIDE, SIDE, 3] of a test individual, as concepts are taught from."""
+    """Return four pictures [SIDE, SIDE, 3] of a test individual, such as concepts are trained from."""
     split, number = which((f"test-{i}", kind))
     with tempfile.TemporaryDirectory() as folder:
         files = make_pictures.write(make_pictures.individual(kind, split, number), kind, Path(folder), side=SIDE, first_seed=1000)
@@ -78,7 +78,7 @@ def training_pictures(kind: str, i: int) -> list[Tensor]:
 
 
 def image(picture: Tensor) -> Image.Image:
-    """A PIL picture, larger."""
+    """Convert to an enlarged PIL image."""
     made = Image.fromarray((picture * 255).round().byte().numpy())
     return made.resize((made.width * LARGER, made.height * LARGER), Image.Resampling.LANCZOS)
 

@@ -1,7 +1,7 @@
-"""How each method teaches a concept and uses it: graphs of this pack's own nodes and the host's, and of nothing else.
+"""The methods that are compared: how each trains and applies a concept, as graphs of the pack's and the host's nodes only.
 
-A `Recipe` says how a concept is taught, a `Use` how what was learned is used. Each method has one dial that trades likeness
-to the pictures for faithfulness to the prompt; its values are swept at inference, with no new training.
+A `Recipe` describes how a concept is trained, a `Use` how the result is applied. Each method has one dial that trades likeness to
+the pictures for fidelity to the prompt; its values are swept at inference, without new training.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ PERFUSION, LORA = "perfusion", "lora"
 FOLLOWED = "followed"
 TRIGGER = "<it>"
 RARE = "zxq"
-"""What a LoRA's prompts name the concept by, before its word, as DreamBooth does."""
+"""Rare token before the superclass word that names the concept in a LoRA's prompts, as in DreamBooth."""
 PAINTED, PLAIN, FOUND, NO_MASK = "painted", "plain", "found", "none"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a concept is taught.
+    """How a concept is trained.
 
     Attributes:
         teacher: PERFUSION for Train Concept, LORA for the host's Train LoRA.
-        widgets: what differs from `WIDGETS` of that node.
-        pictures: how many.
-        masks: PAINTED silhouettes; PLAIN ones, that weigh a latent by its share of the object and not by that squared; those FOUND
-            by Find Object; or NO_MASK. Train LoRA takes none.
-        positions: which tokens the covariance is measured at; "" leaves it to Train Concept.
+        widgets: Differences from the `WIDGETS` of that node.
+        pictures: Number of training pictures.
+        masks: PAINTED silhouettes; PLAIN ones, which weight a latent by its share of the object instead of that share squared;
+            masks FOUND by Find Object; or NO_MASK. Train LoRA takes no masks.
+        positions: Tokens at which the covariance is measured; "" leaves the measurement to Train Concept.
     """
 
     teacher: str = PERFUSION
@@ -47,21 +47,26 @@ class Recipe:
     positions: str = ""
 
     def all_widgets(self) -> dict[str, object]:
-        """What the training node is given."""
+        """Return all widget values of the training node."""
         return {**WIDGETS[self.teacher], **self.widgets}
 
     def key(self, concept: Concept, seed: int) -> str:
-        """A name for what it makes of a concept: the same for the same, another for anything else."""
+        """Return a name for the result of training a concept, which is unique to the recipe, the concept and the seed."""
         parts = [asdict(self) | {"widgets": self.all_widgets()}, concept, seed]
         return f"{concept[0]}-{concept[1]}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
 class Use:
-    """How a concept is used: its dial, and what else differs from the defaults.
+    """How a concept is applied.
 
-    The dial is "bias", "strength", FOLLOWED (what Find Bias is asked for, which then finds a bias for each prompt), or "" for none.
-    `bits` of the numbers in the concept's file: 32, or 8 or 4 that it is saved in before it is used.
+    Attributes:
+        dial: The swept setting: "bias"; "strength"; FOLLOWED, the target of Find Bias, which then finds a bias for each prompt; or
+            "" for none.
+        mode: Edit mode.
+        lock: "local" or "global" key-locking.
+        settings: Differences from DEFAULT_SETTINGS.
+        bits: Bits of each number in the concept's file: 32, or 8 or 4 if it is quantized before it is used.
     """
 
     dial: str = "bias"
@@ -71,7 +76,7 @@ class Use:
     bits: int = 32
 
     def told(self) -> dict[str, object]:
-        """What keys of scores are made of: that of before there were files of fewer bits."""
+        """Return the fields for the keys of scores. 32 bits are omitted, so that keys from before quantization stay valid."""
         told = asdict(self)
         if self.bits == 32:
             del told["bits"]
@@ -85,21 +90,21 @@ WIDGETS: dict[str, dict[str, object]] = {
         "preview_every": 0, "min_snr": 5.0,
     },
     LORA: {
-        # One at a time: it would show each picture of a batch with the captions of all of them, which is also 8 times the work.
+        # One picture at a time: Train LoRA evaluates each picture of a batch with all of its captions, also 8 times the work.
         "steps": 300, "batch_size": 1, "grad_accumulation_steps": 8, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
         "loss_function": "MSE", "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False,
         "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
-        # Bypass: the same sums, a third quicker.
+        # Bypass mode computes the same result a third faster.
         "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": True,
     },
 }  # fmt: skip
-"""What the training nodes are given unless a recipe says otherwise."""
+"""Default widget values of the training nodes, which a recipe may override."""
 
 
 def teach(
     graph: Graph, base: tuple[Link, Link, Link], recipe: Recipe, word: str, names: list[str], side: int, seed: int, file: str
 ) -> None:
-    """Add the nodes that teach a concept from pictures of these names in the input folder, and save it as `file`."""
+    """Add the nodes that train a concept from the pictures with these names in the input folder, and save it as `file`."""
     model, clip, vae = base
     loaded = [graph.add("LoadImage", image=name) for name in names]
     images = batch(graph, "image", [[key, 0] for key in loaded])
@@ -121,22 +126,23 @@ def teach(
 
 
 def batch(graph: Graph, kind: str, links: list[Link]) -> Link:
-    """IMAGEs or MASKs as one batch."""
+    """Add the node that joins IMAGEs or MASKs into one batch; a single one is returned unchanged."""
     if len(links) == 1:
         return links[0]
     return [graph.add(f"Batch{kind.title()}sNode", **{f"{kind}s__{kind}{i}": link for i, link in enumerate(links)}), 0]
 
 
 def scaled(graph: Graph, images: Link, side: int) -> Link:
-    """The middle square of pictures, `side` pixels."""
+    """Add the node that crops pictures to their central square and scales it to `side` pixels."""
     given = {"upscale_method": "area", "width": side, "height": side, "crop": "center"}
     return [graph.add("ImageScale", image=images, **given), 0]
 
 
 def dtype_here() -> str:
-    """What this machine trains LoRAs in: bf16 where that is fast, as Train Concept's `auto` does; elsewhere it takes tenfold.
+    """Return the dtype in which this machine trains LoRAs: bf16 where it is fast, as with Train Concept's `auto`, else fp32.
 
-    A recipe's key says bf16 for either: numbers of two machines differ in their last digits in any case.
+    Elsewhere bf16 takes ten times as long. A recipe's key says bf16 in both cases, because results of different machines differ in
+    their last digits anyway.
     """
     return "bf16" if torch.cuda.is_available() or processor_has_bfloat16() else "fp32"
 
@@ -144,14 +150,14 @@ def dtype_here() -> str:
 def teach_lora(
     graph: Graph, recipe: Recipe, base: tuple[Link, Link, Link], images: Link, word: str, count: int, seed: int, file: str
 ) -> None:
-    """The host's trainer on `count` pictures and their mirror images, each with a caption of its own."""
+    """Add the host's trainer on `count` pictures and their mirror images, each with its own caption."""
     model, clip, vae = base
     mirrored = [graph.add("ImageFlip", image=images, flip_method="y-axis: horizontally"), 0]
     latents = [graph.add("VAEEncode", pixels=batch(graph, "image", [images, mirrored]), vae=vae), 0]
     captions = [TEMPLATES[i % len(TEMPLATES)].format(f"{RARE} {word}") for i in range(2 * count)]
     positive = graph.text(clip, captions[0])
     for caption in captions[1:]:
-        # One after another, in one CONDITIONING: the trainer gives each picture its own.
+        # Combined in order into one CONDITIONING, of which the trainer gives each picture its own entry.
         positive = [graph.add("ConditioningCombine", conditioning_1=positive, conditioning_2=graph.text(clip, caption)), 0]
     given = {"model": model, "latents": latents, "positive": positive, "seed": seed}
     taught = graph.add("TrainLoraNode", **given, **recipe.all_widgets() | {"training_dtype": dtype_here()})
@@ -161,9 +167,12 @@ def teach_lora(
 def use(
     graph: Graph, base: tuple[Link, Link], recipe: Recipe, how: Use, file: Path, word: str, value: float, side: int, prompt: str
 ) -> tuple[Link, Link, str]:
-    """A MODEL and a CLIP with what was learned, its dial at `value`, and what stands for the concept in prompts.
+    """Apply what was learned, with the dial at `value`.
 
-    `prompt`, with {} for the concept, is what a bias is found for, with pictures of `side` pixels.
+    `prompt`, with {} for the concept, is the prompt for which Find Bias finds a bias, with images of `side` pixels.
+
+    Returns:
+        The MODEL, the CLIP, and the text that names the concept in prompts.
     """
     model, clip = base
     if recipe.teacher == LORA:
@@ -183,7 +192,7 @@ DEFAULT_SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0}
 
 @dataclass(frozen=True)
 class Method:
-    """A method: how it is used, the values of its dial, and the recipes that it is tuned among in the demo's world."""
+    """A method: its use, the values of its dial, and the recipes among which it is tuned in the demo's world."""
 
     use: Use
     values: tuple[float, ...]
@@ -191,12 +200,12 @@ class Method:
 
 
 def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe, ...]:
-    """Recipes for Train Concept that differ in their widgets."""
+    """Return recipes for Train Concept that differ in their widgets."""
     return tuple(Recipe(widgets=shared | each) for each in widgets)
 
 
 EDITS: list[dict[str, object]] = [{}, {"word_rate": 1e-4}, {"output_rate": 0.1}]
-"""What is tried for those that learn a word and outputs."""
+"""Candidate widgets for the methods that learn a word and outputs."""
 
 METHODS: dict[str, Method] = {
     "Perfusion": Method(
@@ -215,7 +224,7 @@ METHODS: dict[str, Method] = {
         (0.25, 0.5, 0.75, 1.0, 1.25),
         tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (1e-3, 3e-4, 3e-3)),
     ),
-    # The host has no full fine-tune; this is the most that its trainer can learn: rank 128 on every layer, all norms and biases.
+    # The host has no full fine-tuning. This is the most that its trainer can learn: rank 128 on every layer, all norms and biases.
     "full fine-tune": Method(
         Use("strength"),
         (0.25, 0.5, 0.75, 1.0, 1.25),

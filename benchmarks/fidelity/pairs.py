@@ -1,4 +1,4 @@
-"""Two concepts that were taught apart in one picture, at the settings that they come with: is each recognised in its half?"""
+"""Measure two separately trained concepts in one image, at their own settings: whether each is recognised in its half."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACES = ("on the beach", "in the snow", "at night", "in the desert")
 PAIRS: tuple[tuple[concepts.Concept, concepts.Concept], ...] = tuple(
     (TEST[i], TEST[(i + 5) % len(TEST)]) for i in range(0, len(TEST), 2)
 )
-"""Each test concept once, beside one of another kind: TEST has four of each, one kind after another."""
+"""Each test concept once, paired with one of another kind: TEST has four concepts of each kind, ordered by kind."""
 WAYS = {
     "plain words, nothing taught": "",
     "exact (orthogonal)": "exact",
@@ -37,11 +37,11 @@ WAYS = {
     "exact, keys locked globally": "locked",
     "exact, keys locked globally, with regions": "locked regions",
 }
-"""Name -> edit mode, or for the exact one: "regions" for a half of the picture for each, "later" for a gate that opens later,
-"locked" for Text Encode, Keys Locked.
+"""Maps a name to an edit mode, or to variants of the exact mode: "regions" gives each concept half of the image, "later" uses the
+higher bias LATER, "locked" uses Text Encode, Keys Locked.
 """
 LORAS = {f"two LoRAs, strength {strength:g}": strength for strength in (0.75, 1.0, 1.25)}
-"""Concepts taught as LoRAs, both loaded with this strength."""
+"""Concepts trained as LoRAs, both loaded with this strength."""
 LATER = 0.8
 FILE = "fidelity-pairs.png"
 
@@ -56,14 +56,14 @@ class Pair:
     way: str
 
     def key(self) -> str:
-        """Of its scores."""
+        """Return the store's key for the pair's scores."""
         how = hashlib.sha256(json.dumps([PLACES, SEEDS, SAMPLING]).encode()).hexdigest()[:8]
         way = LORAS.get(self.way) or WAYS[self.way] or "plain"
         return f"pair/{way}/{how}/{self.recipe.key(self.left, 0)}/{self.recipe.key(self.right, 0)}"
 
 
 def run(shop: Workshop, recipe: Recipe, lora: Recipe | None, out: Path) -> bool:
-    """Measure what is missing of all pairs, and draw their sheet; False if there was no time for it."""
+    """Measure what is missing of all pairs and draw their sheet; return False if time ran out."""
 
     def measured(lab: Lab, pair: Pair) -> bool:
         if not shop.in_time():
@@ -78,12 +78,12 @@ def run(shop: Workshop, recipe: Recipe, lora: Recipe | None, out: Path) -> bool:
 
 
 def taught(recipe: Recipe, lora: Recipe | None) -> list[tuple[Recipe, Sequence[str]]]:
-    """How concepts are taught, and the ways in which those are combined."""
+    """Return the recipes, each with the ways in which its concepts are combined."""
     return [(recipe, tuple(WAYS)), *([(lora, tuple(LORAS))] if lora else [])]
 
 
 def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
-    """Draw the sheet: a row for each pair, a column for each way; places take turns. False if there was no time for it."""
+    """Draw the sheet: a row for each pair, a column for each way, the places in turn. Return False if time ran out."""
 
     def rows() -> sheet.Rows:
         found = {}
@@ -96,7 +96,7 @@ def shown(shop: Workshop, recipe: Recipe, out: Path) -> bool:
 
 
 def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None = None) -> list[Tensor]:
-    """Pictures [seeds, side, 2 side, 3] of a pair in each of these places."""
+    """Generate images [seeds, side, 2 side, 3] of a pair in each of these places."""
     lab, graph, side = lab or shop.lab, Graph(), shop.bed.side
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     model, clip, names = ready(graph, shop, pair, lab, model, clip)
@@ -112,7 +112,7 @@ def pictures(shop: Workshop, pair: Pair, places: Sequence[str], lab: Lab | None 
 
 
 def ready(graph: Graph, shop: Workshop, pair: Pair, lab: Lab, model: Link, clip: Link) -> tuple[Link, Link, list[str]]:
-    """A MODEL and a CLIP that know both concepts, and what prompts call them."""
+    """Return a MODEL and a CLIP with both concepts, and the texts that name the concepts in prompts."""
     kinds = [kind for _, kind in (pair.left, pair.right)]
     if WAYS.get(pair.way) == "":
         return model, clip, kinds
@@ -128,7 +128,7 @@ def ready(graph: Graph, shop: Workshop, pair: Pair, lab: Lab, model: Link, clip:
 
 
 def settings(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:
-    """What a concept is given in this way beside what it comes with: a half of the picture, another bias, or nothing."""
+    """Return the settings that override a concept's own in this way: a region, another bias, or nothing."""
     if way in MODES:
         return {}
     concept = Concept.load(shop.lab.server.base / "models" / "perfusion" / file)
@@ -137,7 +137,7 @@ def settings(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict
 
 
 def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
-    """Whether both kinds and both individuals are recognised, [places, seeds, 2] each, and the place, [places, seeds]."""
+    """Return whether both kinds and both individuals are recognised, [places, seeds, 2] each, and the place, [places, seeds]."""
     found: dict[str, list] = {"kinds": [], "individuals": [], "places": []}
     for place, images in zip(PLACES, drawn, strict=True):
         halves = [(pair.left, judges.left(images)), (pair.right, judges.right(images))]
@@ -151,7 +151,7 @@ def judged(lab: Lab, pair: Pair, drawn: list[Tensor]) -> dict[str, list]:
 
 
 def page(kept: Mapping[str, dict], recipe: Recipe, lora: Recipe | None, out: Path) -> list[str]:
-    """The table, of those ways that all pairs were measured with."""
+    """Return the page's lines: a table of those ways with which all pairs were measured."""
     lines = []
     for taught_by, way in [(each, way) for each, ways in taught(recipe, lora) for way in ways]:
         each = [kept.get(Pair(left, right, taught_by, way).key()) for left, right in PAIRS]

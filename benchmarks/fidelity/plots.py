@@ -19,7 +19,7 @@ DPI = 110
 
 
 def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
-    """Design over text, a line for each method along its dial, with intervals both ways."""
+    """Plot design over text, a line for each method along its dial, with intervals of both scores."""
     _, axes = plt.subplots(figsize=(7, 5))
     for name, curve in curves.items():
         text, design = curve.means()
@@ -36,7 +36,7 @@ def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
 
 
 def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
-    """Pictures [h, w, 3] in 0…1: a labelled row of them for each name, a column for each of `columns`."""
+    """Draw images [h, w, 3] in 0…1 as a table: a labelled row for each name, a column for each of `columns`."""
     figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.5 * len(columns) + 1, 1.05 * len(rows)), squeeze=False)
     for (name, pictures), line in zip(rows.items(), axes, strict=True):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -51,7 +51,7 @@ def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Pa
 
 
 def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]], path: Path) -> None:
-    """Text (dashed) and design (whole) over training steps: name -> steps, texts, designs."""
+    """Plot text (dashed) and design (solid) over training steps; `curves` maps a name to steps, texts and designs."""
     _, axes = plt.subplots(figsize=(7, 4))
     for name, (steps, text, design) in curves.items():
         (line,) = axes.plot(steps, design, marker="o", markersize=3, label=name)
@@ -61,7 +61,7 @@ def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequen
 
 
 def costs(found: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """A ratio along each of several axes, side by side."""
+    """Plot a cost ratio over each of several variables, in panels side by side."""
     figure, axes = plt.subplots(1, len(found), figsize=(3 * len(found), 3), sharey=True)
     for (name, points), each in zip(found.items(), axes, strict=True):
         each.plot(*zip(*points, strict=True), marker="o")
@@ -75,7 +75,7 @@ def costs(found: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
 
 
 def finish(axes: Axes, path: Path) -> None:
-    """Grid, legend, and write."""
+    """Add grid and legend, and write the plot."""
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     axes.figure.tight_layout()

@@ -1,10 +1,10 @@
-"""How near any change of some layers alone comes to a concept: LoRAs of those layers, beside Perfusion's own edit.
+"""Measure how well a concept can be learned by changing only some layers: LoRAs of those layers, compared with Perfusion's edit.
 
     python -m benchmarks.fidelity.reach
 
-Taught on the development concepts with the pictures, masks, noises and steps of Train Concept. Says where an individual's looks
-live in this base, and so what is to be expected of a method that may change only one kind of layer. Writes `results/reach.md`; half
-an hour on two cores. Put it down at any time: it goes on where it was.
+Trains on the development concepts with the pictures, masks, noises and steps of Train Concept. Shows in which layers of this base
+an individual's appearance is stored, and thus what to expect of a method that may change only one kind of layer. Writes
+`results/reach.md`; takes half an hour on two cores. It can be interrupted at any time and resumes where it was.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from scripts.setup import bootstrap
 
 SEED, RATE = 0, 1e-3
 HELD_OUT = 64
-"""Noises that a loss is measured with: four times what Train Concept takes."""
+"""Number of noises with which a loss is measured: four times as many as in Train Concept."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Which of a UNet's weights may change, and by what rank."""
+    """The UNet weights that may change, and the rank of the change."""
 
     chosen: Callable[[str], bool]
-    """Of a weight's name."""
+    """Predicate of a weight's name."""
     rank: int = 8
 
 
 def of(*parts: str) -> Callable[[str], bool]:
-    """Whether a weight's name holds one of these."""
+    """Return a predicate: whether a weight's name contains any of `parts`."""
     return lambda name: any(part in name for part in parts)
 
 
@@ -67,10 +67,10 @@ ITSELF = "Perfusion's own edit: the value at its own word"
 
 
 class Bench:
-    """The host and the pack in this process, a checkpoint, and what is measured with them."""
+    """The measurements, with the host, the pack and a checkpoint loaded into this process."""
 
     def __init__(self, setup: bootstrap.Setup) -> None:
-        """Enter the host: once in a process."""
+        """Enter the host, which is possible only once in a process."""
         inside.enter_with_pack(setup.comfyui)
         self.sampling = importlib.import_module("comfy.sample")
         self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training.loop")
@@ -87,7 +87,7 @@ class Bench:
 
     @torch.no_grad()
     def shown(self, concept: Concept) -> tuple[Tensor, Tensor]:
-        """Latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of a concept's pictures, as Train Concept has them."""
+        """Return latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of a concept's pictures, as in Train Concept."""
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
             rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
@@ -96,7 +96,7 @@ class Bench:
         return latents.clone(), masks.clone()
 
     def ours(self, concept: Concept) -> dict[str, float]:
-        """What Train Concept makes of it."""
+        """Measure Train Concept on a concept."""
         latents, masks = self.shown(concept)
         with self.host.learning():
             state = self.training.start(self.student, concept[1], self.settings)
@@ -108,7 +108,7 @@ class Bench:
         return {"numbers": count, "loss": loss, **self.judged(concept, model, clip, "<it>")}
 
     def changed(self, concept: Concept, change: Change) -> dict[str, float]:
-        """What a LoRA of some layers makes of it, taught like a concept: by the plain word, which stays as it is."""
+        """Measure a LoRA of some layers, trained like a concept but with the plain word, which is not changed."""
         latents, masks = self.shown(concept)
         with self.host.learning():
             settings = replace(self.settings, mode=self.training.NO_EDIT)
@@ -133,7 +133,7 @@ class Bench:
         return {"numbers": count, "loss": loss, **self.judged(concept, model, self.clip, concept[1])}
 
     def lora(self, change: Change) -> dict[str, tuple[Tensor, Tensor]]:
-        """Weight's name -> B, which is 0, and A of its change B A."""
+        """Return by weight's name the factors B, initially 0, and A of its change B A."""
         torch.manual_seed(SEED)
         pairs = {}
         for name, weight in self.student.unet_weights.items():
@@ -144,7 +144,7 @@ class Bench:
         return pairs
 
     def loss(self, state: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
-        """The loss of a step's draw, as `train` has it."""
+        """Return the loss of a step's draw, as `train` computes it."""
         draw = self.training.Draw.of(settings, step, latents[:, 0])
         distinct, which = draw.templates.unique(return_inverse=True)
         with torch.no_grad():
@@ -155,7 +155,7 @@ class Bench:
 
     @torch.inference_mode()
     def judged(self, concept: Concept, model: Any, clip: Any, word: str) -> dict[str, float]:
-        """Both scores of pictures by a MODEL and a CLIP, with the noises that all trials have."""
+        """Generate images with a MODEL and a CLIP, from the noises of all trials, and return their text and design scores."""
         prompts, drawn, side = characters.prompts(concept), [], self.bed.side // 8
         how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
         for i, prompt in enumerate(prompts):
@@ -169,12 +169,12 @@ class Bench:
 
 
 def moved(own: Mapping[str, Tensor], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """The weights that a LoRA changes, changed."""
+    """Return the weights that a LoRA changes, with the change applied."""
     return {name: own[name] + (up @ down).reshape(own[name].shape) for name, (up, down) in pairs.items()}
 
 
 def page(kept: Mapping[str, dict]) -> list[str]:
-    """What is measured so far."""
+    """Return the page with everything measured so far."""
     lines = []
     for name in (ITSELF, *CHANGES):
         found = [kept[key] for key in (f"{name}/{concept}" for concept in TUNED_ON) if key in kept]
@@ -197,7 +197,7 @@ def page(kept: Mapping[str, dict]) -> list[str]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure what is missing and write the page after each measurement."""
     argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     check_packages()
     store = Store(RESULTS / "reach.json")

@@ -1,8 +1,8 @@
-"""The same trials for a user's own checkpoint and pictures, with CLIP as the judge: the paper's two axes.
+"""Trials on a user's own checkpoint and pictures, with CLIP as the judge: the paper's two axes.
 
-*Image similarity* is the mean cosine of CLIP's embeddings of a drawn picture and of the training pictures; *text similarity* that
-of a drawn picture and of its prompt with the superclass in the concept's place. Both by one CLIP model, in one file of image and
-text encoder (such as openai/clip-vit-large-patch14's model.safetensors), through the host's own loaders.
+*Image similarity* is the mean cosine similarity of CLIP's embeddings of a generated image and of the training pictures; *text
+similarity* is that of a generated image and of its prompt with the superclass in the concept's place. Both use one CLIP model, from
+one file with image and text encoder (such as openai/clip-vit-large-patch14's model.safetensors), loaded by the host.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROMPTS = (
 )
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 OURS: dict[str, object] = {"output_rate": 0.03, "min_snr": 0.0}
-"""What Train Concept comes with, where the demo's small model needs other values."""
+"""Defaults of Train Concept, for those widgets in which the demo's small model needs other values."""
 CANDIDATES: dict[str, tuple[Recipe, ...]] = {
     "Perfusion": (Recipe(widgets=OURS, masks=FOUND),),
     "Textual Inversion": (Recipe(widgets=OURS | {"edit_mode": "none", "word_rate": 5e-3}, masks=FOUND),),
@@ -41,11 +41,11 @@ CANDIDATES: dict[str, tuple[Recipe, ...]] = {
     "LoRA": (Recipe(LORA, {"learning_rate": 5e-4, "gradient_checkpointing": True}),),
     "full fine-tune": (Recipe(LORA, {"learning_rate": 1e-4, "rank": 128, "gradient_checkpointing": True}),),
 }
-"""One recipe for each method: nothing is tuned on a user's pictures."""
+"""One recipe for each method, because nothing is tuned on a user's pictures."""
 
 
 def candidates(steps: int, batch: int, pictures: int) -> dict[str, tuple[Recipe, ...]]:
-    """The recipes for so many steps, pictures a step and pictures."""
+    """Return the recipes for this number of steps, batch size and number of pictures."""
     named = {PERFUSION: "batch", LORA: "batch_size"}
 
     def fit(recipe: Recipe) -> Recipe:
@@ -58,7 +58,7 @@ def candidates(steps: int, batch: int, pictures: int) -> dict[str, tuple[Recipe,
 
 
 def files(folder: Path) -> list[Path]:
-    """The pictures in a folder; SystemExit where there are none."""
+    """Return the pictures in a folder; SystemExit if there are none."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not found:
         raise SystemExit(f"expected pictures in {folder}, but there are none; give a folder with some.")
@@ -66,7 +66,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def prompts(path: Path | None) -> tuple[Prompt, ...]:
-    """The user's prompts, one a line with {} for the concept, or ours."""
+    """Read the user's prompts, one per line with {} for the concept; without a file, return PROMPTS.
+
+    Raises SystemExit for a prompt without exactly one {} and for a file without prompts.
+    """
     lines = PROMPTS if path is None else [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong or not lines:
@@ -75,7 +78,7 @@ def prompts(path: Path | None) -> tuple[Prompt, ...]:
 
 
 class Clip:
-    """A CLIP model in the host's modules, in this process."""
+    """A CLIP model, loaded by the host's modules in this process."""
 
     def __init__(self, comfyui: Path, file: Path) -> None:
         inside.enter(comfyui)
@@ -88,23 +91,23 @@ class Clip:
         self.text_encoder = comfy.sd.load_clip([str(file)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
 
     def images(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, H, W, 3] in 0…1 -> unit vectors [B, d]."""
+        """Embed images [B, H, W, 3] in 0…1 as unit vectors [B, d]."""
         with torch.no_grad():
             found = torch.cat([self.vision.encode_image(each[None])["image_embeds"] for each in pictures])
         return torch.nn.functional.normalize(found.float(), dim=1)
 
     def text(self, text: str) -> Tensor:
-        """A unit vector [d]."""
+        """Embed a text as a unit vector [d]."""
         with torch.no_grad():
             _, pooled = self.text_encoder.encode_from_tokens(self.text_encoder.tokenize(text), return_pooled=True)
-            # As a checkpoint's encoder it gives what comes before its projection into the space of the images.
+            # The host loads it as a checkpoint's encoder, whose output is not yet projected into the space of the images.
             projection = self.text_encoder.cond_stage_model.clip_l.transformer.text_projection.weight.float().to(pooled.device)
         return torch.nn.functional.normalize(projection @ pooled.float()[0], dim=0)
 
 
 @dataclass(frozen=True)
 class RealBed:
-    """See `trials.Bed`; a concept is (name, superclass)."""
+    """A `trials.Bed` of a user's checkpoint and pictures; a concept is (name, superclass)."""
 
     checkpoint: str
     side: int
@@ -123,11 +126,11 @@ class RealBed:
 
     @cached_property
     def theirs(self) -> Tensor:
-        """The training pictures' unit vectors, [pictures, d]."""
+        """Unit vectors of the training pictures, [pictures, d]."""
         return torch.cat([self.clip.images(read(path)[None]) for path in self.shown])
 
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
-        """Cosines, as the module says."""
+        """Return the cosine similarities that the module's docstring defines."""
         with torch.no_grad():
             seen = [self.clip.images(images) for images in drawn]
             asked = [self.clip.text(prompt.text.format(trial.concept[1])) for prompt in trial.prompts]
@@ -136,7 +139,7 @@ class RealBed:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes for it."""
+    """Add the command-line options for a user's own checkpoint and pictures."""
     group = parser.add_argument_group("a checkpoint and pictures of one's own")
     group.add_argument("--checkpoint", type=Path, help="a checkpoint file; the rest of this group goes with it")
     group.add_argument("--pictures", type=Path, help="a folder with pictures of one thing")
@@ -149,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """SystemExit where something is missing."""
+    """Raise SystemExit if a required option or file is missing."""
     for name in ("checkpoint", "pictures", "superclass", "clip"):
         value = getattr(arguments, name)
         if not value or (name in ("checkpoint", "clip") and not value.is_file()):

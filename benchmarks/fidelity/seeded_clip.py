@@ -1,4 +1,4 @@
-"""A CLIP of ViT-L/14's layout with seeded weights: it knows nothing, but is read as a real one is."""
+"""A CLIP model of ViT-L/14's layout with seeded random weights, which loads like a real one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 VISION, TEXT = (1024, 24, 4096), (768, 12, 3072)
-"""Width, layers and width between, of the image and the text encoder."""
+"""Hidden size, number of layers and intermediate size, of the image and the text encoder."""
 
 
 def write(path: Path, seed: int = 0) -> None:
-    """Write it in float16, 860 MB."""
+    """Write the model in float16, 860 MB."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
 
     def weight(name: str, *shape: int) -> None:

@@ -1,4 +1,4 @@
-"""A contact sheet: what each method draws of concepts at the best value of its dial, with the same noise."""
+"""A contact sheet: images of concepts by each method, at the best value of its dial, from the same noise."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from benchmarks.fidelity.trials import Trial, Workshop
 from benchmarks.lab import read
 
 SHOWN = 2
-"""Pictures of each; a wide one takes the place of two."""
+"""Number of images in each cell; a wide one counts as two."""
 EVERY = 2
-"""Every how many of the concepts has a row."""
+"""One in EVERY concepts has a row."""
 FILE = "fidelity-sheet.png"
 
 Rows = Mapping[str, Sequence[torch.Tensor]]
 Shown = Sequence[tuple[str, list[Trial], Curve]]
-"""A method's name, its trials of the concepts in turn, and its curve."""
+"""For each method its name, its trials in the order of concepts, and its curve."""
 
 
 def run(shop: Workshop, shown: Shown, out: Path) -> bool:
-    """Draw it, if it is not the sheet that is there; False if there was no time for it."""
+    """Draw the sheet unless it is up to date; return False if time ran out."""
     each = [(name, trials[::EVERY], curve.values[curve.best()]) for name, trials, curve in shown]
     if not each:
         return True
@@ -42,7 +42,10 @@ def run(shop: Workshop, shown: Shown, out: Path) -> bool:
 
 
 def draw(shop: Workshop, name: str, of: list[str], rows: Callable[[], Rows], columns: Sequence[str], path: Path) -> bool:
-    """Draw a sheet, if it is not the one that is there: the store notes under `name` what it is of. False without time for it."""
+    """Draw a sheet unless it is up to date; return False if time ran out.
+
+    The store keeps under `name` the keys of what the sheet shows, `of`.
+    """
     if shop.store.kept.get(name) == {"of": of} and path.exists():
         return True
     if not shop.in_time():
@@ -53,7 +56,7 @@ def draw(shop: Workshop, name: str, of: list[str], rows: Callable[[], Rows], col
 
 
 def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) -> list[torch.Tensor]:
-    """The row of concept i: its training pictures, then each method's; the prompts take turns."""
+    """Return the row of concept i: its training pictures, then each method's images; each row shows another of the prompts."""
     pictures = [torch.cat(taught_from(shop, each[0][1][i].concept), dim=1)]
     for _, trials, value in each:
         asked = trials[i].prompts[i % len(trials[i].prompts)]
@@ -63,13 +66,13 @@ def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) 
 
 
 def taught_from(shop: Workshop, concept: Concept) -> list[torch.Tensor]:
-    """Some of a concept's training pictures."""
+    """Return SHOWN of a concept's training pictures."""
     folder = shop.lab.server.base / "input"
     return [read(folder / name) for name in shop.shown(concept, Recipe(pictures=SHOWN))]
 
 
 def page(kept: Mapping[str, dict], out: Path) -> list[str]:
-    """The sheet, if there is one."""
+    """Return the page's lines with the sheet, if there is one."""
     if "sheet" not in kept or not (out / FILE).exists():
         return []
     return [

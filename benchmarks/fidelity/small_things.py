@@ -1,10 +1,10 @@
-"""What carries the small things (a crown, the third of three eyes) from four pictures into a concept: one thing changed at a time.
+"""Measure what preserves small details (a crown, the third of three eyes) in a concept, changing one thing at a time.
 
     python -m benchmarks.fidelity.small_things [--minutes N]
 
-On development individuals, one of each kind, with the demo's settings. Beside them what the base makes of individuals that it knows
-by name, which no method can be expected to pass. Writes `results/small_things.md` and a sheet of pictures beside it; all scores are
-kept in a JSON file there, and nothing is done twice.
+Uses development individuals, one of each kind, with the demo's settings. The upper bound, which no method can be expected to
+exceed, are individuals that the base knows by name. Writes `results/small_things.md` and a sheet of images beside it; all scores
+are kept in a JSON file there, and nothing is measured twice.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from scripts.setup import bootstrap
 UNKNOWN: tuple[Concept, ...] = tuple((f"development-{i}", kind) for i, kind in enumerate(STYLES))
 KNOWN: tuple[Concept, ...] = tuple(("base-0", kind) for kind in STYLES)
 SHOWN = (0, 3)
-"""Prompts whose first picture is on the sheet."""
+"""Indices of the prompts whose first image is on the sheet."""
 SHEET = "small_things.png"
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is tried, on which individuals; without a change, the base draws them by name."""
+    """A variant and its individuals; if `change` is None, the base generates them by name."""
 
     name: str
     change: Change | None
@@ -50,7 +50,7 @@ class Row:
 
 
 def rates(word: float, output: float) -> Change:
-    """The demo's rates, times these."""
+    """Return the change that multiplies the demo's learning rates by these factors."""
     return Change({"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]})
 
 
@@ -72,7 +72,7 @@ ROWS = (
 
 
 def trial(row: Row, concept: Concept) -> Trial:
-    """What is taught and drawn."""
+    """Return the trial of a row and a concept."""
     if row.change is None:
         return named(concept[1], which(concept)[1])
     one = taught(concept)
@@ -81,7 +81,7 @@ def trial(row: Row, concept: Concept) -> Trial:
 
 
 def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
-    """The share of what the individual looks like that is there, both of its colours included, [B]."""
+    """Return the share of the individual's features, both of its colours included, that each image shows, [B]."""
     one = make_pictures.individual(concept[1], *which(concept))
     looks = {part: one.said(part) for part, variant in one.parts if not variant or one.said(part)}
     looks |= {"colour": one.colours[0], "second": one.colours[1]}
@@ -90,7 +90,7 @@ def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
 
 
 def measure(shop: Workshop, one: Trial) -> dict[str, float]:
-    """Scores of its pictures; some of them are kept as they are, for the sheet."""
+    """Measure a trial unless it was measured before; return its scores, and keep the images for the sheet."""
     key = one.key(one.values[0])
     if key not in shop.store.kept or not drawn_to(one).exists():
         (drawn,) = shop.draw(one, one.values)
@@ -105,12 +105,12 @@ def measure(shop: Workshop, one: Trial) -> dict[str, float]:
 
 
 def drawn_to(one: Trial) -> Path:
-    """Where pictures of a trial are kept for the sheet."""
+    """Return the file in which images of a trial are kept for the sheet."""
     return bootstrap.CACHE / "small_things" / f"{one.key(one.values[0]).replace('/', '-')}.pt"
 
 
 def shown(shop: Workshop, row: Row) -> list[Tensor]:
-    """A row of the sheet: for each individual one of its training pictures, and what was drawn."""
+    """Return a row of the sheet: for each individual one of its training pictures, and its images."""
     strips = []
     for concept in row.concepts:
         drawn = torch.load(drawn_to(trial(row, concept)), weights_only=True)
@@ -119,7 +119,7 @@ def shown(shop: Workshop, row: Row) -> list[Tensor]:
 
 
 def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
-    """All that was found."""
+    """Return the page's lines with all scores."""
     rows = [
         f"| {name} | " + " | ".join(f"{100 * np.mean([each[part] for each in found]):.0f} %" for part in found[0]) + " |"
         for name, found in scores.items()
@@ -143,7 +143,7 @@ def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure row by row, then write the page and the sheet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other row after so long")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The fidelity benchmark's concepts and prompts, its own arithmetic, and its quick run."""
+"""Tests of the fidelity benchmark: its concepts and prompts, its arithmetic, and its quick run."""
 
 import json
 import random
@@ -55,14 +55,14 @@ def test_concepts_are_individuals_that_the_base_never_saw() -> None:
     for kind, shown in make_pictures.SHOWN.items():
         assert numbers(DEVELOPMENT, "development", kind) == [0, 1, 2, 3, 4]
         assert numbers(TEST, "test", kind) == sorted({0, 1, 2, shown})
-        # The demo's base draws nothing but individuals of its own split.
+        # The demo's base was trained only on individuals of its own split.
         assert make_pictures.individual(kind, "test", shown).split == "test"
     assert set(make_pictures.SHOWN) == set(STYLES) and len(DEVELOPMENT) == 20 and len(TEST) == 16
     assert characters.DEMO in TEST and set(bench.TUNED_ON) <= set(DEVELOPMENT)
 
 
 def test_training_pictures(judges: Judges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn from the demo's own picture of the individual: what draws individuals need not be installed."""
+    """Composed from the demo's own picture of the individual, so that the packages that draw individuals are not needed."""
     picture = Image.open(PICTURES / "monster-1.png")
     alpha = picture.getchannel("A").point(lambda value: min(255, 2 * (255 - value)))
     picture.putalpha(alpha)
@@ -84,7 +84,7 @@ def test_training_pictures(judges: Judges, tmp_path: Path, monkeypatch: pytest.M
     places = judges.say("place", images).best()
     assert sorted(places[:10]) == sorted(world.PLACES) and len(set(places[10:])) == 2
     assert judges.say("kind", images).best() == ["monster"] * 12
-    # What the mask marks is the character, and all of it: elsewhere there is the place and nothing else.
+    # The mask covers the whole character and nothing else: all other pixels are those of the empty place.
     for i, (picture, place) in enumerate(zip(opened, places, strict=True)):
         pixels, mask = np.asarray(picture.convert("RGB"), int), np.asarray(picture.getchannel("A"))
         empty = np.asarray(world.background(place, random.Random(1000 + i), 128, 128), int)
@@ -112,7 +112,7 @@ def test_packages_that_are_missing_are_named_in_one_sentence(tmp_path: Path, mon
 
 
 def curve(text: list[float], design: list[float], spread: float = 0.0) -> Curve:
-    """Eight concepts, five prompts and four seeds around means."""
+    """Return a curve of eight concepts, five prompts and four seeds, with noise around these means."""
     rng = np.random.default_rng(0)
     noise = spread * rng.standard_normal((2, len(text), 8, 5, 4))
     shaped = [np.array(scores).reshape(-1, 1, 1, 1) + noise[i] for i, scores in enumerate((design, text))]
@@ -122,10 +122,10 @@ def curve(text: list[float], design: list[float], spread: float = 0.0) -> Curve:
 def test_a_front_is_the_best_design_at_a_text_score_and_above() -> None:
     text, design = np.array([0.2, 0.6, 0.9, 1.0]), np.array([0.9, 0.8, 0.4, 0.1])
     assert front(text, design, 0.6) == pytest.approx(0.8)
-    assert front(text, design, 0.75) == pytest.approx(0.6)  # half way on the line from 0.6 to 0.9
+    assert front(text, design, 0.75) == pytest.approx(0.6)  # halfway on the line from 0.6 to 0.9
     assert front(text, design, 0.1) == pytest.approx(0.9)
     assert np.isnan(front(text, design, 1.01))
-    # A point that another one beats in both is not on the front.
+    # A point that another one dominates in both scores is not on the front.
     assert front(np.array([0.5, 0.9]), np.array([0.3, 0.7]), 0.5) == pytest.approx(0.7)
 
 
@@ -162,7 +162,7 @@ def test_scores_are_kept_and_not_measured_twice(tmp_path: Path) -> None:
     assert again.missing(trial) == [0.25]
     assert again.get(trial, 0.4).design == pytest.approx(0.123) and again.get(trial, 0.4).text.shape == (6, 4)
     assert Curve.of(again, [trial]) is None and Curve.of(again, [replace(trial, values=(0.4,))]).design.shape == (1, 1, 6, 4)
-    # Whatever a score depends on is in its key.
+    # The key contains everything that a score depends on.
     others = [
         replace(trial, concept=TEST[1]),
         replace(trial, recipe=Recipe(widgets={"steps": 5})),
@@ -215,7 +215,7 @@ def test_prompts_ask_for_places_that_were_not_taught_on_as_the_bases_own_caption
             assert prompt.text in [world.Caption.of(form, them, prompt.place).text for form in world.FORMS]
         (other,) = [prompt.other for prompt in prompts if prompt.wide]
         assert other in STYLES and other != kind
-    # Curves are over all concepts: prompts must be as many, and the one for two in the same place.
+    # Curves are over all concepts, so these need equally many prompts, with the wide one at the same index.
     assert len({tuple(prompt.wide for prompt in prompts) for _, prompts in asked}) == 1
     for (_, kind), prompts in asked:
         assert any(prompt.carries for prompt in prompts) and any(prompt.mood for prompt in prompts) == (kind != "robot")
@@ -238,7 +238,7 @@ def test_pairs_are_of_two_kinds_and_have_each_test_concept_once() -> None:
 
 
 def test_the_judge_wants_all_that_a_prompt_asks_for(judges: Judges) -> None:
-    """On the demo's own training pictures: each in another place and another mood, without a balloon."""
+    """On the demo's own training pictures, each in a different place and mood, without a balloon."""
     bed, concept, moods = characters.CharacterBed(judges), characters.DEMO, list(MOODS["monster"])
     shown = [picture[None] for picture in shipped("monster")]
     asked = tuple(Prompt(f"a {{}} {place}", place) for place in make_pictures.PLACES)
@@ -286,7 +286,7 @@ def test_an_unsquared_mask_weighs_a_latent_by_its_share_of_the_object() -> None:
 
 
 def test_a_users_own_pictures_are_judged_by_clip_as_transformers_computes_it(setup: bootstrap.Setup, tmp_path: Path) -> None:
-    """Seeded weights, read by the host and by transformers: the same mean cosines."""
+    """Seeded weights, loaded by the host and by transformers, give the same mean cosine similarities."""
     file = tmp_path / "clip.safetensors"
     seeded_clip.write(file)
     shown = [tmp_path / f"{i}.png" for i in range(4)]
@@ -313,7 +313,7 @@ def test_scores_belong_to_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_quick_run_has_perfusion_in_front_of_textual_inversion(setup: bootstrap.Setup, tmp_path: Path) -> None:
-    """With nearly as much of the prompt as the plain word has, the individual is recognised in more of Perfusion's pictures."""
+    """At 90 % of the plain word's text score, the individual is recognised in more of Perfusion's images."""
     run = [sys.executable, "-m", "triedmarks.fidelity", "--quick", "--out", str(tmp_path)]
     subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
     tried = bench.quick(tmp_path)
@@ -322,7 +322,7 @@ def test_the_quick_run_has_perfusion_in_front_of_textual_inversion(setup: bootst
     plain = curves[bench.WORD_ALONE]
     whole, _, ahead = lead(ours, theirs, 0.9 * plain.means()[0][0])
     assert whole > 0 and ahead > 0.5
-    # It learned something, or there would be nothing to compare.
+    # The training must have had an effect, or there would be nothing to compare.
     assert ours.means()[1].max() > plain.means()[1][0] + 0.1 and ours.means()[0].max() > 0.7
     page = (tmp_path / "fidelity.md").read_text(encoding="utf-8")
     assert "| Textual Inversion |" in page and (tmp_path / "fidelity.png").exists()

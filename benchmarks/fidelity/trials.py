@@ -1,4 +1,4 @@
-"""Trials: a concept taught by a recipe, drawn at several values of its dial, and judged. Nothing is done twice."""
+"""Trials: train a concept by a recipe, generate images at several values of its dial, and judge them. Nothing is done twice."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from scripts.harness.graphs import Graph, Link
 T = TypeVar("T")
 SEEDS = 4
 ROUNDED = {8: EIGHT, 4: FOUR}
-"""Bits of a file's numbers -> how it is saved."""
+"""Maps the bits of a concept file's numbers to the precision with which it is saved."""
 SAMPLES, SAMPLE = 32, 2**18
-"""Places all over a checkpoint, and bytes of each, that tell it from others."""
+"""Number of evenly spaced samples of a checkpoint, and their length in bytes, that identify it."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with `{}` for the concept."""
+    """A prompt with `{}` for the concept, and what it asks for."""
 
     text: str
     place: str = ""
-    """The place that it asks for, where a judge knows it."""
+    """The place that it asks for, if the judges know it."""
     mood: str = ""
     """The mood that it asks for."""
     carries: bool = False
     """Whether it asks for a balloon."""
     other: str = ""
-    """The kind of another character that it asks for, to the right."""
+    """The kind of a second character that it asks for, on the right."""
 
     @property
     def wide(self) -> bool:
-        """Whether its pictures are two squares side by side."""
+        """Whether its images are two squares side by side."""
         return bool(self.other)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A concept, how it is taught and used, and the values of the dial. Without a recipe: the plain word on the base itself."""
+    """A concept, how it is trained and used, and the values of the dial. Without a recipe, it is the plain word on the base."""
 
     concept: Concept
     recipe: Recipe | None
@@ -66,14 +66,14 @@ class Trial:
     prompts: tuple[Prompt, ...]
     seed: int = 0
     at: int = 0
-    """The training step whose concept is taken; 0 for what the training ended with."""
+    """The training step whose concept is used; 0 for the final result."""
 
     def name(self) -> str:
-        """Of the trained file."""
+        """Return the name of the trained file."""
         return self.recipe.key(self.concept, self.seed) if self.recipe else "-".join(("plain", *self.concept))
 
     def key(self, value: float) -> str:
-        """Of the scores at a value of the dial."""
+        """Return the store's key for the scores at a value of the dial."""
         how = [self.use.told(), [prompt.text for prompt in self.prompts], SEEDS, SAMPLING]
         at = f"/{self.at}" if self.at else ""
         return f"{self.name()}{at}/{hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:8]}/{value:g}"
@@ -81,40 +81,43 @@ class Trial:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the judges said of the pictures, [prompts, seeds] each, from 0 to 1."""
+    """The judges' scores of images, [prompts, seeds] each, from 0 to 1."""
 
     design: np.ndarray
-    """How much they show the concept."""
+    """Likeness to the concept."""
     text: np.ndarray
-    """How much they show the rest of the prompt."""
+    """Fidelity to the prompt, apart from the concept's own looks."""
 
 
 class Bed(Protocol):
-    """What trials are about: a checkpoint, pictures to learn from, and judges."""
+    """The setting of trials: a checkpoint, training pictures, and judges."""
 
     checkpoint: str
     side: int
-    """Pixels of a picture, or of each square of a wide one."""
+    """Side in pixels of an image, or of each square of a wide one."""
 
     def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
-        """Put the pictures that a recipe learns from into a folder, or name some that the input folder has from the start.
+        """Write a recipe's training pictures into `folder`, or choose pictures that the input folder already contains.
 
-        Their names there; the alpha channel is the mask.
+        The alpha channel is the mask.
+
+        Returns:
+            The pictures' names in the folder.
         """
 
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
-        """Scores of pictures [seeds, side, side or 2 side, 3] of each of the trial's prompts."""
+        """Score the images [seeds, side, side or 2 side, 3] of each of the trial's prompts."""
 
 
 class Store:
-    """Scores that were measured, in a JSON file."""
+    """Measured scores, kept in a JSON file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.writing = path, threading.Lock()
         self.kept: dict[str, dict] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def belongs_to(self, checkpoint: Path) -> str:
-        """A short digest of the checkpoint, by samples of it: scores belong to one. SystemExit if they are another's."""
+        """Return a short digest of samples of the checkpoint; SystemExit if the store's scores are those of another checkpoint."""
         size, found = checkpoint.stat().st_size, hashlib.sha256()
         with checkpoint.open("rb") as file:
             for i in range(SAMPLES):
@@ -126,16 +129,16 @@ class Store:
         return short
 
     def get(self, trial: Trial, value: float) -> Scores | None:
-        """The scores of a trial at a value, if they were measured."""
+        """Return the scores of a trial at a value, or None if they were not measured."""
         found = self.kept.get(trial.key(value))
         return None if found is None else Scores(np.array(found["design"]), np.array(found["text"], dtype=float))
 
     def missing(self, trial: Trial) -> list[float]:
-        """Values that were not measured yet."""
+        """Return the values that were not measured yet."""
         return [value for value in trial.values if trial.key(value) not in self.kept]
 
     def put(self, trial: Trial, found: Mapping[float, Scores]) -> None:
-        """Keep scores of a trial."""
+        """Store scores of a trial, rounded to three digits."""
 
         def rounded(scores: Scores) -> dict:
             return {name: getattr(scores, name).astype(float).round(3).tolist() for name in ("design", "text")}
@@ -143,7 +146,7 @@ class Store:
         self.keep({trial.key(value): rounded(scores) for value, scores in found.items()})
 
     def keep(self, found: Mapping[str, dict]) -> None:
-        """Keep anything under keys; the file is written whole or not at all."""
+        """Store any values under their keys; the file is written atomically."""
         with self.writing:
             self.kept |= found
             lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
@@ -151,16 +154,16 @@ class Store:
 
 
 class Workshop:
-    """Servers of one base directory that trials run in side by side, and what they share."""
+    """Runs trials in parallel on servers that share a base directory."""
 
     def __init__(self, labs: Sequence[Lab], bed: Bed, store: Store, until: float = float("inf")) -> None:
-        """`until`: when to stop, by `time.time`."""
+        """`until` is the time, as by `time.time`, after which nothing new is started."""
         self.labs, self.bed, self.store, self.until = labs, bed, store, until
         self.teaching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
     def lab(self) -> Lab:
-        """The one for what is not done side by side."""
+        """The lab for work that is not done in parallel."""
         return self.labs[0]
 
     def in_time(self) -> bool:
@@ -168,11 +171,11 @@ class Workshop:
         return time.time() < self.until
 
     def run(self, trials: Iterable[Trial]) -> bool:
-        """Do what is missing of these trials; False if there was no time for all of it."""
+        """Measure what is missing of these trials; return False if time ran out."""
         return self.side_by_side(self.measure, [trial for trial in trials if self.store.missing(trial)])
 
     def side_by_side(self, done: Callable[[Lab, T], bool], jobs: Iterable[T]) -> bool:
-        """Do jobs, each with a free lab; whether all were done."""
+        """Run jobs in parallel, each with a free lab; return whether `done` was True for all of them."""
         free: SimpleQueue[Lab] = SimpleQueue()
         for lab in self.labs:
             free.put(lab)
@@ -188,7 +191,7 @@ class Workshop:
             return all(list(pool.map(one, jobs)))
 
     def measure(self, lab: Lab, trial: Trial) -> bool:
-        """Do what is missing of a trial; False if there was no time for it."""
+        """Measure what is missing of a trial; return False if time ran out."""
         missing = self.store.missing(trial)
         if not missing:
             return True
@@ -204,7 +207,7 @@ class Workshop:
         return True
 
     def taught(self, trial: Trial, lab: Lab | None = None) -> Path:
-        """The file that the trial's recipe makes of the concept, by its name within its folder; made now if there is none."""
+        """Return the path, within its models folder, of the file trained by the trial's recipe; train it if it does not exist."""
         lab, recipe, name = lab or self.lab, trial.recipe, trial.name()
         folder = lab.server.base / "models" / ("loras" if recipe.teacher == LORA else "perfusion")
         file = Path(f"{name}.safetensors")
@@ -216,7 +219,7 @@ class Workshop:
         return file
 
     def teach(self, trial: Trial, lab: Lab, file: Path) -> None:
-        """Teach the trial's concept by its recipe."""
+        """Train the trial's concept by its recipe."""
         base, recipe, graph = lab.server.base, trial.recipe, Graph()
         names = self.shown(trial.concept, recipe)
         teach(graph, graph.checkpoint(self.bed.checkpoint), recipe, trial.concept[1], names, self.bed.side, trial.seed, file.stem)
@@ -227,7 +230,7 @@ class Workshop:
             shutil.move(made, file)
 
     def shown(self, concept: Concept, recipe: Recipe) -> list[str]:
-        """Put the pictures that a recipe learns from into the input folder, each in one go; their names there."""
+        """Put a recipe's training pictures into the input folder, each atomically, and return their names there."""
         base = self.lab.server.base
         with tempfile.TemporaryDirectory(dir=base) as scratch:
             names = self.bed.pictures(Path(scratch), concept, recipe)
@@ -238,7 +241,7 @@ class Workshop:
         return names
 
     def draw(self, trial: Trial, values: Sequence[float], lab: Lab | None = None) -> list[list[Tensor]]:
-        """For each value, pictures [seeds, side, side or 2 side, 3] of each prompt."""
+        """Generate, for each value, images [seeds, side, side or 2 side, 3] of each prompt."""
         lab, graph, links = lab or self.lab, Graph(), []
         file = self.taught(trial, lab) if trial.recipe else None
         if file and trial.use.bits in ROUNDED:
@@ -249,14 +252,14 @@ class Workshop:
         return [[next(drawn) for _ in trial.prompts] for _ in values]
 
     def rounded(self, lab: Lab, file: Path, bits: int) -> Path:
-        """The same concept in a file of so many bits; its name within its folder."""
+        """Write a quantized copy of a concept file, with this many bits, and return its path within its folder."""
         folder, name = lab.server.base / "models" / "perfusion", Path(f"{bits}-bits") / file
         (folder / name).parent.mkdir(exist_ok=True)
         File.load(folder / file).save(folder / name, ROUNDED[bits])
         return name
 
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
-        """Nodes that draw each prompt: every method with the same noise."""
+        """Add the nodes that generate images of each prompt; the noise is the same for every method."""
         model, clip, vae = graph.checkpoint(self.bed.checkpoint)
         base, links = (model, clip), []
         for i, prompt in enumerate(trial.prompts):
@@ -275,7 +278,7 @@ class Workshop:
     def ready(
         self, graph: Graph, base: tuple[Link, Link], trial: Trial, file: Path | None, value: float, prompt: str
     ) -> tuple[Link, Link, str]:
-        """A MODEL and a CLIP to draw with, and what stands for the concept."""
+        """Return the MODEL and the CLIP for sampling, and the text that names the concept."""
         word = trial.concept[1]
         if trial.recipe is None or file is None:
             return *base, word

@@ -1,7 +1,8 @@
-"""A concept under the host's TorchCompileModel, with a real compiler: `python -m benchmarks.performance.compiled [--backend NAME]`.
+"""Compile a concept's model with TorchCompileModel: `python -m benchmarks.performance.compiled [--backend NAME]`.
 
-Tests capture the model and run it as it is; Inductor takes minutes. Compiled are the plain base and the base with a concept; each
-draws a prompt with the trigger word and one without, and is compared with what it draws uncompiled. Writes `results/compiled.md`.
+The tests only capture the model and run it uncompiled, because Inductor takes minutes. Here the plain base and the base with a
+concept are compiled; each samples a prompt with the trigger word and one without, and the results are compared with the uncompiled
+ones. Writes `results/compiled.md`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from scripts.setup import bootstrap, steps
 CONCEPT = "demo-monster.safetensors"
 PROMPTS = {"names the concept": "a photo of a <demo-monster> on the grass", "does not": "a photo of a monster on the grass"}
 ROUNDING, SEEN = 1e-4, 0.01
-"""What compiling may change, and what counts as a difference, as shares of the largest latent."""
+"""The largest difference that compiling may make, and the smallest that counts as an effect, relative to the largest latent."""
 
 
 def drawn(server: Server, backend: str | None, with_concept: bool) -> list[torch.Tensor]:
-    """The latents of each prompt; compiled, if by a backend."""
+    """Sample the latents of each prompt; with a backend, the model is compiled."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))
@@ -35,7 +36,7 @@ def drawn(server: Server, backend: str | None, with_concept: bool) -> list[torch
 
 
 def main() -> int:
-    """Draw, compare, write; 1 where compiling changed a picture, or the concept is not seen."""
+    """Sample, compare and write the page; return 1 if compiling changed a result or the concept has no effect."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="inductor")
     backend = parser.parse_args().backend

@@ -1,10 +1,10 @@
-"""Many concepts on Ray: whether a fleet that loses a worker gives what training alone gives; and what handing out work costs.
+"""Measure many concepts on Ray: whether a fleet that loses a worker gives the same as training alone, and the scheduling cost.
 
     python -m benchmarks.performance.fleet [--steps 300] [--concepts 10000] [--part same|cost]
 
-`same` teaches every second of the test concepts on two workers, of which one is killed in the middle of a training, then each alone
-on a server, and compares the files. `cost` hands out many concepts whose training is a short wait, and saves a real file for each.
-Each writes its part of `results/fleet.md`; `--part` leaves the other as it is.
+`same` trains every second test concept on two workers, one of which is killed in the middle of a training, then each alone on a
+server, and compares the files. `cost` schedules many concepts whose training is a short wait, and saves a real file for each. Each
+part writes its section of `results/fleet.md`; with `--part`, the other one is left unchanged.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ from scripts.setup import bootstrap
 
 BASE, WORKERS, SEED = "fleet-base", 2, 0
 TAUGHT = {"-".join(concept): concept for concept in concepts.TEST[::2]}
-"""Name -> concept."""
+"""Maps names to concepts."""
 ALIKE = {**os.environ, "OMP_NUM_THREADS": "1"}
-"""The environment of the fleet: on processors rounding depends on the number of threads, and the server has one."""
+"""The fleet's environment: on CPUs, rounding depends on the number of threads, and the server uses one."""
 GOES_ON = 25
-"""The first step that a training which was lost goes on from."""
+"""The first step from which a lost training can resume."""
 WAIT, FEW = 0.01, 100
-"""Seconds that a training takes which is none, and a number of concepts to compare many with."""
+"""Duration of a simulated training in seconds, and the small number of concepts with which a large one is compared."""
 CONTENT = bootstrap.ROOT / "demo" / "concepts" / "demo-monster.safetensors"
 
 
-# ---- the same as alone -----------------------------------------------------------------------------------------------------------
+# ---- equality with training alone ------------------------------------------------------------------------------------------------
 
 
 def same(steps: int) -> dict[str, object]:
-    """Teach the concepts both ways; what came of it."""
+    """Train the concepts both ways and return the results."""
     concepts.check_packages()
     setup = bootstrap.locate()
     base = bootstrap.fresh_base(setup, BASE)
@@ -76,9 +76,9 @@ def same(steps: int) -> dict[str, object]:
 
 
 def lay_out(folder: Path, steps: int) -> int:
-    """Make a folder of the concepts; the step at which each is saved on the way, which shows where its training is."""
+    """Write the input folders of the concepts; return the step at which each is saved midway, which shows its progress."""
     for file in folder.glob("*.png"):
-        file.unlink()  # the demo's own
+        file.unlink()  # the demo's own pictures
     for name, concept in TAUGHT.items():
         concepts.pictures(concept, folder / name, side=SIDE)
         (folder / name / "concept.json").write_text(json.dumps({"superclass": concept[1]}), encoding="utf-8")
@@ -89,7 +89,7 @@ def lay_out(folder: Path, steps: int) -> int:
 
 
 def teach_alone(setup: bootstrap.Setup, base: Path, steps: int) -> None:
-    """Teach each concept in a graph on a server, which is not to go on from what the fleet ended last."""
+    """Train each concept in a graph on a server; SystemExit if it resumes from the fleet's last training."""
     forget_finished(base)
     with Server(setup, base=base, threads=1) as server:
         for name, (_, kind) in TAUGHT.items():
@@ -102,7 +102,7 @@ def teach_alone(setup: bootstrap.Setup, base: Path, steps: int) -> None:
 
 
 def run_fleet(setup: bootstrap.Setup, base: Path) -> int:
-    """Run the command, and kill the first of its workers in the middle of its first training; how many trainings were lost."""
+    """Run the command, kill its first worker in the middle of the first training, and return the number of lost trainings."""
     options = ["--comfyui", setup.comfyui, "--models", base, "--out", base / "out", "--checkpoint", bootstrap.CHECKPOINT]
     options += ["--workers", WORKERS, "--precision", "float32", *([] if has_cards() else ["--cpu"])]
     arguments = [str(part) for part in (setup.python, "-m", "perfusion_fleet", base / "input", *options)]
@@ -121,7 +121,7 @@ def run_fleet(setup: bootstrap.Setup, base: Path) -> int:
 
 
 def kill_in_training(process: int, steps: Path, running: subprocess.Popen) -> None:
-    """Kill a worker when its first concept, which is the first by name, has been saved on the way."""
+    """Kill a worker once its first concept, which is the first by name, has been saved midway."""
     first = min(TAUGHT)
     while not list(steps.glob(f"{first}-*/*.safetensors")):
         if running.poll() is not None:
@@ -138,27 +138,27 @@ def has_cards() -> bool:
     return torch.cuda.device_count() >= WORKERS
 
 
-# ---- what handing out work costs -------------------------------------------------------------------------------------------------
+# ---- scheduling cost -------------------------------------------------------------------------------------------------------------
 
 
 class Waiting:
-    """A worker that waits in place of training, and gives a real concept's file."""
+    """A worker that waits instead of training, and returns a real concept's file."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
 
     def ready(self) -> str:
-        """Who it is."""
+        """Return the worker's name."""
         return f"process {os.getpid()}"
 
     def teach(self, job: Job) -> Answer:
-        """Wait."""
+        """Wait, then return the file."""
         time.sleep(WAIT)
         return Answer(self.content)
 
 
 def cost(count: int) -> dict[str, object]:
-    """Hand out `count` concepts, save and index them as the command does."""
+    """Schedule, save and index `count` concepts as the command does, and return the measurements."""
     schedule.connect(schedule.LOCAL, WORKERS, cpu=True)
     try:
         actor = schedule.ray.remote(max_restarts=-1)(Waiting)
@@ -175,7 +175,7 @@ def cost(count: int) -> dict[str, object]:
 
 
 def pass_through(workers: list, count: int) -> tuple[float, float]:
-    """Seconds that it takes to have so many concepts done and saved, and to write their index."""
+    """Return the seconds that it takes to process and save `count` concepts, and to write their index."""
     pictures = tuple(f"/pictures/of/this/concept/picture-{i}.png" for i in range(4))
     jobs = [
         Job(f"concept-{i:05}", pictures, ("",) * 4, "monster", f"<concept-{i:05}>", "", "", {"seed": i, "steps": 300})
@@ -194,7 +194,7 @@ def pass_through(workers: list, count: int) -> tuple[float, float]:
 
 
 def peak() -> float:
-    """The most memory that this process had, in MB."""
+    """Return this process's peak memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -202,13 +202,13 @@ def peak() -> float:
 
 
 def page(kept: dict[str, dict]) -> list[str]:
-    """The lines of results/fleet.md."""
+    """Return the lines of results/fleet.md."""
     lines = ["# Many concepts on Ray", "", "Written by `python -m benchmarks.performance.fleet`.", ""]
     return lines + (page_same(kept["same"]) if "same" in kept else []) + (page_cost(kept["cost"]) if "cost" in kept else [])
 
 
 def page_same(found: dict) -> list[str]:
-    """What came of `same`."""
+    """Return the section on `same`."""
     return [
         "## The same as training alone",
         "",
@@ -228,7 +228,7 @@ def page_same(found: dict) -> list[str]:
 
 
 def page_cost(found: dict) -> list[str]:
-    """What came of `cost`."""
+    """Return the section on `cost`."""
     return [
         "## What handing out work costs",
         "",
@@ -244,7 +244,7 @@ def page_cost(found: dict) -> list[str]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Run the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=300, help="of each training of `same`")
     parser.add_argument("--concepts", type=int, default=10000, help="that `cost` hands out")

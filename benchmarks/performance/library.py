@@ -1,9 +1,9 @@
-"""A library of five thousand concepts: what becomes slower with it.
+"""Measure what becomes slower with a library of five thousand concepts.
 
     python -m benchmarks.performance.library [--concepts N] [--rounds N]
 
-Two servers in turn, one with the demo's two concepts and one with thousands more beside them, each file with its picture. Times are
-medians, as a page sees them. Writes `results/library.md`.
+Alternates between two servers, one with the demo's two concepts and one with thousands more, each file with its picture. Times are
+medians as seen by a client. Writes `results/library.md`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scripts.setup import bootstrap, steps
 
 MONSTER = "demo-monster.safetensors"
 ASKED = 100
-"""Files of the library that are asked for one by one."""
+"""Number of the library's files that are requested one by one."""
 WORDS = "/perfusion/words"
 
 
 def fill(folder: Path, count: int) -> int:
-    """Concepts as the demo's monster is, with other words; their bytes."""
+    """Write copies of the demo's monster with other words; return the size in bytes of all concepts in the folder."""
     tensors, metadata = safe_files.read(folder / MONSTER, 2**20, READABLE)
     kinds = list(STYLES)
     for i in range(count):
@@ -44,7 +44,7 @@ def fill(folder: Path, count: int) -> int:
 
 
 def timed(act: Callable[[], object], times: int = 5) -> float:
-    """Milliseconds of a call, the median of some."""
+    """Return the median duration of a call in milliseconds."""
     found = []
     for _ in range(times):
         start = time.perf_counter()
@@ -54,14 +54,14 @@ def timed(act: Callable[[], object], times: int = 5) -> float:
 
 
 def bytes_read(server: Server) -> int:
-    """All that the server has read from files and elsewhere so far."""
+    """Return the number of bytes that the server has read so far, from files and elsewhere."""
     assert server.process is not None
     lines = Path(f"/proc/{server.process.pid}/io").read_text().splitlines()
     return int(lines[0].split()[1])
 
 
 def graph(seed: int) -> dict:
-    """A concept that is loaded."""
+    """Return a graph that loads a concept."""
     made = Graph()
     made.add("PreviewAny", source=[made.add("PerfusionLoadConcept", concept_name=MONSTER), 1])
     made.add("PreviewAny", source=[made.add("PrimitiveInt", value=seed), 0])
@@ -69,14 +69,14 @@ def graph(seed: int) -> dict:
 
 
 def saving(bias: float) -> dict:
-    """A concept that is saved under the next number."""
+    """Return a graph that saves a concept under the next number."""
     made = Graph()
     made.save(made.load(MONSTER, bias=bias), "numbered")
     return made.nodes
 
 
 def asked(server: Server) -> dict[str, float]:
-    """Milliseconds of all that a page asks of a server that has just started."""
+    """Return the durations in milliseconds of the requests that a page makes to a server that has just started."""
     names = [name for name in server.get("/models/perfusion") if name.startswith(("concept_", "demo-"))]
     some = [urllib.parse.quote(name) for name in random.Random(0).sample(names, min(ASKED, len(names)))]
     before = bytes_read(server)
@@ -114,14 +114,14 @@ def asked(server: Server) -> dict[str, float]:
 
 
 def measured(base: Path, setup: bootstrap.Setup) -> dict[str, float]:
-    """One server: its start, and all else."""
+    """Return the durations of one server: its start and all requests, in milliseconds."""
     start = time.perf_counter()
     with Server(setup, base=base, threads=1) as server:
         return {"server start": 1000 * (time.perf_counter() - start)} | asked(server)
 
 
 def page(found: Mapping[str, list[dict[str, float]]], count: int, size: int) -> str:
-    """What was found."""
+    """Return the page with the results."""
     few, many = ({name: median(one[name] for one in rounds) for name in rounds[0]} for rounds in found.values())
     rows = [f"| {name} | {few[name]:,.0f} | {many[name]:,.0f} |" for name in few if not name.startswith("KB")]
     read = next(value for name, value in many.items() if name.startswith("KB"))
@@ -143,7 +143,7 @@ def page(found: Mapping[str, list[dict[str, float]]], count: int, size: int) -> 
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--concepts", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=2)

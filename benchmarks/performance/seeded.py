@@ -1,4 +1,4 @@
-"""SD1.5 as far as its shapes go: a checkpoint whose UNet has seeded weights, and concepts for it. For measuring time and memory."""
+"""A checkpoint with SD1.5's shapes and seeded random UNet weights, and concepts for it, for measuring time and memory."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ UNET = {
     "use_spatial_transformer": True, "use_checkpoint": False, "legacy": False, "adm_in_channels": None,
     "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
-"""SD1.5's, as the host calls its parts."""
+"""Configuration of SD1.5's UNet, by the host's names."""
 PREFIX = "model.diffusion_model."
 
 
 def checkpoint(setup: bootstrap.Setup) -> Path:
-    """The file among the set-up's checkpoints, 2 GB; written if it is missing. The host must have been entered.
+    """Return the file among the set-up's checkpoints, 2 GB; it is written if missing. The host must have been entered.
 
     Its text encoder and VAE are those of the demo's base.
     """
@@ -46,14 +46,14 @@ def checkpoint(setup: bootstrap.Setup) -> Path:
 
 
 def seeded(shape: torch.Size, weight: bool, generator: torch.Generator) -> Tensor:
-    """A weight that keeps the size of what passes through it; of norms 1, of biases 0."""
+    """Return a random weight that preserves the scale of its input; ones for weights of norms, zeros for biases."""
     if len(shape) < 2:
         return torch.full(shape, float(weight)).half()
     return (torch.randn(shape, generator=generator) * shape[1:].numel() ** -0.5).half()
 
 
 def concepts(host: Any, model: Any, clip: Any, count: int) -> tuple[Any, ...]:
-    """Concepts that a MODEL and a CLIP take: what they do is as much work as with learned ones."""
+    """Return random concepts for a MODEL and a CLIP; they cost as much computation as learned ones."""
     kind, layers, width = inside.part("perfusion_core.concept").Concept, host.layers_of(model), host.width_of(model)
     found = []
     for i in range(count):

@@ -1,11 +1,10 @@
-"""How fast and how small: this pack beside the plain model, and beside what people would take instead.
+"""Measure time and memory of this pack, compared with the plain model and with common alternatives.
 
     python -m benchmarks.performance.speed [PART ...] [--rounds N] [--size PIXELS]
 
-Every figure is a ratio of two things measured in turn in one run, the median over all rounds. What serves is a checkpoint of
-SD1.5's layout with seeded weights, which it makes (2 GB in the set-up), and for covariance and training steps the demo's base.
-Writes `results/speed.md`, part by part: a part that is not asked for keeps its last result, and a plot that was stopped goes on
-where it was.
+Most figures are ratios of two things measured alternately in one run, medians over all rounds. The model is a checkpoint of SD1.5's
+layout with seeded weights, which this program creates (2 GB in the set-up) with the text encoder and VAE of the demo's base. Writes
+`results/speed.md` part by part; parts that are not requested keep their last results, and an interrupted plot resumes where it was.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ COUNTS = (1, 8, 32)
 WIDTHS = (320, 640, 1280)
 AXES = {"concepts": (1, 2, 4, 8, 16, 32), "prompt": (77, 154, 231, 308), "size": (256, 512, 768, 1024), "batch": (1, 4, 16)}
 TAUGHT_AT = 256
-"""Pixels of the pictures that trainings are timed with."""
+"""Side in pixels of the pictures with which trainings are timed."""
 SHORT, LONG = 2, 8
 BATCH, LESSON = 16, 400
-"""Pictures of a step, and steps, of a whole training on a graphics card."""
+"""Batch size and number of steps of a full training on a graphics card."""
 SMALL_CARD = "8 GB"
 ONE_PICTURE = Recipe(widgets={"batch": 1, "at_once": 1})
 ONE_PICTURE_LORA = Recipe(LORA, {"grad_accumulation_steps": 1})
@@ -54,7 +53,7 @@ Rows = list[str]
 
 
 def paired(ways: Mapping[str, Callable[[], float | None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, in turn in each of the rounds: what it says of itself, or else what passed."""
+    """Time each way in turn, in each of the rounds; return the seconds that it reports itself, or else the elapsed ones."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -66,21 +65,21 @@ def paired(ways: Mapping[str, Callable[[], float | None]], rounds: int) -> dict[
 
 
 def ratios(found: Mapping[str, list[float]], to: str) -> dict[str, float]:
-    """Median over rounds of each way's time over that of another one, in the same round."""
+    """Return for each way the median over rounds of its time divided by that of the way `to` in the same round."""
     return {name: median(a / b for a, b in zip(times, found[to], strict=True)) for name, times in found.items()}
 
 
 @dataclass
 class Bench:
-    """The host in this process, and a checkpoint of SD1.5's size."""
+    """The measurements, with the host in this process and a checkpoint of SD1.5's size."""
 
     rounds: int
     size: int
     store: Store
-    """Part -> the machine and its rows, or points of a part that was stopped."""
+    """Maps a part to the machine and its rows, or to the points of an interrupted part."""
 
     def __post_init__(self) -> None:
-        """Enter the host: once in a process."""
+        """Enter the host, which is possible only once in a process."""
         self.setup = bootstrap.locate()
         inside.enter_with_pack(self.setup.comfyui, cpu=not torch.cuda.is_available())
         self.host = inside.part("nodes.host")
@@ -91,18 +90,18 @@ class Bench:
 
     @functools.cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """MODEL and CLIP in the precision that this machine is fast in."""
+        """MODEL and CLIP in the precision in which this machine is fast."""
         return self.load(self.precision)
 
     def load(self, precision: torch.dtype) -> tuple[Any, Any]:
-        """MODEL, in this precision, and CLIP."""
+        """Load the MODEL, in this precision, and the CLIP."""
         path = seeded.checkpoint(self.setup)
         read = importlib.import_module("comfy.sd").load_checkpoint_guess_config
         return read(str(path), output_vae=False, model_options={"dtype": precision})[:2]
 
     @torch.inference_mode()
     def steps(self, model: Any, positive: list, negative: list, size: int, count: int = 1, steps: int = 3) -> list[float]:
-        """Seconds of each step of a sampling run with guidance; the first has all that is done before it."""
+        """Return the seconds of each step of a sampling run with guidance; the first one includes everything before it."""
         latents = torch.zeros(count, 4, size // 8, size // 8)
         noise, marks = self.sample.prepare_noise(latents, 0), [time.perf_counter()]
         how = {"disable_pbar": True, "seed": 0, "callback": lambda *_: marks.append(self.now())}
@@ -110,13 +109,13 @@ class Bench:
         return [after - before for before, after in itertools.pairwise(marks)]
 
     def now(self) -> float:
-        """The time at which the device is done with all that it was given."""
+        """Return the time after the device has finished all queued work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def lora(self, model: Any, folder: Path, rank: int = 4) -> Path:
-        """A LoRA of all attention layers."""
+        """Write a random LoRA of all attention layers and return its file."""
         made = {}
         for name, weight in model.model.diffusion_model.state_dict().items():
             if ".attn" in name and weight.ndim == 2:
@@ -130,7 +129,7 @@ class Bench:
 
     @torch.inference_mode()
     def projection(self) -> Rows:
-        """One projection of two prompts: the host's Linear, and ours."""
+        """Compare one projection of two prompts: the host's Linear, this pack's edit, and perfusion-pytorch's."""
         rows = []
         for width in WIDTHS:
             x = torch.randn(2, 77, 768, device=self.device)
@@ -149,7 +148,7 @@ class Bench:
         ]
 
     def projections(self, width: int, x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-        """A Linear of this width, our edit of it, what that consists of, and perfusion-pytorch's."""
+        """Return a Linear of this width, this pack's edit of it, the parts of that, and perfusion-pytorch's edit."""
         made = inside.part("nodes.host.unet.edited_projections").Projections
         edits = inside.part("perfusion_core.gated_edit")
         plain = nn.Linear(768, width, bias=False).to(self.device)
@@ -173,7 +172,7 @@ class Bench:
         }
 
     def step(self) -> Rows:
-        """A sampler's step of the whole UNet, with guidance."""
+        """Compare a sampler step of the full UNet, with guidance."""
         runs = self.runs()
         firsts: dict[str, list[float]] = {name: [] for name in runs}
 
@@ -197,7 +196,7 @@ class Bench:
         ]
 
     def overhead(self) -> Rows:
-        """What a step takes beyond the plain model's, where the model itself takes little: no size of pictures changes it."""
+        """Measure the time that a step adds to the plain model's. It does not depend on the image size, so images are small."""
         runs = self.runs()
 
         def run(name: str) -> float:
@@ -216,7 +215,7 @@ class Bench:
         ]
 
     def runs(self) -> dict[str, tuple[Any, list, list]]:
-        """MODEL and both conditionings, plain, with a LoRA, and with each of COUNTS concepts."""
+        """Return MODEL and both conditionings of each run: plain, with a LoRA, and with each of COUNTS concepts."""
         model, clip = self.loaded
         bypass = importlib.import_module("comfy.sd").load_bypass_lora_for_models
         with tempfile.TemporaryDirectory() as folder:
@@ -227,7 +226,7 @@ class Bench:
         return runs | {str(count): self.with_concepts(count, empty) for count in COUNTS}
 
     def with_concepts(self, count: int, empty: list, more: str = "") -> tuple[Any, list, list]:
-        """MODEL and both conditionings of a run that names so many concepts."""
+        """Return MODEL and both conditionings of a run whose prompt names `count` concepts."""
         model, clip = self.loaded
         stack = seeded.concepts(self.host, model, clip, count)
         knowing = self.host.clip_with_words(clip, stack)
@@ -236,8 +235,8 @@ class Bench:
 
     @torch.inference_mode()
     def applying(self) -> Rows:
-        """From the nodes to the first step, beyond what the plain model takes."""
-        # Small pictures on a processor: to bring weights in bfloat16 into its order takes ten times as long as all else.
+        """Measure the time from the nodes to the end of the first step, beyond that of the plain model."""
+        # float32 on a CPU: images are small, and repacking bfloat16 weights would take ten times as long as everything else.
         model, clip = self.load(torch.float32) if self.device.type == "cpu" else self.loaded
         nodes = importlib.import_module("nodes")
         apply = inside.part("nodes.apply_concept").PerfusionApply.execute
@@ -266,7 +265,7 @@ class Bench:
                 first, *later = self.steps(patched, *both, 64, steps=4)
                 return middle - start + first - median(later)
 
-            lora()  # its file is read once
+            lora()  # reads the file, which the loader keeps
             times = paired({name: functools.partial(run, way) for name, way in ways.items()}, max(self.rounds, 7))
         beyond = {
             n: median(a - b for a, b in zip(times[n], times["unpatched"], strict=True)) * 1000 for n in ("Apply Concept", "LoRA")
@@ -282,7 +281,7 @@ class Bench:
 
     @torch.inference_mode()
     def covariance(self) -> Rows:
-        """The text encoder over many captions: time, and memory that grows with their number."""
+        """Measure a text encoder over many captions: time, and whether memory grows with their number."""
         _, clip = self.loaded
         estimate_of = inside.part("perfusion_core.covariance").Estimate
         count = 100_000 if self.device.type == "cuda" else 4_000
@@ -305,7 +304,7 @@ class Bench:
         ]
 
     def training(self) -> Rows:
-        """A training step, and what it holds in memory, beside the host's Train LoRA: both as nodes of a real server."""
+        """Compare time and memory of a training step with the host's Train LoRA, both as nodes of a real server."""
         seeded.checkpoint(self.setup)
         found, peaks = {}, {}
         for name, recipe in (("Train Concept", ONE_PICTURE), ("Train LoRA", ONE_PICTURE_LORA)):
@@ -323,7 +322,7 @@ class Bench:
         ]
 
     def card(self) -> Rows:
-        """A training as on a graphics card: its time where there is one, and how it would be made to fit a small one."""
+        """Measure a full training on a graphics card, if there is one, and how a step would be fitted to a small card."""
         seeded.checkpoint(self.setup)
         took = self.lesson() if self.device.type == "cuda" else "not measured: this machine has no graphics card"
         return [
@@ -336,13 +335,13 @@ class Bench:
         ]
 
     def lesson(self) -> str:
-        """Seconds that a whole training would take."""
+        """Return the extrapolated duration of a full training."""
         with Server(self.setup) as server:
             step = self.seconds_a_step(server, Recipe(widgets={"batch": BATCH, "at_once": BATCH}), self.size)
         return f"{LESSON * step:.0f} s, told from {LONG - SHORT} steps"
 
     def fitted(self) -> str:
-        """How Train Concept makes a step fit a small card, as it says before the first one; the server is stopped then."""
+        """Return how Train Concept fits a step to a small card, as logged before the first step; then the server is stopped."""
         fits = Recipe(widgets={"batch": BATCH, "at_once": BATCH, "memory": SMALL_CARD})
         with Server(self.setup) as server:
             server.queue(self.course(fits, 1, 6, self.size))
@@ -353,7 +352,7 @@ class Bench:
         raise SystemExit(f"expected Train Concept to say how much it computes at once, but it did not; see {server.log_file}.")
 
     def seconds_a_step(self, server: Server, recipe: Recipe, side: int) -> float:
-        """Of a training: what a longer one takes beyond a shorter one."""
+        """Return the seconds of a training step, from the difference between a long and a short training."""
 
         def run(steps: int, seed: int) -> None:
             server.run(self.course(recipe, steps, seed, side), timeout=36000)
@@ -363,17 +362,17 @@ class Bench:
         return (seconds["long"][0] - seconds["short"][0]) / (LONG - SHORT)
 
     def course(self, recipe: Recipe, steps: int, seed: int, side: int) -> dict[str, dict]:
-        """A graph that teaches the demo's pictures."""
+        """Return a graph that trains from the demo's pictures."""
         graph, names = Graph(), [f"monster-{i}.png" for i in range(4)]
         lasting = replace(recipe, widgets={**recipe.widgets, "steps": steps})
         teach(graph, graph.checkpoint(seeded.NAME), lasting, "monster", names, side, seed, f"speed-{recipe.teacher}-{seed}")
         return graph.nodes
 
     def scale(self) -> Rows:
-        """The cost of a step over that of the plain model, along four axes."""
+        """Measure the cost of a step relative to the plain model, along four axes."""
         model, clip = self.loaded
         (empty,) = self.host.conditionings(clip, ("",))
-        points = self.store.kept.get("scale", {}).get("points", {})  # of a run that was stopped
+        points = self.store.kept.get("scale", {}).get("points", {})  # of an interrupted run
         for axis, values in AXES.items():
             for value in values:
                 if f"{axis} {value}" in points:
@@ -398,7 +397,7 @@ class Bench:
         ]
 
     def files(self) -> Rows:
-        """Sizes of concept files."""
+        """Measure the sizes of concept files."""
         kind = inside.part("perfusion_core.concept").Concept
         shapes = {
             "SD1.5": ("≤ 32 KB, compact ≤ 16 KB", [320] * 5 + [640] * 5 + [1280] * 6, {"clip_l": 768}, 768),
@@ -425,7 +424,7 @@ class Bench:
 
 
 def repeated(way: Callable[[Tensor], Tensor], x: Tensor, now: Callable[[], float], times: int = 200) -> float:
-    """Seconds of many calls."""
+    """Return the seconds of many calls, after one to warm up."""
     way(x)
     start = now()
     for _ in range(times):
@@ -434,7 +433,7 @@ def repeated(way: Callable[[Tensor], Tensor], x: Tensor, now: Callable[[], float
 
 
 def resident(process: int | str = "self", which: str = "VmRSS") -> float:
-    """MB of memory that a process holds, or has held at its most (VmHWM); 0 where the system does not tell."""
+    """Return a process's resident memory in MB, or its peak (VmHWM); 0 if the system does not report it."""
     file = Path(f"/proc/{process}/status")
     lines = file.read_text().splitlines() if file.exists() else []
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{which}:")), 0)
@@ -444,7 +443,7 @@ PARTS = ("projection", "step", "overhead", "applying", "training", "card", "cova
 
 
 def machine() -> str:
-    """What this was measured on."""
+    """Return a description of this machine."""
     processor = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
@@ -454,7 +453,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
     parser.add_argument("--rounds", type=int, default=5)
@@ -470,7 +469,7 @@ def main() -> None:
 
 
 def page(told: Mapping[str, dict]) -> str:
-    """All that was measured."""
+    """Return the page with all parts measured so far."""
     lines = [
         "# Fast and small",
         "",

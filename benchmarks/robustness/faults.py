@@ -1,13 +1,13 @@
-"""What goes wrong on disks and machines while the pack works, and what becomes of it.
+"""Test the pack under faults of disks and machines.
 
     python -m benchmarks.robustness.faults [PART ...]
 
-Programs are killed while they write, servers while they teach; disks are full or read-only, folders are deleted and files replaced
+Programs are killed while they write, servers while they train; disks are full or read-only, folders are deleted and files replaced
 under a running server, its clock runs backwards, and two servers share a folder. Afterwards each file must be the old one or the
-new one, and a training must end with the bits that it would have ended with. Writes `results/faults.md`, part by part: a part that
-is not asked for keeps its last result. The exit status is 1 if anything is not as it should be.
+new one, and a training must give bit-identical results to an undisturbed one. Writes `results/faults.md` part by part; parts that
+are not requested keep their last results. The exit status is 1 if any case failed.
 
-Linux alone, for its small disks: `unshare` gives this program mounts of its own.
+Runs only on Linux, because it mounts small disks: `unshare` gives this program a mount namespace of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ELSEWHERE = "PERFUSION_MOUNTS_OF_ITS_OWN"
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that was tried: how often, how often it went as it should, and what the user is told."""
+    """One kind of fault: the number of cases, the number that went as expected, and the message to the user or a remark."""
 
     what: str
     cases: int
@@ -57,7 +57,7 @@ class Row:
 
 
 def training(prefix: str) -> tuple[dict, str]:
-    """A training of one picture, long enough for one checkpoint, and its node's id."""
+    """Return a graph that trains from one picture, long enough for one checkpoint, and the id of its training node."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(1)
@@ -67,14 +67,14 @@ def training(prefix: str) -> tuple[dict, str]:
 
 
 def saving(name: str, prefix: str, overwrite: bool = False, bias: float = 0.6) -> dict:
-    """A concept saved under another name."""
+    """Return a graph that saves a concept under another name."""
     graph = Graph()
     graph.save(graph.load(name, bias=bias), prefix, overwrite=overwrite)
     return graph.nodes
 
 
 def exporting(prefix: str) -> dict:
-    """A concept exported."""
+    """Return a graph that exports a concept."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     graph.add("PerfusionExport", model=model, clip=clip, concept=graph.load(MONSTER), filename_prefix=prefix, what="both")
@@ -82,7 +82,7 @@ def exporting(prefix: str) -> dict:
 
 
 def measuring(count: int) -> dict:
-    """A text encoder measured over so many captions of the user's own."""
+    """Return a graph that measures a text encoder over `count` captions given by the user."""
     graph = Graph()
     own = {"captions": "\n".join(captions(count)), "positions": "unpadded"}
     graph.add("PreviewAny", source=[graph.add("PerfusionCovariance", clip=graph.checkpoint()[1], **own), 1])
@@ -90,7 +90,7 @@ def measuring(count: int) -> dict:
 
 
 def drawn(server: Server, name: str) -> torch.Tensor:
-    """A latent with a concept."""
+    """Sample a latent with a concept."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     model, clip = graph.apply(model, clip, graph.load(name))
@@ -99,7 +99,7 @@ def drawn(server: Server, name: str) -> torch.Tensor:
 
 
 def said(server: Server, graph: dict) -> str:
-    """The sentence with which a graph stops; empty if it ran."""
+    """Run a graph and return its error message; empty if it succeeded."""
     try:
         server.run(graph)
     except GraphError as error:
@@ -111,12 +111,12 @@ def said(server: Server, graph: dict) -> str:
 
 
 def held(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
+    """Read all files of a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class Disk:
-    """A small disk of its own at a folder, which begins with what the folder has."""
+    """A small disk (tmpfs) mounted at a folder, which starts with the folder's content."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.filler = folder, folder / "filler"
@@ -134,26 +134,26 @@ class Disk:
         subprocess.run(["umount", "--lazy", self.folder], check=True)
 
     def fill(self) -> None:
-        """Leave no byte."""
+        """Fill the disk to the last byte."""
         with contextlib.suppress(OSError), self.filler.open("wb", buffering=0) as file:
             while file.write(bytes(4096)):
                 pass
 
     def empty(self) -> None:
-        """Give the room back."""
+        """Free the space that `fill` took."""
         self.filler.unlink()
 
     def protect(self) -> None:
-        """Be read alone."""
+        """Make the disk read-only."""
         subprocess.run(["mount", "-o", "remount,ro", self.folder], check=True)
 
     def open(self) -> None:
-        """Be written again."""
+        """Make the disk writable again."""
         subprocess.run(["mount", "-o", "remount,rw", self.folder], check=True)
 
 
 class Bench:
-    """A base directory, the servers in it, and the concept that an undisturbed training gives."""
+    """A base directory, its servers, and the concept that an undisturbed training gives."""
 
     def __init__(self) -> None:
         self.setup = bootstrap.locate()
@@ -163,12 +163,12 @@ class Bench:
         self.wanted: Concept | None = None
 
     def server(self, name: str = "server") -> Server:
-        """One, not started yet; a training that another one ended is no more there to go on from."""
+        """Return a server that is not started yet; the state of a finished training is deleted, so that none resumes from it."""
         forget_finished(self.base)
         return Server(self.setup, base=self.base, threads=1, log_name=f"{name}.log")
 
     def undisturbed(self, server: Server) -> Concept:
-        """The concept of a training that nothing happens to."""
+        """Return the concept of an undisturbed training, which is run once."""
         if self.wanted is None:
             server.run(training("undisturbed")[0])
             self.wanted = Concept.load(self.folder / "undisturbed.safetensors")
@@ -176,7 +176,7 @@ class Bench:
         return self.wanted
 
     def same(self, server: Server, prefix: str = "disturbed") -> bool:
-        """Whether a training here, not the end of an earlier one, gave the undisturbed one's bits; its file is taken away."""
+        """Return whether a training, not the end of an earlier one, gave the undisturbed concept bit for bit; delete its file."""
         path = self.folder / f"{prefix}.safetensors"
         found = Concept.load(path)
         path.unlink()
@@ -185,7 +185,7 @@ class Bench:
     # ---- killed ----------------------------------------------------------------------------------------------------------------
 
     def killed(self) -> list[Row]:
-        """Programs that write."""
+        """Kill programs while they write."""
         rows = []
         for name, kind in killed.kinds().items():
             found = killed.run(kind)
@@ -196,7 +196,7 @@ class Bench:
         return rows
 
     def resumed(self) -> list[Row]:
-        """A server that teaches, killed three times."""
+        """Kill a server three times while it trains, then resume."""
         graph, train = training("resumed")
         server, rows = self.server(), []
         moments: dict[str, tuple[Moment, int]] = {
@@ -223,7 +223,7 @@ class Bench:
     # ---- disks -----------------------------------------------------------------------------------------------------------------
 
     def disks(self) -> list[Row]:
-        """Full and read-only."""
+        """Save to full disks and to read-only folders, then again with room."""
         with self.server() as server, contextlib.ExitStack() as opened:
             self.undisturbed(server)
             disks = [opened.enter_context(Disk(self.base / "models" / name)) for name in ("perfusion", "loras", "embeddings")]
@@ -254,13 +254,13 @@ class Bench:
     # ---- changes under a running server ----------------------------------------------------------------------------------------
 
     def changes(self) -> list[Row]:
-        """Folders that go, files that are others by now, a clock that runs backwards."""
+        """Delete folders, replace files and turn the clock back under a running server."""
         with self.server() as server:
             self.undisturbed(server)
             return [*self.deleted(server), *self.replaced(server), *self.trained(server), *self.backwards(server)]
 
     def deleted(self, server: Server) -> list[Row]:
-        """The folder of concepts, while nothing runs."""
+        """Delete the folder of concepts while nothing runs."""
         aside = self.base / "aside"
         self.folder.rename(aside)
         sentence = said(server, saving(MONSTER, "gone"))
@@ -278,7 +278,7 @@ class Bench:
         return rows
 
     def replaced(self, server: Server) -> list[Row]:
-        """A concept's file, between jobs."""
+        """Replace a concept's file between jobs."""
         path, spare = self.folder / "it.safetensors", self.folder.parent / "spare.safetensors"
         one, other = (replace(Concept.load(self.folder / name), trigger="<it>") for name in (MONSTER, ROBOT))
         one.save(path, torch.float32)
@@ -303,7 +303,7 @@ class Bench:
         return rows
 
     def trained(self, server: Server) -> list[Row]:
-        """What a training rests on, while it runs."""
+        """Replace or delete what a training depends on while it runs."""
         checkpoint = self.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
         original = checkpoint.with_name("original")
         (measured,) = self.work.glob("covariance-*")
@@ -311,7 +311,7 @@ class Bench:
 
         def other_model() -> None:
             checkpoint.rename(original)
-            shutil.copyfile(self.folder / MONSTER, checkpoint)  # no model at all
+            shutil.copyfile(self.folder / MONSTER, checkpoint)  # not a model
 
         rows = []
         for name, disturb in (("model's file replaced", other_model), ("folder of concepts deleted", self.remove)):
@@ -328,11 +328,11 @@ class Bench:
         return rows
 
     def remove(self) -> None:
-        """Delete the folder of concepts, with all that is in it."""
+        """Delete the folder of concepts with all its contents."""
         shutil.rmtree(self.folder)
 
     def backwards(self, server: Server) -> list[Row]:
-        """Every look at the clock is a minute before the last one; and files are of the future."""
+        """Let each reading of the clock be a minute earlier than the previous one, with files dated in the future."""
         server.free()
         server.run({"1": {"class_type": "MeasuringClock", "inputs": {"seconds": 60}}})
         for path in (*self.folder.rglob("*"), self.folder):
@@ -348,13 +348,13 @@ class Bench:
     # ---- two servers -----------------------------------------------------------------------------------------------------------
 
     def shared(self) -> list[Row]:
-        """Two servers with one folder of models."""
+        """Run two servers with one folder of models."""
         with self.server("one") as one, self.server("other") as other:
             self.undisturbed(one)
             return [self.read_while_written(one, other), self.both_save(one, other), self.both_teach(one, other)]
 
     def read_while_written(self, one: Server, other: Server) -> Row:
-        """One server writes a file over and over; the other one, and this program, read it."""
+        """Let one server overwrite a file repeatedly while the other one and this program read it."""
         one.run(saving(MONSTER, "shared", overwrite=True))
         path, reads, over = self.folder / "shared.safetensors", [], threading.Event()
 
@@ -382,7 +382,7 @@ class Bench:
         return Row("two servers: a file read while it is written", 20 + len(reads), 20 - len(wrong) + sum(reads), told)
 
     def both_save(self, one: Server, other: Server) -> Row:
-        """Both save new files of one name."""
+        """Let both servers save new files with the same name prefix."""
         each = 20
 
         def save(server: Server) -> Callable[[], None]:
@@ -397,7 +397,7 @@ class Bench:
         return Row("two servers: new files of one name, none written over", 2 * each, len(found))
 
     def both_teach(self, one: Server, other: Server) -> Row:
-        """Both teach the same."""
+        """Let both servers run the same training."""
         one.free()
         together(lambda: one.run(training("by-one")[0]), lambda: other.run(training("by-other")[0]))
         good = self.same(one, "by-one") + self.same(other, "by-other")
@@ -405,13 +405,13 @@ class Bench:
 
 
 def identical(one: Concept, other: Concept) -> bool:
-    """Whether all numbers of two concepts are the same to the bit."""
+    """Whether all numbers of two concepts are bit-identical."""
     tensors = [[*each.word.values(), each.target_input, each.probe, *each.values.values()] for each in (one, other)]
     return all(torch.equal(a, b) for a, b in zip(*tensors, strict=True))
 
 
 def readable(path: Path) -> bool:
-    """Whether a file is whole."""
+    """Whether a file is complete and readable; an error is printed."""
     try:
         safe_files.read(path, 2**30, READABLE)
     except PerfusionError as error:
@@ -421,7 +421,7 @@ def readable(path: Path) -> bool:
 
 
 def together(*acts: Callable[[], object]) -> None:
-    """Do all of it at once; raises what one of them raised."""
+    """Run functions in parallel threads; raise the first exception that any of them raised."""
     raised = []
 
     def doing(act: Callable[[], object]) -> None:
@@ -451,7 +451,7 @@ PARTS = {
 
 
 def page(told: dict[str, list[Row]]) -> str:
-    """All that was tried."""
+    """Return the page with all results."""
     lines = [
         "# Faults",
         "",
@@ -467,7 +467,7 @@ def page(told: dict[str, list[Row]]) -> str:
 
 
 def main() -> int:
-    """Try and write."""
+    """Run the requested parts and write the page after each; return 1 if any case failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
     arguments = parser.parse_args()

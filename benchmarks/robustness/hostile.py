@@ -1,10 +1,10 @@
-"""Files from strangers: thousands that are broken or mean harm, and what becomes of them.
+"""Read thousands of broken or malicious files, as from strangers.
 
     python -m benchmarks.robustness.hostile [--cases N] [--seed N]
 
-Each case is a good file of one of the kinds that the pack reads, damaged in one way. It must be read, or be refused in one clear
-sentence; no code of it may run, nothing may be written, and memory stays bounded. Writes `results/hostile.md`; the exit status is 1
-if any of that fails.
+Each case is a valid file of one of the kinds that the pack reads, damaged in one way. It must either be read or be refused in one
+clear sentence; it must not run code or write anything, and memory must stay bounded. Writes `results/hostile.md`; the exit status
+is 1 if any of that fails.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from perfusion_core.training.state import TrainingState
 WIDTH, LAYERS = 8, {"input_blocks.1.1.attn2": 6, "middle_block.1.attn2": 4}
 NAMES = ("teddy", "テディ", "a b", "..", "\u202egnp", "line\nbreak", "\x1b[31mred", "x" * 200, "%s{0}", "<img src=x>")
 LONGEST = 500
-"""Characters of a sentence."""
+"""Limit on the characters of an error message."""
 MOST_MB, MOST_SECONDS = 400, 10
-"""What all cases together may add to memory, and what one may take."""
+"""Limits on the memory growth over all cases and on the duration of a single one."""
 HARMFUL = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.remove", "os.rename")
 
 Damage = Callable[[random.Random, bytes], bytes]
 
 
-# ---- good files ----------------------------------------------------------------------------------------------------------------
+# ---- valid files ---------------------------------------------------------------------------------------------------------------
 
 
 def concept(keys: bool = False) -> Concept:
-    """A small one."""
+    """Return a small concept."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(WIDTH, generator=generator)
     values = {layer: torch.randn(rows, generator=generator) for layer, rows in LAYERS.items()}
@@ -64,21 +64,21 @@ def concept(keys: bool = False) -> Concept:
 
 
 def saved(save: Callable[[Path], None]) -> bytes:
-    """What a file would hold."""
+    """Return the bytes that `save` writes to a file."""
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / "file")
         return (Path(folder) / "file").read_bytes()
 
 
 def estimate() -> Covariance:
-    """A small covariance."""
+    """Return a small covariance."""
     made = Estimate(WIDTH)
     made.add(torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(0)))
     return made.finish("of-this")
 
 
 def training_state() -> bytes:
-    """A training's checkpoint."""
+    """Return the bytes of a training checkpoint."""
     one = concept()
     return safetensors.torch.save(
         TrainingState(dict(one.word), dict(one.values), {}, one.target_input, one.superclass_encoding, [0.5]).tensors()
@@ -86,32 +86,32 @@ def training_state() -> bytes:
 
 
 def pickled(found: object) -> bytes:
-    """As torch.save has it."""
+    """Return the bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(found, buffer)
     return buffer.getvalue()
 
 
 def theirs() -> dict[str, Any]:
-    """What perfusion-pytorch saves."""
+    """Return the content of a file by perfusion-pytorch."""
     one = concept(keys=True)
     pairs = [[one.target_input[None], each[None]] for layer in LAYERS for each in (one.keys[layer], one.values[layer])]
     return {"embed_params": one.word["clip_l"], "key_value_params": pairs, "C_inv": torch.eye(WIDTH)}
 
 
 def use(found: Concept) -> None:
-    """What Apply Concept makes of it."""
+    """Build the edit of a concept, as Apply Concept does."""
     edit_of((found,), EXACT)
 
 
 def of_text(path: Path) -> None:
-    """What Concept in Workflow reads."""
+    """Read a concept from text, as Concept in Workflow does."""
     use(Concept.from_text(path.read_bytes().decode("latin-1"), "The concept in this workflow"))
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: a good one, and who reads it."""
+    """A kind of file: the bytes of a valid one, and its reader."""
 
     good: bytes
     read: Callable[[Path], object]
@@ -119,7 +119,7 @@ class Kind:
 
 
 def kinds() -> dict[str, Kind]:
-    """All that the pack reads."""
+    """Return all kinds of files that the pack reads."""
 
     def taken(path: Path) -> None:
         foreign_formats.read(path, LAYERS, WIDTH, WIDTH)
@@ -150,7 +150,7 @@ def kinds() -> dict[str, Kind]:
 
 
 def bits(rng: random.Random, good: bytes) -> bytes:
-    """Some bits flipped."""
+    """Flip some bits."""
     made = bytearray(good)
     for _ in range(rng.choice((1, 1, 2, 8, 64))):
         made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
@@ -158,23 +158,23 @@ def bits(rng: random.Random, good: bytes) -> bytes:
 
 
 def cut(rng: random.Random, good: bytes) -> bytes:
-    """Cut off."""
+    """Truncate the file."""
     return good[: rng.randrange(len(good))]
 
 
 def longer(rng: random.Random, good: bytes) -> bytes:
-    """With more behind it, or before."""
+    """Append or prepend random bytes."""
     more = rng.randbytes(rng.choice((1, 8, 1000)))
     return good + more if rng.random() < 0.7 else more + good
 
 
 def noise(rng: random.Random, good: bytes) -> bytes:
-    """Nothing of it left."""
+    """Replace the whole content."""
     return rng.choice((b"", b"\0" * 100, rng.randbytes(rng.randrange(1, 3000)), b"PK\x03\x04" + rng.randbytes(200), b"\x89PNG\r\n"))
 
 
 def length(rng: random.Random, good: bytes) -> bytes:
-    """Another length of the header."""
+    """Change the length of the header."""
     true = struct.unpack("<Q", good[:8])[0]
     lies = (0, 1, 2**20, 2**20 + 1, 2**31, 2**40, 2**63, 2**64 - 1, true + 1, max(true - 1, 0), len(good))
     return struct.pack("<Q", rng.choice(lies)) + good[8:]
@@ -197,7 +197,7 @@ HOSTILE_VALUES = (None, True, 1, -1, 1e308, [], {}, [[]], "x" * 100_000, ["a"] *
 
 
 def header(rng: random.Random, good: bytes) -> bytes:
-    """Lies in the header."""
+    """Change or invent entries of the header."""
     (true,) = struct.unpack("<Q", good[:8])
     told, body = json.loads(good[8 : 8 + true]), good[8 + true :]
     tensors = [name for name in told if name != "__metadata__"]
@@ -223,7 +223,7 @@ def header(rng: random.Random, good: bytes) -> bytes:
     else:
         told["__metadata__"] = rng.choice(HOSTILE_VALUES)
     text = json.dumps(told).encode()
-    if rng.random() < 0.1:  # a key twice
+    if rng.random() < 0.1:  # a duplicate key
         text = text[:-1] + b"," + json.dumps({name: told.get(name)}).encode()[1:]
     if rng.random() < 0.05:
         text = b"[" * 50_000 + text
@@ -231,7 +231,7 @@ def header(rng: random.Random, good: bytes) -> bytes:
 
 
 def numbers(rng: random.Random, good: bytes) -> bytes:
-    """Numbers that no training gives, in place of some or all."""
+    """Replace one or all numbers of a tensor by values that no training gives."""
     (true,) = struct.unpack("<Q", good[:8])
     told, body = json.loads(good[8 : 8 + true]), bytearray(good[8 + true :])
     each = told[rng.choice([name for name in told if name != "__metadata__"])]
@@ -246,12 +246,12 @@ def numbers(rng: random.Random, good: bytes) -> bytes:
 
 
 def clamp(value: float) -> float:
-    """What half precision holds."""
+    """Clamp a finite value to the range of half precision."""
     return value if value != value or abs(value) == float("inf") else max(min(value, 65504.0), -65504.0)
 
 
 class Harm:
-    """Writes a file when it is unpickled, or what else a pickle can be made to call."""
+    """An object whose pickle makes the unpickler call an arbitrary function, such as one that writes a file."""
 
     def __init__(self, call: tuple) -> None:
         self.call = call
@@ -261,7 +261,7 @@ class Harm:
 
 
 def code(rng: random.Random, good: bytes) -> bytes:
-    """Code in a pickle."""
+    """Put code into a pickle."""
     mark = str(MARK)
     calls: tuple[tuple, ...] = (
         (open, (mark, "w")),
@@ -284,7 +284,7 @@ def code(rng: random.Random, good: bytes) -> bytes:
 
 
 def objects(rng: random.Random, good: bytes) -> bytes:
-    """Other things in a pickle than what should be there."""
+    """Put unexpected objects into a pickle, or leave expected ones out."""
     deep: list = []
     for _ in range(rng.choice((10, 100))):
         deep = [deep]
@@ -305,7 +305,7 @@ def objects(rng: random.Random, good: bytes) -> bytes:
 
 
 def bomb(rng: random.Random, good: bytes) -> bytes:
-    """An archive that unpacks to far more, is none of torch's, or whose pickle nests without end."""
+    """Build an archive that unpacks to a huge size, that is not one of torch's, or whose pickle is deeply nested."""
     nested = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -315,7 +315,7 @@ def bomb(rng: random.Random, good: bytes) -> bytes:
 
 
 def unwrapped(damage: Damage) -> Damage:
-    """A damage of a file, for its text in a workflow."""
+    """Apply a damage to the file inside a workflow's base64 text."""
     return lambda rng, good: base64.b64encode(damage(rng, base64.b64decode(good)))
 
 
@@ -330,14 +330,14 @@ MARK = Path(tempfile.gettempdir()) / "perfusion-hostile-code-ran"
 
 @dataclass
 class Watch:
-    """Hears what the interpreter does while files are read."""
+    """An audit hook that records harmful actions of the interpreter while files are read."""
 
     scratch: Path
     on: bool = False
     heard: list[str] = field(default_factory=list)
 
     def __call__(self, event: str, arguments: tuple) -> None:
-        """An audit hook."""
+        """Record an audit event if it is harmful or opens a file for writing."""
         if not self.on:
             return
         writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
@@ -347,7 +347,7 @@ class Watch:
 
 @dataclass
 class Outcome:
-    """What became of all cases."""
+    """The results of all cases."""
 
     counts: Counter = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -355,19 +355,19 @@ class Outcome:
     grown_mb: float = 0
 
     def good(self) -> bool:
-        """Whether all went as it should."""
+        """Whether no case went wrong and all limits were kept."""
         return not self.wrong and self.slowest < MOST_SECONDS and self.grown_mb < MOST_MB
 
 
 def run(cases: int, seed: int) -> Outcome:
-    """Try so many."""
+    """Run this number of cases."""
     every, outcome = kinds(), Outcome()
     names = list(every)
     MARK.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch(Path(folder))
         sys.addaudithook(watch)
-        for kind in every.values():  # what is good is read, and what is imported late is there
+        for kind in every.values():  # valid files must be readable; this also triggers all late imports
             (Path(folder) / "good").write_bytes(kind.good)
             kind.read(Path(folder) / "good")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -392,7 +392,7 @@ def run(cases: int, seed: int) -> Outcome:
 
 
 def damaged(rng: random.Random, name: str, kind: Kind) -> tuple[str, bytes]:
-    """A damage's name, and what it makes of a good file."""
+    """Damage a valid file in a random way; return the damage's name and the damaged content."""
     if kind.pickled:
         damage = rng.choice((*EVERYWHERE, *PICKLES))
         return damage.__name__, damage(rng, kind.good)
@@ -402,7 +402,7 @@ def damaged(rng: random.Random, name: str, kind: Kind) -> tuple[str, bytes]:
 
 
 def verdict(read: Callable[[Path], object], path: Path) -> str:
-    """One of SAID, and what went wrong."""
+    """Read a file; return one of SAID, followed by details if it went wrong."""
     try:
         read(path)
     except PerfusionError as error:
@@ -415,7 +415,7 @@ def verdict(read: Callable[[Path], object], path: Path) -> str:
 
 
 def page(outcome: Outcome, cases: int, seed: int) -> str:
-    """What became of them."""
+    """Return the page with the results."""
     names = sorted({name for name, _ in outcome.counts})
     rows = [f"| {name} | {' | '.join(str(outcome.counts[name, said]) for said in SAID)} |" for name in names]
     return "\n".join(
@@ -440,7 +440,7 @@ SAID = ("read", "refused", "unclear", "crashed")
 
 
 def main() -> int:
-    """Run and write."""
+    """Run the cases and write the page; return 1 if any went wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)

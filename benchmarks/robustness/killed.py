@@ -1,7 +1,7 @@
-"""Programs that are killed while they write: every kind of file that the pack writes, every point of its way to the disk.
+"""Kill programs while they write: every kind of file that the pack writes, at every point of the write.
 
-Points are before and after each call to the system, and after each piece of what is written. What a program left is what the next
-one finds: the old file or the new one, whole, and nothing else that it would list or load.
+The points are before and after each system call, and after each piece of the content. Afterwards the next program must find the
+complete old file or the complete new one, and nothing else that it would list or load.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ from perfusion_core.covariance import Covariance
 from perfusion_core.training.state import TrainingState
 
 PIECE = 1024
-"""Bytes that reach the disk at once."""
+"""Number of bytes written at once."""
 CALLS = ("mkdir", "open", "fsync", "chmod", "link", "replace", "unlink")
-"""Of `os`, all through which files change."""
+"""The functions of `os` through which files are changed."""
 OLD, NEW, NONE, SOME = "old", "new", "none yet", "some of several"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: `write` makes its files in a folder, in the version 0 or 1, and `read` takes one of them."""
+    """A kind of file: `write` writes its files into a folder, in version 0 or 1, and `read` reads one of them."""
 
     write: Callable[[Path, int], None]
     read: Callable[[Path], object]
     replaced: bool = True
-    """Whether it may be written over an old one."""
+    """Whether it may overwrite an old file."""
 
 
 @dataclass
 class Outcome:
-    """What was found after each kill."""
+    """The state of the folder after each kill."""
 
     counts: Counter = field(default_factory=Counter)
     scratch: int = 0
-    """Files of a temporary name that were left."""
+    """Number of temporary files that were left behind."""
     wrong: list[str] = field(default_factory=list)
 
     def points(self) -> int:
-        """Kills."""
+        """Return the number of kills."""
         return sum(self.counts.values())
 
 
@@ -63,13 +63,13 @@ class Doomed:
         self.left = point
 
     def step(self) -> None:
-        """A point is reached."""
+        """Count a point, and kill the process if it is the n-th."""
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, call: Callable) -> Callable:
-        """The same call, with a point before it and one after it."""
+        """Wrap a call with a point before it and one after it."""
 
         def called(*arguments: Any, **named: Any) -> Any:
             self.step()
@@ -80,7 +80,7 @@ class Doomed:
         return called
 
     def opened(self, descriptor: int, mode: str) -> io.FileIO:
-        """A file that takes what is written piece by piece, with a point after each; in place of `os.fdopen`."""
+        """Replace `os.fdopen`: return a file that writes piece by piece, with a point after each."""
         step = self.step
 
         class InPieces(io.FileIO):
@@ -93,14 +93,14 @@ class Doomed:
         return InPieces(descriptor, mode)
 
     def enter(self) -> None:
-        """From here on, this process is watched."""
+        """Install the points in this process."""
         for name in CALLS:
             setattr(os, name, self.around(getattr(os, name)))
         os.fdopen = self.opened
 
 
 def killed(write: Callable[[], None], point: int) -> bool:
-    """Whether a child that writes came to this point, where it was killed; else it wrote to the end."""
+    """Fork a child that writes; return whether it reached this point and was killed there, or False if it finished writing."""
     child = os.fork()
     if child == 0:
         try:
@@ -116,12 +116,12 @@ def killed(write: Callable[[], None], point: int) -> bool:
 
 
 def listed(folder: Path) -> dict[str, str]:
-    """What the host lists of a folder: name -> all that it holds, or why it cannot be read."""
+    """Return the files that the host lists in a folder: by name, the content, or the reason why it cannot be read."""
     return {str(path.relative_to(folder)): held(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def held(path: Path) -> str:
-    """All that a file holds. Not its bytes: safetensors writes metadata in any order."""
+    """Return a file's content as text. Bytes cannot be compared, because safetensors writes metadata in any order."""
     try:
         tensors, metadata = safe_files.read(path, 2**24)
     except PerfusionError as error:
@@ -130,7 +130,7 @@ def held(path: Path) -> str:
 
 
 def versions(kind: Kind) -> list[dict[str, str]]:
-    """What is listed where there was nothing yet, of the old version and of the new one."""
+    """Return what is listed in an empty folder, with the old version and with the new one."""
     found = [{}]
     for version in range(2):
         with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +140,7 @@ def versions(kind: Kind) -> list[dict[str, str]]:
 
 
 def run(kind: Kind) -> Outcome:
-    """Kill at each point, with nothing there and, if it may be written over, with an old version there."""
+    """Kill at each point, in an empty folder and, if the kind may overwrite, over an old version."""
     nothing, old, new = versions(kind)
     outcome = Outcome()
     for there in [nothing, old] if kind.replaced else [nothing]:
@@ -156,7 +156,7 @@ def run(kind: Kind) -> Outcome:
 
 
 def judge(kind: Kind, folder: Path, there: dict[str, str], new: dict[str, str], outcome: Outcome) -> None:
-    """Look at what one kill left."""
+    """Examine the folder after a kill, and add the result to `outcome`."""
     found = listed(folder)
     scratch = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors"]
     outcome.scratch += len(scratch)
@@ -182,8 +182,8 @@ def judge(kind: Kind, folder: Path, there: dict[str, str], new: dict[str, str], 
 
 
 def kinds() -> dict[str, Kind]:
-    """All that the pack writes."""
-    torch.set_num_threads(1)  # a fork has none of its parent's threads
+    """Return all kinds of files that the pack writes."""
+    torch.set_num_threads(1)  # a forked process does not have its parent's threads
     concept, measured = hostile.concept(), hostile.estimate()
     (state, _), superclasses = safe_files.parse(hostile.training_state(), Path("state")), ("monster", "robot")
     picture = b"\xff\xd8\xff" + bytes(8000)

@@ -1,14 +1,14 @@
-"""Two hundred jobs of all kinds on one server: what piles up, and whether the base is still the base.
+"""Run two hundred jobs of all kinds on one server: whether anything accumulates, and whether the base is still unchanged.
 
     python -m benchmarks.robustness.soak [--jobs N] [--minutes N]
 
-Trainings, interruptions at every stage, errors, and pictures with one concept, with several and of a comparison, in turn. After
-every twenty jobs, the first of which load all that will be, a node of `spy.py` counts what the process holds. Writes
-`results/soak.md`; the exit status is 1 if memory grows by 2 % or more from the first look to the last, if anything else grows, or
-if a picture is not the one that the server drew at first. Memory is measured when the allocator has given back what is free: how
-much of that it keeps is chance, some hundred MB up or down from one look to the next. The server forgets results that the next
-graph does not need (--cache-classic): by default the host keeps those of all graphs as long as there is memory, which would be all
-that is seen.
+The jobs are, in turn, trainings, interruptions at every stage, errors, and images with one concept, with several, and of a
+comparison. After every twenty jobs, the first of which load everything that is used, a node of `spy.py` counts what the process
+holds. Writes `results/soak.md`; the exit status is 1 if memory grows by more than 2 % from the first count to the last, if anything
+else grows, if an interruption did not stop its graph, or if an image differs from the one that the server generated at first.
+Memory is measured after the allocator has returned its free memory: how much of that it keeps is random, some hundred MB up or down
+from one count to the next. The server drops results that the next graph does not need (--cache-classic): by default the host keeps
+those of all graphs as long as there is memory, which would dominate the measurement.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ GROWTH = 1.02
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SEEDS = (1, 2, 3)
 STEPS = 40
-"""Of what is interrupted on its way."""
+"""Number of steps of jobs that are interrupted."""
 
 
 # ---- graphs --------------------------------------------------------------------------------------------------------------------
 
 
 def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
-    """A latent with these concepts, or the base's."""
+    """Return a graph that samples a latent with these concepts, or with the base alone, and the link to the latent."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     loaded = [graph.load(name) for name in concepts]
@@ -56,7 +56,7 @@ def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
 
 
 def lesson(seed: int, **widgets: object) -> tuple[Graph, str]:
-    """A training of one picture, and its node."""
+    """Return a graph that trains from one picture, and the id of its training node."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(1)
@@ -67,7 +67,7 @@ def lesson(seed: int, **widgets: object) -> tuple[Graph, str]:
 
 
 def comparison(seed: int, steps: int = 1) -> tuple[Graph, str]:
-    """A comparison of two biases, and its node."""
+    """Return a graph that compares two biases, and the id of its node."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     model, clip = graph.apply(model, clip, graph.load(MONSTER))
@@ -82,7 +82,7 @@ def comparison(seed: int, steps: int = 1) -> tuple[Graph, str]:
 
 
 def mistake(seed: int) -> Graph:
-    """A graph of which a node fails: in turn in applying, in training and in saving."""
+    """Return a graph with a node that fails: in turn on applying, on training and on saving."""
     if seed % 3 == 0:
         graph, _ = picture(seed)
         model, clip, _ = graph.checkpoint()
@@ -102,7 +102,7 @@ def mistake(seed: int) -> Graph:
 
 
 def interruptions(seed: int) -> dict[str, tuple[dict, Moment]]:
-    """What is interrupted: the graph, and when."""
+    """Return by stage the graph to interrupt and the event on which it is interrupted."""
     measured, _ = lesson(seed, steps=STEPS)
     previewed, _ = lesson(seed, steps=STEPS, preview_every=2)
     taught, train = lesson(seed, steps=STEPS)
@@ -126,7 +126,7 @@ def interruptions(seed: int) -> dict[str, tuple[dict, Moment]]:
 
 
 def stop(server: Server, prompt: str) -> bool:
-    """Interrupt a graph until it ends; whether it was interrupted."""
+    """Interrupt a graph repeatedly until it ends; return whether it ended by the interruption."""
     end = time.monotonic() + 120
     while prompt not in server.get(f"/history/{prompt}") and time.monotonic() < end:
         server.interrupt(prompt)
@@ -143,7 +143,7 @@ def stop(server: Server, prompt: str) -> bool:
 
 @dataclass
 class Soak:
-    """The server, and what it is like."""
+    """Runs jobs on a server and records how they went."""
 
     server: Server
     first: dict[tuple, torch.Tensor] = field(default_factory=dict)
@@ -152,23 +152,23 @@ class Soak:
     right: Counter = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     after: str = ""
-    """Where the last job was interrupted, if it was."""
+    """Stage at which the last graph was interrupted, until an image is generated after it."""
 
     def draws(self, seed: int, *concepts: str) -> bool:
-        """Whether a picture is the one that was drawn at first."""
+        """Sample a latent and return whether it is bit-identical to the first one with this seed and these concepts."""
         graph, latent = picture(seed, *concepts)
         (found,) = latents(self.server, graph, latent)
         wanted = self.first.setdefault((seed, *concepts), found)
         return torch.equal(found, wanted)
 
     def look(self, number: int) -> dict[str, int]:
-        """What the process holds while the base, and nothing else, is in use."""
+        """Return the counts of what the process holds while only the base is in use."""
         graph, latent = picture(SEEDS[0])
         spy = graph.add("MeasuringSpy", samples=latent, asked=number)
         return json.loads(self.server.run(graph.nodes)["outputs"][spy]["text"][0])
 
     def drawing(self, number: int, *concepts: str) -> None:
-        """A job that draws."""
+        """Sample with these concepts and record whether the result is right."""
         same = self.draws(SEEDS[number % len(SEEDS)], *concepts)
         if not same:
             self.wrong.append(f"job {number}, a picture with {concepts}, after {self.after or 'another job'}")
@@ -177,23 +177,23 @@ class Soak:
         self.after = ""
 
     def apply(self, number: int) -> None:
-        """A picture with a concept."""
+        """Sample with one concept."""
         self.drawing(number, MONSTER)
 
     def combine(self, number: int) -> None:
-        """A picture with two."""
+        """Sample with two concepts."""
         self.drawing(number, MONSTER, ROBOT)
 
     def train(self, number: int) -> None:
-        """A training."""
+        """Run a training."""
         self.server.run(lesson(number)[0].nodes)
 
     def sweep(self, number: int) -> None:
-        """A comparison."""
+        """Run a comparison."""
         self.server.run(comparison(number)[0].nodes)
 
     def error(self, number: int) -> None:
-        """A graph that fails."""
+        """Run a graph that must fail."""
         try:
             self.server.run(mistake(number).nodes)
         except GraphError as error:
@@ -202,7 +202,7 @@ class Soak:
         self.wrong.append(f"job {number} should have failed")
 
     def interrupt(self, number: int) -> None:
-        """A graph that is stopped; how it was with the text encoder's covariance is restored."""
+        """Interrupt a graph at the next stage; if the covariance was deleted for this, restore it."""
         every = interruptions(number)
         self.after = list(every)[self.done["interrupt"] % len(every)]
         graph, moment = every[self.after]
@@ -217,8 +217,10 @@ class Soak:
 
 
 def run(server: Server, jobs: int, minutes: float) -> tuple[Soak, list[dict[str, int]], float]:
-    """All jobs, or those that fit into the time: what became of them, what the process held after every SETTLED of them, and the
-    seconds that they took.
+    """Run all jobs, or as many as fit into the time.
+
+    Returns:
+        The record of the jobs, the counts of what the process held after every SETTLED jobs, and the duration in seconds.
     """
     soak, looks = Soak(server), []
     kinds: list[Callable[[int], None]] = [
@@ -244,14 +246,14 @@ def run(server: Server, jobs: int, minutes: float) -> tuple[Soak, list[dict[str,
 
 
 def good(soak: Soak, looks: list[dict[str, int]]) -> bool:
-    """Whether all is as it should be."""
+    """Whether all jobs went as expected, every interruption was followed by a right image, and nothing grew."""
     before, after = looks[0], looks[-1]
     grown = [name for name in before if name != "resident" and after[name] > before[name] * (GROWTH if name == "in use" else 1)]
     return not soak.wrong and not grown and soak.stopped == soak.right and before["ModelPatcher"] > 0
 
 
 def page(soak: Soak, looks: list[dict[str, int]], jobs: int, seconds: float) -> str:
-    """What was found."""
+    """Return the page with the results."""
     before, after, kept = looks[0], looks[-1], [look["resident"] >> 20 for look in looks]
     share = 100 * (after["in use"] / before["in use"] - 1)
     counted = [f"| {name} | {before[name]} | {after[name]} |" for name in before if name not in ("resident", "in use")]
@@ -282,7 +284,7 @@ def page(soak: Soak, looks: list[dict[str, int]], jobs: int, seconds: float) -> 
 
 
 def main() -> int:
-    """Run and write."""
+    """Run the jobs and write the page; return 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=JOBS)
     parser.add_argument("--minutes", type=float, default=30, help="after which no further job begins")

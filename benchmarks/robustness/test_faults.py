@@ -1,4 +1,4 @@
-"""What goes wrong on disks and machines: a short run of what `benchmarks/robustness/faults.py` tries at length."""
+"""Tests of faults of disks and machines: a short version of `benchmarks/robustness/faults.py`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process forks and kills itself as Unix has it")
 def test_a_program_killed_while_it_writes_leaves_the_old_file_or_the_new_one() -> None:
-    """In a process of its own, as it forks."""
+    """Runs in a separate process, because it forks."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", RUN], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -56,7 +56,7 @@ def test_a_disk_without_second_names_takes_new_files_too(tmp_path: Path, monkeyp
 
 
 def test_a_server_killed_while_it_teaches_goes_on_from_its_last_checkpoint(server: Server) -> None:
-    """To the same bits."""
+    """The result must be bit-identical to that of an undisturbed training."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(1)

@@ -1,4 +1,4 @@
-"""Broken and malicious files: a short run of `hostile.py`, in a process of its own, as it watches all of it."""
+"""Tests of broken and malicious files: a short run of `hostile.py`, in a separate process, because its audit hook is permanent."""
 
 from __future__ import annotations
 

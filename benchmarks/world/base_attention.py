@@ -1,4 +1,4 @@
-"""Where the base's cross-attention goes over a character's own pixels: to its noun, its colour, other words, or padding."""
+"""Measure how the base's cross-attention at a character's pixels is shared out: its noun, its colour, other words, padding."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from scripts.harness import inside
 from scripts.setup import bootstrap
 
 SCENES, LEVELS = 24, (200, 500, 800)
-"""Scenes with a noun, and as many with a name; steps of noise at which they are looked at."""
+"""Number of scenes with a noun, and as many with a name; diffusion timesteps at which attention is measured."""
 START, END = 49406, 49407
 
 
 def rows(setup: bootstrap.Setup, checkpoint: str, cast: Path) -> list[str]:
-    """The lines of a page: the mean share over all layers, heads, noise levels and scenes."""
+    """Return the lines of a page: the mean share over all layers, heads, noise levels and scenes."""
     inside.enter(setup.comfyui)
     import comfy.sd
 
@@ -55,7 +55,7 @@ def rows(setup: bootstrap.Setup, checkpoint: str, cast: Path) -> list[str]:
 
 
 def cell(share: float) -> str:
-    """In per cent, or nothing."""
+    """Format a share in per cent, NaN as a dash."""
     return f"{100 * share:.0f} %" if share == share else "–"
 
 
@@ -63,7 +63,7 @@ GROUPS = ("its noun or name", "a colour", "other words", "the start", "the paddi
 
 
 def scene(cast: Path, called: bool, rng: random.Random) -> tuple[Image.Image, Image.Image, str, str]:
-    """A picture, its mask, its caption and the noun or name in it."""
+    """Draw a scene; return the picture, its mask, its caption, and the noun or name in the caption."""
     kind = rng.choice(list(STYLES))
     known = world.Cast(cast, kind, "base" if called else "development")
     i = rng.randrange(len(known.names) if called else len(known.individuals))
@@ -76,7 +76,7 @@ def scene(cast: Path, called: bool, rng: random.Random) -> tuple[Image.Image, Im
 
 
 def grouped(tokens: list[int], noun: int, colours: set[int]) -> list[str]:
-    """For each token the name of its group."""
+    """Return the name of each token's group."""
     end, found = tokens.index(END), []
     for i, token in enumerate(tokens):
         colour = token in colours and noun in tokens[i:]
@@ -87,7 +87,7 @@ def grouped(tokens: list[int], noun: int, colours: set[int]) -> list[str]:
 
 
 def looked(model: Any, latent: Tensor, context: Tensor, mask: Image.Image, groups: list[str]) -> dict[str, float]:
-    """Group -> the share of attention that it gets over the mask's pixels."""
+    """Return by group the share of attention that it receives at the mask's pixels."""
     import comfy.model_management
 
     seen: list[Tensor] = []

@@ -1,10 +1,10 @@
-"""How well the base itself follows prompts, before any concept: what it draws, where, two at once, individuals by their names.
+"""Measure how well the base follows prompts without any concept: appearance, place, two characters, individuals by name.
 
     python -m benchmarks.world.base_quality --cast DIR [--checkpoint NAME] [--quick]
 
---cast: what `demo.draw` drew. Draws through the host's own nodes and lets the judges say what is there; looks where the base's
-attention goes. Without `--checkpoint`, which names another file in the set-up's models/checkpoints, it writes `results/base.md` and
-a sheet of pictures beside it.
+`--cast` is the output of `demo.draw`. Generates images with the host's own nodes, lets the judges score them, and measures where
+the base's attention goes. `--checkpoint` names another file in the set-up's models/checkpoints; without it, writes
+`results/base.md` and a sheet of images beside it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from scripts.harness.server import Server
 from scripts.setup import bootstrap
 
 SINGLES, PAIRS, SEEDS = 120, 160, 3
-"""Prompts for one character of each kind; for two; pictures of each name."""
+"""Number of prompts with one character of each kind; of prompts with two; of images for each name."""
 PARTS = ("kind", "colour", "pattern", "head", "second", "eyes", "body", "mood")
-"""What may be said of a character; judges' questions have the same names."""
+"""Features that a caption may mention of a character; the judges' questions have the same names."""
 LABELS = {"second": "the head's colour"}
 SHEET = "base.png"
 
 
 def described(kind: str, rng: random.Random) -> world.Said:
-    """A character that the base was never shown, described as its captions were."""
+    """Describe a character that the base was never trained on, in the manner of its training captions."""
     one = make_pictures.individual(kind, "development", rng.randrange(200))
     return world.describe(one, rng.choice(list(MOODS[kind])), rng.random() < 0.15, rng)
 
 
 def pictures(lab: Lab, checkpoint: str, texts: Sequence[str], first: int, count: int = 1, wide: int = 1) -> Tensor:
-    """Pictures [texts * count, 96, 96 * wide, 3]; prompt i has the seed first + i."""
+    """Generate images [texts * count, 96, 96 * wide, 3]; prompt i has the seed first + i."""
     found = []
     for start in range(0, len(texts), 40):
         graph = Graph()
@@ -59,13 +59,13 @@ def pictures(lab: Lab, checkpoint: str, texts: Sequence[str], first: int, count:
 
 
 class Tally:
-    """What was asked for and whether it was there."""
+    """Counts of requested features and of whether the images show them."""
 
     def __init__(self) -> None:
         self.found: dict[str, list[bool]] = {}
 
     def look(self, judges: Judges, images: Tensor, said: Sequence[world.Said]) -> None:
-        """Characters [B, 96, 96, 3], and what the caption said of each."""
+        """Judge images of characters [B, 96, 96, 3] by what the caption said of each."""
         answers = {question: said_of.best() for question, said_of in judges.say_all(images).items()}
         for i, one in enumerate(said):
             for part in PARTS:
@@ -79,12 +79,12 @@ class Tally:
         self.found.setdefault(name, []).append(right)
 
     def rows(self) -> list[str]:
-        """A row of a table for each."""
+        """Return a table row for each feature."""
         return [f"| {name} | {percent(found)} |" for name, found in self.found.items()]
 
 
 def singles(lab: Lab, checkpoint: str, count: int) -> tuple[list[str], list[str]]:
-    """How often what is said of one character is there, by what is said and by kind."""
+    """Measure prompts with one character: return table rows by feature and by kind."""
     tally, kinds = Tally(), []
     for n, kind in enumerate(STYLES):
         rng, one = random.Random(f"singles {kind}"), Tally()
@@ -102,7 +102,7 @@ def singles(lab: Lab, checkpoint: str, count: int) -> tuple[list[str], list[str]
 
 
 def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
-    """How much of two characters is there, each in its half."""
+    """Measure prompts with two characters, each in its half; return table rows."""
     rng, found = random.Random("pairs"), Tally()
     said = [tuple(described(rng.choice(list(STYLES)), rng) for _ in range(2)) for _ in range(count)]
     captions = [world.Caption.of("a photo of a {}", each, rng.choice(world.PLACES)) for each in said]
@@ -129,7 +129,7 @@ def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
 
 
 def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """For each kind, how many pictures by an individual's name are nearest to that individual, among all of its gallery."""
+    """Return a table row for each kind: the share of images by an individual's name that are nearest to it in its gallery."""
     rows, every = [], []
     for n, kind in enumerate(STYLES):
         rng = random.Random(f"names {kind}")
@@ -148,7 +148,7 @@ def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
 
 
 def sheet(lab: Lab, checkpoint: str, cast: Path) -> Image.Image:
-    """Rows of described characters, of two, and of individuals by name below a picture of each."""
+    """Draw rows of described characters, of pairs, and of individuals by name below a picture of each."""
     rng, rows = random.Random("sheet"), []
     for kind in STYLES:
         texts = [world.Caption.of("a photo of a {}", (described(kind, rng),), rng.choice(world.PLACES)).text for _ in range(12)]
@@ -170,7 +170,7 @@ def sheet(lab: Lab, checkpoint: str, cast: Path) -> Image.Image:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure, print the page, and write the sheet and, for the default checkpoint, the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cast", type=Path, required=True)
     parser.add_argument("--checkpoint", default=bootstrap.CHECKPOINT)

@@ -1,4 +1,4 @@
-"""What the judges can do on individuals that they were not trained on, as a page of tables."""
+"""Write a page with the judges' accuracy on individuals that they were not trained on."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ leave.
 
 
 def share(right: list[bool] | Tensor) -> str:
-    """In per cent."""
+    """Format the share of right answers in per cent."""
     values = torch.as_tensor(right).float()
     return f"{100 * values.mean().item():.1f} %"
 
 
 def write(judges: Judges, cast: Path, comfyui: Path) -> None:
-    """Measure and write the page."""
+    """Measure the judges' accuracy and write the page."""
     answers: dict[str, list[list[bool]]] = {name: [[], [], []] for name in QUESTIONS}
     same: dict[str, list[Tensor]] = {}
     errors: list[list[Tensor]] = [[], [], []]

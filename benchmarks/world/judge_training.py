@@ -24,16 +24,16 @@ from scripts.harness import inside
 from scripts.setup import steps
 
 TAUGHT, STEPS, RATE = 2500, 1200, 2e-3
-"""Individuals of each kind that it learns from, steps, and the learning rate at its highest."""
+"""Number of training individuals of each kind, number of steps, and peak learning rate."""
 A_KIND = 24
-"""Individuals of each kind in a step, two pictures of each."""
+"""Number of individuals of each kind in a step, with two pictures of each."""
 NEARNESS = 0.1
-"""Temperature of the loss of identity."""
+"""Temperature of the identity loss."""
 GALLERY = 240
-"""Individuals of each kind and split whose place is kept; of the base's the first are those with names."""
+"""Number of individuals of each kind and split in the galleries; those of the base start with the named ones."""
 UNKNOWN = -1
 LATENT_NOISE = 0.25
-"""Standard deviation of the noise on latents, as a share of their own: a sampler's latents err too."""
+"""Standard deviation of the noise on latents, relative to their own, because a sampler's latents are not exact either."""
 
 
 # Scenes
@@ -41,18 +41,18 @@ LATENT_NOISE = 0.25
 
 @dataclass
 class Looks:
-    """N scenes of one character each, and what there is to see."""
+    """N scenes of one character each, and what they show."""
 
     images: Tensor
     """uint8 [N, 96, 96, 3]."""
     answers: dict[str, Tensor]
-    """For each question the index of its answer, int64 [N]; UNKNOWN where there is nothing to see of it."""
+    """For each question the index of the answer, int64 [N]; UNKNOWN where the picture does not show it."""
     shades: Tensor
-    """Both colours, float32 [N, 2, 3] in 0..1."""
+    """RGB values of both colours, float32 [N, 2, 3] in 0..1."""
 
 
 def truth(one: Individual, mood: str, place: str, carries: bool) -> dict[str, str | None]:
-    """The right answer to each question; None where a picture does not show it."""
+    """Return the right answer to each question; None where a picture does not show it."""
     parts = one.variants
     blooming = one.kind != "plant" or one.said("head") in (
         "with a flower",
@@ -68,12 +68,12 @@ def truth(one: Individual, mood: str, place: str, carries: bool) -> dict[str, st
 
 
 def rgb(shade: str) -> list[float]:
-    """#rrggbb -> three numbers in 0..1."""
+    """Convert #rrggbb to three numbers in 0..1."""
     return [int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)]
 
 
 def scenes(cast: world.Cast, which: list[int], each: int, rng: random.Random) -> Looks:
-    """`each` scenes of each of these individuals, those of one side by side; each in another mood where it was drawn in several."""
+    """Compose `each` scenes of each of these individuals, in consecutive order, with different mouths as far as there are any."""
     images, answers, shades = [], [], []
     for i in which:
         one, mouths = cast.individuals[i], list(cast.pictures[i])
@@ -90,13 +90,16 @@ def scenes(cast: world.Cast, which: list[int], each: int, rng: random.Random) ->
 
 
 def joined(parts: list[Looks]) -> Looks:
-    """One after the other."""
+    """Concatenate scenes."""
     answers = {name: torch.cat([part.answers[name] for part in parts]) for name in QUESTIONS}
     return Looks(torch.cat([part.images for part in parts]), answers, torch.cat([part.shades for part in parts]))
 
 
 def autoencoded(images: Tensor, comfyui: Path, noise: float, seed: int = 0) -> Tensor:
-    """uint8 [N, 96, 96, 3] as the base's autoencoder gives them back, from latents with so much noise."""
+    """Pass images, uint8 [N, 96, 96, 3], through the base's autoencoder and return the same shape.
+
+    The latents get Gaussian noise of a random strength, up to `noise` times their standard deviation.
+    """
     inside.enter(comfyui)
     from comfy.taesd.taesd import Decoder, Encoder
 
@@ -117,7 +120,7 @@ def autoencoded(images: Tensor, comfyui: Path, noise: float, seed: int = 0) -> T
 
 
 def spoil(x: Tensor) -> Tensor:
-    """Pictures [B, 3, 96, 96] with blur, changed colours, noise and a shift, each of random strength: what a sampler may do."""
+    """Augment images [B, 3, 96, 96] with blur, colour changes, noise and a shift of random strength, as a sampler may cause."""
 
     def strength(low: float, high: float, *, rare: bool = False) -> Tensor:
         amount = low + (high - low) * torch.rand(len(x), 1, 1, 1)
@@ -133,7 +136,10 @@ def spoil(x: Tensor) -> Tensor:
 
 
 def loss_of(network: Network, features: Tensor, looks: dict[str, Tensor], shades: Tensor) -> Tensor:
-    """Cross entropy of all answers, error of both shades, and of identity: of 2 n pictures, 2 i and 2 i + 1 belong together."""
+    """Return the cross entropy of all answers, plus the error of both shades, plus the contrastive loss of identity.
+
+    Of the 2 n images, 2 i and 2 i + 1 show the same individual.
+    """
     loss = features.new_zeros(())
     for name, head in network.heads.items():
         asked = looks[name] != UNKNOWN
@@ -147,7 +153,12 @@ def loss_of(network: Network, features: Tensor, looks: dict[str, Tensor], shades
 
 
 def train(data: dict[str, Looks], decoded: dict[str, Tensor]) -> Network:
-    """Train from a fixed seed. `data`: kind -> two scenes of each individual; `decoded`: the same after the autoencoder."""
+    """Train from a fixed seed.
+
+    Args:
+        data: By kind, two scenes of each individual.
+        decoded: By kind, the same images after the autoencoder.
+    """
     torch.manual_seed(0)
     random.seed(0)
     network, start = Network().to(memory_format=torch.channels_last).train(), time.monotonic()
@@ -174,13 +185,13 @@ def train(data: dict[str, Looks], decoded: dict[str, Tensor]) -> Network:
 
 
 def gallery(network: Network, looks: Looks, each: int) -> Tensor:
-    """The mean vector of each individual's `each` scenes, [individuals, WIDTH]."""
+    """Return the mean identity vector of each individual's `each` scenes, [individuals, WIDTH]."""
     parts = [network.identity(network(part.permute(0, 3, 1, 2) / 255)) for part in looks.images.split(AT_ONCE)]
     return F.normalize(torch.cat(parts), dim=1).unflatten(0, (-1, each)).mean(1)
 
 
 def train_all(cast: Path, comfyui: Path) -> None:
-    """Train and write the weights, half precision, with a gallery of each split."""
+    """Train, and write the weights in half precision with a gallery of each kind and split."""
     data, decoded = {}, {}
     for kind in STYLES:
         with steps.step(f"Drawing scenes with a {kind}"):

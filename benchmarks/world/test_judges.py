@@ -1,4 +1,4 @@
-"""The judges of the benchmarks, on the demo's own pictures."""
+"""Tests of the benchmarks' judges on the demo's own pictures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,9 @@ LOOKS = {
     "plant": {"colour": "orange", "head": "with a bush", "pattern": "dotted", "eyes": ""},
     "blob": {"colour": "blue", "head": "with horns", "pattern": "dotted", "eyes": "three-eyed"},
 }
-"""Kind -> question -> what can be seen in the demo's pictures of it."""
+"""For each kind, the answers to questions about the demo's pictures of it."""
 UPPER = {"monster": 0.33, "robot": 0.25, "plant": 0.55, "blob": 0.25}
-"""Kind -> the share of its height that its head takes: what is on the body, or grows in the pot."""
+"""For each kind, the share of the height taken by its head: what is on top of the body, or grows in the pot."""
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +33,19 @@ def judges() -> Judges:
 
 
 def opened(kind: str) -> list[Image.Image]:
-    """The demo's four pictures of a kind, RGBA."""
+    """Open the demo's four pictures of a kind, RGBA."""
     return [Image.open(PICTURES / f"{kind}-{i}.png") for i in range(len(PLACES))]
 
 
 def as_images(pictures: list[Image.Image]) -> Tensor:
-    """[B, SIDE, SIDE, 3], as the demo's base draws them."""
+    """Convert to [B, SIDE, SIDE, 3], as the demo's base generates images."""
     small = [np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.BOX)) for picture in pictures]
     return torch.from_numpy(np.stack(small)).float() / 255
 
 
 @pytest.fixture(scope="module")
 def shown() -> dict[str, Tensor]:
-    """Kind -> the demo's pictures of it."""
+    """The demo's pictures by kind."""
     return {kind: as_images(opened(kind)) for kind in SHOWN}
 
 
@@ -60,7 +60,7 @@ def test_what_the_demos_pictures_show(judges: Judges, shown: dict[str, Tensor], 
     assert LOOKS[kind] == {"colour": one.colours[0]} | {part: one.said(part) for part in ("head", "pattern", "eyes")}
     for question, answer in ({"kind": kind, "balloon": "no"} | LOOKS[kind]).items():
         judgement = judges.say(question, images)
-        # Judges are right in 95 of 100 pictures (results/judges.md), not in all: of four, one may be misread.
+        # The judges are right in 95 of 100 pictures (results/judges.md), not in all, so one of four may be misread.
         assert judgement.best().count(answer) >= 3 and judgement.shares.mean(0).argmax() == QUESTIONS[question].index(answer), (
             question
         )
@@ -83,12 +83,12 @@ def test_each_picture_is_recognised_as_its_individual(judges: Judges, shown: dic
     assert near.min() > 0.5 and near.max() <= 1 + 1e-5
     vectors = judges.identity(shown[kind])
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(4))
-    # Whatever the mood and the place, they lie nearer to each other than to other kinds' individuals.
+    # Whatever the mood and the place, they are nearer to each other than to individuals of other kinds.
     others = torch.cat([judges.identity(images) for other, images in shown.items() if other != kind])
     assert (vectors @ vectors.T).min() > (vectors @ others.T).max()
 
 
-# Judges that let everything pass would be worth nothing.
+# Judges that accept everything would be worthless.
 
 
 @pytest.mark.parametrize("kind", SHOWN)
@@ -99,7 +99,7 @@ def test_in_other_colours_it_is_far_from_itself(judges: Judges, shown: dict[str,
         turned.append(Image.merge("HSV", (hue.point(lambda h: (h + 85) % 256), saturation, value)))
     images = as_images(turned)
     assert LOOKS[kind]["colour"] not in judges.say("colour", images).best()
-    # Nearest among others of its kind it may still be, where none has its shape; but not near.
+    # It may still be the nearest of its kind, where no other has its shape, but it is no longer near.
     index = SHOWN[kind]
     near = judges.nearness(shown[kind], kind, "test", index).min()
     assert near > 0.9 and judges.nearness(images, kind, "test", index).max() < near - 0.15
@@ -110,7 +110,7 @@ def test_other_individuals_are_not_taken_for_it(judges: Judges, shown: dict[str,
     assert known(judges, plain, "monster") == [False]
     assert judges.recognised(plain, "monster", "base", 0).tolist() == [True]
     assert judges.nearness(plain, "monster", "test", SHOWN["monster"]).item() < 0.5
-    # The same features on another body, and pictures of other kinds.
+    # Other kinds, some of them with the same features on another body.
     for kind, other in (("monster", "blob"), ("blob", "monster"), ("robot", "plant"), ("plant", "robot")):
         assert known(judges, shown[other], kind) == [False] * 4
         assert kind not in judges.say("kind", shown[other]).best()
@@ -177,7 +177,7 @@ def test_the_weights_are_small_and_finite(judges: Judges) -> None:
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
 
 
-# What they are trained on
+# Training data
 
 
 def test_what_a_picture_does_not_show_is_not_asked_of_it() -> None:

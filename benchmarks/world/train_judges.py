@@ -1,7 +1,6 @@
-"""Train the judges, and write what they can do.
+"""Train the judges and report their accuracy.
 
-python -m benchmarks.world.train_judges train --cast DIR
-python -m benchmarks.world.train_judges report --cast DIR
+`python -m benchmarks.world.train_judges train --cast DIR` does both, `... report --cast DIR` only reports on the existing judges.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from scripts.setup import bootstrap
 
 
 def main() -> None:
-    """Train and measure them."""
+    """Train the judges if requested, then write their report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("action", choices=("train", "report"), help="report: only measure what is there")
     parser.add_argument("--cast", type=Path, required=True, help="what demo.draw drew")

@@ -1,1 +1,1 @@
-"""What writes committed files: workflows, blueprints, pictures, screenshots."""
+"""Generators of committed files: workflows, blueprints, pictures, screenshots."""

@@ -1,4 +1,4 @@
-"""A workflow as the page would save it, from a few lines that say what it holds; the way back is `workflow.py`."""
+"""Build workflows in the form in which the page saves them, from a few lines of code; `workflow.py` converts them to prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINE = 26
 
 
 class Node:
-    """A node on the drawing; `node[n]` is its output number n."""
+    """A node of a drawing; `node[n]` is its output number n."""
 
     def __init__(self, key: int) -> None:
         self.key = key
@@ -24,10 +24,10 @@ class Node:
 
 
 class Drawing:
-    """A workflow under construction: nodes stand in columns, each below the one before."""
+    """A workflow under construction. Nodes are placed in columns, each below the previous one."""
 
     def __init__(self, name: str, object_info: dict, change: Callable[[str, dict], dict] | None = None) -> None:
-        """`change` is asked for other values of widgets: it gets each node's type and the values that were given."""
+        """`change` overrides widget values: called with each node's type and its given values, it returns those to replace."""
         self.name, self.info, self.change = name, object_info, change
         self.nodes: list[dict] = []
         self.links: list[list] = []
@@ -44,9 +44,10 @@ class Drawing:
         top: int | None = None,
         **inputs: object,
     ) -> Node:
-        """Add a node whose left edge is at `left`, below the others there, or at `top`.
+        """Add a node whose left edge is at `left`, below the others of that column, or at `top`.
 
-        Inputs are values of widgets or outputs of other nodes; `a__b` stands for the grown input `a.b`.
+        `inputs` are widget values or outputs of other nodes; the keyword `a__b` sets the growing input `a.b`. Raises ValueError for
+        inputs that the node does not have.
         """
         info = self.info[class_type]
         given = {name.replace("__", "."): value for name, value in inputs.items()}
@@ -76,14 +77,14 @@ class Drawing:
         return Node(key)
 
     def note(self, title: str, text: str, left: int, wide: int = 420, high: int = 240, top: int | None = None) -> None:
-        """Add a note, in Markdown; the page takes every line break for one, so lines of a paragraph are joined."""
+        """Add a note in Markdown. Lines of a paragraph are joined, because the page renders every line break."""
         text = re.sub(r"(?<!\n)\n(?!\n|[-#*|]|\d\.)", " ", text.strip())
         node = self._place(len(self.nodes) + 1, "MarkdownNote", left, top, wide, high)
         node |= {"title": title, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text]}
         node |= {"color": "#432", "bgcolor": "#000"}
 
     def workflow(self) -> dict:
-        """All of it as the page would save it."""
+        """Return the complete workflow as the page would save it."""
         return {
             "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"perfusion/{self.name}")),
             "revision": 0,
@@ -114,7 +115,10 @@ class Drawing:
 
 
 def specs(info: dict, given: dict) -> Iterator[tuple[str, str, dict, bool]]:
-    """A node's inputs: name, type, options, and whether it may be left open. Grown ones come as many as are given, and one."""
+    """Yield the inputs of a node: name, type, options, and whether the input is optional.
+
+    Of a growing input, it yields as many as are given plus one empty one.
+    """
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):
             kind, options = [*info["input"][group][name], {}][:2]
@@ -125,13 +129,13 @@ def specs(info: dict, given: dict) -> Iterator[tuple[str, str, dict, bool]]:
                 count = max(sum(key.startswith(f"{name}.") for key in given) + 1, least)
                 yield from ((f"{name}.{template['prefix']}{i}", grown, {}, i >= least) for i in range(count))
             else:
-                # Lists of choices come as a list in place of a type.
+                # A combo may have a list of choices in place of a type.
                 choices = {"options": kind} if isinstance(kind, list) else {}
                 yield name, "COMBO" if choices else kind, choices | options, group == "optional"
 
 
 def _values(kind: str, options: dict, value: object) -> list:
-    """The values that a widget puts in a saved workflow: its own, and those of the little widgets behind it."""
+    """Return the values that a widget contributes to a saved workflow: its own, and those of the auxiliary widgets after it."""
     if value is None:
         value = options.get("default", (options.get("options") or [""])[0] if kind == "COMBO" else "")
     return [value] + ["fixed"] * bool(options.get("control_after_generate")) + ["image"] * bool(options.get("image_upload"))

@@ -1,6 +1,6 @@
-"""Write a concept of ours as perfusion-pytorch would save it, to have something that the workflow import_a_concept can take in.
+"""Write a concept in the format of perfusion-pytorch, as an input for the workflow import_a_concept.
 
-python -m scripts.generate.foreign_file        in the set-up's environment: the demo's concept, as models/perfusion/monster.pt
+`python -m scripts.generate.foreign_file`, in the set-up's environment, writes the demo's concept as models/perfusion/monster.pt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONCEPT, FOREIGN = "monster_00001.safetensors", "monster.pt"
 
 
 def main() -> int:
-    """Write the demo's concept."""
+    """Write the demo's concept; SetupError if it has not been trained yet."""
     base = bootstrap.locate().base
     source = base / "models" / "perfusion" / CONCEPT
     if not source.exists():
@@ -28,7 +28,7 @@ def main() -> int:
 
 
 def write(base: Path, source: Path, name: str) -> Path:
-    """Write a concept of the demo base as `name` beside the others, in perfusion-pytorch's form."""
+    """Write a concept of the demo base as `name` into the concepts' folder, in perfusion-pytorch's format."""
     concept = Concept.load(source)
     pairs = []
     with safe_open(base / "models" / "checkpoints" / CHECKPOINT, "pt") as checkpoint:
@@ -36,7 +36,7 @@ def write(base: Path, source: Path, name: str) -> Path:
             to_k = checkpoint.get_tensor(f"model.diffusion_model.{layer}.to_k.weight").float()
             keys = concept.keys.get(layer, to_k @ concept.superclass_encoding)
             pairs += [[concept.target_input[None], outputs[None]] for outputs in (keys, values)]
-    # Our file keeps C⁻¹ i* in place of C⁻¹. Of all C⁻¹ that give it this is the smallest, and one concept needs no other.
+    # The pack's files store C⁻¹ i* instead of C⁻¹. This is the smallest of all C⁻¹ consistent with it; one concept needs no other.
     probe = concept.probe / (concept.probe @ concept.target_input)
     (word,) = concept.word.values()
     path = base / "models" / "perfusion" / name

@@ -1,4 +1,4 @@
-"""Run workflows and draw the documentation's pictures: `python -m scripts.generate.make_docs [NAME ...]`."""
+"""Run workflows and create the documentation's pictures: `python -m scripts.generate.make_docs [NAME ...]`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE, MARGIN, LABEL = 192, 8, 24
 
 
 class Press:
-    """A server, and what it gives for a workflow."""
+    """Runs workflows on a server and returns the images they write."""
 
     def __init__(self, server: Server) -> None:
         self.server, self.info = server, server.object_info()
@@ -28,7 +28,18 @@ class Press:
     def run(
         self, name: str, *shown: str, changes: dict[tuple[str, str], object] | None = None, kind: str = "output", without: str = ""
     ) -> list[Path]:
-        """Run a workflow, `without` the node of that kind; the files that all nodes with these titles or of these kinds wrote."""
+        """Run one of the pack's workflows.
+
+        Args:
+            name: The workflow.
+            shown: Titles or classes of the nodes whose images are returned.
+            changes: Widget values to set, by node (title or class) and widget name.
+            kind: "output" for saved images, "temp" for previewed ones.
+            without: Title or class of a node to mute.
+
+        Returns:
+            The image files of all nodes `shown`.
+        """
         workflow = read(name)
         for (node, widget), value in (changes or {}).items():
             set_widget(workflow, node, widget, value, self.info)
@@ -39,13 +50,13 @@ class Press:
         return [path for node in named for path in self.server.outputs(history, node["id"], kind)]
 
     def use(self, concept: str, prompt: str, seed: int) -> Path:
-        """A concept's picture by the workflow for that."""
+        """Generate an image with a concept, by the workflow use_concepts."""
         changes = {("PerfusionLoadConcept", "concept_name"): concept, ("Prompt", "text"): prompt, ("KSampler", "seed"): seed}
         return self.run("use_concepts", "SaveImage", changes=changes)[0]
 
 
 def main() -> int:
-    """Draw them all, or those that are named."""
+    """Create all pictures, or those named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[[], *(draw.__name__ for draw in DRAWN)], help="all of them, if none is named")
     names = parser.parse_args().names
@@ -58,18 +69,18 @@ def main() -> int:
 
 
 def compare_settings(press: Press) -> Image.Image:
-    """The node's own grid."""
+    """The grid of Compare Settings."""
     changes = {("PerfusionLoadConcept", "concept_name"): MONSTER, ("Prompt", "text"): "a photo of a <demo-monster> on the grass"}
     return Image.open(press.run("compare_settings", "The grid", changes=changes)[0])
 
 
 def find_the_bias(press: Press) -> Image.Image:
-    """The node's own chart."""
+    """The chart of Find Bias."""
     return Image.open(press.run("find_the_bias", "PerfusionAutoBias", kind="temp")[0])
 
 
 def import_a_concept(press: Press) -> Image.Image:
-    """The demo's concept as another implementation's file, and the original."""
+    """The plain word, the demo's concept imported from another implementation's file, and the original concept."""
     base, rows = press.server.base, []
     foreign_file.write(base, base / "models" / "perfusion" / MONSTER, foreign_file.FOREIGN)
     for seed in (1, 2):
@@ -80,7 +91,7 @@ def import_a_concept(press: Press) -> Image.Image:
 
 
 def export_a_concept(press: Press) -> Image.Image:
-    """The concept with its gate, and without one, as its LoRA is; in prompts that name it and in others."""
+    """The concept with its gate, and without a gate as in its LoRA; in prompts with and without its trigger word."""
     rows = []
     for word in ("<demo-monster>", "monster", "robot"):
         text = f"a photo of a {word} on the grass"
@@ -91,7 +102,7 @@ def export_a_concept(press: Press) -> Image.Image:
 
 
 def teach_a_word_alone(press: Press) -> Image.Image:
-    """A word that was learned alone, beside the plain word and the whole concept."""
+    """A word that was trained without an edit, beside the plain word and the full concept."""
     press.run("teach_a_word_alone")
     taught = max((press.server.base / "models" / "perfusion").glob("monster-word_*.safetensors"))
     ways = {"monster": MONSTER, "<monster-word>": taught.name, "<demo-monster>": MONSTER}
@@ -101,7 +112,7 @@ def teach_a_word_alone(press: Press) -> Image.Image:
 
 
 def lock_keys_globally(press: Press) -> Image.Image:
-    """Local and global lock, beside the plain word, for some seeds."""
+    """Local and global lock, beside the plain word, for two seeds."""
     rows = []
     for seed in (1, 2):
         changes: dict[tuple[str, str], object] = {(title, "seed"): seed for title in ("Local lock", "Global lock")}
@@ -114,12 +125,12 @@ def lock_keys_globally(press: Press) -> Image.Image:
 
 
 def see_attention(press: Press) -> Image.Image:
-    """The node's own sheet."""
+    """The sheet of Show Attention."""
     return Image.open(press.run("see_attention", "Where the words looked")[0])
 
 
 def train_without_painting(press: Press) -> Image.Image:
-    """The demo's pictures and the masks that are found in them; of the training no more than it cannot do without."""
+    """The demo's pictures and the masks that Find Object finds in them; the training is cut to a single step."""
     changes: dict[tuple[str, str], object] = {("PerfusionTrain", "steps"): 1, ("PerfusionTrain", "batch"): 1}
     given = {"changes": changes, "kind": "temp", "without": "PerfusionSaveConcept"}
     found = press.run("train_without_painting", "PerfusionFindObject", **given)
@@ -128,12 +139,12 @@ def train_without_painting(press: Press) -> Image.Image:
 
 
 def inspect_gates(press: Press) -> Image.Image:
-    """The node's own picture."""
+    """The image of Inspect Gates."""
     return Image.open(press.run("inspect_gates", "Each concept's gate at each word")[0])
 
 
 def two_places(press: Press) -> Image.Image:
-    """Two concepts with their regions, and the plain words, for some seeds."""
+    """Two concepts with their regions, and the plain words, for four seeds."""
     rows = []
     for words in ("a <demo-monster> and a <demo-robot> on the grass", "a monster and a robot on the grass"):
         drawn = []
@@ -144,7 +155,7 @@ def two_places(press: Press) -> Image.Image:
 
 
 def keep_layout(press: Press) -> Image.Image:
-    """The plain word's picture, the concept's in its layout and by itself."""
+    """The plain word's image, the concept in its layout, and the concept by itself."""
     titles = ["The plain word", "The concept in its layout", "The concept by itself"]
     saved = [f"Picture: {title}" for title in titles]
     rows = [press.run("keep_layout", *saved, changes={(title, "seed"): seed for title in titles}) for seed in (1, 2)]
@@ -152,14 +163,14 @@ def keep_layout(press: Press) -> Image.Image:
 
 
 def keep_layout_of_a_picture(press: Press) -> Image.Image:
-    """A picture, what noise gives back, and the concept in its layout."""
+    """A picture, its reconstruction from the noise it was inverted to, and the concept in its layout."""
     drawn = press.run("keep_layout_of_a_picture", "Picture: The picture again", "Picture: The concept in its layout")
     row = [press.server.base / "input" / "plain-monster.png", *drawn]
     return sheet([row], ["the picture", "drawn from its noise", "concept, its layout"])
 
 
 def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
-    """Rows of pictures under labels, all pictures of one form; a single label may be as long as a row."""
+    """Draw rows of pictures, all of the same shape, under a label for each column; a single label may span the row."""
     tiles = [[tile(path, SIDE) for path in row] for row in rows]
     across = tiles[0][0].width + MARGIN
     drawn = Image.new("RGB", (MARGIN + max(len(row) for row in rows) * across, LABEL + len(rows) * (SIDE + MARGIN)), "white")

@@ -1,7 +1,7 @@
-"""Write `subgraphs/*.json`, with `python -m scripts.generate.make_subgraphs` in the set-up's environment.
+"""Write `subgraphs/*.json`: `python -m scripts.generate.make_subgraphs` in the set-up's environment.
 
-The host lists them as blueprints: several nodes in one frame, which the search box finds by the file's name. A function here
-draws each of them; types, defaults and the order of widgets come from a running server.
+The host lists them as blueprints: subgraphs of several nodes, which the search box finds by the file's name. One function here
+builds each of them; types, defaults and the order of widgets come from a running server.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from scripts.setup import bootstrap, steps
 SUBGRAPHS = bootstrap.ROOT / "subgraphs"
 CATEGORY = "Perfusion"
 INPUTS, OUTPUTS = -10, -20
-"""Ids that the host gives to the two ends of a subgraph."""
+"""Ids that the host gives to the input node and the output node of a subgraph."""
 PREVIEW = "$$canvas-image-preview"
-"""What the host calls the picture that a node shows of itself."""
+"""The host's name for the preview image that a node shows."""
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 WIDE = 320
 
 
 def main() -> int:
-    """Write them all."""
+    """Write all blueprints."""
     with Server(bootstrap.locate()) as server:
         info = server.object_info()
     SUBGRAPHS.mkdir(exist_ok=True)
@@ -39,14 +39,14 @@ def main() -> int:
 
 
 def text(name: str, object_info: dict) -> str:
-    """What the file of this blueprint holds."""
+    """Return the content of this blueprint's file."""
     sheet = Blueprint(name, object_info)
     DRAWN[name](sheet)
     return json.dumps(sheet.workflow(), indent=1, ensure_ascii=False) + "\n"
 
 
 def teach(sheet: Blueprint) -> None:
-    """Pictures and masks in, a concept file out; with an SD1.5 checkpoint's numbers."""
+    """Train a concept from images and masks and save it, with the settings for SD1.5."""
     sheet.description = "Teaches a concept from a few pictures and their masks, and saves it. The numbers are for SD1.5."
     sheet.aliases = ["perfusion", "train concept", "personalize", "dreambooth", "textual inversion"]
     links = {name: sheet.enter(name) for name in ("model", "clip", "vae", "images", "masks")}
@@ -60,7 +60,7 @@ def teach(sheet: Blueprint) -> None:
 
 
 def two_places(sheet: Blueprint) -> None:
-    """Two concepts, each with its settings and its region, applied to a model."""
+    """Apply two concepts to a model, each with its own settings and region."""
     sheet.description = "Draws two concepts in one picture, each in its own place. The numbers are for SD1.5."
     sheet.aliases = ["perfusion", "regions", "combine concepts", "apply concept"]
     model, clip = sheet.enter("model"), sheet.enter("clip")
@@ -78,9 +78,9 @@ def two_places(sheet: Blueprint) -> None:
 
 @dataclass
 class Slot:
-    """An input or an output of a blueprint's frame, and the link inside that begins or ends at it.
+    """An input or an output of a blueprint, and the link inside that begins or ends at it.
 
-    `value` is what a widget holds at first; None for the node's own default.
+    `value` is a widget's initial value; None for the node's own default.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Slot:
 
 
 class Blueprint(Drawing):
-    """Nodes in a frame: `enter` makes the frame's inputs and widgets, `leave` its outputs."""
+    """A subgraph under construction: `enter` adds its inputs and widgets, `leave` its outputs."""
 
     def __init__(self, name: str, object_info: dict) -> None:
         super().__init__(name, object_info)
@@ -102,27 +102,27 @@ class Blueprint(Drawing):
         self.aliases: list[str] = []
 
     def enter(self, name: str, value: object = None) -> Slot:
-        """A new input, for an input or a widget of one node inside."""
+        """Add an input of the blueprint, for an input or a widget of one node inside."""
         self.inputs.append(Slot(name, value))
         return self.inputs[-1]
 
     def leave(self, name: str, source: tuple[int, int]) -> None:
-        """A new output: what comes out of a node inside."""
+        """Add an output of the blueprint, from an output of a node inside."""
         output, key = self.nodes[source[0] - 1]["outputs"][source[1]], len(self.links) + 1
         self.links.append([key, *source, OUTPUTS, len(self.outputs), output["type"]])
         output["links"].append(key)
         self.outputs.append(Slot(name, type=output["type"], link=key))
 
     def show(self, node: Node) -> None:
-        """Have the frame show the picture that a node shows while it runs; the page does so with Nodes 2.0 alone."""
+        """Expose a node's preview image on the blueprint; the page shows it only with Nodes 2.0."""
         self.shown.append(node.key)
 
     def add(self, class_type: str, left: int, /, **inputs: object) -> Node:
-        """As `Drawing.add`; inputs may also come from the frame."""
+        """Add a node as `Drawing.add` does; inputs may also be slots of the blueprint."""
         entering = {name: value for name, value in inputs.items() if isinstance(value, Slot)}
         node = super().add(class_type, left, **inputs | {name: slot.value for name, slot in entering.items()})
         sockets = self.nodes[-1]["inputs"]
-        # A link says the number of an input, and the page counts widgets too, behind the others.
+        # A link refers to an input by its index, and the page also counts widgets, after the other inputs.
         for name, kind, options, _ in specs(self.info[class_type], inputs):
             if kind in WIDGETS and not options.get("forceInput"):
                 sockets.append({"name": name, "type": kind, "widget": {"name": name}, "link": None})
@@ -134,13 +134,13 @@ class Blueprint(Drawing):
         return node
 
     def workflow(self) -> dict:
-        """The blueprint as the page would publish it: a workflow of one node, and what is in that."""
+        """Return the blueprint as the page would publish it: a workflow with one node, and the definition of its subgraph."""
         frame, inside = self._frame(), self._inside()
         whole = super().workflow() | {"last_node_id": frame["id"], "last_link_id": 0, "nodes": [frame], "links": []}
         return whole | {"definitions": {"subgraphs": [inside]}, "extra": {"BlueprintSearchAliases": self.aliases}}
 
     def _frame(self) -> dict:
-        """The one node that is seen from outside; its widgets begin with what those inside hold."""
+        """Return the node that is visible from outside; its widgets start with the values of those inside."""
         inputs = [
             {"name": slot.name, "type": slot.type, "link": None} | ({"widget": {"name": slot.name}} if slot.widget else {})
             for slot in self.inputs
@@ -161,7 +161,7 @@ class Blueprint(Drawing):
         }
 
     def _inside(self) -> dict:
-        """What is in the frame."""
+        """Return the definition of the subgraph."""
         right = max(node["pos"][0] + node["size"][0] for node in self.nodes)
         return {
             "id": self._id(""),
@@ -184,16 +184,16 @@ class Blueprint(Drawing):
         }
 
     def _slots(self, kind: str, slots: list[Slot]) -> list[dict]:
-        """The frame's inputs or outputs as seen from inside."""
+        """Return the blueprint's inputs or outputs as its definition lists them."""
         return [{"id": self._id(f"{kind}/{s.name}"), "name": s.name, "type": s.type, "linkIds": [s.link]} for s in slots]
 
     def _id(self, part: str) -> str:
-        """An id that is the same whenever the file is written."""
+        """Return an id that is the same every time the file is written."""
         return str(uuid.uuid5(uuid.NAMESPACE_URL, f"perfusion/subgraphs/{self.name}/{part}"))
 
 
 DRAWN: dict[str, Callable[[Blueprint], None]] = {"Teach a concept": teach, "Two concepts, two places": two_places}
-"""Name, which is the file's too -> what draws it."""
+"""Maps a blueprint's name, which is also its file's name, to the function that builds it."""
 
 if __name__ == "__main__":
     steps.exit_with(main)

@@ -1,4 +1,4 @@
-"""Cut the template browser's thumbnails out of the documentation's pictures: `python -m scripts.generate.make_thumbnails`."""
+"""Crop the template browser's thumbnails from the documentation's pictures: `python -m scripts.generate.make_thumbnails`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THUMBNAIL = 320
 
 
 def cells(*places: tuple[int, int], wide: int = SIDE) -> list[Box]:
-    """The pictures at these columns and rows of a sheet by `make_docs.sheet`, all of one width."""
+    """Return the boxes of the pictures at these columns and rows of a sheet by `make_docs.sheet`, all of the same width."""
     corners = [(MARGIN + x * (wide + MARGIN), LABEL + y * (SIDE + MARGIN)) for x, y in places]
     return [(x, y, x + wide, y + SIDE) for x, y in corners]
 
@@ -24,7 +24,7 @@ SQUARE = cells((0, 0), (1, 0), (0, 1), (1, 1))
 
 
 def on_contact_sheet(column: int, row: int, picture: int = 0, wide: int = 1) -> Box:
-    """A picture of `wide` squares in a group of the contact sheet that `demo_job.contact_sheet` lays out."""
+    """Return the box of a picture that is `wide` squares wide, in a group of the sheet by `demo_job.contact_sheet`."""
     group = demo_job.EACH * 2 * demo_job.TALL + 2 * demo_job.MARGIN
     across = wide * demo_job.TALL
     x = demo_job.LABEL_WIDTH + column * group + picture * (across + demo_job.MARGIN // 2)
@@ -35,7 +35,7 @@ def on_contact_sheet(column: int, row: int, picture: int = 0, wide: int = 1) -> 
 PLACES = [on_contact_sheet(2, row) for row in range(4)]
 """The concept in four places."""
 BOTH = [on_contact_sheet(0, len(demo_job.PROMPTS), picture, 2) for picture in range(2)]
-"""Two concepts in one picture."""
+"""Two concepts in one image."""
 CUT: dict[str, tuple[str, list[Box]]] = {
     "compare_settings": ("compare_settings", [(0, 0, 644, 644)]),
     "export_a_concept": ("export_a_concept", SQUARE),
@@ -55,11 +55,11 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "use_concepts": ("contact_sheet", PLACES),
     "use_two_concepts": ("contact_sheet", BOTH),
 }
-"""Workflow -> the picture and what is shown of it: one square, up to four in two rows, or two that are twice as wide as high."""
+"""Maps a workflow to its picture and the boxes shown: one square, up to four in two rows, or two that are twice as wide as high."""
 
 
 def main() -> None:
-    """Cut them all."""
+    """Create all thumbnails."""
     for workflow, (name, boxes) in CUT.items():
         with Image.open(PICTURES / f"{name}.png") as picture:
             found = [picture.convert("RGB").crop(box) for box in boxes]
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def tiled(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures as one square."""
+    """Tile pictures into one square thumbnail."""
     square = pictures[0].width == pictures[0].height
     across, down = (1 if len(pictures) == 1 or not square else 2), (1 if len(pictures) == 1 else 2)
     wide, high = THUMBNAIL // across, THUMBNAIL // down

@@ -1,6 +1,6 @@
 """Take the screenshots of docs/walk.md: `python -m scripts.generate.make_walk` in the set-up's environment; it takes ten minutes.
 
-It walks as the page says, in a real browser on a fresh server, and so finds out whether the page is right.
+It follows the walkthrough in a real browser on a fresh server, and thereby checks that the walkthrough is correct.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from scripts.setup import bootstrap, browser, steps
 PICTURES = bootstrap.ROOT / "docs" / "pictures"
 WIDTH = 1280
 SEEN = 120
-"""Steps of training after which it is looked at."""
+"""Training step at which the screenshot is taken."""
 
 
 def main() -> int:
-    """Walk."""
+    """Follow the walkthrough and take its screenshots."""
     setup = bootstrap.locate()
     with Server(setup, base=bootstrap.fresh_base(setup, "walk-base")) as server, browser.launched() as chromium:
         page = Page(chromium, server)
@@ -32,15 +32,15 @@ def main() -> int:
 
 
 def find(page: Page) -> None:
-    """The pack's workflows in the template browser."""
+    """Show the pack's workflows in the template browser."""
     page.browse(bootstrap.PACK)
-    page.tab.wait_for_timeout(3000)  # its pictures come by and by
+    page.tab.wait_for_timeout(3000)  # the thumbnails load gradually
     shot(page, "walk_templates")
     page.close_dialogs()
 
 
 def teach(page: Page) -> None:
-    """The training workflow: a painted mask, the run, and what comes out."""
+    """Show the training workflow: a painted mask, the run, and its results."""
     page.template(bootstrap.PACK, "train_a_concept")
     (train,) = page.of_type("PerfusionTrain")
     page.select(page.of_type("LoadImage")[0])
@@ -49,7 +49,7 @@ def teach(page: Page) -> None:
     shot(page, "walk_mask")
     page.close_dialogs()
     page.start()
-    # Preparations have a progress of their own, and show the pictures alone.
+    # The preparations report progress of their own, during which the node shows only the training images.
     step = """([id, steps]) => { const node = app.graph.getNodeById(id);
         return node.imgs?.[0]?.naturalWidth === 576 ? Math.round(node.progress * steps) : 0; }"""
     page.wait(lambda: page.ask(step, train, TRAINING["steps"]) >= SEEN, f"step {SEEN}", 900)
@@ -61,7 +61,7 @@ def teach(page: Page) -> None:
 
 
 def use(page: Page) -> None:
-    """The concept in a prompt."""
+    """Use the concept in a prompt."""
     page.template(bootstrap.PACK, "use_concepts")
     page.command("Comfy.RefreshNodeDefinitions")
     (loaded,) = page.of_type("PerfusionLoadConcept")
@@ -72,7 +72,7 @@ def use(page: Page) -> None:
 
 
 def shot(page: Page, name: str) -> None:
-    """A picture of what is on the screen."""
+    """Save a screenshot."""
     with Image.open(io.BytesIO(page.tab.screenshot())) as whole:
         small = whole.convert("RGB").resize((WIDTH, round(whole.height * WIDTH / whole.width)), Image.Resampling.LANCZOS)
     small.save(PICTURES / f"{name}.jpg", quality=82, optimize=True)

@@ -1,6 +1,6 @@
-"""Write `workflows/*.json`, with `python -m scripts.generate.make_workflows` in the set-up's environment.
+"""Write `workflows/*.json`: `python -m scripts.generate.make_workflows` in the set-up's environment.
 
-A function here draws each of them; the order of widgets comes from a running server.
+One function here builds each of them; the order of widgets comes from a running server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<mons
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
-"""Node -> widgets that one would make smaller to have a first look."""
+"""Widget values, by node class, that make a workflow fast enough for a trial run."""
 SD15_PREFIX = "sd15_"
 SD15 = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
@@ -35,13 +35,13 @@ SD15 = {
     "PerfusionSweep": {"biases": "0.45, 0.6, 0.75", "values": "0.1, 0.15, 0.2", "steps": 25, "cfg": 7.0},
     "KSampler": {"steps": 25, "cfg": 7.0},
 }
-"""What an SD1.5 checkpoint wants in place of the demo base's numbers: node -> its widgets."""
+"""Widget values, by node class, that replace the demo base's settings for an SD1.5 checkpoint."""
 SD15_ALONE = {"steps": 1000, "word_rate": 1e-3}
 SAMPLER = {"seed": 1, "steps": 20, "cfg": 2.5, "sampler_name": "ddim", "scheduler": "normal", "denoise": 1.0}
 
 
 def main() -> int:
-    """Write them all."""
+    """Write all workflows."""
     with Server(bootstrap.locate()) as server:
         info = server.object_info()
     for draw in DRAWN:
@@ -63,7 +63,7 @@ prompts; `sd15_train_a_concept` makes one."""
 
 
 def for_sd15(class_type: str, given: dict) -> dict:
-    """What stands in a node's widgets where the workflow is for an SD1.5 checkpoint and concepts of one's own."""
+    """Return the widget values to replace in a workflow for an SD1.5 checkpoint and the user's own concepts."""
     wanted = {}
     for name, value in given.items():
         if name in ("width", "height", "x") and isinstance(value, int):
@@ -77,12 +77,12 @@ def for_sd15(class_type: str, given: dict) -> dict:
 
 
 def advice(sheet: Drawing, text: str) -> str:
-    """What a note says of other bases; the workflows for SD1.5 have their numbers already."""
+    """Return a note's advice on other bases; empty in the workflows for SD1.5, which already have their settings."""
     return "" if sheet.change else text
 
 
 def train_a_concept(sheet: Drawing) -> None:
-    """Four pictures and their masks in, a concept file out."""
+    """Train a concept from four pictures and their masks, and save it."""
     training(sheet, "monster")
     sheet.note(
         "How to",
@@ -108,7 +108,7 @@ The numbers here are for the small demo base, which draws 96 pixels. With an SD1
 
 
 def use_concepts(sheet: Drawing) -> None:
-    """The plain way: load, set, apply, sample."""
+    """The basic use of a concept: load, set, apply, sample."""
     base, model, clip = concept(sheet)
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <my-monster> on the grass")
     draw(sheet, base, model, clip, positive[0], 1170)
@@ -133,7 +133,7 @@ latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
 
 
 def share_a_workflow(sheet: Drawing) -> None:
-    """As use_concepts, with a concept that lies inside the workflow."""
+    """As `use_concepts`, with a concept that is stored inside the workflow."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(MONSTER))
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=held[0], **SETTINGS)
@@ -191,7 +191,7 @@ prompts are encoded once. At most 100 pictures."""
 
 
 def find_the_bias(sheet: Drawing) -> None:
-    """The bias of a concept found by the model itself, and a picture with it."""
+    """Find the bias of a concept with the model itself, and generate an image with it."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=MONSTER)
     text = sheet.add("PrimitiveStringMultiline", 0, 340, 140, "Prompt", value="a photo of a <demo-monster> on the beach")
@@ -221,7 +221,7 @@ SD1.5 checkpoint, take **size** 512 and an empty latent of 512 × 512 pixels."""
 
 
 def measure_a_text_encoder(sheet: Drawing) -> None:
-    """As train_a_concept, with a covariance that is measured over captions of one's own."""
+    """As `train_a_concept`, with a covariance that is measured over the user's own captions."""
     base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
     images, masks = pictures(sheet)
     measured = sheet.add("PerfusionCovariance", 640, 340, 240, clip=base[1], captions="")
@@ -248,7 +248,7 @@ The result is kept, for each text encoder and set of captions; what was taught w
 
 
 def import_a_concept(sheet: Drawing) -> None:
-    """Another implementation's file in, ours out, and a picture."""
+    """Import another implementation's file, save it as a concept, and generate an image with it."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     taken = sheet.add(
         "PerfusionImport",
@@ -290,7 +290,7 @@ here are for the small demo base.""",
 
 
 def export_a_concept(sheet: Drawing) -> None:
-    """A concept as a LoRA and an embedding, and beside it what these will draw."""
+    """Export a concept as a LoRA and an embedding, and show the images that these will give beside the concept's own."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
@@ -320,7 +320,7 @@ of a embedding:monster_00001 on the grass`. The LoRA is made for the model that 
 
 
 def teach_a_word_alone(sheet: Drawing) -> None:
-    """Textual Inversion: the same pictures in, a word out that edits no layer."""
+    """Textual Inversion: train from the same pictures a word that edits no layer."""
     training(sheet, "monster-word", **ALONE)
     sheet.note(
         "How to",
@@ -347,7 +347,7 @@ The numbers here are for the small demo base. With an SD1.5 checkpoint take `sd1
 
 
 def lock_keys_globally(sheet: Drawing) -> None:
-    """One prompt with the concept's own keys locked, and with all keys locked."""
+    """The same prompt with the concept's own keys locked, and with all keys locked."""
     base, model, clip = concept(sheet, MONSTER)
     prompt = "a photo of a <demo-monster> in the snow"
     plain = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt, local lock", clip=clip, text=prompt)
@@ -371,7 +371,7 @@ Both nodes may stand in one graph; without a trigger word they give the same."""
 
 
 def see_attention(sheet: Drawing) -> None:
-    """Where words looked while a picture was sampled."""
+    """Show where words attend while an image is sampled."""
     base, model, clip = concept(sheet, MONSTER)
     watched = sheet.add("PerfusionWatchAttention", 390, model=model)
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a photo of a <demo-monster> on the grass")
@@ -405,7 +405,7 @@ can be used as any others.""",
 
 
 def train_without_painting(sheet: Drawing) -> None:
-    """As train_a_concept, with masks that the model itself finds."""
+    """As `train_a_concept`, with masks that the model itself finds."""
     base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
     images, _ = pictures(sheet, masked=False)
     links = {"model": base[0], "clip": base[1], "vae": base[2], "images": images[0]}
@@ -430,7 +430,7 @@ Look at the masks before you train for long."""
 
 
 def inspect_gates(sheet: Drawing) -> None:
-    """What two concepts do with a prompt, before anything is sampled."""
+    """Inspect the effect of two concepts on a prompt, before anything is sampled."""
     _, model, clip = concept_pair(sheet)
     positive = sheet.add(
         "CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text="a <demo-monster> and a <demo-robot> on the grass"
@@ -454,7 +454,7 @@ A gate of nearly 0 at its own word: lower the **bias**. Open at all other words 
 
 
 def use_two_concepts(sheet: Drawing) -> None:
-    """Two concepts that were taught apart, in one picture."""
+    """Use two concepts that were trained separately in one image."""
     base, model, clip = concept_pair(sheet)
     text = "a photo of a <demo-monster> and a <demo-robot> in the snow"
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text=text)
@@ -478,7 +478,7 @@ The demo base draws two characters side by side, in a picture twice as wide.""",
 
 
 def two_places(sheet: Drawing) -> None:
-    """Two concepts in one picture, each in its own place."""
+    """Use two concepts in one image, each in its own region."""
     left, right = (half(sheet, x) for x in (0, SIDE))
     base, model, clip = concept_pair(sheet, left, right)
     positive = sheet.add(
@@ -499,7 +499,7 @@ everywhere.""",
 
 
 def keep_layout(sheet: Drawing) -> None:
-    """The plain word's picture, then the concept's in its layout, and without."""
+    """Generate the plain word's image, then the concept's in the same layout and without it."""
     base, model, clip = concept(sheet, MONSTER)
     watched = sheet.add("PerfusionWatchAttention", 390, model=model)
     word, name = (
@@ -525,7 +525,7 @@ its own shape. All three samplers have one seed, one sampler and one number of s
 
 
 def keep_layout_of_a_picture(sheet: Drawing) -> None:
-    """A picture turned back into noise, and the concept drawn from it in the picture's layout."""
+    """Invert a picture to noise, and generate the concept from it in the picture's layout."""
     base, model, clip = concept(sheet, MONSTER)
     loaded = sheet.add("LoadImage", 0, 340, 320, "The picture", image="plain-monster.png")
     scaled = sheet.add("ImageScale", 390, 340, image=loaded[0], upscale_method="area", width=SIDE, height=SIDE, crop="center")
@@ -566,7 +566,7 @@ in `keep_layout`."""
 
 
 def in_base64(name: str) -> str:
-    """One of the demo's concepts as Concept in Workflow holds it."""
+    """Return one of the demo's concepts in the form that Concept in Workflow holds."""
     return base64.b64encode((bootstrap.ROOT / "demo" / "concepts" / name).read_bytes()).decode()
 
 
@@ -574,7 +574,7 @@ def in_base64(name: str) -> str:
 
 
 def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
-    """The demo's four pictures and their masks, as batches."""
+    """Load the demo's four pictures and their masks, as batches; no masks unless `masked`."""
     loaded = [
         sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 180 + 370 * (i // 2), image=f"monster-{i}.png")
         for i in range(4)
@@ -585,7 +585,7 @@ def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
 
 
 def training(sheet: Drawing, prefix: str, **changed: object) -> None:
-    """The demo's pictures taught to its base with TRAINING, and what comes out saved and shown."""
+    """Train a concept from the demo's pictures with the settings TRAINING, save it and show the results."""
     base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
     images, masks = pictures(sheet)
     settings = TRAINING | changed
@@ -598,7 +598,7 @@ def training(sheet: Drawing, prefix: str, **changed: object) -> None:
 
 
 def concept(sheet: Drawing, name: str = "monster_00001.safetensors") -> tuple[Node, tuple, tuple]:
-    """A checkpoint with a concept: the checkpoint's node, and the MODEL and CLIP that know it."""
+    """Apply a concept to a checkpoint; return the checkpoint's node and the MODEL and CLIP with the concept."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
@@ -607,7 +607,7 @@ def concept(sheet: Drawing, name: str = "monster_00001.safetensors") -> tuple[No
 
 
 def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
-    """A checkpoint with the demo's two concepts, each with a region if there are any."""
+    """Apply the demo's two concepts to a checkpoint, each with its region if any are given; return as `concept` does."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     chosen = []
     for i, name in enumerate((MONSTER, ROBOT)):
@@ -621,7 +621,7 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
 
 
 def half(sheet: Drawing, x: int) -> Node:
-    """A mask of a picture of two, white from column x to x + SIDE."""
+    """Add a mask for an image of two characters, white from column x to x + SIDE."""
     sizes = ((0.0, 2 * SIDE), (1.0, SIDE))
     black, white = (sheet.add("SolidMask", -390, 300, value=v, width=w, height=SIDE) for v, w in sizes)
     return sheet.add("MaskComposite", -390, 300, destination=black[0], source=white[0], x=x, y=0, operation="add")
@@ -630,7 +630,7 @@ def half(sheet: Drawing, x: int) -> Node:
 def sample(
     sheet: Drawing, base: Node, model: tuple, positive: tuple, negative: tuple, x: int, title: str, empty: Node | None = None
 ) -> tuple[Node, Node]:
-    """A sampler with a title, and its picture beside it: the sampler's node, and the empty latent's."""
+    """Add a sampler with a title, and its image beside it; return the nodes of the sampler and of the empty latent."""
     empty = empty or sheet.add("EmptyLatentImage", 760, width=SIDE, height=SIDE)
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": empty[0]}
     sampled = sheet.add("KSampler", x, 300, title=title, **links, **SAMPLER)
@@ -639,7 +639,7 @@ def sample(
 
 
 def shown(sheet: Drawing, base: Node, sampled: Node, x: int, title: str) -> None:
-    """What a sampler with a title gave, decoded and saved."""
+    """Decode and save the result of a sampler with a title."""
     decoded = sheet.add("VAEDecode", x, 220, samples=sampled[0], vae=base[2])
     sheet.add("SaveImage", x, 300, 270, f"Picture: {title}", images=decoded[0], filename_prefix="perfusion")
 
@@ -647,7 +647,7 @@ def shown(sheet: Drawing, base: Node, sampled: Node, x: int, title: str) -> None
 def draw(
     sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, width: int = SIDE, **sampler: object
 ) -> tuple[Node, Node]:
-    """Sample and save a picture, of two characters where `width` is two squares: the nodes of the sampler and of the decoder."""
+    """Sample and save an image; return the nodes of the sampler and the decoder. For two characters, `width` is two squares."""
     negative = sheet.add("CLIPTextEncode", x - 410, 360, 100, "Negative prompt", clip=clip, text="")
     empty = sheet.add("EmptyLatentImage", x - 410, width=width, height=SIDE) if "latent_image" not in sampler else None
     latent = {} if empty is None else {"latent_image": empty[0]}

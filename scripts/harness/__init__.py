@@ -1,1 +1,1 @@
-"""What drives a real ComfyUI from outside: its server, its page, graphs and workflows."""
+"""Tools that drive a real ComfyUI from outside: its server, its page, graphs and workflows."""

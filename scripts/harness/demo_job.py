@@ -1,6 +1,6 @@
-"""The demo's job: train a concept on four pictures, generate with it, and lay the results side by side.
+"""Run the demo: train a concept on four pictures, generate with it, and lay out the results side by side.
 
-Runs inside the environment that the set-up made. It submits the very workflows that users drag onto the page.
+Runs inside the environment that the set-up created. It submits the same workflows that users drag onto the page.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ PROMPTS = (
     "a photo of a {} and a robot on the grass",
 )
 BOTH = f"a photo of a {TRIGGER} and a {OTHER} in the snow"
-"""The picture of two concepts, which were taught apart."""
+"""The prompt with two concepts that were trained separately."""
 EACH, SEED = 2, 1
-"""Pictures of each prompt, and of two concepts twice as many; the seed of all of them."""
+"""Number of images for each prompt (twice as many for the prompt with two concepts), and the seed used for all of them."""
 COLUMNS = ("the word, no concept", "the word, concept applied", "the concept")
 
-# What the workflows' nodes and widgets are called.
+# Node classes, node titles and widget names in the workflows.
 LOAD, LOAD_WIDGET = "PerfusionLoadConcept", "concept_name"
 APPLY = "PerfusionApply"
 POSITIVE = "Prompt"
@@ -54,15 +54,15 @@ TALL, MARGIN, LABEL_WIDTH, HEADER = 96, 8, 190, 24
 
 
 class Row(NamedTuple):
-    """A prompt and its pictures."""
+    """A prompt and its images."""
 
     label: str
     groups: list[list[Path]]
-    """For each column its pictures."""
+    """The images of each column."""
 
 
 def main() -> int:
-    """Start the server, train, generate, write the contact sheet, and say what came out."""
+    """Start the server, train, generate, write the contact sheet, and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--setup-seconds", type=float, default=0.0)
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def taught(server: Server) -> Path:
-    """The demo's concept: taught now, or by an earlier run from the very same workflow, pictures, base and code."""
+    """Return the demo's concept file, reusing one that an earlier run trained from the same workflow, pictures, base and code."""
     folder = server.base / "models" / "perfusion"
     sources = [
         WORKFLOWS / "train_a_concept.json",
@@ -108,7 +108,7 @@ def taught(server: Server) -> Path:
 
 
 def train(server: Server) -> Path:
-    """Run the training workflow as it is; return the concept file that it saved."""
+    """Run the training workflow unchanged and return the concept file that it saved."""
     folder = server.base / "models" / "perfusion"
     before = set(folder.glob(f"{PREFIX}*"))
     server.run(to_prompt(read("train_a_concept"), server.object_info()))
@@ -119,7 +119,7 @@ def train(server: Server) -> Path:
 
 
 def generate(server: Server, concept: Path) -> list[Row]:
-    """All prompts in all columns."""
+    """Generate the images of all prompts for all columns."""
     info = server.object_info()
     workflow = read("use_concepts")
     set_widget(workflow, LOAD, LOAD_WIDGET, concept.name, info)
@@ -143,7 +143,7 @@ def generate(server: Server, concept: Path) -> list[Row]:
 
 
 def pair(server: Server, concept: Path) -> Row:
-    """Two concepts in one picture: the one that was just taught, and one that came with the demo."""
+    """Generate images with two concepts: the one that was just trained and one that ships with the demo."""
     info, workflow = server.object_info(), read("use_two_concepts")
     set_widget(workflow, "First concept", LOAD_WIDGET, concept.name, info)
     set_widget(workflow, POSITIVE, "text", BOTH, info)
@@ -154,8 +154,8 @@ def pair(server: Server, concept: Path) -> Row:
 
 
 def contact_sheet(pictures: list[Path], rows: list[Row], both: Row) -> Image.Image:
-    """The training pictures on top; below them a row for each prompt, a group of pictures for each column; then two concepts."""
-    wide = 2 * TALL  # of a picture of two
+    """Draw the training pictures, then a row for each prompt with a group of images for each column, then the two concepts."""
+    wide = 2 * TALL  # the width of an image of two things
     group = EACH * wide + MARGIN
     width = LABEL_WIDTH + len(COLUMNS) * (group + MARGIN) + MARGIN
     top = TALL + 2 * MARGIN + HEADER
@@ -180,13 +180,13 @@ def contact_sheet(pictures: list[Path], rows: list[Row], both: Row) -> Image.Ima
 
 
 def tile(picture: Path, tall: int = TALL) -> Image.Image:
-    """A picture at the height of a sheet's tiles."""
+    """Return a picture scaled to the height of a sheet's tiles."""
     with Image.open(picture) as image:
         return image.convert("RGB").resize((image.width * tall // image.height, tall), Image.Resampling.LANCZOS)
 
 
 def pixels(picture: Path) -> bytes:
-    """What a picture shows."""
+    """Return a picture's RGB pixels, for comparison without file metadata."""
     with Image.open(picture) as image:
         return image.convert("RGB").tobytes()
 
@@ -210,7 +210,7 @@ def read(name: str) -> dict:
 
 @contextmanager
 def timed(what: str) -> Iterator[list[float]]:
-    """A step whose duration is also kept, in the list that this gives."""
+    """Report a step and append its duration in seconds to the yielded list."""
     seconds: list[float] = []
     start = time.monotonic()
     with steps.step(what):

@@ -1,4 +1,4 @@
-"""How far two tensors are apart."""
+"""The distance between two tensors."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def worst(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference, as a share of the largest value."""
+    """Return the largest absolute difference, relative to the largest absolute value of `wanted`."""
     return float((found.double() - wanted.double()).abs().max() / wanted.double().abs().max())

@@ -1,4 +1,4 @@
-"""Pytest's fixtures: one real ComfyUI server for all tests of a process, in a base directory of its own, and its page."""
+"""Pytest fixtures: one real ComfyUI server for all tests of a process, in its own base directory, and its page."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from scripts.setup import bootstrap, browser, steps
 
 
 def pytest_configure() -> None:
-    """A test run that is told to terminate stops its server too."""
+    """Make a test run that is terminated stop its server too."""
     steps.stop_when_terminated()
 
 
 @pytest.fixture(scope="session")
 def setup() -> bootstrap.Setup:
-    """Where ComfyUI and its interpreter are."""
+    """The locations of ComfyUI and its interpreter."""
     return bootstrap.locate()
 
 
 @pytest.fixture(scope="session")
 def base_dir(setup: bootstrap.Setup) -> Path:
-    """The tests' own base directory, empty but for the demo's checkpoint and pictures, and nodes that play other packs: a demo run
-    stays untouched.
+    """A base directory for the tests, so that they leave a demo run untouched.
+
+    It starts with only the demo's checkpoint, pictures and concepts, and a module of nodes that act as other packs.
     """
     base = bootstrap.CACHE / f"test-base{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     for folder in ("input", "output", "temp", "models", "user"):
@@ -48,14 +49,14 @@ def server(setup: bootstrap.Setup, base_dir: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def object_info(server: Server) -> dict[str, dict]:
-    """What the server says of its nodes."""
+    """The server's description of its nodes."""
     return server.object_info()
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser without a window. Not for the whole session: playwright keeps an event loop running, and one of the tests' own
-    would find it.
+    """A headless browser. The scope is not the session, because playwright keeps an event loop running, which would conflict with
+    event loops that tests start themselves.
     """
     with browser.launched() as found:
         yield found
@@ -63,13 +64,13 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def visited(server: Server) -> Server:
-    """The server whose page is opened; a module may have one of its own."""
+    """The server whose page is opened; a module may override it with its own."""
     return server
 
 
 @pytest.fixture(scope="module")
 def opened(chromium: Browser, visited: Server) -> Iterator[Page]:
-    """Its page."""
+    """The page of the visited server."""
     page = Page(chromium, visited)
     yield page
     page.close()
@@ -77,6 +78,6 @@ def opened(chromium: Browser, visited: Server) -> Iterator[Page]:
 
 @pytest.fixture
 def page(opened: Page) -> Page:
-    """The page, on which nothing has gone wrong yet."""
+    """The page, with its list of errors cleared."""
     opened.errors.clear()
     return opened

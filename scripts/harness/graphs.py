@@ -1,4 +1,4 @@
-"""Graphs in API form for tests and benchmarks, and what came out of them."""
+"""Graphs in API form for tests and benchmarks, and access to their results."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Link = list
 
 
 class Graph:
-    """A graph under construction: `add` gives a node, whose outputs are `[id, number]`."""
+    """A graph under construction. `add` returns the id of a node, whose outputs are `[id, number]`."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, dict] = {}
 
     def add(self, class_type: str, **inputs: object) -> str:
-        """Add a node; `a__b` stands for the grown input `a.b`."""
+        """Add a node and return its id; the keyword `a__b` sets the nested input `a.b`."""
         key = str(len(self.nodes) + 1)
         named = {name.replace("__", "."): value for name, value in inputs.items()}
         self.nodes[key] = {"class_type": class_type, "inputs": named}
         return key
 
     def checkpoint(self, name: str = CHECKPOINT) -> tuple[Link, Link, Link]:
-        """A checkpoint's MODEL, CLIP and VAE; by default the demo base's."""
+        """Load a checkpoint, by default the demo's base; return its MODEL, CLIP and VAE."""
         key = self.add("CheckpointLoaderSimple", ckpt_name=name)
         return [key, 0], [key, 1], [key, 2]
 
     def pictures(self, count: int = 4) -> tuple[Link, Link]:
-        """The demo's pictures and masks, batched; a single one as it is, for older hosts batch no fewer than two."""
+        """Load the demo's pictures and masks as batches; a single one is not batched, because older hosts need at least two."""
         keys = [self.add("LoadImage", image=f"monster-{i}.png") for i in range(count)]
         if count == 1:
             return [keys[0], 0], [keys[0], 1]
@@ -43,7 +43,7 @@ class Graph:
         return [images, 0], [masks, 0]
 
     def train(self, model: Link, clip: Link, vae: Link, images: Link, masks: Link | None = None, **widgets: object) -> str:
-        """A short training of the demo's monster."""
+        """Add a short training of the demo's monster."""
         inputs = {
             "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 4, "size": 64, "seed": 0, "word_rate": 3e-4,
             "output_rate": 0.03, "train_bias": 0.75, "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5,
@@ -61,7 +61,7 @@ class Graph:
         )
 
     def load(self, name: str, **settings: object) -> Link:
-        """Load a concept; with settings if any are given."""
+        """Load a concept, and apply settings to it if any are given."""
         concept = [self.add("PerfusionLoadConcept", concept_name=name), 0]
         if settings:
             given = {"bias": 0.6, "temperature": 0.15, "strength": 1.0, "trigger": ""} | settings
@@ -74,13 +74,13 @@ class Graph:
         return [key, 0], [key, 1]
 
     def text(self, clip: Link, text: str) -> Link:
-        """Encode a prompt by the host's own node."""
+        """Encode a prompt with the host's own node."""
         return [self.add("CLIPTextEncode", clip=clip, text=text), 0]
 
     def sample(
         self, model: Link, positive: Link, negative: Link, steps: int = 3, cfg: float = 3.0, seed: int = 1, width: int = 64
     ) -> Link:
-        """Sample a latent of 64 pixels by the host's own KSampler; of two things in a picture twice as wide."""
+        """Sample a latent 64 pixels high and `width` pixels wide with the host's KSampler; an image of two things takes 128."""
         empty = self.add("EmptyLatentImage", width=width, height=64, batch_size=1)
         key = self.add(
             "KSampler", model=model, positive=positive, negative=negative, latent_image=[empty, 0], seed=seed, steps=steps, cfg=cfg,
@@ -93,7 +93,7 @@ _counter = itertools.count()
 
 
 def latents(server: Server, graph: Graph, *samples: Link) -> list[torch.Tensor]:
-    """Run the graph and give these latents as they were sampled, float32 [1, 4, 8, width / 8]."""
+    """Run the graph and return these latents as sampled, each float32 [1, 4, 8, width / 8]."""
     prefixes = [f"latents/{next(_counter)}" for _ in samples]
     for prefix, sample in zip(prefixes, samples, strict=True):
         graph.add("SaveLatent", samples=sample, filename_prefix=prefix)
@@ -102,5 +102,5 @@ def latents(server: Server, graph: Graph, *samples: Link) -> list[torch.Tensor]:
 
 
 def concepts(server: Server) -> set[Path]:
-    """The concept files that there are."""
+    """Return the concept files in the server's base directory."""
     return set((server.base / "models" / "perfusion").glob("*.safetensors"))

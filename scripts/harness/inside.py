@@ -1,4 +1,7 @@
-"""For scripts, tests and benchmarks: the host's own modules in this process. See `perfusion_fleet.inside`, which is published."""
+"""Access to the host's modules in this process, for scripts, tests and benchmarks.
+
+Re-exports `perfusion_fleet.inside`, which ships with the pack.
+"""
 
 from perfusion_fleet.inside import PACK, enter, enter_with_pack, part
 

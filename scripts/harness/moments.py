@@ -1,4 +1,4 @@
-"""A graph on its way, followed until something is told of it; and a base directory whose server can be looked into."""
+"""Follow a running graph until the server reports a given event, and set up a base directory whose server can be inspected."""
 
 from __future__ import annotations
 
@@ -13,24 +13,29 @@ from scripts.harness.server import Server, ServerError
 from scripts.setup import bootstrap
 
 Moment = Callable[[dict], bool]
-"""Whether a message of the server's, {"type": …, "data": …}, tells of the moment; a preview's type is "preview"."""
+"""Whether a message from the server, {"type": …, "data": …}, reports the event; the type of a preview image is "preview"."""
 FINISHED = ("execution_success", "execution_error", "execution_interrupted")
 
 
 def base_with_spy(setup: bootstrap.Setup, name: str) -> Path:
-    """A fresh base directory with the nodes of `spy.py`."""
+    """Create a fresh base directory with the nodes of `spy.py`."""
     base = bootstrap.fresh_base(setup, name)
     shutil.copyfile(Path(__file__).with_name("spy.py"), base / "custom_nodes" / "spy.py")
     return base
 
 
 def forget_finished(base: Path) -> None:
-    """Delete what is kept of the training that ended last: a server that starts would go on from its end, and teach nothing."""
+    """Delete the state kept of the last finished training; a new server would resume from its end and train nothing."""
     shutil.rmtree(base / "models" / "perfusion" / ".work" / "finished", ignore_errors=True)
 
 
 def queued_until(server: Server, graph: dict, moment: Moment, timeout: float = 300) -> str:
-    """Queue a graph and wait for a moment of it; the graph's id. ServerError where it ends before."""
+    """Queue a graph, wait for the event, and return the graph's id.
+
+    Raises:
+        ServerError: The graph ended before the event, or the server closed the connection.
+        asyncio.TimeoutError: The event did not come within `timeout` seconds.
+    """
     return asyncio.run(asyncio.wait_for(_follow(server, graph, moment), timeout))
 
 
@@ -49,7 +54,7 @@ async def _follow(server: Server, graph: dict, moment: Moment) -> str:
 
 
 def progress(node: str, steps: int, value: int) -> Moment:
-    """A node has come so far on a way of `steps`."""
+    """Return a predicate for the event that a node with `steps` steps has reached at least step `value`."""
 
     def come(told: dict) -> bool:
         data = told.get("data") or {}

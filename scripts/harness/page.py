@@ -1,4 +1,4 @@
-"""ComfyUI's page in a browser without a window, worked with mouse and keyboard as a person does."""
+"""ComfyUI's page in a headless browser, operated with mouse and keyboard as a user does."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ ON_SCREEN = """([x, y]) => {
     return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale];
 }"""
 SEARCH = re.compile(r"Add a node\.\.\.|Search Nodes\.\.\.")
-"""What the search box says while it is empty, in newer and older pages."""
+"""Placeholder of the search box, in newer and older pages."""
 OLD = "0.16.3"
 OLD_JOBS = re.compile(r"\[Jobs API\] .*\"preview_output\",\s+\"filename\"", re.DOTALL)
-"""The page of that ComfyUI on its own server's list of jobs, where a job shows text alone, as with the host's Preview as Text."""
+"""An error that the page of version `OLD` logs about its own server's job list when a job outputs only text (Preview as Text)."""
 TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).element"
 
 
 class Page:
-    """The page of a server, and what a person does on it. Nodes go by their ids."""
+    """The page of a server and the actions of a user on it. Nodes are identified by their ids."""
 
     def __init__(self, browser: Browser, server: Server) -> None:
         self.server, self.errors, self.done = server, [], set()
@@ -49,10 +49,10 @@ class Page:
         self.tab.goto(server.address)
         self.tab.wait_for_function(READY, timeout=120_000)
         self.tab.wait_for_load_state("networkidle")
-        if newcomer:  # the host shows its templates to them, be it late
+        if newcomer:  # the host shows them its templates, possibly with a delay
             self.tab.locator("[role=dialog]").first.wait_for()
             self.close_dialogs()
-        # What the host itself says while it starts is not ours to answer for.
+        # Listen only from here on: errors that the host logs during startup are not the pack's.
         self.tab.on("console", self._heard)
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
 
@@ -62,19 +62,19 @@ class Page:
             self.errors.append(f"{said.text} {said.location}")
 
     def close(self) -> None:
-        """Leave the page."""
+        """Close the page."""
         self.tab.context.close()
 
     def ask(self, script: str, *given: object) -> Any:
-        """What a function of the page says."""
+        """Evaluate a JavaScript function in the page, with `given` as its array argument, and return its result."""
         return self.tab.evaluate(script, list(given))
 
     def command(self, name: str) -> None:
-        """One of the host's commands, as from its menu."""
+        """Execute one of the host's commands, as from its menu."""
         self.tab.evaluate("name => app.extensionManager.command.execute(name)", name)
 
     def empty(self) -> None:
-        """A new, empty canvas, at its natural size."""
+        """Open a new, empty canvas with a fixed scale and offset."""
         self.command("Comfy.NewBlankWorkflow")
         self.close_dialogs()
         self.tab.evaluate(
@@ -82,14 +82,14 @@ class Page:
         )
 
     def close_dialogs(self) -> None:
-        """Close what the host has opened over the canvas."""
+        """Close the dialogs that the host has opened over the canvas."""
 
         def closed() -> bool:
             if self.tab.locator("[role=dialog]").count() == 0:
                 return True
             self.tab.keyboard.press("Escape")
             self.tab.wait_for_timeout(300)
-            # In older pages the key reaches no dialog, but a click beside it does.
+            # In older pages Escape does not close a dialog, but a click beside it does.
             if self.tab.locator("[role=dialog]").count() > 0:
                 self.tab.mouse.click(900, 30)
             return False
@@ -99,34 +99,34 @@ class Page:
     # ---- nodes ---------------------------------------------------------------------------------------------------------------
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point of the canvas is on the screen."""
+        """Return the screen coordinates of a point of the canvas."""
         return tuple(self.ask(ON_SCREEN, x, y))
 
     def nodes(self) -> list[int]:
-        """The ids of all."""
+        """Return the ids of all nodes."""
         return self.tab.evaluate("() => app.graph._nodes.map(node => node.id)")
 
     def of_type(self, name: str) -> list[int]:
-        """The ids of all nodes of a type."""
+        """Return the ids of all nodes of a type."""
         return self.ask("([type]) => app.graph._nodes.filter(node => node.type === type).map(node => node.id)", name)
 
     def value(self, node: int, widget: str) -> Any:
-        """What a widget holds."""
+        """Return a widget's value."""
         return self.ask("([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).value", node, widget)
 
     def card(self, node: int) -> Locator:
-        """What a node shows of its concept."""
+        """Return the element in which a node shows its concept."""
         script = "([id]) => { app.graph.getNodeById(id).widgets.find(each => each.name === 'card').element.id = `card-${id}`; }"
         self.ask(script, node)
         return self.tab.locator(f"#card-{node}")
 
     def add(self, name: str, x: float, y: float) -> int:
-        """Search a node by its name, put it down and drag it to a point of the canvas; its id."""
+        """Search for a node by name, place it, drag it to a point of the canvas, and return its id."""
         before, free = set(self.nodes()), (1000, 950)
         box = self.tab.get_by_placeholder(SEARCH)
 
         def opened() -> bool:
-            # A busy machine may take the two clicks for single ones.
+            # On a busy machine the double click may be registered as two single clicks.
             self.tab.mouse.dblclick(*free)
             self.tab.wait_for_timeout(700)
             return box.is_visible()
@@ -136,7 +136,7 @@ class Page:
         self.tab.get_by_text(name, exact=True).or_(self.tab.locator("[role=option]", has_text=name)).first.wait_for()
 
         def placed() -> bool:
-            # Older pages hear the key only once they have marked what they found.
+            # Older pages respond to the key only after a search result is highlighted.
             if box.is_visible():
                 self.tab.keyboard.press("Enter")
                 self.tab.wait_for_timeout(300)
@@ -144,7 +144,7 @@ class Page:
 
         self.wait(placed, f"a node {name}")
         (found,) = set(self.nodes()) - before
-        # It hangs on the mouse, a ghost, until a click puts it down; older pages put a blueprint down at once.
+        # The node follows the mouse as a ghost until a click places it; older pages place a blueprint immediately.
         ghost = "([id]) => app.graph.getNodeById(id).flags.ghost === true"
         self.tab.wait_for_timeout(1000)
         self.tab.mouse.click(*free)
@@ -155,7 +155,7 @@ class Page:
         return found
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Press the mouse button at one place of the screen and let it go at another; no faster than a hand."""
+        """Drag the mouse from one point of the screen to another, at the speed of a hand."""
         self.tab.mouse.move(*start)
         self.tab.wait_for_timeout(100)
         self.tab.mouse.down()
@@ -164,7 +164,7 @@ class Page:
             self.tab.mouse.move(*(a + part * (b - a) for a, b in zip(start, end, strict=True)))
         self.tab.wait_for_timeout(50)
         self.tab.mouse.up()
-        self.tab.wait_for_timeout(500)  # or a next press would make it a double click
+        self.tab.wait_for_timeout(500)  # otherwise the next press could count as a double click
 
     def connect(self, source: int, output: str, target: int, given: str) -> None:
         """Draw a link from an output to an input."""
@@ -187,22 +187,22 @@ class Page:
         box.press("Enter")
 
     def choose(self, node: int, widget: str, option: str) -> None:
-        """Choose from a list."""
+        """Choose an option of a combo widget."""
         self.tab.mouse.click(*self.at(*self.ask(WIDGET, node, widget)))
         self.tab.locator(".litecontextmenu .litemenu-entry", has_text=option).click()
 
     def help(self, node: int) -> None:
-        """Open a node's help, with the button that stands over it once it is chosen."""
+        """Open a node's help with the button that appears above it when it is selected."""
         self.select(node)
         self.tab.get_by_test_id("info-button").click()
 
     def select(self, node: int) -> None:
-        """Choose a node by a click on its title."""
+        """Select a node by a click on its title."""
         left, top = self.ask("([id]) => [...app.graph.getNodeById(id).pos]", node)
         self.tab.mouse.click(*self.at(left + 60, top - 15))
 
     def browse(self, pack: str) -> Locator:
-        """Look at a pack's workflows in the template browser."""
+        """Open the template browser at a pack's workflows and return its dialog."""
         self.command("Comfy.BrowseTemplates")
         dialog = self.tab.get_by_role("dialog").last
         dialog.get_by_text(pack, exact=True).first.click()
@@ -211,12 +211,12 @@ class Page:
     def template(self, pack: str, name: str) -> None:
         """Open a workflow of a pack from the template browser."""
         dialog = self.browse(pack)
-        # The list grows as one scrolls; searching is quicker.
+        # The list loads more entries on scrolling; searching is quicker.
         dialog.get_by_placeholder("Search").fill(name)
         found = dialog.get_by_text(name, exact=True).first
 
         def opened() -> bool:
-            # While it finds, it moves what it has found away from under the mouse.
+            # The results may still move from under the mouse while the search is updating.
             if dialog.is_visible():
                 found.click()
                 self.tab.wait_for_timeout(1500)
@@ -237,7 +237,7 @@ class Page:
         self.ask(script, base64.b64encode(picture.read_bytes()).decode(), picture.name)
 
     def shorten(self, widgets: Mapping[str, Mapping[str, float]]) -> None:
-        """Set widgets of all nodes of a type, without the mouse."""
+        """Set widgets by node type and widget name, on all nodes of these types, without the mouse."""
         script = """([wanted]) => app.graph._nodes.forEach(node => Object.entries(wanted[node.type] ?? {}).forEach(
             ([name, value]) => { node.widgets.find(each => each.name === name).value = value; }))"""
         self.ask(script, widgets)
@@ -250,7 +250,7 @@ class Page:
         self.tab.get_by_test_id("queue-button").first.click()
 
     def finish(self, timeout: float = 300) -> dict:
-        """Wait for the end of what was started; its history."""
+        """Wait for the end of the run that was started and return its history entry."""
         found: list[dict] = []
 
         def finished() -> bool:
@@ -261,12 +261,12 @@ class Page:
         return found[0]
 
     def run(self, timeout: float = 300) -> dict:
-        """Press Run and wait for the end; the history of what was run."""
+        """Press Run, wait for the end, and return the history entry of the run."""
         self.start()
         return self.finish(timeout)
 
     def wait(self, ready: Callable[[], bool], what: str, timeout: float = 20) -> None:
-        """Until something is so."""
+        """Wait until `ready` returns True; AssertionError after `timeout` seconds."""
         end = time.monotonic() + timeout
         while not ready():
             if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""A real ComfyUI server in a process of its own, and the few calls that the demo and the tests make to it."""
+"""A real ComfyUI server in its own process, and the calls that the demo and the tests make to it."""
 
 from __future__ import annotations
 
@@ -19,28 +19,31 @@ from scripts.setup.steps import SetupError
 
 HOST = "127.0.0.1"
 LOG_LINES_IN_ERRORS = 15
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy has no business on this machine's own address
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for a local address
 
 
 class ServerError(SetupError):
-    """The server did not start, died, or did not answer."""
+    """The server did not start, died, or did not answer as expected."""
 
 
 class GraphError(Exception):
-    """The server refused a graph, or a node of it failed.
+    """The server rejected a graph, or one of its nodes failed.
 
-    `node_class` and `node_id` name the node, where one is to blame; `messages` are its exceptions' or validation errors'
-    texts; `interrupted` tells a stopped graph from a failed one.
+    Attributes:
+        messages: Texts of the exceptions or validation errors.
+        node_class: Class of the node that caused the error, empty if there is none.
+        node_id: Id of that node, empty if there is none.
+        interrupted: Whether the graph was interrupted rather than failed.
     """
 
     def __init__(self, messages: list[str], node_class: str = "", node_id: str = "", interrupted: bool = False) -> None:
-        """Keep the parts and put them into one line."""
+        """Store the parts and join them into a one-line message."""
         self.messages, self.node_class, self.node_id, self.interrupted = messages, node_class, node_id, interrupted
         super().__init__(": ".join(part for part in (node_class, "; ".join(messages)) if part))
 
 
 class Server:
-    """Starts ComfyUI when entered, stops it when left."""
+    """A ComfyUI server process; as a context manager it starts on entry and stops on exit."""
 
     def __init__(
         self,
@@ -52,9 +55,16 @@ class Server:
         threads: int | None = None,
         log_name: str = "server.log",
     ) -> None:
-        """Port None or 0 takes a free one; `base` is the base directory, if not the set-up's; `arguments` go to main.py.
+        """Describe a server without starting it.
 
-        `threads` limits those that compute, for servers side by side; of one base directory, these need logs of their own.
+        Args:
+            setup: The locations of ComfyUI and its interpreter.
+            port: The port; None or 0 picks a free one.
+            base: The base directory, if not the set-up's.
+            arguments: Additional arguments to main.py.
+            start_timeout: Seconds within which the server must answer after it is started.
+            threads: Limit on the number of compute threads, for several servers side by side.
+            log_name: Name of the log file in the base directory; servers that share a base directory need different ones.
         """
         self.setup = setup
         self.base = base or setup.base
@@ -67,7 +77,7 @@ class Server:
 
     @property
     def address(self) -> str:
-        """Where a browser finds the server."""
+        """The server's URL."""
         return f"http://{HOST}:{self.port}"
 
     def __enter__(self) -> Server:
@@ -102,7 +112,7 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop the server, gently first."""
+        """Terminate the server; kill it if it has not ended after 15 seconds."""
         if self.process is None:
             return
         self.process.terminate()
@@ -113,7 +123,7 @@ class Server:
             self.kill()
 
     def kill(self) -> None:
-        """End the server as nothing can be prepared for."""
+        """Kill the server, without a chance to clean up."""
         if self.process is None:
             return
         self.process.kill()
@@ -121,19 +131,19 @@ class Server:
         self.process = None
 
     def log(self) -> str:
-        """All that the server has printed since it was started."""
+        """Return everything that the server has printed since it was started."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
 
     def get(self, path: str) -> Any:
-        """GET a path: parsed, if it is JSON, else as bytes."""
+        """GET a path; return the parsed content if it is JSON, otherwise bytes."""
         return self._request(path)
 
     def post(self, path: str, body: dict) -> Any:
-        """POST a JSON body."""
+        """POST a JSON body; return the answer as `get` does."""
         return self._request(path, body)
 
     def object_info(self) -> dict[str, dict]:
-        """What the server says of each node class: inputs, outputs, display name."""
+        """Return the server's description of each node class: inputs, outputs, display name."""
         return self.get("/object_info")
 
     def run(self, graph: dict, timeout: float = 3600) -> dict:
@@ -141,7 +151,7 @@ class Server:
         return self.wait(self.queue(graph), timeout)
 
     def queue(self, graph: dict) -> str:
-        """Queue a graph; return its id. A graph with any invalid part is refused whole."""
+        """Queue a graph and return its id. A graph with any invalid part is rejected as a whole, with GraphError."""
         try:
             answer = self.post("/prompt", {"prompt": graph})
         except urllib.error.HTTPError as error:
@@ -149,7 +159,7 @@ class Server:
             if error.code != 400:
                 raise ServerError(f"expected the server to take the graph, but it answered {error.code}: {text}") from None
             raise _refusal(json.loads(text)) from None
-        if answer.get("node_errors"):  # the server runs the outputs that are valid and drops the rest
+        if answer.get("node_errors"):  # the server would run the valid outputs and drop the rest
             self.post("/queue", {"delete": [answer["prompt_id"]]})
             self.interrupt(answer["prompt_id"])
             raise _refusal(answer)
@@ -167,18 +177,18 @@ class Server:
         raise ServerError(f"expected the graph to finish in {timeout:.0f} s, but it did not; see {self.log_file}.")
 
     def interrupt(self, prompt_id: str | None = None) -> None:
-        """Interrupt the running graph, or only if it is this one."""
+        """Interrupt the running graph; with a `prompt_id`, only if that graph is running."""
         self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
     def free(self) -> None:
-        """Have the server unload its models and forget cached results, before it runs the next graph."""
+        """Make the server unload its models and drop cached results, and wait until it has."""
         self.post("/free", {"unload_models": True, "free_memory": True})
-        # A worker that was just falling asleep misses the request; a graph wakes it, and after a graph it looks for requests.
+        # A worker about to go to sleep misses the request; running a graph wakes it, and it handles requests after a graph.
         number = {"class_type": "PrimitiveInt", "inputs": {"value": 0}}
         self.run({"1": number, "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}})
 
     def outputs(self, history: dict, node_id: str | int | None = None, kind: str = "output") -> list[Path]:
-        """The pictures that a finished graph saved (`kind` "temp": previewed), of all its nodes or of one."""
+        """Return the images that a finished graph saved (with `kind` "temp": previewed), of all its nodes or of one."""
         found = []
         for node, result in history["outputs"].items():
             if node_id is None or node == str(node_id):
@@ -186,7 +196,7 @@ class Server:
         return [self.base / image["type"] / image["subfolder"] / image["filename"] for image in found]
 
     def _request(self, path: str, body: dict | None = None, timeout: float = 60) -> Any:
-        """One HTTP request; a dead server gives its last words."""
+        """Send one HTTP request; if the server has died, the error quotes the end of its log."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         try:
@@ -222,14 +232,14 @@ class Server:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is currently free."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
 
 
 def _check_port_free(port: int) -> None:
-    """Fail if somebody listens on this port, or may not."""
+    """Raise ServerError if another program listens on this port."""
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise ServerError(
@@ -240,7 +250,7 @@ def _check_port_free(port: int) -> None:
 
 @functools.cache
 def _has_accelerator(python: Path) -> bool:
-    """Whether this interpreter's torch sees a graphics card."""
+    """Whether this interpreter's torch finds an accelerator (CUDA, MPS or XPU)."""
     code = "import torch as t; print(t.cuda.is_available() or t.backends.mps.is_available() or t.xpu.is_available())"
     answer = subprocess.run([str(python), "-c", code], env=clean_environment(), capture_output=True, text=True)
     if answer.returncode:
@@ -250,7 +260,7 @@ def _has_accelerator(python: Path) -> bool:
 
 
 def _refusal(answer: dict) -> GraphError:
-    """The error for a graph that did not validate."""
+    """Build the error for a graph that failed validation."""
     for node_id, blamed in (answer.get("node_errors") or {}).items():
         messages = [": ".join(filter(None, (error["message"], error.get("details")))) for error in blamed["errors"]]
         return GraphError(messages, blamed["class_type"], node_id)
@@ -263,7 +273,7 @@ def _refusal(answer: dict) -> GraphError:
 
 
 def _raise_if_failed(entry: dict) -> None:
-    """Raise GraphError for a history entry that tells of a failure or an interruption."""
+    """Raise GraphError if a history entry reports a failure or an interruption."""
     for name, told in entry["status"].get("messages", []):
         if name == "execution_error":
             raise GraphError([told["exception_message"].strip()], told["node_type"], str(told["node_id"]))

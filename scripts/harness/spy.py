@@ -1,4 +1,4 @@
-"""A node for measuring, which benchmarks put into a server's custom nodes: what the process holds, and what time it believes in."""
+"""Nodes that benchmarks copy into a server's custom nodes, to count the objects its process holds and to change its clock."""
 
 import ctypes
 import gc
@@ -11,13 +11,13 @@ from collections import Counter
 import torch
 
 KINDS = ("ModelPatcher", "CLIP", "Concept", "Applied", "Edit", "Projections", "Student", "Lesson", "Recorder", "CFGGuider")
-"""Classes, of the host and of the pack, whose objects must not pile up."""
+"""Classes of the host and of the pack whose instances must not accumulate."""
 TRACES = ("weight patches", "wrappers", "hooks", "replaced forwards", "gradients")
 _now = time.time
 
 
 def held() -> dict[str, int]:
-    """Counts of what could be left behind: objects, patches, hooks, and modules whose forward was replaced."""
+    """Count what could be left behind: objects, patches, hooks, modules whose forward was replaced, weights with gradients."""
     gc.collect()
     counts: Counter[str] = Counter(dict.fromkeys((*KINDS, *TRACES), 0))
     for each in gc.get_objects():
@@ -40,36 +40,36 @@ def _resident() -> int:
 
 
 class Spy:
-    """Tells what the process holds, as text."""
+    """Reports the counts of `held` and the resident memory in bytes, before and after `malloc_trim`, as JSON text."""
 
     CATEGORY, FUNCTION, OUTPUT_NODE = "measuring", "look", True
     RETURN_TYPES = ()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """`samples` are drawn before, and what drew them is still there; `asked` makes each look another one."""
+        """`samples` makes the node run after sampling, with the model still loaded; a new `asked` defeats the host's cache."""
         return {"required": {"samples": ("LATENT",), "asked": ("INT", {"default": 0})}}
 
     def look(self, samples: dict, asked: int) -> dict:
-        """Look."""
+        """Collect garbage, count, and return the counts."""
         counts, resident = held(), _resident()
         ctypes.CDLL(None).malloc_trim(0)
         return {"ui": {"text": [json.dumps(counts | {"resident": resident, "in use": _resident()})]}}
 
 
 class Clock:
-    """Has this process's clock run backwards."""
+    """Makes this process's clock run backwards."""
 
     CATEGORY, FUNCTION, OUTPUT_NODE = "measuring", "turn", True
     RETURN_TYPES = ()
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """Seconds that it is set back at each look at it; 0 for the true clock."""
+        """Each reading of the clock is set back by another `seconds`; 0 restores the true clock."""
         return {"required": {"seconds": ("INT", {"default": 0})}}
 
     def turn(self, seconds: int) -> dict:
-        """Turn it."""
+        """Replace or restore `time.time`."""
         looks = itertools.count(1)
         time.time = (lambda: _now() - seconds * next(looks)) if seconds else _now
         return {"ui": {"text": [str(seconds)]}}

@@ -1,10 +1,10 @@
-"""From a workflow as the page saves it to the prompt that the page would send to the server.
+"""Convert a workflow as saved by the page to the prompt that the page would send to the server.
 
-A saved workflow is a drawing: nodes with sockets, links between them, and the widgets' values by position. A prompt is the
-bare graph: for each node its class and its inputs by name. What the page does in between is done here: bypassed and muted
-nodes, Reroute and Primitive nodes, notes, the "control after generate" value behind each seed, growing inputs and combos that
-bring inputs of their own (those are named `group.input` in both forms). Not done: subgraphs, and the random choice in texts
-such as `{red|blue}`.
+A saved workflow describes the canvas: nodes with sockets, links between them, and widget values by position. A prompt is the
+bare graph: each node's class and its inputs by name. This module does the page's conversion: it handles bypassed and muted
+nodes, Reroute and Primitive nodes, notes, the "control after generate" value after each seed, growing inputs, and combos that
+add inputs of their own (named `group.input` in both forms). It does not support subgraphs or the random choice in texts such
+as `{red|blue}`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ CONTROLS = {"fixed", "increment", "decrement", "randomize", "increment-wrap"}
 
 
 class WorkflowError(ValueError):
-    """The workflow cannot be what the page would save, or holds what this module does not convert."""
+    """The workflow is not one that the page would save, or contains something that this module does not convert."""
 
 
 class Link(NamedTuple):
-    """Where a link comes from: a node and the number of its output."""
+    """The origin of a link: a node and the index of its output."""
 
     node: str
     output: int
@@ -38,13 +38,13 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Literal:
-    """A value that comes along a link, from a Primitive node."""
+    """A constant value that a link carries from a Primitive node."""
 
     value: Any
 
 
 class Entry(NamedTuple):
-    """One position of a node's widgets_values. `sent` is false for what the page keeps to itself."""
+    """One position of a node's widgets_values. `sent` is False for values that the page does not send to the server."""
 
     name: str
     value: Any
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
 
 
 def to_prompt(workflow: dict, object_info: dict) -> dict:
-    """Convert a workflow in the page's form to a prompt in API form."""
+    """Convert a workflow in the page's form to a prompt in API form; WorkflowError if that is not possible."""
     graph = _Graph(workflow)
     prompt = {}
     for key, node in graph.nodes.items():
@@ -75,7 +75,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
 
 
 def find_nodes(workflow: dict, node: int | str) -> list[dict]:
-    """All nodes with this id, else with this title, else of this class; WorkflowError if there are none."""
+    """Return all nodes with this id, else with this title, else of this class; WorkflowError if there are none."""
     for matches in (
         lambda candidate: str(candidate["id"]) == str(node),
         lambda candidate: candidate.get("title") == node,
@@ -88,7 +88,7 @@ def find_nodes(workflow: dict, node: int | str) -> list[dict]:
 
 
 def find_node(workflow: dict, node: int | str) -> dict:
-    """The one node of `find_nodes`; WorkflowError if there are more."""
+    """Return the only node that `find_nodes` finds; WorkflowError if there are none or several."""
     found = find_nodes(workflow, node)
     if len(found) > 1:
         raise WorkflowError(f"{len(found)} nodes are called {node!r}: {[candidate['id'] for candidate in found]}")
@@ -96,7 +96,7 @@ def find_node(workflow: dict, node: int | str) -> dict:
 
 
 def set_widget(workflow: dict, node: int | str, name: str, value: Any, object_info: dict) -> None:
-    """Set a widget of the node with this id, title or class (see find_node), in place."""
+    """Set a widget of the node with this id, title or class (see `find_node`), in place."""
     found = find_node(workflow, node)
     info = _info(found, object_info)
     entries = list(_entries(found, info))
@@ -112,7 +112,7 @@ def set_widget(workflow: dict, node: int | str, name: str, value: Any, object_in
 
 
 class _Graph:
-    """The nodes and links of a workflow, and where a value really comes from."""
+    """The nodes and links of a workflow, and the actual sources of its values."""
 
     def __init__(self, workflow: dict) -> None:
         self.nodes: dict[str, dict] = {str(node["id"]): node for node in workflow["nodes"]}
@@ -124,7 +124,7 @@ class _Graph:
                 self.links[link[0]] = Link(str(link[1]), link[2])
 
     def source(self, socket: dict, kind: str, seen: frozenset[Link] = frozenset()) -> Link | Literal | None:
-        """Follow an input's link back to a node that runs; `kind` is the type that the consumer asks for."""
+        """Follow an input's link back to a node that runs; `kind` is the type that the consumer expects."""
         link = self.links.get(socket.get("link"))  # type: ignore[arg-type]
         node = self.nodes.get(link.node) if link else None
         if link is None or node is None:
@@ -146,7 +146,10 @@ class _Graph:
 
 
 def _bypass_input(node: dict, output: int, kind: str) -> dict | None:
-    """The input that a bypassed node hands on as this output: the one in its place if it fits, else the first that does."""
+    """Return the input that a bypassed node passes through as this output.
+
+    It is the input at the same index if its type fits, otherwise the first one that fits; None if there is none.
+    """
     inputs = node.get("inputs", [])
     own = node["outputs"][output]["type"]
     if kind in ("*", ""):
@@ -166,7 +169,7 @@ def _fits(one: Any, other: Any) -> bool:
 
 
 def _info(node: dict, object_info: dict) -> dict:
-    """What the server says of this node's class."""
+    """Return the server's description of this node's class."""
     try:
         return object_info[node["type"]]
     except KeyError:
@@ -174,7 +177,7 @@ def _info(node: dict, object_info: dict) -> dict:
 
 
 def _entries(node: dict, info: dict) -> Iterator[Entry]:
-    """The positions of a node's widgets_values, in the page's order; what was not saved has its default."""
+    """Yield the entries of a node's widgets_values, in the page's order; entries that were not saved have their defaults."""
     values = node.get("widgets_values") or []
     position = itertools.count()
 
@@ -207,7 +210,7 @@ def _entries(node: dict, info: dict) -> Iterator[Entry]:
 
 
 def _specs(inputs: dict, order: dict | None = None) -> list[tuple[str, list]]:
-    """A node's inputs as the page orders them: required ones, then optional ones."""
+    """Return a node's inputs in the page's order: required ones, then optional ones."""
     specs = []
     for group in ("required", "optional"):
         members = inputs.get(group) or {}
@@ -217,7 +220,7 @@ def _specs(inputs: dict, order: dict | None = None) -> list[tuple[str, list]]:
 
 
 def _kind(spec: list) -> tuple[str, dict]:
-    """An input's type and options; a list of choices in place of a type is a combo."""
+    """Return an input's type and options; a list of choices in place of a type is a combo."""
     options = spec[1] if len(spec) > 1 and spec[1] else {}
     if isinstance(spec[0], list):
         return "COMBO", options | {"options": spec[0]}
@@ -225,7 +228,7 @@ def _kind(spec: list) -> tuple[str, dict]:
 
 
 def _default(kind: str, options: dict) -> Any:
-    """What a fresh widget holds."""
+    """Return the value of a new widget."""
     if "default" in options:
         return options["default"]
     choices = options.get("options") or [None]
@@ -235,7 +238,7 @@ def _default(kind: str, options: dict) -> Any:
 
 
 def _controls(name: str, kind: str, options: dict) -> list[str]:
-    """The values that the page keeps behind this widget for changing it after each run."""
+    """Return the names of the values that the page keeps after this widget to control how it changes after each run."""
     by_default = kind == "INT" and name.rpartition(".")[2] in ("seed", "noise_seed")
     asked = options.get("control_after_generate")
     if not (by_default if asked is None else asked):
@@ -244,7 +247,7 @@ def _controls(name: str, kind: str, options: dict) -> list[str]:
 
 
 def _control_default(control: str, options: dict) -> str:
-    """What a fresh control holds."""
+    """Return the value of a new control."""
     if control.endswith(" filter"):
         return ""
     asked = options.get("control_after_generate")

@@ -1,1 +1,1 @@
-"""What is done before a release: checks, other hosts, the compatibility page."""
+"""Release tasks: checks, test runs on other host versions, the compatibility page."""

@@ -1,4 +1,4 @@
-"""What docs/compatibility.md claims: rows of what concepts are used with, each with the test that shows it or a sentence."""
+"""The claims of docs/compatibility.md: rows of things that concepts are used with, each with its test or a sentence."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ KINDS = "Refused: *Perfusion needs a Stable Diffusion 1, 2 or XL model; this is 
 
 @dataclass(frozen=True)
 class Tried:
-    """A test by its id beneath tests/, without the parts in brackets if all of them are meant."""
+    """A test, given by its id below tests/; an id without a part in brackets stands for all runs of a parametrized test."""
 
     id: str
 
     @property
     def path(self) -> str:
-        """What pytest is asked for."""
+        """The test's id as an argument to pytest."""
         return f"tests/{self.id}"
 
     def runs(self, known: Iterable[str]) -> list[str]:
-        """Those of the full ids that are of this test."""
+        """Return those of the full ids that belong to this test."""
         return [each for each in known if each == self.path or each.startswith(f"{self.path}[")]
 
 
 Cell = Tried | str
-"""A test, or a sentence in its place."""
+"""A test, or a sentence instead of one."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A part of the page: rows of a name and of a cell for each further column."""
+    """A section of the page. Each row has a name and a cell for each further column."""
 
     title: str
     intro: str
@@ -47,7 +47,7 @@ class Table:
 
 
 def rows_of(test: str, rows: dict[str, tuple[str, str]]) -> list[tuple[str, Cell, str]]:
-    """Rows for runs of one test: its part in brackets -> the row's name and what to know."""
+    """Return rows for runs of one test; `rows` maps the part of the id in brackets to the row's name and its note."""
     return [(name, Tried(f"{test}[{run}]"), note) for run, (name, note) in rows.items()]
 
 
@@ -235,10 +235,10 @@ TABLES = [
 
 
 def cells() -> Iterator[Cell]:
-    """All of the page's."""
+    """Iterate over all cells of the page, row names excluded."""
     return (cell for table in TABLES for row in table.rows for cell in row[1:])
 
 
 def tried() -> list[Tried]:
-    """All that the page names, each once."""
+    """Return all tests that the page names, without duplicates."""
     return list(dict.fromkeys(cell for cell in cells() if isinstance(cell, Tried)))

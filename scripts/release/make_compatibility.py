@@ -1,8 +1,9 @@
-"""Write docs/compatibility.md: what was tested with what, each cell with its test.
+"""Write docs/compatibility.md: what was tested in combination with what, with the test of each cell.
 
-`python -m scripts.release.make_compatibility`, in the environment that the set-up made, runs the tests that the page names, on the
-host in use, and writes the page; with `--junit FILE ...` it takes what pytest wrote of earlier runs of them (`--junitxml FILE`).
-Of another host than the usual one, such as `scripts/release/test_hosts.py` runs all tests with, it writes that version's row alone.
+`python -m scripts.release.make_compatibility`, in the environment that the set-up created, runs the tests that the page names on
+the host in use, and writes the page. With `--junit FILE ...` it reads the results of earlier runs instead (pytest's
+`--junitxml FILE`). For another host version than the usual one, such as those that `scripts/release/test_hosts.py` runs all tests
+with, it only writes that version's row.
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from scripts.setup import bootstrap, comfyui, steps
 
 PAGE = bootstrap.ROOT / "docs" / "compatibility.md"
 HOSTS = bootstrap.ROOT / "benchmarks" / "results" / "hosts.json"
-"""Other version of the host -> what came of all tests with it."""
+"""Maps other versions of the host to the outcome of all tests with them."""
 VERSIONS = "Versions of ComfyUI"
 
 
 def read(junits: Sequence[Path]) -> tuple[dict[str, bool], dict[str, str]]:
-    """Of each test of some runs, by its full id, whether it passed in the last run that had it; of the skipped ones, the reason."""
+    """Read pytest's reports of some runs.
+
+    Returns:
+        For each test, by its full id, whether it passed in the last run that contained it; and the reasons of skipped tests.
+    """
     cases = {
         f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}": case
         for junit in junits
@@ -40,7 +45,7 @@ def read(junits: Sequence[Path]) -> tuple[dict[str, bool], dict[str, str]]:
 
 
 def page(passed: dict[str, bool], others: dict[str, str]) -> str:
-    """The page, from the outcome of a run on the usual host, and what is told of other ones."""
+    """Return the page's text, from the outcome of a run on the usual host and the recorded outcomes of other versions."""
     ran = [one for test in tried() for one in test.runs(passed)]
     whole = all(test.runs(passed) for test in tried()) and all(passed[one] for one in ran)
     parts = [
@@ -56,13 +61,13 @@ def page(passed: dict[str, bool], others: dict[str, str]) -> str:
 
 
 def versions(usual: str, others: dict[str, str]) -> Table:
-    """The part on versions of the host: what came of the page's tests with the usual one, and of all tests with others."""
+    """Return the section on host versions: the outcome of the page's tests with the usual one, and of all tests with others."""
     rows = [(comfyui.VERSION, usual), *sorted(others.items(), reverse=True), ("all others", NOT_TESTED)]
     return Table(VERSIONS, "", ("version", "tests"), rows)
 
 
 def section(table: Table, passed: dict[str, bool]) -> list[str]:
-    """A part's paragraphs."""
+    """Return the paragraphs of a section."""
     lines = [table.columns, ["---"] * len(table.columns)]
     lines += [[row[0], *(shown(cell, passed) for cell in row[1:])] for row in table.rows]
     body = "\n".join(" ".join(f"| {cell}".rstrip() for cell in line) + " |" for line in lines)
@@ -70,7 +75,10 @@ def section(table: Table, passed: dict[str, bool]) -> list[str]:
 
 
 def outcome(passed: dict[str, bool], lacking: dict[str, str]) -> str:
-    """What came of all tests with another host; those that it has no nodes for (`lacking`: test -> reason) are no failures."""
+    """Summarize all tests with another host version.
+
+    Skipped tests, whose nodes this version does not have (`lacking` maps test to reason), do not count as failures.
+    """
     failed = sorted(one for one, good in passed.items() if not good and one not in lacking)
     tried = len(passed) - len(lacking)
     reasons = "; ".join(dict.fromkeys(lacking.values()))
@@ -81,7 +89,7 @@ def outcome(passed: dict[str, bool], lacking: dict[str, str]) -> str:
 
 
 def note(version: str, told_of_it: str) -> None:
-    """Write another host's row, and nothing else of the page."""
+    """Record another host version's outcome and rewrite the page's section on versions, leaving the rest of the page as it is."""
     others = told() | {version: told_of_it}
     HOSTS.write_text(json.dumps(others, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     before, _, after = PAGE.read_text(encoding="utf-8").partition(f"## {VERSIONS}")
@@ -92,12 +100,12 @@ def note(version: str, told_of_it: str) -> None:
 
 
 def told() -> dict[str, str]:
-    """What is told of other hosts."""
+    """Return the recorded outcomes of other host versions."""
     return json.loads(HOSTS.read_text(encoding="utf-8")) if HOSTS.exists() else {}
 
 
 def shown(cell: Cell, passed: dict[str, bool]) -> str:
-    """A cell's text."""
+    """Return a cell's text."""
     if isinstance(cell, str):
         return cell
     runs = cell.runs(passed)
@@ -107,14 +115,14 @@ def shown(cell: Cell, passed: dict[str, bool]) -> str:
 
 
 def wrapped(text: str) -> str:
-    """A paragraph in lines; what is no paragraph as it is."""
+    """Wrap a paragraph into lines; headings and tables are returned unchanged."""
     if text.startswith(("#", "|")):
         return text
     return textwrap.fill(text, 132, break_long_words=False, break_on_hyphens=False)
 
 
 def run(setup: bootstrap.Setup, junit: Path) -> None:
-    """Run the tests that the page names, and have pytest write what came of them."""
+    """Run the tests that the page names, and let pytest write its report to `junit`."""
     command = [str(setup.tools), "-m", "pytest", "-q", "-n", "0", f"--junitxml={junit}", *(test.path for test in tried())]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     with steps.child(subprocess.Popen(command, cwd=bootstrap.ROOT, env=os.environ | threads)) as process:
@@ -124,7 +132,11 @@ def run(setup: bootstrap.Setup, junit: Path) -> None:
 
 
 def main() -> int:
-    """Run or read, then write; 1 where something that the page names did not pass."""
+    """Run the tests or read earlier reports, then write the page.
+
+    Returns:
+        0 if all tests that the page names passed (on another host version: all tests except skipped ones), otherwise 1.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     earlier = "what pytest wrote of earlier runs; without it the tests are run. Of a test in several of them, the last one tells"
     parser.add_argument("--junit", type=Path, nargs="+", help=earlier)

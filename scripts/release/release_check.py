@@ -1,8 +1,9 @@
-"""What can be checked on one machine before a release: `python -m scripts.release.release_check` in the set-up's environment.
+"""Run the release checks that one machine allows: `python -m scripts.release.release_check` in the set-up's environment.
 
-One line for each check; the exit status is 1 if any failed. First come checks of our own (`--own`: these alone), then two tools of
-the field, comfy-import-guard and comfy-test. Those come from the package index, once, into an environment of their own; from then
-on nothing is fetched. They look at a copy of what would be published, in `.cache/release`, where their whole output stays.
+Prints one line for each check; the exit status is 1 if any failed. The project's own checks come first (with `--own`, only these),
+followed by two third-party tools, comfy-import-guard and comfy-test. The tools are installed once from the package index into an
+environment of their own; later runs download nothing. They examine a copy of the files that would be published, in
+`.cache/release`, where their complete output is kept.
 """
 
 from __future__ import annotations
@@ -34,27 +35,27 @@ PASSED, KNOWN, LEFT_OUT, FAILED = "passed", "known", "left out", "FAILED"
 TOOLS = ("comfy-import-guard==1.3.0", "comfy-test==0.4.15")
 WORK = CACHE / "release"
 
-# ---- what would be published ---------------------------------------------------------------------------------------------------
+# ---- published files -----------------------------------------------------------------------------------------------------------
 
 LARGE = 1_000_000
 KNOWN_LARGE = {"demo/base.bin"}
 PLACEHOLDER, PLACEHOLDER_HOST = "to-be-filled-in", ".invalid/"  # no address ends in .invalid, RFC 2606
 UNRELEASED = "(not yet released)"
 KEPT = "tests/data/workflows"
-# Where the registry takes systems and accelerators from: what comfy-cli 1.23.0 accepts.
+# The classifiers from which the registry takes systems and accelerators, as comfy-cli 1.23.0 accepts them.
 SYSTEMS = re.compile(r"Operating System :: (Microsoft|POSIX|MacOS|OS Independent)")
 ACCELERATORS = {"GPU :: NVIDIA CUDA", "GPU :: AMD ROCm", "GPU :: Intel Arc", "NPU :: Huawei Ascend", "GPU :: Apple Metal"}
 NAME = re.compile(r"[A-Za-z](?:[-_.]?[A-Za-z0-9])*")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 BOUNDS = re.compile(r"(==|>=|<=|!=|~=|>|<)\d+\.\d+\.\d+")
-# What the host brings, in a build for the user's card, and pip would replace.
+# Packages that the host provides in a build for the user's graphics card, and that pip would replace.
 HOSTS_OWN = re.compile(r"torch|nvidia|triton|xformers|comfy", re.I)
 HOMES = rb"/(?:home|Users)/[\w.-]+/|[A-Za-z]:\\{1,2}Users\\"
 RUNS_PIP = re.compile(r"""["']pip["']""")
 
 
 def published(root: Path) -> list[Path]:
-    """The files that `comfy node publish` would take, those not yet committed included; paths from the root."""
+    """Return the files that `comfy node publish` would include, uncommitted ones too, as paths relative to the root."""
     taken = _git(root, "--cached", "--others", "--exclude-standard")
     if (root / ".comfyignore").is_file():
         taken -= _git(root, "--cached", "--others", "--ignored", "--exclude-from=.comfyignore")
@@ -62,7 +63,7 @@ def published(root: Path) -> list[Path]:
 
 
 def _git(root: Path, *options: str) -> set[str]:
-    """What `git ls-files` lists."""
+    """Return the paths that `git ls-files` lists with these options."""
     listed = subprocess.run(["git", "ls-files", "-z", *options], cwd=root, capture_output=True, text=True, encoding="utf-8")
     if listed.returncode:
         raise steps.SetupError(f"expected a git checkout in {root}, as only that tells what is published, but: {listed.stderr}")
@@ -70,22 +71,22 @@ def _git(root: Path, *options: str) -> set[str]:
 
 
 def metadata(root: Path) -> dict[str, Any]:
-    """The contents of pyproject.toml."""
+    """Return the contents of pyproject.toml."""
     return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-# ---- our own checks: each returns what is wrong --------------------------------------------------------------------------------
+# ---- the project's own checks: each returns the problems it found --------------------------------------------------------------
 
 
 def wrong_version(root: Path) -> list[str]:
-    """The version is the changelog's newest."""
+    """Check that the version is the newest one in the changelog."""
     top = re.search(r"^## (\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     newest, own = top and top[1], metadata(root)["project"].get("version")
     return [] if newest == own else [f"pyproject.toml says {own}, the top of CHANGELOG.md {newest}"]
 
 
 def missing_metadata(root: Path) -> list[str]:
-    """What the registry needs is there, in the form that it reads."""
+    """Check that the metadata that the registry needs is present and in the registry's form."""
     told = metadata(root)
     project, comfy = told["project"], told.get("tool", {}).get("comfy", {})
     urls, licence = project.get("urls", {}), project.get("license", {})
@@ -110,18 +111,18 @@ def missing_metadata(root: Path) -> list[str]:
 
 
 def replaced_packages(root: Path) -> list[str]:
-    """Installing the pack leaves the host's own torch alone."""
+    """Check that installing the pack does not replace the host's own torch and related packages."""
     return [f"{each} is the host's to bring" for each in metadata(root)["project"]["dependencies"] if HOSTS_OWN.match(each)]
 
 
 def large_files(root: Path) -> list[str]:
-    """Nothing large is published by mistake."""
+    """Check that no large file is published by mistake."""
     sizes = {path.as_posix(): (root / path).stat().st_size for path in published(root)}
     return [f"{name} has {size / 1e6:.1f} MB" for name, size in sizes.items() if size > LARGE and name not in KNOWN_LARGE]
 
 
 def machine_paths(root: Path) -> list[str]:
-    """No published file names a place on the machine where it was made."""
+    """Check that no published file contains a path of the machine where it was created."""
     here = {f"{folder.as_posix()}/" for folder in (root.resolve(), ROOT, Path.home())} - {"//"}
     places = b"|".join([HOMES, *(re.escape(place.encode()) for place in sorted(here))])
     pattern, found = re.compile(rb"(?<![\w./-])(?:" + places + rb")"), []
@@ -133,7 +134,7 @@ def machine_paths(root: Path) -> list[str]:
 
 
 def forbidden_calls(root: Path) -> list[str]:
-    """What the registry's standards forbid: eval and exec, several statements on a line, pip at run time."""
+    """Check for code that the registry's standards forbid: eval and exec, several statements on a line, pip at run time."""
     sources = [path.as_posix() for path in published(root) if path.suffix == ".py"]
     rules = ["--select", "S102,S307,E702", "--output-format", "concise", "--quiet", "--no-cache"]
     command = [str(environment.interpreter(VENV)), "-m", "ruff", "check", *rules, *sources]
@@ -145,7 +146,7 @@ def forbidden_calls(root: Path) -> list[str]:
 
 
 def left_to_fill_in(root: Path) -> list[str]:
-    """Nothing stands for something else any longer; docs/releasing.md says what belongs there."""
+    """Check that no placeholders are left and the released workflows are kept; docs/releasing.md says what to fill in."""
     told = metadata(root)
     values = {f"project.urls.{key}": value for key, value in told["project"].get("urls", {}).items()}
     values |= {f"tool.comfy.{key}": value for key, value in told.get("tool", {}).get("comfy", {}).items()}
@@ -169,24 +170,24 @@ OWN: dict[str, Callable[[Path], list[str]]] = {
     "filled in": left_to_fill_in,
 }
 
-# ---- the two tools -------------------------------------------------------------------------------------------------------------
+# ---- the third-party tools -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     status: str
     told: str = ""
 
     def __str__(self) -> str:
-        """One line."""
+        """Return the result as one line."""
         return f"{self.status:<9} {self.name}" + (f": {' '.join(self.told.split())}" if self.told else "")
 
 
 TEACHER = "train_a_concept.json"
-"""Runs first: other workflows use the concept that it saves."""
+"""Runs first, because other workflows use the concept that it saves."""
 NOT_RUN = {
     "comfy-test install": "clones ComfyUI from GitHub and builds an environment for it; ours: scripts/test.py sets one up.",
     "comfy-test coverage": "looks for NODE_CLASS_MAPPINGS, which a pack with comfy_entrypoint has not; ours: "
@@ -207,10 +208,11 @@ AUTOCAST = (
     "does not load."
 )
 LOADED = re.compile(r"(__init__\.py|(nodes|perfusion_core)/)")
-"""What the host imports of the pack."""
+"""Files of the pack that the host imports."""
 
-# comfy-test as its authors call it, but for two things. No browser: execution_light passes whatever its screenshots show, and to
-# take them it may install system packages. And nodes are made as the host makes them, on the processor and from comfy_entrypoint.
+# comfy-test as its authors call it, with two changes. There is no browser: execution_light passes whatever its screenshots show,
+# and may install system packages to take them. And nodes are created as the host creates them, on the CPU and from
+# comfy_entrypoint.
 COMFY_TEST = '''
 import sys
 from comfy_test.orchestration.levels import instantiation
@@ -244,7 +246,10 @@ sys.exit(main())
 
 
 def tools() -> Path:
-    """The interpreter with both tools. It also sees .venv's packages, since comfy-test imports the pack."""
+    """Install both tools if necessary and return their interpreter.
+
+    It also sees .venv's packages, because comfy-test imports the pack.
+    """
     home, log = CACHE / "release-venv", CACHE / "release-install.log"
     python, stamp, wanted = environment.interpreter(home), home / "installed", " ".join(TOOLS)
     if python.exists() and steps.is_done(stamp, wanted):
@@ -260,9 +265,9 @@ def tools() -> Path:
 
 
 def stage(setup: bootstrap.Setup) -> Path:
-    """A fresh base directory with a copy of what would be published, and the demo's files; the copy's folder."""
+    """Create a fresh base directory with the demo's files and a copy of the files to be published; return the copy's folder."""
     base, pack, rooms = WORK / "base", WORK / "base" / "custom_nodes" / PACK, Path("models", "perfusion", ".work")
-    # Measuring a text encoder takes minutes, and what was measured names its encoder: it serves again.
+    # Measuring a text encoder takes minutes. The measurements name their encoder, so they can be reused.
     measured = {path.name: path.read_bytes() for old in (setup.base, base) for path in (old / rooms).glob("covariance-*")}
     shutil.rmtree(WORK, ignore_errors=True)
     for path in published(ROOT):
@@ -277,7 +282,10 @@ def stage(setup: bootstrap.Setup) -> Path:
 
 
 def import_guard(python: Path, setup: bootstrap.Setup, pack: Path) -> Finding:
-    """comfy-import-guard: what the pack takes from `comfy` is there, and called as it can be. It reads the host out of git."""
+    """Run comfy-import-guard: what the pack uses of `comfy` must exist and be called correctly.
+
+    The tool reads the host from a git repository, so one is created from the host's files.
+    """
     version = comfyui.version_of(setup.comfyui)
     tag = f"v{version}" if version else "host"
     host = WORK / "guard" / "ComfyUI"
@@ -300,7 +308,7 @@ def import_guard(python: Path, setup: bootstrap.Setup, pack: Path) -> Finding:
 
 
 def comfy_test(python: Path, setup: bootstrap.Setup, pack: Path) -> Iterator[Finding]:
-    """comfy-test's levels, one by one: as it is, an early failure would hide the later ones."""
+    """Run comfy-test's levels one by one; in a single run, an early failure would hide the later ones."""
     yield from _syntax(python, pack)
     with Server(setup, base=pack.parents[1]) as server:
         names = _shorten(pack, server.object_info())
@@ -316,7 +324,7 @@ def comfy_test(python: Path, setup: bootstrap.Setup, pack: Path) -> Iterator[Fin
 
 
 def _syntax(python: Path, pack: Path) -> Iterator[Finding]:
-    """The level syntax, which stops at the first kind of complaint: so again on a copy without what it complains of first."""
+    """Run the level "syntax". It stops at the first kind of complaint, so it is rerun on a copy without the cause of that one."""
     ran = _level(python, pack, "syntax")
     if ran.returncode and "can't encode on Windows (cp1252)" in ran.stdout:
         yield Finding("comfy-test syntax, characters", KNOWN, BEYOND_CP1252)
@@ -335,7 +343,7 @@ def _syntax(python: Path, pack: Path) -> Iterator[Finding]:
 
 
 def blamed_patterns(told: str) -> list[tuple[str, str]]:
-    """File and complaint of each forbidden pattern that the level syntax names."""
+    """Return file and complaint of each forbidden pattern that the output of the level "syntax" reports."""
     found, file = [], ""
     for line in told.partition("Error: Forbidden patterns found")[2].splitlines():
         head, complaint = re.fullmatch(r"(\S+\.py):", line), re.fullmatch(r"  Line \d+: (.+)", line)
@@ -346,7 +354,7 @@ def blamed_patterns(told: str) -> list[tuple[str, str]]:
 
 
 def _shorten(pack: Path, object_info: dict) -> list[str]:
-    """Make the copy's workflows quick, and drop those that want another checkpoint than the demo's; the others' names."""
+    """Make the copy's workflows fast, delete those that need another checkpoint than the demo's, and return the others' names."""
     names = []
     for path in sorted((pack / "workflows").glob("*.json")):
         workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -365,7 +373,7 @@ def _shorten(pack: Path, object_info: dict) -> list[str]:
 def _level(
     python: Path, pack: Path, level: str, server: Server | None = None, workflows: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one level of comfy-test on the pack in this folder; its attach mode keeps it from fetching and building a host."""
+    """Run one level of comfy-test on the pack in this folder, in attach mode, so that it does not fetch and build a host."""
     named = f"[test.workflows]\ncpu = {json.dumps(workflows)}\ntimeout = 900\n" if workflows else ""
     config = f'[test]\nlevels = ["{level}"]\n{named}[test.platforms]\nplatforms = ["linux-cpu", "macos-cpu", "windows-cpu"]\n'
     (pack / "comfy-test.toml").write_text(config, encoding="utf-8")
@@ -378,7 +386,7 @@ def _level(
 
 
 def _judge(level: str, ran: subprocess.CompletedProcess[str], told: str = "") -> Finding:
-    """What a run of comfy-test says."""
+    """Turn a run of comfy-test into a result."""
     name = f"comfy-test {level}"
     if ran.returncode == 0:
         said = re.findall(r"^(?:All \d+ node\(s\) .+|Found \d+ registered nodes|No import errors detected)$", ran.stdout, re.M)
@@ -391,7 +399,7 @@ def _judge(level: str, ran: subprocess.CompletedProcess[str], told: str = "") ->
 
 
 def _run(command: list[str], folder: Path, name: str, variables: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a tool, and keep what it says in a log of this name."""
+    """Run a tool and append its output to a log of this name."""
     told = environment.clean_environment() | {"PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"} | (variables or {})
     ran = subprocess.run(command, cwd=folder, env=told, stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8")
     (WORK / "logs").mkdir(parents=True, exist_ok=True)
@@ -401,18 +409,18 @@ def _run(command: list[str], folder: Path, name: str, variables: dict[str, str] 
 
 
 def _call(command: list[str], folder: Path | None = None) -> str:
-    """Run a command that has to succeed; what it prints."""
+    """Run a command and return its output; SetupError if it fails."""
     ran = subprocess.run(command, cwd=folder, env=environment.clean_environment(), capture_output=True, text=True, encoding="utf-8")
     if ran.returncode:
         raise steps.SetupError(f"expected {' '.join(command[:3])} … to run, but it said: {(ran.stdout + ran.stderr).strip()}")
     return ran.stdout
 
 
-# ---- all of it -----------------------------------------------------------------------------------------------------------------
+# ---- all checks ----------------------------------------------------------------------------------------------------------------
 
 
 def findings(own_only: bool) -> Iterator[Finding]:
-    """All checks, in order."""
+    """Run all checks in order and yield their results."""
     for name, check in OWN.items():
         wrong = check(ROOT)
         yield Finding(name, FAILED if wrong else PASSED, "; ".join(wrong))
@@ -424,7 +432,7 @@ def findings(own_only: bool) -> Iterator[Finding]:
 
 
 def main() -> int:
-    """Check, and say what came out."""
+    """Run the checks and print the results; return 1 if any failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--own", action="store_true", help="only our own checks, which take a second")
     failed = 0

@@ -1,6 +1,7 @@
-"""Run the tests with another ComfyUI: `python scripts/release/test_hosts.py VERSION [pytest arguments]`.
+"""Run the tests with another version of ComfyUI: `python scripts/release/test_hosts.py VERSION [pytest arguments]`.
 
-It is fetched into `.cache/hosts`, with an environment of its own from its own requirements, as a user's installation has.
+That version is downloaded into `.cache/hosts`, with its own environment built from its own requirements, as in a user's
+installation.
 """
 
 import os
@@ -17,7 +18,7 @@ HOSTS = bootstrap.CACHE / "hosts"
 
 
 def main() -> int:
-    """Set that ComfyUI up, then run the tests with it; their exit code is ours."""
+    """Set up that version of ComfyUI, run the tests with it, and return their exit code."""
     version = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if version not in comfyui.CARRIERS:
         raise steps.SetupError(f"expected a version of ComfyUI, one of {', '.join(comfyui.CARRIERS)}, but {version!r} came.")

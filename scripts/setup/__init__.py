@@ -1,1 +1,1 @@
-"""Everything that has to be there first: the environment, the host, a browser."""
+"""Set-up of the prerequisites: the Python environment, the host, a browser."""

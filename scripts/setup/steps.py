@@ -1,4 +1,4 @@
-"""What every set-up step shares: failures in one sentence, plain progress lines, and stamps of finished work."""
+"""Helpers shared by all set-up steps: failures in one sentence, plain progress lines, and stamps of finished work."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pathlib import Path
 
 
 class SetupError(Exception):
-    """A failure told to the user: what was expected, what came, and what to do."""
+    """A failure reported to the user: what was expected, what happened instead, and what to do."""
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line without buffering, also into a pipe."""
     print(line, flush=True)
 
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Say what is being done, and afterwards how long it took."""
+    """Print what is being done and, when it is finished, how long it took."""
     say(f"{what} ...")
     start = time.monotonic()
     yield
@@ -33,7 +33,7 @@ def step(what: str) -> Iterator[None]:
 
 
 def digest(*files: Path) -> str:
-    """Hash the contents of some files, in order."""
+    """Hash the contents of files, in order."""
     total = hashlib.sha256()
     for file in files:
         total.update(hashlib.sha256(file.read_bytes()).digest())
@@ -41,12 +41,12 @@ def digest(*files: Path) -> str:
 
 
 def is_done(stamp: Path, wanted: str) -> bool:
-    """Whether the work behind this stamp was finished, and for what is wanted now."""
+    """Whether the work recorded by this stamp was finished for the value that is wanted now."""
     return stamp.is_file() and stamp.read_text() == wanted
 
 
 def mark_done(stamp: Path, wanted: str) -> None:
-    """Write the stamp; the last thing a step does."""
+    """Write the stamp atomically, as the last action of a step."""
     stamp.parent.mkdir(parents=True, exist_ok=True)
     part = stamp.with_name(stamp.name + ".part")
     part.write_text(wanted)
@@ -54,11 +54,11 @@ def mark_done(stamp: Path, wanted: str) -> None:
 
 
 class Terminated(KeyboardInterrupt):
-    """We were told to terminate; unlike Ctrl-C in a terminal, our child processes were not."""
+    """The process received SIGTERM; unlike Ctrl-C in a terminal, the signal does not reach its child processes."""
 
 
 def stop_when_terminated() -> None:
-    """Treat a request to terminate like Ctrl-C, so that a server that was started is stopped."""
+    """Treat SIGTERM like Ctrl-C, so that a running server is stopped."""
 
     def stop(*_: object) -> None:
         raise Terminated
@@ -68,7 +68,7 @@ def stop_when_terminated() -> None:
 
 @contextmanager
 def child(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
-    """While a child process is waited for: if we are stopped meanwhile, see that it has ended before we go."""
+    """Make sure that a child process has ended before an interruption leaves the block that waits for it."""
     try:
         yield process
     except KeyboardInterrupt as stopped:
@@ -79,7 +79,7 @@ def child(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
 
 
 def exit_with(main: Callable[[], int]) -> None:
-    """Run a script's main function and exit: a known failure becomes one sentence and exit code 1."""
+    """Run a script's main function and exit with its code; a known failure prints one sentence and exits with code 1."""
     stop_when_terminated()
     try:
         code = main()
