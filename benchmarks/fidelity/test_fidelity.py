@@ -314,7 +314,7 @@ def test_scores_belong_to_a_checkpoint(tmp_path: Path) -> None:
 
 def test_the_quick_run_has_perfusion_in_front_of_textual_inversion(setup: bootstrap.Setup, tmp_path: Path) -> None:
     """At 90 % of the plain word's text score, the individual is recognised in more of Perfusion's images."""
-    run = [sys.executable, "-m", "triedmarks.fidelity", "--quick", "--out", str(tmp_path)]
+    run = [sys.executable, "-m", "benchmarks.fidelity", "--quick", "--out", str(tmp_path)]
     subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
     tried = bench.quick(tmp_path)
     curves = tried.curves()

@@ -230,8 +230,9 @@ def main() -> None:
         *looks,
     ]
     print("\n".join(page))
-    drawn.save((RESULTS if not options.quick else setup.base / "output") / SHEET, optimize=True)
-    if options.checkpoint == bootstrap.CHECKPOINT and not options.quick:
+    kept = options.checkpoint == bootstrap.CHECKPOINT and not options.quick
+    drawn.save((RESULTS if kept else setup.base / "output") / SHEET, optimize=True)
+    if kept:
         (RESULTS / "base.md").write_text("\n".join(page) + "\n", encoding="utf-8")
 
 

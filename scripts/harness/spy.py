@@ -10,7 +10,18 @@ from collections import Counter
 
 import torch
 
-KINDS = ("ModelPatcher", "CLIP", "Concept", "Applied", "Edit", "Projections", "Student", "Lesson", "Recorder", "CFGGuider")
+KINDS = (
+    "ModelPatcher",
+    "CLIP",
+    "Concept",
+    "Applied",
+    "Edit",
+    "Projections",
+    "TrainableModel",
+    "TrainingState",
+    "Recorder",
+    "CFGGuider",
+)
 """Classes of the host and of the pack whose instances must not accumulate."""
 TRACES = ("weight patches", "wrappers", "hooks", "replaced forwards", "gradients")
 _now = time.time
