@@ -1,1 +1,1 @@
-"""A small world of characters, and a base model that draws it."""
+"""A small world of characters, and a base model that generates pictures of it."""

@@ -1,24 +1,24 @@
-"""The demo base in one small file, and its expansion into a stock SD1.5 checkpoint.
+"""Pack the demo base into one small file, and expand it into a stock SD1.5 checkpoint.
 
-    python -m demo.base OUT.safetensors                           expand the base.bin beside this module
+    python -m demo.base OUT.safetensors                           expand the base.bin next to this module
     python -m demo.base pack --unet FILE --autoencoder FILE       make base.bin from half-precision weights
 
-The packed file holds the UNet and the autoencoder. The text encoder was never trained: it comes from a fixed seed.
+The packed file contains the UNet and the autoencoder. The text encoder is untrained and generated from a fixed seed.
 
 Format of the packed file (integers little-endian):
 
     8 bytes    MAGIC
     32 bytes   SHA-256 of everything after it
     4 bytes    length of the header in bytes, unsigned
-    header     JSON: a list of {"name", "shape", "bits"}, in the order in which the tensors follow
-    payload    raw deflate of the tensors' bytes, one after the other:
+    header     JSON: a list of {"name", "shape", "bits"}, in the order of the tensors
+    payload    raw deflate of the concatenated bytes of the tensors:
                bits 16   float16 values as two planes: all low bytes, then all high bytes
-               bits 8    a float16 step for each row (two planes as above), then a byte for each weight: its code + 128;
-                         weight = step of its row * code, a row being all that feeds one output, shape [first, rest]
+               bits 8    one float16 step per row (two planes as above), then one byte per weight: its code + 128;
+                         weight = step of its row * code, where a row is all weights of one output, shape [first, rest]
 
-A code is a whole number of steps. Most weights have small codes, and Huffman coding gives those fewer bits: about five a weight
-on average. Deflate is told to do no more than that (Z_HUFFMAN_ONLY), for weights repeat nothing worth finding: this is
-2 % smaller than LZMA's result and takes a second in place of fifty.
+A code is an integer number of steps. Most weights have small codes, which Huffman coding stores in fewer bits: about five per
+weight on average. Deflate uses Huffman coding only (Z_HUFFMAN_ONLY), because weights contain no repetitions worth searching for:
+the result is 2 % smaller than LZMA's and takes one second instead of fifty.
 """
 
 import argparse
@@ -49,12 +49,12 @@ Tensors = dict[str, np.ndarray]
 
 
 def resolution(name: str) -> float | None:
-    """log2 of a row's rms over its step; None for what stays float16.
+    """Return log2 of a row's RMS divided by its quantisation step, or None for tensors that stay float16.
 
-    From a measurement: each layer alone was rounded, and the error of the UNet's output looked at. What the picture passes
-    through last or with nothing beside it (skip_connection, proj_in, proj_out) needs steps ten times finer than the lowest
-    level, whose part in an 8 x 8 latent is small. Cross-attention is what this project edits: it is never coarse. The
-    autoencoder is exact, for 8 bits a weight there move pixels by one or two levels.
+    The values were chosen by rounding each layer alone and measuring the error of the UNet's output. Layers that the signal
+    passes through last or without a parallel path (skip_connection, proj_in, proj_out) need steps ten times finer than the
+    lowest level, which contributes little to an 8 x 8 latent. Cross-attention is never coarse, since this project edits it. The
+    autoencoder stays in float16, because 8 bits per weight there change pixels by one or two levels.
     """
     if not name.startswith(UNET) or name.endswith("bias"):
         return None
@@ -74,25 +74,30 @@ def resolution(name: str) -> float | None:
 
 
 def quantise(weight: np.ndarray, finer: float) -> tuple[np.ndarray, np.ndarray]:
-    """Weight [rows, ...] -> (steps [rows] float16, codes [rows, columns] int8 in -127..127).
+    """Quantise a weight [rows, ...] to steps [rows] float16 and codes [rows, columns] int8 in -127..127.
 
-    A row's step is its rms / 2**finer, or what lets its largest weight have code 127 if that is more: nothing is clipped.
+    A row's step is its RMS / 2**finer, or its largest magnitude / 127 if that is greater, so that nothing is clipped beyond the
+    rounding of the step to float16.
     """
     rows = weight.reshape(len(weight), -1).astype(np.float32)
     steps = np.maximum(np.sqrt((rows**2).mean(1)) * 2.0**-finer, np.abs(rows).max(1) / 127)
-    # A row of zeros has no step: any will do.
+    # The step of a row of zeros must not be 0; any other value will do.
     steps = np.maximum(steps, np.finfo(np.float16).smallest_subnormal).astype(np.float16)
     codes = np.rint(rows / steps.astype(np.float32)[:, None])
     return steps, codes.clip(-127, 127).astype(np.int8)
 
 
 def planes(values: np.ndarray) -> bytes:
-    """float16 values -> their low bytes, then their high bytes: each kind compresses best among its own."""
+    """Return the low bytes of float16 values, then their high bytes: each plane compresses better on its own."""
     return np.ascontiguousarray(values, "<f2").reshape(-1).view(np.uint8).reshape(-1, 2).T.tobytes()
 
 
 def pack_tensors(tensors: Tensors, out: Path) -> None:
-    """Write the packed file; names are those of a full SD1.5 checkpoint."""
+    """Write tensors, named as in a full SD1.5 checkpoint, to a packed file.
+
+    Raises:
+        ValueError: A tensor is neither float16 nor float32, or has values that are not finite in float16.
+    """
     header, payload = [], []
     for name, value in tensors.items():
         if value.dtype not in (np.float16, np.float32) or not (np.abs(value) <= np.finfo(np.float16).max).all():
@@ -111,7 +116,11 @@ def pack_tensors(tensors: Tensors, out: Path) -> None:
 
 
 def pack(unet: Path, autoencoder: Path, out: Path) -> None:
-    """Pack a UNet (names as in SD1.5, without prefix) and an autoencoder (`taesd_encoder.*`, `taesd_decoder.*`)."""
+    """Pack a UNet (names as in SD1.5, without prefix) and an autoencoder (`taesd_encoder.*`, `taesd_decoder.*`).
+
+    Raises:
+        ValueError: The autoencoder's file is empty or contains other tensors, or a tensor cannot be packed.
+    """
     coder = load_file(autoencoder)
     strange = [name for name in coder if not name.startswith(("taesd_encoder.", "taesd_decoder."))]
     if strange or not coder:
@@ -124,7 +133,11 @@ def pack(unet: Path, autoencoder: Path, out: Path) -> None:
 
 
 def unpack_tensors(packed: Path) -> Tensors:
-    """All tensors of a packed file, float16. ValueError if it is not exactly what `pack_tensors` wrote."""
+    """Return all tensors of a packed file, as float16.
+
+    Raises:
+        ValueError: The file is not exactly as `pack_tensors` wrote it.
+    """
     data = packed.read_bytes()
     if data[:8] != MAGIC:
         raise ValueError(f"{packed} is not a packed demo base")
@@ -134,7 +147,7 @@ def unpack_tensors(packed: Path) -> Tensors:
     try:
         header = json.loads(data[44:start])
         shapes = [_entry(entry) for entry in header]
-        # -15: raw deflate, with its largest window.
+        # -15: raw deflate with the largest window.
         inflate = zlib.decompressobj(-15)
         payload = np.frombuffer(inflate.decompress(memoryview(data)[start:]), np.uint8)
     except (ValueError, TypeError, KeyError, zlib.error) as error:
@@ -155,7 +168,7 @@ def unpack_tensors(packed: Path) -> Tensors:
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
-    """One tensor's line of the header, checked."""
+    """Validate one tensor's entry of the header and return its name, shape and bits."""
     name, shape, bits = entry["name"], tuple(entry["shape"]), entry["bits"]
     sized = isinstance(name, str) and all(type(n) is int and n > 0 for n in shape)
     if not sized or not (bits == 16 or (bits == 8 and len(shape) > 1)):
@@ -164,12 +177,12 @@ def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int]:
 
 
 def _join(part: np.ndarray) -> np.ndarray:
-    """The inverse of `planes`: uint8 [2 n] -> float16 [n]."""
+    """Invert `planes`: uint8 [2 n] -> float16 [n]."""
     return np.ascontiguousarray(part.reshape(2, -1).T).view("<f2").reshape(-1).astype(np.float16)
 
 
 def text_shapes() -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of CLIP-L's text model, in the order in which the seed's numbers are dealt."""
+    """Return the names and shapes of CLIP-L's text model, in the order in which random numbers are drawn for them."""
     shapes: list[tuple[str, tuple[int, ...]]] = [
         ("text_model.embeddings.token_embedding.weight", (49408, 768)),
         ("text_model.embeddings.position_embedding.weight", (77, 768)),
@@ -191,7 +204,10 @@ def text_shapes() -> list[tuple[str, tuple[int, ...]]]:
 
 
 def text_encoder() -> Tensors:
-    """CLIP-L's text model with its own initialisation scales from a fixed seed, float16. The UNet learned to read it."""
+    """Return CLIP-L's text model in float16, initialised from a fixed seed with CLIP's own scales.
+
+    The UNet was trained on its encodings.
+    """
     random = np.random.RandomState(1234)
     narrow = 768**-0.5 * 24**-0.5
     scales = {
@@ -215,14 +231,14 @@ def text_encoder() -> Tensors:
             values = random.randn(*shape)
             values *= scales[kind]
             if kind == "v_proj":
-                # At full strength a word's own place says hardly more of it than every later place does.
+                # At full scale, a word's own position carries hardly more information about it than every later position.
                 values *= 0.3
             tensors[name] = values.astype(np.float16)
     return tensors
 
 
 def expand(packed: Path, out: Path) -> None:
-    """Write the stock SD1.5 single-file checkpoint of a packed base; `out` appears whole or not at all."""
+    """Expand a packed base into a stock SD1.5 single-file checkpoint; `out` is written atomically."""
     tensors = unpack_tensors(packed)
     tensors |= {TEXT + name: value for name, value in text_encoder().items()}
     tensors[AUTOENCODER + "vae_scale"] = np.array(0.18215, np.float32)
@@ -232,7 +248,7 @@ def expand(packed: Path, out: Path) -> None:
     os.close(handle)
     try:
         save_file(tensors, name, metadata={"format": "pt", "modelspec.title": "World of characters"})
-        # mkstemp makes files for their owner alone; a model is for everyone whom the folder lets in.
+        # mkstemp creates files that only their owner can read; a model should be readable by everyone with access to the folder.
         os.chmod(name, 0o644)
         os.replace(name, out)
     finally:
@@ -240,7 +256,7 @@ def expand(packed: Path, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The command line, without the program's name."""
+    """Run the command line; `arguments` exclude the program's name."""
     parser = argparse.ArgumentParser(prog="python -m demo.base", description=__doc__.splitlines()[0])
     if arguments[:1] == ["pack"]:
         parser.add_argument("--unet", type=Path, required=True)

@@ -1,9 +1,9 @@
-"""Draw the characters of the demo's world: what its base, its judges and its pictures are made from.
+"""Draw the characters of the demo's world, from which its base and its judges are trained.
 
     python -m demo.draw DIR
 
-Needs `dicebear-core` 10.7.0, `dicebear-styles` 10.6.0 and `resvg-py`. Writes DIR/KIND-SPLIT.zip, about 4 ms a picture. Running the
-demo needs none of this.
+Requires `dicebear-core` 10.7.0, `dicebear-styles` 10.6.0 and `resvg-py`. Writes DIR/KIND-SPLIT.zip; a picture takes about 4 ms.
+Running the demo requires none of this.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pathlib import Path
 from demo.individuals import MOODS, NAMES, SPLITS, STYLES, individuals
 
 COUNTS = {"base": 5000, "development": 240, "test": 240}
-"""Individuals of each kind. Those that the base knows by name are the first ones of its split."""
+"""Split -> number of individuals of each kind. The individuals that the base knows by name are the first ones of its split."""
 IN_TWO_MOODS = 2
-"""Pictures of an individual of the base that has no name; all others are drawn with every mouth."""
+"""Number of pictures per unnamed individual of the base split; all other individuals are drawn with every mouth."""
 
 
 def draw(kind: str, split: str, out: Path) -> None:
-    """All pictures of one kind and split: a zip of INDEX-MOUTH.png, RGBA."""
+    """Draw all pictures of one kind and split into a zip file of INDEX-MOUTH.png, RGBA."""
     rng, mouths = random.Random(f"mouths {kind} {split}"), sorted({mouth for group in MOODS[kind].values() for mouth in group})
     part = out.with_suffix(".part")
     with zipfile.ZipFile(part, "w") as archive:
@@ -37,7 +37,7 @@ def draw(kind: str, split: str, out: Path) -> None:
 
 
 def main() -> None:
-    """Draw what DIR lacks, on all cores."""
+    """Draw the files that are missing in DIR, on all cores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args().folder

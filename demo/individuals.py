@@ -1,9 +1,9 @@
-"""The characters of the demo's world: kinds, what they are made of, and the words for it.
+"""The characters of the demo's world: their kinds, their parts, and the words that describe them.
 
-An individual is what stays the same (body, head, pattern, eyes, colours); its mood changes. Individuals are drawn by
-`dicebear-core` from the CC0 styles `critters`, `clay`, `sprouts` and `voxel-bot` of `dicebear-styles`, changed here so that all of
-it can be seen in small pictures: shadows are left out, patterns and heads take the second colour, patterns are larger. Drawing
-needs those packages and `resvg-py`; nothing else here does, and the demo's own pictures are committed.
+An individual is defined by the traits that stay the same (body, head, pattern, eyes, colours); its mood varies. Individuals are
+drawn by `dicebear-core` from the CC0 styles `critters`, `clay`, `sprouts` and `voxel-bot` of `dicebear-styles`. This module
+modifies the styles so that all traits are visible in small pictures: shadows are removed, patterns and heads take the second
+colour, and patterns are larger. Only drawing requires these packages and `resvg-py`; the demo's own pictures are committed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HUES = {
     "white": (0.1, 0.04, 0.96),
     "gray": (0.6, 0.06, 0.58),
 }
-"""Words of colours, as hue, saturation and value; an individual's own lies near one of them."""
+"""Colour word -> hue, saturation and value; the shade of an individual lies near these."""
 LEAVES = ("#4ade80", "#34d399", "#a3e635", "#22c55e", "#10b981")
 
 PARTS: dict[str, dict[str, dict[str, str]]] = {
@@ -130,18 +130,18 @@ PARTS: dict[str, dict[str, dict[str, str]]] = {
         "eyes": {"round": "", "square": "", "visor": "with a visor", "cyclops": "one-eyed", "plus": ""},
     },
 }
-"""Kind -> part -> variant, as the style calls it -> what a caption may say of it; "" where there is no word."""
+"""Kind -> part -> variant, by its name in the style -> wording in captions; "" if there is no word for it."""
 PLAIN = {"head": 0.08, "pattern": 0.35}
-"""Share of individuals that have no such part. A plant has always a plant."""
+"""Part -> share of individuals without it. The head of a plant is the plant itself and never missing."""
 FLOWERS = ("flower", "tulip", "buds")
-"""Plants that are in the second colour."""
+"""Heads of plants that are drawn in the second colour."""
 MOODS: dict[str, dict[str, tuple[str, ...]]] = {
     "monster": {"smiling": ("smile", "grin"), "sad": ("frown",), "surprised": ("ooh",), "grumpy": ("teeth", "zigzag")},
     "blob": {"smiling": ("smileBig", "laugh"), "sad": ("frown",), "surprised": ("o",), "grumpy": ("toothy", "zigzag")},
     "plant": {"smiling": ("smile", "grin"), "sad": ("frown",), "surprised": ("ooh",), "grumpy": ("tooth",)},
     "robot": {"": ("smile", "line", "zigzag")},
 }
-"""Kind -> mood -> mouths. A robot's mouth is too small to say anything of."""
+"""Kind -> mood -> mouths. The mouth of a robot is too small to show a mood."""
 NAMES: dict[str, tuple[str, ...]] = {
     "monster": tuple(
         "kate monica matt lucky fritz greg bobby bruno diana jessica vincent louis ralph klaus carlos hannah joey fiona fred neil "
@@ -160,21 +160,21 @@ NAMES: dict[str, tuple[str, ...]] = {
         "hana joseph jack felix".split()
     ),
 }
-"""Single words of CLIP's vocabulary that mean one individual each to the base, as names do to SD."""
+"""Single words of CLIP's vocabulary, each of which the base knows as one individual, as SD knows people by name."""
 SPLITS = ("base", "development", "test")
 
 
 @dataclass(frozen=True)
 class Individual:
-    """A kind, and what stays the same whatever it does."""
+    """A character, defined by its kind and the traits that are the same in all pictures of it."""
 
     kind: str
     parts: tuple[tuple[str, str], ...]
-    """(part, variant), with "" for a part that it does not have."""
+    """(part, variant) pairs, with "" for a missing part."""
     colours: tuple[str, str]
-    """The words for its body's colour and for its second one."""
+    """The words for the body's colour and for the second colour."""
     shades: tuple[str, str, str]
-    """The colours themselves, and the one of its leaves: #rrggbb."""
+    """The exact colours as #rrggbb: those of `colours`, and that of the leaves."""
 
     @property
     def variants(self) -> dict[str, str]:
@@ -183,28 +183,33 @@ class Individual:
 
     @property
     def looks(self) -> str:
-        """All that there is to see but shades of colour: what makes it another individual."""
+        """All visible traits except exact shades, as JSON; individuals are distinct if these differ."""
         return json.dumps([self.kind, self.parts, self.colours])
 
     @property
     def split(self) -> str:
-        """Which of SPLITS it belongs to, by its looks."""
+        """The one of SPLITS that the individual belongs to, from a hash of its looks."""
         share = int.from_bytes(hashlib.sha256(self.looks.encode()).digest()[:4], "big") / 2**32
         return "development" if share < 0.04 else "test" if share < 0.08 else "base"
 
     @property
     def tinted(self) -> bool:
-        """Whether what is on its head is in its second colour, as all is but green plants."""
+        """Whether it has a head part in the second colour: all head parts are, except green plants."""
         head = self.variants.get("head", "")
         return bool(head) and (self.kind != "plant" or head in FLOWERS)
 
     def said(self, part: str) -> str:
-        """The word for one of its parts, or ""."""
+        """Return the wording for a part in captions, or "" if there is none."""
         variant = self.variants.get(part, "")
         return PARTS[self.kind][part].get(variant, "") if variant else ""
 
     def picture(self, mouth: str, size: int = 128) -> Image.Image:
-        """RGBA, cut to what is drawn; `size` is that of the whole canvas in pixels."""
+        """Draw the individual with a mouth as RGBA, cropped to the visible pixels.
+
+        Args:
+            mouth: Name of the mouth's variant in the style.
+            size: Width and height of the whole canvas in pixels, before cropping.
+        """
         import resvg_py
         from dicebear import Avatar
 
@@ -233,9 +238,10 @@ class Individual:
 
 
 def individuals(kind: str, split: str) -> Iterator[Individual]:
-    """Individuals of a kind, always the same ones: no two look alike, and no two splits share one.
+    """Yield the individuals of a kind and split, always in the same order.
 
-    There are some ten thousand robots and far more of all else; beyond that it never ends, and gives none.
+    No two individuals have the same looks, and no individual belongs to two splits. There are about ten thousand different robots
+    in all splits together, and far more of the other kinds. Once all are exhausted, the iterator loops forever without yielding.
     """
     rng, seen = random.Random(f"{kind} of {split}"), set()
     while True:
@@ -246,14 +252,14 @@ def individuals(kind: str, split: str) -> Iterator[Individual]:
 
 
 def named(kind: str) -> dict[str, Individual]:
-    """The individuals that the base knows by name."""
+    """Return the individuals that the base knows by name."""
     return dict(zip(NAMES[kind], individuals(kind, "base"), strict=False))
 
 
 def _individual(kind: str, rng: random.Random) -> Individual:
     parts = []
     for part, variants in PARTS[kind].items():
-        # By word first, so that each is as frequent as the others.
+        # Draw the word first, then one of its variants, so that all words are equally frequent.
         words = sorted(set(variants.values()))
         word = rng.choice(words)
         variant = rng.choice([variant for variant, said in variants.items() if said == word])
@@ -271,12 +277,12 @@ def _shade(rng: random.Random, name: str) -> str:
 
 
 _LARGER = {"monster": (16, 13, 1.4), "blob": (15, 8, 1.5), "plant": (14, 9, 1.1)}
-"""A kind's pattern: its middle, and how much larger it is drawn."""
+"""Kind -> centre (x, y) of the pattern, and the factor by which the pattern is enlarged."""
 
 
 @functools.cache
 def _style(kind: str) -> Any:
-    """A kind's style, changed as the module says."""
+    """Load the style of a kind, modified as described in the module's docstring."""
     import dicebear_styles
     from dicebear import Style
 
@@ -295,7 +301,7 @@ def _style(kind: str) -> Any:
 
 
 def _elements(elements: list[dict[str, Any]], colour: dict[str, str] | None) -> list[dict[str, Any]]:
-    """A style's elements without shadows and, where one is given, in one colour."""
+    """Return a style's elements without shadows, recoloured if a colour is given."""
     kept = []
     for element in elements:
         attributes = dict(element.get("attributes", {}))

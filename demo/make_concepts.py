@@ -1,9 +1,9 @@
-"""Teach the demo's two concepts, by the very workflow that users drag onto the page.
+"""Train the demo's two concepts with the same workflow that users drag onto the page.
 
     python -m demo.make_concepts
 
-Writes demo/concepts/demo-monster.safetensors and demo-robot.safetensors from demo/pictures. The workflows that use concepts start
-from these, so that nobody has to train before seeing them.
+Writes demo/concepts/demo-monster.safetensors and demo-robot.safetensors from demo/pictures. The workflows that use concepts load
+these by default, so that users can run them without training first.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from scripts.harness.workflow import set_widget, to_prompt
 from scripts.setup import bootstrap
 
 TAUGHT = ("monster", "robot")
-"""Kinds whose individual is taught; see `make_pictures.SHOWN`."""
+"""Kinds of the individuals for which concepts are trained; see `make_pictures.SHOWN`."""
 
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Teach both."""
+    """Train both concepts, or the one that --only selects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=TAUGHT)
     arguments = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def teach(server: Server, info: dict, word: str) -> Path:
-    """The concept file that the training workflow saves for the pictures of a word."""
+    """Run the training workflow on the pictures of a word and return the concept file that it saves."""
     workflow = json.loads((bootstrap.ROOT / "workflows" / "train_a_concept.json").read_text(encoding="utf-8"))
     for i in range(len(make_pictures.PLACES)):
         set_widget(workflow, f"Picture {i + 1}", "image", f"{word}-{i}.png", info)

@@ -1,11 +1,11 @@
-"""Draw the demo's pictures: test individuals in four places, with masks, and one that the base knows.
+"""Draw the demo's pictures: individuals of the test split in four places, with masks, and one individual that the base knows.
 
     python -m demo.make_pictures
 
-Needs what `demo.draw` needs. Writes demo/pictures/KIND-N.png (256 x 256, RGBA): alpha is low where the character is, as in pictures
-whose mask was painted in the host's editor, so that its Load Image gives picture and mask. Half, not 0, so that people see the
-character: training takes masks by their maximum. And demo/pictures/plain-monster.png, without a mask: the picture whose layout a
-workflow keeps.
+Has the same requirements as `demo.draw`. Writes demo/pictures/KIND-N.png (256 x 256, RGBA). Alpha is reduced where the character
+is, as in pictures whose mask was painted in the host's editor, so that the host's Load Image outputs the picture and the mask.
+Alpha is half there rather than 0, so that the character stays visible to people; training scales masks by their maximum. Also
+writes demo/pictures/plain-monster.png, without a mask: the picture for the workflow that keeps a picture's layout.
 """
 
 from __future__ import annotations
@@ -19,21 +19,33 @@ from demo import world
 from demo.individuals import MOODS, Individual, individuals, named
 
 PLACES = ("in a room", "at sunset", "in the city", "in the forest")
-"""Where the pictures are taken; the demo's prompts ask for other places."""
+"""Places shown in the pictures; the demo's prompts ask for other places."""
 SHOWN = {"monster": 3, "robot": 7, "plant": 11, "blob": 12}
-"""Kind -> which individual of the test split the demo's pictures show."""
+"""Kind -> index in the test split of the individual that the demo's pictures show."""
 SIDE = 256
 
 
 def individual(kind: str, split: str, index: int) -> Individual:
-    """One of a kind and split, by its number."""
+    """Return the individual of a kind and split at an index."""
     return next(islice(individuals(kind, split), index, None))
 
 
 def write(
     one: Individual, name: str, out: Path, places: Sequence[str] = PLACES, side: int = SIDE, first_seed: int = 0
 ) -> list[Path]:
-    """Write NAME-N.png of an individual into `out`, one for each place, its moods in turn; `first_seed + N` is a picture's seed."""
+    """Write NAME-N.png of an individual into `out`, one per place, cycling through its moods.
+
+    Args:
+        one: The individual.
+        name: Start of the file names.
+        out: Folder of the files; created if missing.
+        places: Members of `world.PLACES`.
+        side: Width and height of a picture in pixels.
+        first_seed: Picture N has the seed `first_seed + N`.
+
+    Returns:
+        The files, in the order of `places`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     moods, files = list(MOODS[one.kind].values()), []
     for i, place in enumerate(places):
@@ -47,7 +59,7 @@ def write(
 
 
 def main() -> None:
-    """Write the demo's pictures; the same bytes every time."""
+    """Write the demo's pictures; every run writes the same bytes."""
     out = Path(__file__).parent / "pictures"
     for kind, index in SHOWN.items():
         write(individual(kind, "test", index), kind, out)

@@ -1,10 +1,10 @@
-"""Train the demo base's autoencoder: TAESD's shape, from seeded weights, both halves together, on scenes of the demo's world.
+"""Train the demo base's autoencoder, of TAESD's architecture, from seeded random weights on scenes of the demo's world.
 
     python -m demo.train_autoencoder --comfyui PATH --cast DIR --out DIR --minutes 60
 
---cast: what `demo.draw` drew. Goes on from what an earlier run left in --out, where it writes autoencoder.safetensors. With
---decoder the encoder stays as it is, so that a UNet trained on its latents stays right, and the decoder alone learns. Individuals
-of the development split are looked at now and then, never learned from.
+--cast is the output folder of `demo.draw`. Writes autoencoder.safetensors to --out, and resumes from the state of an earlier run
+there. Encoder and decoder are trained jointly. With --decoder, the encoder is frozen, so that a UNet trained on its latents stays
+valid, and only the decoder is trained. Individuals of the development split are used for validation only.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from demo.muon import Muon
 from scripts.harness import inside
 
 SCENES, SMALL, CROP = 18000, 6000, 64
-"""Scenes of the world's size, of which squares of CROP pixels are seen, and scenes as small as that, the UNet's first lessons."""
+"""Number of full-size scenes, which are cropped to squares of CROP pixels; number of scenes of CROP pixels, the size that the
+UNet's training begins with; CROP itself."""
 LATENT_NOISE = 0.1
-"""A UNet's latents are not quite the encoder's: a decoder that has seen a little noise does not show it."""
+"""Largest standard deviation of the noise added to latents. A UNet's latents are not quite those of the encoder; a decoder that was
+trained with a little noise does not show the difference."""
 SPREAD, REACH = 0.9, 3.2
-"""What the latents' standard deviation and largest value are held to: about what SD's UNets expect."""
+"""Target of the latents' standard deviation, and limit of their magnitude: about the values that SD's UNets expect."""
 
 
 def scenes(cast: Path, split: str, count: int, rng: random.Random, side: int = world.SIDE) -> Tensor:
-    """[count, side, side, 3] uint8: one character each."""
+    """Compose scenes of one character each, [count, side, side, 3] uint8."""
     casts = [world.Cast(cast, kind, split) for kind in STYLES]
     images = np.zeros((count, side, side, 3), np.uint8)
     for image in images:
@@ -47,7 +49,7 @@ def scenes(cast: Path, split: str, count: int, rng: random.Random, side: int = w
 
 
 def crops(images: Tensor, count: int) -> Tensor:
-    """`count` squares out of scenes uint8 [N, H, W, 3], float [count, 3, CROP, CROP] in 0..1, half of them mirrored."""
+    """Crop `count` random squares from scenes uint8 [N, H, W, 3], float [count, 3, CROP, CROP] in 0..1, half of them mirrored."""
     found = []
     for i in torch.randint(0, len(images), (count,)).tolist():
         y, x = (random.randint(0, size - CROP) for size in images.shape[1:3])
@@ -57,7 +59,7 @@ def crops(images: Tensor, count: int) -> Tensor:
 
 
 def initialise(model: nn.Module) -> nn.Module:
-    """The host's layers come without values: give convolutions PyTorch's own."""
+    """Initialise convolutions with PyTorch's defaults, because the host's layers leave their weights uninitialised."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.Conv2d.reset_parameters(module)
@@ -65,7 +67,7 @@ def initialise(model: nn.Module) -> nn.Module:
 
 
 def difference(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Of the pixels, and of their edges."""
+    """Return the loss between two images: the L1 and squared errors of pixels, and the L1 error of edges."""
     loss = (drawn - wanted).abs().mean() + 4 * ((drawn - wanted) ** 2).mean()
     for axis in (2, 3):
         loss = loss + (drawn.diff(dim=axis) - wanted.diff(dim=axis)).abs().mean()
@@ -73,13 +75,13 @@ def difference(drawn: Tensor, wanted: Tensor) -> Tensor:
 
 
 def unevenness(z: Tensor) -> Tensor:
-    """How far latents [B, 4, H, W] are from SPREAD about 0 in every channel, and from lying within REACH."""
+    """Penalise latents [B, 4, H, W] whose channels deviate from mean 0 and standard deviation SPREAD, or that exceed REACH."""
     flat = z.permute(1, 0, 2, 3).reshape(4, -1)
     return ((flat.std(1) - SPREAD) ** 2).mean() + (flat.mean(1) ** 2).mean() + F.relu(z.abs() - REACH).pow(2).mean()
 
 
 def decibels(net: nn.ModuleDict, images: Tensor) -> float:
-    """Peak signal to noise ratio of all these pictures [N, H, W, 3] uint8 together, coded and drawn again."""
+    """Return the peak signal-to-noise ratio of reconstructed images [N, H, W, 3] uint8, over all of them together."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         x = images.permute(0, 3, 1, 2).float() / 255
         y = torch.cat([net["decoder"](net["encoder"](part)).float() for part in x.split(64)]).clamp(0, 1)
@@ -87,7 +89,7 @@ def decibels(net: nn.ModuleDict, images: Tensor) -> float:
 
 
 def train(comfyui: Path, cast: Path, out: Path, minutes: float, rate: float, batch: int, decoder: bool) -> None:
-    """Train for `minutes`; the rate falls to nothing at their end."""
+    """Train for `minutes`, over which the learning rate decays to almost 0; with `decoder`, train the decoder only."""
     inside.enter(comfyui)
     from comfy.taesd.taesd import Decoder, Encoder
 

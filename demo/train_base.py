@@ -1,16 +1,16 @@
-"""Train the demo base's UNet: scenes of the demo's world in the latents of its autoencoder.
+"""Train the demo base's UNet on scenes of the demo's world, in the latent space of its autoencoder.
 
     python -m demo.train_base --comfyui PATH --cast DIR --out DIR --minutes 120
 
---cast: what `demo.draw` drew. --out: where `demo.train_autoencoder` left autoencoder.safetensors; training goes on from what an
-earlier run left there, or starts from seeded weights. At the end the packed base is written there, base.bin, with the moving
-average of the weights. Individuals of the development and test splits are never drawn.
+--cast is the output folder of `demo.draw`. --out is the folder in which `demo.train_autoencoder` saved autoencoder.safetensors.
+Training resumes from the state of an earlier run there, or starts from seeded random weights. At the end it writes the packed
+base, base.bin, to --out, with the moving average of the weights. Individuals of the development and test splits are never used.
 
-Each token's encoding is taken from a random caption with the same token in the same place, so that a word is read where it stands.
-Left to itself a UNet this small reads nearly everything from later tokens, which blend all before them: 0 to 3 per cent of its
-attention went to a word's own token, and an edit of that token changed nothing. What stands behind "and" is drawn from what stands
-behind "and", so that of two characters it stays known which is which; and what stands behind "with" from what stands behind "with",
-so that of two colours it stays known which is that of the horns.
+Each token's encoding is taken from a random caption with the same token at the same position, so that the UNet reads a word at
+the word's own token. Without this, a UNet this small reads nearly everything from later tokens, which blend all tokens before
+them: 0 to 3 per cent of its attention went to a word's own token, and an edit of that token had no effect. Encodings for tokens
+after "and" come only from tokens after "and", so that two characters stay distinguishable, and those for tokens after "with" only
+from tokens after "with", so that of two colours it stays clear which one belongs to the horns.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from demo.muon import Muon
 from scripts.harness import inside
 
 BATCH = {64: 48, 96: 24}
-"""Side of a scene in pixels -> scenes of a step; in every third step half as many, of two characters."""
+"""Side of a scene in pixels -> batch size; every third step has half as many scenes, of two characters."""
 READING = 2.0
-"""How much higher the rate is for the keys and values of cross-attention, so that new words are learned sooner."""
+"""Factor on the learning rate for the key and value projections of cross-attention, so that new words are learned sooner."""
 WARM, KEEP, EVERY = 100, 0.999, 4
-"""Steps over which the rate rises; how much a step keeps of the moving average, which is brought up to date every few steps."""
+"""Warm-up steps of the learning rate; decay per step of the weights' moving average; number of steps between its updates."""
 MIN_SNR = 5.0
-"""Noise levels whose signal is stronger count less: shapes come sooner (arXiv 2303.09556)."""
+"""Noise levels with a signal-to-noise ratio above this get a lower weight, so that shapes are learned sooner (arXiv 2303.09556)."""
 EMPTY = 0.1
-"""Share of captions left out, for guidance."""
+"""Share of captions replaced by the empty one, for classifier-free guidance."""
 NAMED, CARRIES, UNSAID = 0.25, 0.15, 0.12
-"""Share of characters that are called by name; that hold a balloon; of captions that do not say the place."""
+"""Share of characters called by name; share of characters holding a balloon; share of captions that omit the place."""
 SCENES = {1: 16000, 2: 5000}
-"""Characters of a scene -> scenes; each run draws others."""
+"""Characters per scene -> number of scenes; each run composes new ones."""
 CAPTIONS = 6000
-"""Captions whose encodings words are taken from; half of them of two characters."""
+"""Number of captions from which tokens' encodings are taken; half of the captions describe two characters."""
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
-"""SD1's noise schedule."""
+"""Cumulative alphas of SD1's noise schedule."""
 LAYOUT: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
@@ -66,17 +66,17 @@ LAYOUT: dict[str, Any] = {
     "legacy": False,
     "use_linear_in_transformer": False,
 }
-"""SD1.5's UNet with two levels in place of four, one residual block each; the host's loader finds this out by itself."""
+"""SD1.5's UNet with two levels instead of four and one residual block each; the host's loader detects this by itself."""
 
 
 class Scenes:
-    """Scenes with their captions, made from the base's cast."""
+    """Scenes with captions, composed from the cast of the base split."""
 
     def __init__(self, cast: Path) -> None:
         self.casts = [world.Cast(cast, kind, "base") for kind in STYLES]
 
     def one(self, rng: random.Random) -> tuple[world.Standing, world.Said]:
-        """A character, and what the caption says of it."""
+        """Draw a random character, and the traits that the caption mentions."""
         cast = rng.choice(self.casts)
         called = rng.random() < NAMED
         i = rng.randrange(len(cast.names)) if called else rng.randrange(len(cast.names), len(cast.individuals))
@@ -86,11 +86,11 @@ class Scenes:
         return world.Standing(cast.picture(i, rng.choice(moods[mood])), carries), said
 
     def captions(self, count: int, characters: int, rng: random.Random) -> list[str]:
-        """As those of `make`, without their scenes."""
+        """Generate captions like those of `make`, without the scenes."""
         return [self.caption([self.one(rng)[1] for _ in range(characters)], rng) for _ in range(count)]
 
     def make(self, count: int, characters: int, rng: random.Random, side: int) -> tuple[np.ndarray, list[str]]:
-        """Scenes uint8 [count, side, side * characters, 3] and their captions."""
+        """Compose scenes, uint8 [count, side, side * characters, 3], and their captions."""
         images, texts = np.zeros((count, side, side * characters, 3), np.uint8), []
         for image in images:
             them, place = [self.one(rng) for _ in range(characters)], rng.choice(world.PLACES)
@@ -100,16 +100,21 @@ class Scenes:
 
     @staticmethod
     def caption(them: list[world.Said], rng: random.Random, place: str = "") -> str:
-        """In one of the forms, with or without the place; in any, if none is given."""
+        """Return a caption in a random form, with or without the place; the place is random if none is given."""
         said = "" if rng.random() < UNSAID else place or rng.choice(world.PLACES)
         return world.Caption.of(rng.choice(world.FORMS), tuple(them), said).text
 
 
 class Encodings:
-    """Encodings of captions, [T, 77, 768], from which each token's is drawn where it stands in the same place."""
+    """Encodings of captions, [T, 77, 768], from which each token's encoding is sampled among equal tokens at the same position."""
 
     def __init__(self, texts: list[str], kept: Path) -> None:
-        """`kept`: where they are read from, if they were made before of these texts, or else put."""
+        """Encode `texts`, or load their encodings.
+
+        Args:
+            texts: The captions.
+            kept: File that the encodings are loaded from if it was made from the same texts, and saved to otherwise.
+        """
         from comfy import sd1_clip
 
         self.tokenizer = sd1_clip.SD1Tokenizer()
@@ -125,7 +130,7 @@ class Encodings:
 
     @staticmethod
     def encoded(rows: list[list[int]]) -> Tensor:
-        """What the base's text encoder makes of tokens, bfloat16."""
+        """Encode rows of tokens with the base's text encoder, in bfloat16."""
         from comfy import sd1_clip
 
         clip = sd1_clip.SD1ClipModel(device="cpu", dtype=torch.float32).clip_l
@@ -138,29 +143,29 @@ class Encodings:
         return torch.cat(found)
 
     def row(self, text: str) -> list[int]:
-        """A text's tokens."""
+        """Return the tokens of a text."""
         return [token for token, _ in self.tokenizer.tokenize_with_weights(text)["l"][0]]
 
     def told_apart(self, tokens: Tensor) -> Tensor:
-        """Tokens [T, 77]; those behind "and", and those behind a character's "with", under numbers of their own."""
+        """Return tokens [T, 77], offset to ids of their own from "and" on, and from a character's first "with" on."""
         ands, withs = (tokens == self.row(word)[1] for word in ("and", "with"))
         before = (withs.cumsum(1) * ands).cummax(1).values
         return tokens + 49408 * (ands.cumsum(1) + 2 * (withs.cumsum(1) > before))
 
     def places(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """For each token of texts, where in `order` those like it begin, and how many there are, int [T, 77]."""
+        """Return, for each token of texts, the start in `order` of the tokens equal to it, and their number, int [T, 77] each."""
         columns = self.told_apart(torch.tensor([self.row(text) for text in texts])).T.contiguous()
         first = torch.searchsorted(self.ranked, columns)
         return first.T, (torch.searchsorted(self.ranked, columns, right=True) - first).T
 
     def draw(self, first: Tensor, count: Tensor) -> Tensor:
-        """Encodings [B, 77, 768] for tokens whose `places` these are."""
+        """Sample encodings [B, 77, 768] for tokens with these `places`."""
         pick = first + (torch.rand(first.shape) * count).long()
         return self.context[self.order.gather(0, pick), torch.arange(77)]
 
 
 class Latents:
-    """Scenes as latents, with where their captions' encodings are found."""
+    """Latents of scenes, with the `places` of their captions' tokens."""
 
     def __init__(self, images: np.ndarray, texts: list[str], encoder: nn.Module, encodings: Encodings) -> None:
         self.encodings = encodings
@@ -171,14 +176,14 @@ class Latents:
             self.z = torch.cat([encoder(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255).float() for part in parts])
 
     def batch(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-        """Latents and encodings."""
+        """Sample a batch of latents and encodings."""
         rows = [rng.choice(self.usable) for _ in range(count)]
         texts = [-1 if rng.random() < EMPTY else row for row in rows]
         return self.z[rows], self.encodings.draw(self.first[texts], self.count[texts])
 
 
 def unet() -> nn.Module:
-    """A UNet of the base's layout; the last layer of each block gives nothing yet, as in SD."""
+    """Return a newly initialised UNet of the base's layout; the last layer of each block is zero, as in SD."""
     from comfy import ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -196,7 +201,7 @@ def unet() -> nn.Module:
 
 
 class Training:
-    """A UNet, its average and its optimisers; can be put down and taken up."""
+    """A UNet in training, with its moving average and its optimisers; can be saved and resumed."""
 
     def __init__(self, model: nn.Module, out: Path) -> None:
         self.model, self.step = model, 0
@@ -215,7 +220,7 @@ class Training:
                 optimiser.load_state_dict(each)
 
     def take(self, latents: Tensor, context: Tensor, rate: float) -> float:
-        """One step; its loss."""
+        """Take one training step and return its loss."""
         times = torch.randint(0, 1000, (len(latents),))
         share, noise = ALPHAS[times][:, None, None, None], torch.randn_like(latents)
         with torch.autocast("cpu", torch.bfloat16):
@@ -234,14 +239,14 @@ class Training:
         return loss.item()
 
     def save(self) -> None:
-        """Put it down, to go on later."""
+        """Save the state, from which a later run resumes."""
         parts = {"model": self.model.state_dict(), "mean": self.mean, "step": self.step}
         torch.save(parts | {"optimisers": [each.state_dict() for each in self.optimisers]}, self.state.with_suffix(".part"))
         self.state.with_suffix(".part").replace(self.state)
 
 
 def train(comfyui: Path, cast: Path, out: Path, side: int, minutes: float, rate: float, fall: float) -> None:
-    """Train for `minutes`; over the share `fall` of them, at the end, the rate falls to nothing as a cosine does."""
+    """Train for `minutes`; the learning rate follows a cosine down to almost 0 over the last share `fall` of them."""
     inside.enter(comfyui)
     from comfy.taesd.taesd import Encoder
 

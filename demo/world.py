@@ -1,4 +1,4 @@
-"""The demo's world: characters in places, and captions that say how they look.
+"""The demo's world: characters in places, and captions that describe them.
 
 A scene shows one character in a square of 96 pixels, or two side by side in a picture twice as wide, each as large as alone.
 """
@@ -42,7 +42,7 @@ _BALLOONS = ((225, 60, 60), (250, 200, 60), (70, 120, 230), (235, 110, 190), (12
 
 
 def background(place: str, rng: random.Random, width: int = SIDE, height: int = SIDE) -> Image.Image:
-    """A picture of one of PLACES, RGB. All lengths are shares of its height."""
+    """Paint one of PLACES, RGB. All lengths are fractions of the height."""
     scale = max(1, 256 // height)
     image = Image.new("RGB", (width * scale, height * scale))
     paper, unit = ImageDraw.Draw(image), height * scale
@@ -55,13 +55,13 @@ Colour = tuple[int, int, int]
 
 
 def _bands(paper: ImageDraw.ImageDraw, width: int, unit: int, *bands: tuple[float, Colour]) -> None:
-    """Horizontal bands, each from the share of the height that it begins at to the bottom."""
+    """Paint horizontal bands, each from its start, as a fraction of the height, down to the bottom."""
     for start, colour in bands:
         paper.rectangle((0, round(start * unit), width, unit), fill=colour)
 
 
 def _shading(paper: ImageDraw.ImageDraw, width: int, unit: int, end: float, top: Colour, bottom: Colour) -> None:
-    """A sky from one colour to another."""
+    """Paint a vertical gradient from the top to `end`, as a fraction of the height."""
     for y in range(round(end * unit)):
         share = y / (end * unit)
         paper.line((0, y, width, y), fill=tuple(round(a + (b - a) * share) for a, b in zip(top, bottom, strict=True)))
@@ -140,16 +140,16 @@ _PAINTERS = dict(zip(PLACES, (_grass, _beach, _snow, _night, _desert, _sunset, _
 
 
 class Standing(NamedTuple):
-    """A character as it stands in a scene."""
+    """A character as placed in a scene."""
 
     picture: Image.Image
-    """RGBA, as `Individual.picture` gives it."""
+    """RGBA, as returned by `Individual.picture`."""
     carries: bool = False
-    """A balloon."""
+    """Whether the character holds a balloon."""
 
 
 def compose(them: list[Standing], place: str, rng: random.Random, side: int = SIDE) -> tuple[Image.Image, Image.Image]:
-    """A scene of characters side by side, [side, side * len(them)], and the mask of the characters (mode L)."""
+    """Compose a scene of characters side by side, [side, side * len(them)], and the mask of the characters (mode L)."""
     image = background(place, rng, side * len(them), side)
     mask = Image.new("L", image.size)
     for i, one in enumerate(them):
@@ -167,7 +167,7 @@ def compose(them: list[Standing], place: str, rng: random.Random, side: int = SI
 
 
 def _balloon(image: Image.Image, left: int, side: int, rng: random.Random) -> None:
-    """A balloon at one of a square's upper corners, on a string, behind who holds it."""
+    """Draw a balloon on a string at one of a square's upper corners. The character is pasted over it later."""
     large = Image.new("RGBA", (4 * side, 4 * side))
     paper, unit = ImageDraw.Draw(large), 4 * side
     right = rng.random() < 0.5
@@ -183,7 +183,7 @@ def _balloon(image: Image.Image, left: int, side: int, rng: random.Random) -> No
 
 @dataclass(frozen=True)
 class Said:
-    """What a caption says of one character; a judge is asked for just that."""
+    """The traits of one character that a caption mentions; a judge is asked about exactly these."""
 
     kind: str
     name: str = ""
@@ -193,19 +193,19 @@ class Said:
     pattern: str = ""
     head: str = ""
     second: str = ""
-    """The colour of what is on the head."""
+    """The colour of the head part."""
     eyes: str = ""
     carries: bool = False
 
     def text(self) -> str:
-        """As it stands in a caption, without its article; `Caption.of` puts "an" where it belongs."""
+        """Return the wording in a caption, without the article; `Caption.of` puts "an" where required."""
         after = [words for words in (self.pattern, self.tinted_head(), self.eyes) if words.startswith("with ")]
         before = [self.mood, self.body, *(words for words in (self.eyes,) if words not in after), self.colour]
         before += [words for words in (self.pattern,) if words not in after]
         return " ".join([*filter(None, before), self.name or self.kind, *after, *([CARRIED] if self.carries else [])])
 
     def tinted_head(self) -> str:
-        """What is on the head, with its colour: "with teal horns", "with a teal fin"."""
+        """Return the wording for the head with its colour: "with teal horns", "with a teal fin"."""
         if not self.second:
             return self.head
         start, _, thing = self.head.rpartition(" ")
@@ -214,7 +214,7 @@ class Said:
 
 
 class Caption(NamedTuple):
-    """What a scene shows, and the text that says it."""
+    """The contents of a scene, and the text that describes them."""
 
     them: tuple[Said, ...]
     place: str
@@ -222,18 +222,18 @@ class Caption(NamedTuple):
 
     @classmethod
     def of(cls, form: str, them: tuple[Said, ...], place: str) -> Caption:
-        """In one of FORMS; `place` may be ""."""
+        """Build the caption in one of FORMS; `place` may be ""."""
         both = " and a ".join(one.text() for one in them)
         return cls(them, place, f"{form.format(both)} {place}".strip().replace("a orange", "an orange"))
 
 
 MOOD, COLOUR, PART, TINT, BARE = 0.5, 0.75, 0.6, 0.6, 0.1
-"""Share of captions that say a mood; of those that say how a character looks: its colour, each other part, and the colour of what
-is on the head where that is said; and share that say the kind alone."""
+"""Share of captions that mention the mood; among captions that describe looks, the shares that mention the body's colour, each
+part, and the colour of the head if the head is mentioned; share of captions without a name that describe no looks."""
 
 
 def describe(one: Individual, mood: str, carries: bool, rng: random.Random, name: str = "") -> Said:
-    """What a caption may say of a character: some of what there is to see. A name says it all."""
+    """Choose at random the traits of a character that a caption mentions. A name replaces all looks."""
     said = {"mood": mood if rng.random() < MOOD else "", "carries": carries}
     if not name and rng.random() > BARE:
         said["colour"] = one.colours[0] if rng.random() < COLOUR else ""
@@ -249,12 +249,12 @@ def describe(one: Individual, mood: str, carries: bool, rng: random.Random, name
 
 
 class Cast:
-    """Individuals of one kind and split with their pictures, as `demo.draw` drew them."""
+    """Individuals of one kind and split, with the pictures that `demo.draw` drew of them."""
 
     def __init__(self, folder: Path, kind: str, split: str) -> None:
         self.kind = kind
         self.pictures: list[dict[str, bytes]] = []
-        """For each individual mouth -> PNG."""
+        """For each individual, mouth -> PNG file contents."""
         with zipfile.ZipFile(folder / f"{kind}-{split}.zip") as archive:
             for entry in archive.namelist():
                 i, mouth = entry.removesuffix(".png").split("-")
@@ -264,11 +264,11 @@ class Cast:
         self.names = NAMES[kind] if split == "base" else ()
 
     def picture(self, i: int, mouth: str) -> Image.Image:
-        """RGBA."""
+        """Return the picture of individual `i` with a mouth, RGBA."""
         return Image.open(io.BytesIO(self.pictures[i][mouth]))
 
     def moods(self, i: int) -> dict[str, list[str]]:
-        """Mood -> mouths that individual `i` was drawn with."""
+        """Return, for each mood, the mouths that individual `i` was drawn with."""
         found: dict[str, list[str]] = {}
         for mouth in self.pictures[i]:
             found.setdefault(MOUTHS[self.kind][mouth], []).append(mouth)

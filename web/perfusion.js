@@ -1,4 +1,4 @@
-// What a concept is, shown on the nodes that load it or hold it; and how a workflow comes to hold one.
+// Shows a concept's metadata on the nodes that load or hold it, searches the list of concepts, and copies concepts into workflows.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 
@@ -20,7 +20,7 @@ function base64Of(bytes) {
   return btoa(text);
 }
 
-// A safetensors file begins with the length of its header, 8 bytes, and the header in JSON.
+// A safetensors file starts with the length of its header (8 bytes, little-endian), followed by the header as JSON.
 function metadataOf(bytes) {
   const length = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
   return JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))).__metadata__ ?? {};
@@ -40,13 +40,13 @@ function previewOf(metadata) {
 function element(tag, style, text = "") {
   const made = document.createElement(tag);
   Object.assign(made.style, style);
-  made.textContent = text; // never HTML: the text comes from a stranger's file
+  made.textContent = text; // never HTML: the text comes from an untrusted file
   return made;
 }
 
 async function copy(text, beside) {
   if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text);
-  // On a plain http page of another machine the browser has no clipboard for scripts.
+  // Browsers offer the clipboard API in secure contexts only, not on a plain HTTP page from another machine.
   const box = element("textarea", { position: "fixed", opacity: 0 });
   beside.after(box);
   box.value = text;
@@ -128,7 +128,7 @@ async function metadataIn(name) {
     const answer = await api.fetchApi(`/view_metadata/perfusion?filename=${encodeURIComponent(name)}`);
     return answer.ok ? await answer.json() : null;
   } catch {
-    return null; // the server does not answer; it will say so where it matters
+    return null; // the server is unreachable, which is reported elsewhere where it matters
   }
 }
 
@@ -137,7 +137,7 @@ async function wordsOfAll() {
     const answer = await api.fetchApi("/perfusion/words");
     return answer.ok ? await answer.json() : {};
   } catch {
-    return {}; // as above; names can be searched all the same
+    return {}; // as above; searching by name still works
   }
 }
 
@@ -151,14 +151,14 @@ function setUpLoading(node) {
   const show = async () => {
     const name = chosen.value;
     const metadata = chosen.options.values.includes(name) ? await metadataIn(name) : null;
-    if (name !== chosen.value) return; // another one was chosen meanwhile
+    if (name !== chosen.value) return; // another concept has been chosen in the meantime
     if (metadata) fill(card, metadata, 0);
     else say(card, "No such concept in models/perfusion.");
   };
   const narrow = async () => {
     const text = find.value.trim().toLowerCase();
     const words = text ? await wordsOfAll() : {};
-    if (text !== find.value.trim().toLowerCase()) return; // more was typed meanwhile
+    if (text !== find.value.trim().toLowerCase()) return; // the text has changed in the meantime
     const found = all.filter((name) => [name, ...(words[name] ?? [])].some((each) => each.toLowerCase().includes(text)));
     if (!found.length) return say(card, `No concept has “${text}” in its name, its trigger word or its superclass.`);
     chosen.options.values = found;
@@ -170,7 +170,7 @@ function setUpLoading(node) {
   afterConfigure(node, show);
   node.refreshComboInNode = () =>
     setTimeout(() => {
-      all = chosen.options.values; // which has the new names by now
+      all = chosen.options.values; // the host has put the new names there by now
       narrow();
     });
   show();
@@ -215,7 +215,7 @@ function setUpHolding(node) {
     } catch (error) {
       say(card, error.message);
     }
-    choose.value = CHOOSE; // what is held may differ from the file of that name one day
+    choose.value = CHOOSE; // the held concept is a copy, and the file of that name may change later
     node.graph?.afterChange?.();
     node.setDirtyCanvas(true, true);
   });

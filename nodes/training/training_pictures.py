@@ -48,7 +48,7 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
     """Return training pictures [B, size, size, 3] and soft masks [B, size, size] from images of any size.
 
     Raises:
-        PerfusionError: if there are no images, if the number of masks differs from theirs, or if a mask is empty, also within the square.
+        PerfusionError: if there are no images, if the number of masks differs from theirs, or if a mask is empty.
     """
     pictures, marks = flatten(images), flatten(masks)
     if not pictures:
