@@ -89,7 +89,7 @@ class PerfusionShowAttention(io.ComfyNode):
     def execute(cls, attention: host.Recorder, samples: dict, images: Tensor, words: str, each_step: bool = False) -> io.NodeOutput:
         """Draw an overlay and a mask for each chosen word, in one row per picture or step."""
         run = attention.run_of(samples["samples"])
-        chosen = words_in(words, run)
+        chosen = requested_words(words, run)
         if each_step and not attention.each_step:
             raise PerfusionError("Single steps were not kept apart; switch on each_step of Watch Attention too.")
         steps = range(run.steps) if each_step else [None]
@@ -103,11 +103,11 @@ class PerfusionShowAttention(io.ComfyNode):
         large = large / large.amax((2, 3), keepdim=True).clamp(min=1e-12)
         under = pictures[:1].expand(len(rows), -1, -1, -1) if each_step else pictures
         drawn = torch.stack([overlay(picture, mask) for picture, masks in zip(under, large, strict=True) for mask in masks])
-        labels = [labelled(word, float(shown[:, i].mean()), run) for i, word in enumerate(chosen)]
+        labels = [word_label(word, float(shown[:, i].mean()), run) for i, word in enumerate(chosen)]
         return io.NodeOutput(labelled_grid(drawn, rows, labels), large.flatten(0, 1))
 
 
-def words_in(text: str, run: host.Run) -> list[str]:
+def requested_words(text: str, run: host.SamplingRun) -> list[str]:
     """Return the requested words as the prompts spell them; without a request, the first MOST words other than START.
 
     Raises:
@@ -126,7 +126,7 @@ def words_in(text: str, run: host.Run) -> list[str]:
     return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
 
 
-def labelled(word: str, share: float, run: host.Run) -> str:
+def word_label(word: str, share: float, run: host.SamplingRun) -> str:
     """Return the label of a word: the word, its share of attention and, for a trigger word, its gate."""
     gate = run.gate_of(word)
     return f"{word}  {100 * share:.1f} %" + ("" if gate is None else f"  gate {gate:.2f}")

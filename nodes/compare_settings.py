@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ..perfusion_core import PerfusionError
 from . import host
-from .io_types import CATEGORY, verdict
+from .io_types import CATEGORY, validation_result
 from .picture_grid import labelled_grid
 
 MOST = 100
@@ -132,7 +132,7 @@ class PerfusionSweep(io.ComfyNode):
             if None not in (across, values):
                 numbers(values, across)
 
-        return verdict(check)
+        return validation_result(check)
 
     @classmethod
     def execute(

@@ -14,12 +14,12 @@ from torch import Tensor
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, check_trigger
 from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT
-from ..perfusion_core.quantization import EIGHT, FOUR
-from ..perfusion_core.safe_files import Taken, read_bytes, read_metadata
+from ..perfusion_core.quantization import INT8, UINT4
+from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata
 from ..perfusion_core.stack import Stack, combine
 from .folders import check_prefix, concept_files, home, new_name, version_of
 from .host.folders import FOLDER
-from .io_types import CATEGORY, ConceptType, concept_outputs, verdict
+from .io_types import CATEGORY, ConceptType, concept_outputs, validation_result
 
 NO_CONCEPT = "(no concept saved yet)"
 
@@ -39,7 +39,7 @@ def describe(concept: Concept) -> str:
     return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
 
 
-def given(concept: Concept) -> io.NodeOutput:
+def concept_output(concept: Concept) -> io.NodeOutput:
     """Return the outputs of a node that provides one concept, with its description as the preview text."""
     return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
 
@@ -69,7 +69,7 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, concept_name: str) -> bool | str:
         """Reject an unusable file before the graph runs."""
-        return verdict(lambda: Concept.load(path_of(concept_name)))
+        return validation_result(lambda: Concept.load(path_of(concept_name)))
 
     @classmethod
     def fingerprint_inputs(cls, concept_name: str) -> str:
@@ -79,7 +79,7 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
         """Load the concept."""
-        return given(Concept.load(path_of(concept_name)))
+        return concept_output(Concept.load(path_of(concept_name)))
 
 
 class PerfusionConceptInWorkflow(io.ComfyNode):
@@ -111,12 +111,12 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, data: str) -> bool | str:
         """Reject data that is not a concept before the graph runs."""
-        return verdict(lambda: concept_of(data))
+        return validation_result(lambda: concept_of(data))
 
     @classmethod
     def execute(cls, data: str) -> io.NodeOutput:
         """Decode the concept."""
-        return given(concept_of(data))
+        return concept_output(concept_of(data))
 
 
 def concept_of(data: str) -> Concept:
@@ -151,7 +151,7 @@ def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> 
         try:
             concept.save(home() / listed, dtype, overwrite)
             return listed
-        except Taken:  # another server saving to this folder took the name first: try the next one
+        except FileTakenError:  # another server saving to this folder took the name first: try the next one
             continue
 
 
@@ -168,7 +168,7 @@ def words(_: str) -> bytes:
     return json.dumps({name: words_of(name, version_of(name)) for name in concept_files()}).encode()
 
 
-PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": EIGHT, "4 bit": FOUR}
+PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": INT8, "4 bit": UINT4}
 
 
 class PerfusionSaveConcept(io.ComfyNode):
@@ -214,7 +214,7 @@ class PerfusionSaveConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         """Reject an empty file name, or one outside the folder of concepts."""
-        return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
+        return validation_result(lambda: filename_prefix is None or check_prefix(filename_prefix))
 
     @classmethod
     def execute(
@@ -282,7 +282,7 @@ class PerfusionConceptSettings(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, trigger: str | None) -> bool | str:
         """Reject an invalid trigger word."""
-        return verdict(lambda: not (trigger and trigger.strip()) or check_trigger(trigger.strip()))
+        return validation_result(lambda: not (trigger and trigger.strip()) or check_trigger(trigger.strip()))
 
     @classmethod
     def execute(

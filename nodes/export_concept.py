@@ -19,7 +19,7 @@ from ..perfusion_core.stack import Stack, edit_of
 from . import host
 from .folders import check_prefix, new_name
 from .host import listed
-from .io_types import CATEGORY, ConceptType, verdict
+from .io_types import CATEGORY, ConceptType, validation_result
 
 log = logging.getLogger("perfusion")
 
@@ -72,7 +72,7 @@ class PerfusionExport(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None) -> bool | str:
         """Reject an empty file name, or one outside the target folders."""
-        return verdict(lambda: filename_prefix is None or check_prefix(filename_prefix))
+        return validation_result(lambda: filename_prefix is None or check_prefix(filename_prefix))
 
     @classmethod
     def execute(cls, model: ModelPatcher, clip: CLIP, concept: Stack, filename_prefix: str, what: str) -> io.NodeOutput:

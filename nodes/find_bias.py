@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept
 from ..perfusion_core.gated_edit import MODES, STATIC
-from ..perfusion_core.judgement import CONTEXTS, LEAST, lowest
-from ..perfusion_core.prompts import replaced
+from ..perfusion_core.judgement import CONTEXTS, MIN_ADHERENCE, lowest_adequate_bias
+from ..perfusion_core.prompts import replace_triggers
 from ..perfusion_core.stack import Stack
 from .charts import gate_table
 from .io_types import CATEGORY, ConceptType, size_input
@@ -44,7 +44,7 @@ class PerfusionAutoBias(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "followed",
-                    default=LEAST,
+                    default=MIN_ADHERENCE,
                     min=0.0,
                     max=0.99,
                     step=0.05,
@@ -78,13 +78,13 @@ class PerfusionAutoBias(io.ComfyNode):
         found, charts = [], {}
         bar = ProgressBar(len(concept) * (1 + len(BIASES)))
         for one in concept:
-            asking = PromptAdherence(model, clip, one.superclass, size, seed, asked_for(one, concept, prompt))
+            asking = PromptAdherence(model, clip, one.superclass, size, seed, scored_prompts(one, concept, prompt))
             bar.update(1)
             scores = []
             for score in asking.scores(one, BIASES, edit_mode):
                 scores.append(score)
                 bar.update(1)
-            bias = round(lowest(BIASES, scores, followed), 3)
+            bias = round(lowest_adequate_bias(BIASES, scores, followed), 3)
             found.append(one.with_settings(bias=bias))
             charts[f"{one.trigger}: {bias:g}"] = scores
         rows = [(f"bias {bias:g}", [max(0.0, scores[i]) for scores in charts.values()]) for i, bias in enumerate(BIASES)]
@@ -92,7 +92,7 @@ class PerfusionAutoBias(io.ComfyNode):
         return io.NodeOutput(tuple(found), found[0].bias, chart, ui=ui.PreviewImage(chart, cls=cls))
 
 
-def asked_for(one: Concept, stack: Stack, prompt: str) -> list[str]:
+def scored_prompts(one: Concept, stack: Stack, prompt: str) -> list[str]:
     """Return the prompts a concept is scored on, with {} in its place and the superclasses in place of the other concepts.
 
     Raises:
@@ -103,7 +103,7 @@ def asked_for(one: Concept, stack: Stack, prompt: str) -> list[str]:
     if one.trigger.casefold() not in prompt.casefold():
         raise PerfusionError(f"The prompt does not name {one.trigger}; write it in the prompt, or leave the prompt empty.")
     words = {each.trigger: "{}" if each is one else each.superclass for each in stack}
-    return [replaced(prompt.strip().replace("{", "").replace("}", ""), words)]
+    return [replace_triggers(prompt.strip().replace("{", "").replace("}", ""), words)]
 
 
 NODES = [PerfusionAutoBias]

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..perfusion_core import PerfusionError
-from ..perfusion_core.attention_maps import refined, soft_mask
+from ..perfusion_core.attention_maps import refine_with_self_attention, soft_mask
 from . import host
-from .io_types import CATEGORY, verdict
+from .io_types import CATEGORY, validation_result
 
 
 def check_word(word: str) -> None:
@@ -67,7 +67,7 @@ class PerfusionFindObject(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, word: list) -> bool | str:
         """Reject an empty word."""
-        return verdict(lambda: word[0] is None or check_word(word[0]))
+        return validation_result(lambda: word[0] is None or check_word(word[0]))
 
     @classmethod
     def execute(cls, model: list, clip: list, vae: list, images: list, word: list, size: list, seed: list) -> io.NodeOutput:
@@ -81,7 +81,7 @@ class PerfusionFindObject(io.ComfyNode):
                 found.append(mask_of(model[0], clip[0], vae[0], picture, word[0].strip(), size[0], seed[0]))
                 bar.update(1)
             masks.append(torch.stack(found))
-        return io.NodeOutput(masks, ui=ui.PreviewMask(torch.cat([fitted(batch, size[0]) for batch in masks])))
+        return io.NodeOutput(masks, ui=ui.PreviewMask(torch.cat([resize_to_squares(batch, size[0]) for batch in masks])))
 
 
 def mask_of(model: ModelPatcher, clip: CLIP, vae: VAE, picture: Tensor, word: str, size: int, seed: int) -> Tensor:
@@ -92,11 +92,11 @@ def mask_of(model: ModelPatcher, clip: CLIP, vae: VAE, picture: Tensor, word: st
     pixels = interpolate(picture[None, ..., :3].movedim(-1, 1).float(), seen, mode="bicubic", antialias=True).clamp(0, 1)
     latents = host.latents_of(vae, model, pixels.movedim(1, -1))
     looked, affinity, shape = host.object_attention(model, clip, latents, word, seed)
-    outlined = refined(looked, affinity).unflatten(1, shape)
+    outlined = refine_with_self_attention(looked, affinity).unflatten(1, shape)
     return soft_mask(interpolate(outlined[:, None], (height, width), mode="bicubic", antialias=True)[0, 0].clamp(0, 1)).cpu()
 
 
-def fitted(masks: Tensor, side: int) -> Tensor:
+def resize_to_squares(masks: Tensor, side: int) -> Tensor:
     """Resize masks [B, H, W] to squares [B, side, side], for a preview in which all have the same size."""
     return interpolate(masks[:, None], (side, side), mode="bilinear", antialias=True)[:, 0]
 

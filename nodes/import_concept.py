@@ -17,7 +17,7 @@ from . import host
 from .concepts import describe
 from .folders import FOREIGN, foreign_files, version_of
 from .host.folders import FOLDER
-from .io_types import CATEGORY, CovarianceType, concept_outputs, verdict
+from .io_types import CATEGORY, CovarianceType, concept_outputs, validation_result
 from .measure_text_encoder import check_covariance
 
 NO_FILE = "(no file of another implementation)"
@@ -121,7 +121,9 @@ class PerfusionImport(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
         """Reject an unusable file or an invalid trigger word before the graph runs."""
-        return verdict(lambda: (foreign_formats.load(path_of(file_name)), trigger is None or check_trigger(trigger.strip())))
+        return validation_result(
+            lambda: (foreign_formats.load(path_of(file_name)), trigger is None or check_trigger(trigger.strip()))
+        )
 
     @classmethod
     def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:

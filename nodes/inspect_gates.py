@@ -47,7 +47,7 @@ class PerfusionInspect(io.ComfyNode):
         return io.NodeOutput(picture, text, ui=ui.PreviewImage(picture, cls=cls).as_dict() | {"text": (text,)})
 
 
-def rows_of(prompt: host.Prompt) -> list[tuple[str, list[float]]]:
+def rows_of(prompt: host.PromptRecord) -> list[tuple[str, list[float]]]:
     """Return a prompt's words with each concept's gate, in the order of `GateReport.triggers`.
 
     All tokens from the end token on share one row, with their widest gate.
@@ -64,7 +64,7 @@ def report(found: host.GateReport) -> list[str]:
     """Return the findings as sentences."""
     lines = [f"{trigger} is applied but not named: write it in the prompt, with Apply Concept's CLIP." for trigger in found.missing]
     for prompt in found.prompts:
-        lines += opened(prompt) + fights(prompt)
+        lines += gate_sentences(prompt) + conflict_sentences(prompt)
     asked = [layer for layer in found.layers if layer in found.changes.values]
     if len(asked) < len(found.layers):
         lines.append(f"Another patch overrides the edit in {len(found.layers) - len(asked)} of {len(found.layers)} layers.")
@@ -78,7 +78,7 @@ def report(found: host.GateReport) -> list[str]:
     return lines
 
 
-def opened(prompt: host.Prompt) -> list[str]:
+def gate_sentences(prompt: host.PromptRecord) -> list[str]:
     """Return a sentence for each named concept on how far its gate opens at its own word and elsewhere."""
     lines = []
     for trigger, gates in prompt.gates.items():
@@ -91,7 +91,7 @@ def opened(prompt: host.Prompt) -> list[str]:
     return lines
 
 
-def fights(prompt: host.Prompt) -> list[str]:
+def conflict_sentences(prompt: host.PromptRecord) -> list[str]:
     """Return a sentence for each concept whose gate opens at other concepts' words."""
     lines = []
     for trigger, gates in prompt.gates.items():
@@ -108,7 +108,7 @@ def fights(prompt: host.Prompt) -> list[str]:
     return lines
 
 
-def places(prompt: host.Prompt, word: str) -> torch.Tensor:
+def places(prompt: host.PromptRecord, word: str) -> torch.Tensor:
     """Return the tokens of a prompt that belong to a word, bool [N]."""
     return torch.tensor([each == word for each in prompt.words])
 

@@ -39,7 +39,7 @@ def size_input() -> io.Int.Input:
     )
 
 
-def verdict(check: Callable[[], object]) -> bool | str:
+def validation_result(check: Callable[[], object]) -> bool | str:
     """Return the result of a node's `validate_inputs`: True, or the message of the PerfusionError that `check` raises.
 
     Validation runs before the graph, when linked inputs are still None; they are checked again when the node runs.

@@ -43,7 +43,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED)
     log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
     for i in range(0, len(texts), CAPTIONS_AT_ONCE):
         host.check_interrupt()
-        encodings = host.contents(clip, texts[i : i + CAPTIONS_AT_ONCE], precision, positions)
+        encodings = host.caption_encodings(clip, texts[i : i + CAPTIONS_AT_ONCE], precision, positions)
         estimate = estimate or Estimate(encodings.shape[-1])
         estimate.add(encodings)
         bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))

@@ -8,7 +8,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..perfusion_core.concept import Concept
-from ..perfusion_core.judgement import CONTEXTS, followed
+from ..perfusion_core.judgement import CONTEXTS, adherence_score
 from . import host
 
 SEEDS = 2
@@ -38,11 +38,11 @@ class PromptAdherence:
         return host.conditionings(clip, [text.replace("{}", word) for text in self.prompts])
 
     def _foreseen(self, model: ModelPatcher, prompts: list[list]) -> Tensor:
-        return host.foreseen(model, prompts, self.size, SEEDS, self.seed)
+        return host.predict_from_noise(model, prompts, self.size, SEEDS, self.seed)
 
     def scores(self, concept: Concept, biases: Iterable[float], mode: str) -> Iterator[float]:
         """Yield, for each of these biases, how far the prompts are followed with the concept."""
         prompts = self._encoded(host.clip_with_words(self.clip, (concept,)), concept.trigger)
         for bias in biases:
             changed = host.model_with_edit(self.model, (replace(concept, bias=bias, region=None),), mode)
-            yield followed(self._foreseen(changed, prompts), self.plain, self.asked)
+            yield adherence_score(self._foreseen(changed, prompts), self.plain, self.asked)

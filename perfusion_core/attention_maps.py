@@ -13,12 +13,12 @@ from torch import Tensor
 from . import PerfusionError
 
 
-def heads_parted(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """Split the heads: [B, n, heads·c] -> [B, heads, n, c]."""
     return rearrange(x, "b n (heads c) -> b heads n c", heads=heads)
 
 
-def heads_joined(x: Tensor) -> Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     """Merge the heads: [B, heads, n, c] -> [B, n, heads·c]."""
     return rearrange(x, "b heads n c -> b n (heads c)")
 
@@ -29,12 +29,12 @@ def attention(query: Tensor, keys: Tensor, heads: int, bias: Tensor | None = Non
     `bias` [B, 1, N] is added to the logits.
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k = (heads_parted(each.float(), heads) for each in (query, keys))
+        q, k = (split_heads(each.float(), heads) for each in (query, keys))
         logits = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
         return (logits if bias is None else logits + bias.float()[:, None]).softmax(3)
 
 
-def blended(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+def weighted_sum(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return Σ_s weights_s · parts_s for parts [B, (heads,) h·w, n] and weights [B, S, h·w]."""
     total = torch.zeros_like(parts[0], dtype=torch.float32)
     for s, part in enumerate(parts):
@@ -43,7 +43,7 @@ def blended(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
     return total
 
 
-def injected(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
+def inject_maps(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
     """Return maps [B, heads, h·w, N] with the maps of chosen tokens taken from `source` (Prompt-to-Prompt, arXiv 2208.01626, §3).
 
     Args:
@@ -56,7 +56,7 @@ def injected(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
     return torch.where(columns[:, None, None] >= 0, whole.gather(3, index), maps)
 
 
-def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
+def layer_resolution(pixels: int, height: int, width: int) -> tuple[int, int]:
     """Return height and width of a layer of `pixels` pixels, in a UNet on latents of `height` × `width`.
 
     Raises:
@@ -72,7 +72,7 @@ def grid(pixels: int, height: int, width: int) -> tuple[int, int]:
     )
 
 
-def refined(looked: Tensor, affinity: Tensor, rounds: int = 4) -> Tensor:
+def refine_with_self_attention(looked: Tensor, affinity: Tensor, rounds: int = 4) -> Tensor:
     """Return attention maps [B, p] refined to the outlines of their objects: A^rounds · map, each rescaled to 0…1.
 
     `affinity` A: [B, p, p], the layers' mean self-attention, whose rows sum to 1. Pixels of the same object attend to each other.

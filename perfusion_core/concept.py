@@ -34,7 +34,7 @@ from .concept_file import (
     parse_training,
     unpack_layers,
 )
-from .quantization import EIGHT, FOUR, SCALES, restored, rounded
+from .quantization import INT8, SCALES, UINT4, dequantize, quantize
 from .safe_files import parse, read, require, shown, write
 
 TRIGGER = re.compile(r"<[\w-]{1,64}>")
@@ -110,11 +110,11 @@ class Concept:
         return replace(self, **settings)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16, overwrite: bool = True) -> None:
-        """Write the file atomically, with tensors in `dtype`: one of `concept_file.DTYPES`, or `quantization`'s EIGHT or FOUR.
+        """Write the file atomically, with tensors in `dtype`: one of `concept_file.DTYPES`, or `quantization`'s INT8 or UINT4.
 
         Raises:
             PerfusionError: the file cannot be written, or `dtype` cannot represent a value.
-            safe_files.Taken: `overwrite` is False and the file exists.
+            safe_files.FileTakenError: `overwrite` is False and the file exists.
         """
         tensors = {f"word.{name}": vectors for name, vectors in self.word.items()}
         # The scale of the probe does not matter, and float16 cannot represent small numbers.
@@ -124,7 +124,7 @@ class Concept:
             tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
         if self.keys:
             tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values], dim=-1)
-        whole = dtype in (EIGHT, FOUR)
+        whole = dtype in (INT8, UINT4)
         floating = torch.float32 if whole else dtype
         tensors = {name: tensor.to(floating) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
@@ -132,7 +132,7 @@ class Concept:
                 raise PerfusionError(
                     f"{shown(path)} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
                 )
-        held = rounded(tensors, list(self.layers.values()), dtype) if whole else tensors
+        held = quantize(tensors, list(self.layers.values()), dtype) if whole else tensors
         write(path, held, self._metadata(), overwrite)
 
     def _metadata(self) -> dict[str, str]:
@@ -201,7 +201,7 @@ class Concept:
         require("layers" in metadata, path, "its list of layers is missing")
         layers = unpack_layers(metadata["layers"], path)
         if SCALES in tensors:
-            tensors = restored(tensors, list(layers.values()), path)
+            tensors = dequantize(tensors, list(layers.values()), path)
         check_tensors(tensors, layers, path)
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {

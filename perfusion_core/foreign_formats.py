@@ -84,7 +84,7 @@ STAND_INS = [
 ]
 """Substitutes for the classes that ChenDarYen's checkpoints contain besides tensors."""
 
-CALLED = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
+ALLOWED_GLOBALS = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
     "builtins.set",
     "collections.OrderedDict",
     "torch._utils._rebuild_parameter",
@@ -176,7 +176,7 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # a broken archive or pickle can raise anything
         raise PerfusionError(broken) from error
     require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
-    require(wanted <= CALLED, path, CODE)
+    require(wanted <= ALLOWED_GLOBALS, path, CODE)
     try:
         with _STANDING_IN, torch.serialization.safe_globals(STAND_INS):
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

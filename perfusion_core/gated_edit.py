@@ -37,13 +37,13 @@ acts in every prompt to the extent that its encodings resemble i*, with or witho
 other mode: an exported LoRA should use outputs that were learned without a gate.
 """
 
-CLOSED = 1e-3
+GATE_CUTOFF = 1e-3
 """In exact mode, gates below this value are set to exactly 0."""
 
-APART = 2.5e-7
+OVERLAP_SHRINKAGE = 2.5e-7
 """Relative reduction of the overlaps between concepts, which keeps the system solvable when two concepts coincide."""
 
-TOLD_APART = 1e-4
+PINV_RTOL = 1e-4
 """In static mode, singular values of the overlap matrix below this share of its largest are dropped: concepts whose i* differ by
 less than about two percent then share their edits, instead of requiring an unbounded edit between them."""
 
@@ -51,7 +51,7 @@ Project = Callable[[Tensor], Tensor]
 """The host's own projection: [n, d] -> [n, m]."""
 
 
-def widened(*tensors: Tensor) -> list[Tensor]:
+def promote_dtypes(*tensors: Tensor) -> list[Tensor]:
     """Return the tensors in their common promoted dtype, at least float32."""
     dtype = torch.float32
     for tensor in tensors:
@@ -62,13 +62,13 @@ def widened(*tensors: Tensor) -> list[Tensor]:
 def similarity(encoding: Tensor, probes: Tensor) -> Tensor:
     """Return sim_j(e), [..., J], for encodings [..., d] and the concepts' `probes` C⁻¹ i*_j / ‖i*_j‖² [J, d] (§4.2)."""
     with torch.autocast(encoding.device.type, enabled=False):
-        encoding, probes = widened(encoding, probes)
+        encoding, probes = promote_dtypes(encoding, probes)
         return encoding @ probes.T
 
 
 def gate(sim: Tensor, bias: Tensor, temperature: Tensor) -> Tensor:
     """Return σ((sim - β) / τ), [..., J] (Eq. 3)."""
-    sim, bias, temperature = widened(sim, bias, temperature)
+    sim, bias, temperature = promote_dtypes(sim, bias, temperature)
     return torch.sigmoid((sim - bias) / temperature)
 
 
@@ -86,9 +86,9 @@ def removal(sim: Tensor, weight: Tensor, overlap: Tensor) -> Tensor:
     """
     if overlap.shape[0] == 1:
         return weight * sim
-    sim, weight, overlap = widened(sim, weight, overlap)
+    sim, weight, overlap = promote_dtypes(sim, weight, overlap)
     one = torch.eye(len(overlap), dtype=overlap.dtype, device=overlap.device)
-    system = one + (1 - APART) * (overlap - one) * weight.unsqueeze(-2)
+    system = one + (1 - OVERLAP_SHRINKAGE) * (overlap - one) * weight.unsqueeze(-2)
     return weight * torch.linalg.solve(system, sim.unsqueeze(-1)).squeeze(-1)
 
 
@@ -147,7 +147,7 @@ class Edit:
         return probes, probes @ self.target_inputs.cpu().double().T
 
     def _rounded(self, exact: Tensor) -> Tensor:
-        return exact.to(self.probes.device, widened(self.probes)[0].dtype)
+        return exact.to(self.probes.device, promote_dtypes(self.probes)[0].dtype)
 
     @cached_property
     def overlap(self) -> Tensor:
@@ -162,7 +162,7 @@ class Edit:
         """
         probes, overlap = self._exact()
         used = (self.strength > 0).cpu().double()
-        return self._rounded(torch.linalg.pinv(overlap * used * used[:, None], rtol=TOLD_APART) @ probes)
+        return self._rounded(torch.linalg.pinv(overlap * used * used[:, None], rtol=PINV_RTOL) @ probes)
 
     @cached_property
     def static_share(self) -> Tensor:
@@ -202,7 +202,7 @@ class Edit:
         sim = similarity(encoding, self.probes)
         opened = gate(sim, self.bias, self.temperature)
         if self.mode == EXACT:
-            opened = torch.where(opened >= CLOSED, opened, 0)
+            opened = torch.where(opened >= GATE_CUTOFF, opened, 0)
             if named is not None:
                 opened = torch.where(named > 0, opened, 0)
         add = self.strength * opened
@@ -226,12 +226,12 @@ class Edit:
         if layer in self.keys:
             keys = self.keys[layer]
             rows = (count, -1) if keys.ndim == 2 else (count, 1, -1)
-            targets = torch.where(self.keys_trained.reshape(rows), *widened(keys, targets.reshape(rows)))
+            targets = torch.where(self.keys_trained.reshape(rows), *promote_dtypes(keys, targets.reshape(rows)))
         return self._correction(by, projected[:count], targets)
 
     @staticmethod
     def _correction(by: Coefficients, projected_inputs: Tensor, target_outputs: Tensor) -> Tensor:
         with torch.autocast(by.add.device.type, enabled=False):
-            add, outputs, remove, inputs = widened(by.add, target_outputs, by.remove, projected_inputs)
+            add, outputs, remove, inputs = promote_dtypes(by.add, target_outputs, by.remove, projected_inputs)
             added = add @ outputs if outputs.ndim == 2 else by_position(add, outputs)
             return added - remove @ inputs

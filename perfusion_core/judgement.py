@@ -25,7 +25,7 @@ CONTEXTS = (
 )
 """Prompts with `{}` for the object, chosen to be as different from each other as possible."""
 
-LEAST = 0.85
+MIN_ADHERENCE = 0.85
 """Default of how far a prompt should be followed.
 
 Chosen in the demo's first world: from this value on, pictures had both the requested place and a shape that was still recognisable
@@ -33,7 +33,7 @@ for its word; from 0.8 on, they had the place alone.
 """
 
 
-def followed(told: Tensor, plain: Tensor, asked: int) -> float:
+def adherence_score(told: Tensor, plain: Tensor, asked: int) -> float:
     """Return how far prompts are followed, as defined in the module's docstring.
 
     Args:
@@ -46,7 +46,7 @@ def followed(told: Tensor, plain: Tensor, asked: int) -> float:
     return 1 - float(off / whole.clamp(min=1e-12))
 
 
-def lowest(biases: Sequence[float], scores: Sequence[float], least: float) -> float:
+def lowest_adequate_bias(biases: Sequence[float], scores: Sequence[float], least: float) -> float:
     """Return the lowest bias from which on all scores are at least `least`, interpolated linearly between the measured biases.
 
     If the score at the highest bias is below `least`, return the highest bias.
@@ -77,7 +77,7 @@ class Judgement:
     loss: float
     followed: float
 
-    def beats(self, other: "Judgement", least: float = LEAST) -> bool:
+    def beats(self, other: "Judgement", least: float = MIN_ADHERENCE) -> bool:
         """Return whether this is the better judgement: prompts must be followed at least to `least`, then likeness decides."""
         if min(self.followed, other.followed) >= least:
             return self.loss < other.loss

@@ -16,7 +16,7 @@ TEMPLATES = (
 """Training prompts; `{}` stands for the concept's word."""
 
 
-def replaced(text: str, words: Mapping[str, str]) -> str:
+def replace_triggers(text: str, words: Mapping[str, str]) -> str:
     """Return a prompt with its trigger words replaced, ignoring case; `words`: trigger word -> replacement text."""
     for trigger, word in words.items():
         text = re.sub(re.escape(trigger), lambda _, word=word: word, text, flags=re.IGNORECASE)

@@ -19,34 +19,34 @@ from .safe_files import require
 
 SCALES = "scales"
 OUTPUTS = "target_outputs"
-EIGHT, FOUR = torch.int8, torch.uint4
-LARGEST = {EIGHT: 127, FOUR: 7}
+INT8, UINT4 = torch.int8, torch.uint4
+LARGEST = {INT8: 127, UINT4: 7}
 GROUP = 32
 UNFIT = "its scales do not fit its tensors"
 
 
-def rounded(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype) -> dict[str, Tensor]:
-    """Return the tensors, which must be finite, quantised to EIGHT or FOUR, with their scales, by name.
+def quantize(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors, which must be finite, quantised to INT8 or UINT4, with their scales, by name.
 
     `widths` are those of the layers in target outputs.
     """
     found, scales = {}, []
     for name in sorted(tensors):
         tensor = tensors[name].float()
-        if kind == FOUR and name.startswith(OUTPUTS):
+        if kind == UINT4 and name.startswith(OUTPUTS):
             found |= _packed(name, tensor)
             continue
         whole = []
         for part in _parts(name, tensor, widths):
-            scale = _scale(part.abs().amax(), EIGHT)
+            scale = _scale(part.abs().amax(), INT8)
             whole.append((part / scale).round().to(torch.int8))
             scales.append(scale)
         found[name] = torch.cat(whole, dim=-1)
     return found | {SCALES: torch.stack(scales)}
 
 
-def restored(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> dict[str, Tensor]:
-    """Return the float32 tensors that `rounded` quantised.
+def dequantize(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> dict[str, Tensor]:
+    """Return the float32 tensors that `quantize` quantised.
 
     Raises:
         PerfusionError: about the file `path`: scales and tensors do not match, or a restored tensor is not finite.
@@ -83,8 +83,8 @@ def _packed(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """Return a tensor [..., M] packed into four bits per number, and its scales."""
     groups = nn.functional.pad(tensor, (0, -tensor.shape[-1] % GROUP)).unflatten(-1, (-1, GROUP))
     # bfloat16 has the range of float32 in half the space. Its rounding does no harm: numbers are quantised with the rounded scale.
-    scales = _scale(groups.abs().amax(-1), FOUR).to(torch.bfloat16)
-    numbers = (groups / scales.float()[..., None]).round().clamp(-LARGEST[FOUR], LARGEST[FOUR]) + 8
+    scales = _scale(groups.abs().amax(-1), UINT4).to(torch.bfloat16)
+    numbers = (groups / scales.float()[..., None]).round().clamp(-LARGEST[UINT4], LARGEST[UINT4]) + 8
     low, high = numbers.flatten(-2).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)
     return {name: low + 16 * high, f"{name}.{SCALES}": scales}
 

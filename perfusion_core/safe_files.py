@@ -105,7 +105,7 @@ def write_all(files: Mapping[Path, tuple[Mapping[str, Tensor], Mapping[str, str]
         raise
 
 
-class Taken(Exception):
+class FileTakenError(Exception):
     """A file already exists where a new one was to be written."""
 
 
@@ -114,7 +114,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
     Raises:
         PerfusionError: the disk is full or not writable; nothing is left behind.
-        Taken: `overwrite` is False and a file exists at `path`, even if another process has only just created it.
+        FileTakenError: `overwrite` is False and a file exists at `path`, even if another process has only just created it.
     """
     content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(metadata))
     write_bytes(path, _in_order(content, metadata), overwrite)
@@ -141,7 +141,7 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)
         if not (overwrite or linked(scratch, path)):
-            raise Taken(shown(path))
+            raise FileTakenError(shown(path))
         os.replace(scratch, path)
     except OSError as error:
         raise PerfusionError(

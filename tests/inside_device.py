@@ -103,9 +103,9 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
         latents, weights = train.training_pictures.latent_forms(model, vae, *prepared, with_small=False)
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
-        with host.learning():
+        with host.gradients_enabled():
             student = host.TrainableModel(model, clip, precision)
-            state = training.start(student, "monster", settings)
+            state = training.initial_state(student, "monster", settings)
             given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
             list(training.train(student, state, *given, settings))
         losses[name] = state.losses[0]
@@ -123,7 +123,7 @@ def divided() -> dict:
     """What is taught of models that the host moves in parts, as it does on newer cards; they themselves are never moved here."""
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     model, clip, _ = loaded()
-    with host.learning():
+    with host.gradients_enabled():
         student = host.TrainableModel(model, clip, torch.float32)
         encodings = student.encode(["a {}"], student.embed("monster")).tokens
     model.cached_patcher_init = model.non_dynamic_delegate_model = None

@@ -44,8 +44,8 @@ def main() -> dict:
     metric = inverse.finish("").inverse()
     student = host.TrainableModel(model, clip, torch.float32)
     latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
-    with host.learning():
-        state = training.start(student, "teddy", SETTINGS)
+    with host.gradients_enabled():
+        state = training.initial_state(student, "teddy", SETTINGS)
         found = gradients(student, state, latents, masks, metric)
         before = training.held_out_loss(student, state, latents, masks, metric, SETTINGS)
         list(training.train(student, state, latents, masks, metric, SETTINGS))
@@ -59,7 +59,7 @@ def main() -> dict:
 
 def gradients(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
     """Derivatives by each encoder's word and by some outputs, along what is told: told over measured by finite differences."""
-    given = (training.Draw.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
+    given = (training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
     sums, _, _ = training.gradients(student, state, *given)
     learned = list(zip([*state.word, *state.values], state.learned(), sums, strict=True))
     words, outputs, shares = len(state.word), len(state.values), {}

@@ -119,7 +119,7 @@ def shortened(clip: object) -> dict:
     texts = ["a teddy", "a photo of a red teddy in the snow, beside a small house", ""]
     host.prepare_clip(clip)
     with torch.inference_mode():
-        found = {which: host.contents(clip, texts, torch.float32, which) for which in host.POSITIONS}
+        found = {which: host.caption_encodings(clip, texts, torch.float32, which) for which in host.POSITIONS}
     whole = found["all"].reshape(len(texts), 77, -1)
     counts = [len(encode_words(clip, text)) for text in texts]
     wanted = torch.cat([section[: count + 2] for section, count in zip(whole, counts, strict=True)])
@@ -153,7 +153,7 @@ def short_of_memory(model: object, clip: object) -> dict:
 
     def taught(micro: int) -> object:
         settings = training.Settings(steps=3, batch=4, micro=micro)
-        state, student.twice = training.start(student, "monster", settings), False
+        state, student.twice = training.initial_state(student, "monster", settings), False
         assert len(list(events.steps(student, state, given, settings))) == 3
         return state
 
@@ -173,7 +173,7 @@ def short_of_memory(model: object, clip: object) -> dict:
 
     events, training = inside.part("nodes.training.schedule"), inside.part("perfusion_core.training.loop")
     counts, room = [], 2
-    with host.learning():
+    with host.gradients_enabled():
         latents = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         given = latents, torch.ones(2, 2, 1, 8, 8), torch.eye(768).double()
         student = Small(model, clip, torch.float32)
@@ -186,7 +186,7 @@ def short_of_memory(model: object, clip: object) -> dict:
             refused = str(error)
         gave_all, room = student.twice, 4
         settings = training.Settings(batch=2, mode="paper")
-        state, draw = training.start(student, "monster", settings), training.Draw.of(settings, 0, latents[:, 0])
+        state, draw = training.initial_state(student, "monster", settings), training.BatchSample.of(settings, 0, latents[:, 0])
         gradients = []
         for student.twice in (False, True):
             sums, _, loss = training.gradients(student, state, draw, *given, settings)
@@ -194,7 +194,7 @@ def short_of_memory(model: object, clip: object) -> dict:
         student.twice = False
 
         def step() -> Tensor:
-            return training.rehearse(student, state, latents, given[2], settings)
+            return training.trial_forward(student, state, latents, given[2], settings)
 
         def encode() -> Tensor:
             return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in state.word.items()}).tokens
@@ -232,7 +232,7 @@ def moved() -> dict:
         model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     comfy.model_management.load_models_gpu = moving
     try:
-        with host.learning():
+        with host.gradients_enabled():
             student = host.TrainableModel(model, clip, torch.float32)
             word = {name: vectors.requires_grad_() for name, vectors in student.embed("monster").items()}
             student.encode(["a {}"], word).tokens.sum().backward()
@@ -250,7 +250,7 @@ def halved() -> dict:
         layers = [each for each in model.model.diffusion_model.modules() if hasattr(each, "comfy_cast_weights")]
         for layer in layers:
             layer.comfy_cast_weights = False
-        with host.learning():
+        with host.gradients_enabled():
             student = host.TrainableModel(model, clip, torch.float32)
             student.twice = twice
             encoded = student.encode(["a {}"], student.embed("monster")).leaves()
@@ -324,7 +324,7 @@ def recorded(model: object, clip: object, concept: object) -> dict:
         looked = (maps[..., 5] + maps[..., 82]).unflatten(1, (side, side))[:, None]
         sums += torch.nn.functional.interpolate(looked, (8, 8), mode="bilinear", antialias=True)[:, 0]
     mine = run.map_of(concept.trigger)
-    gates = patched_model.carried(watched).edits(torch.device("cpu"))[0].gates(encode(clip, "a")[0][0])
+    gates = patched_model.get_perfusion_state(watched).edits(torch.device("cpu"))[0].gates(encode(clip, "a")[0][0])
     return {
         "recorded maps": worst(mine, sums / len(seen)),
         "recorded shape": list(mine.shape),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from demo.world import SIDE
-from perfusion_core.judgement import Judgement, followed, lowest
+from perfusion_core.judgement import Judgement, adherence_score, lowest_adequate_bias
 from scripts.harness.graphs import Graph
 from scripts.harness.server import GraphError, Server
 
@@ -12,8 +12,8 @@ from scripts.harness.server import GraphError, Server
 def test_followed_is_1_where_prompts_do_what_they_do_to_the_plain_word_and_0_where_they_do_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     plain, look = (torch.randn(k, 3, 4, 8, 8, generator=generator, dtype=torch.float64) for k in (5, 1))
-    assert followed(plain + look, plain, 5) == pytest.approx(1)
-    assert followed(plain * 0 + look, plain, 5) == pytest.approx(0, abs=1e-6)
+    assert adherence_score(plain + look, plain, 5) == pytest.approx(1)
+    assert adherence_score(plain * 0 + look, plain, 5) == pytest.approx(0, abs=1e-6)
     # The definition, prompt by prompt.
     told = torch.randn(5, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
     for asked in (1, 3, 5):
@@ -21,8 +21,8 @@ def test_followed_is_1_where_prompts_do_what_they_do_to_the_plain_word_and_0_whe
         for i in range(asked):
             mine, theirs = (each[i] - sum(each[j] for j in range(5)) / 5 for each in (told, plain))
             off, whole = off + float((mine - theirs).square().sum()), whole + float(theirs.square().sum())
-        assert followed(told, plain, asked) == pytest.approx(1 - off / whole, rel=1e-5)
-    assert followed(plain + 0.5 * (plain.roll(1, 0) - plain), plain, 5) > followed(plain.roll(1, 0), plain, 5)
+        assert adherence_score(told, plain, asked) == pytest.approx(1 - off / whole, rel=1e-5)
+    assert adherence_score(plain + 0.5 * (plain.roll(1, 0) - plain), plain, 5) > adherence_score(plain.roll(1, 0), plain, 5)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_followed_is_1_where_prompts_do_what_they_do_to_the_plain_word_and_0_whe
     ],
 )
 def test_the_lowest_bias_is_where_the_prompt_begins_to_be_followed(scores: list[float], least: float, bias: float) -> None:
-    assert lowest([0.0, 0.1, 0.2, 0.3], scores, least) == pytest.approx(bias)
+    assert lowest_adequate_bias([0.0, 0.1, 0.2, 0.3], scores, least) == pytest.approx(bias)
 
 
 def test_the_best_concept_is_the_likest_of_those_that_follow_prompts() -> None:

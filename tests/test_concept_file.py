@@ -27,7 +27,7 @@ from perfusion_core.concept import Concept, check_trigger
 from perfusion_core.concept_file import DETAILS, MAX_BYTES, MAX_PREVIEW, READABLE, VERSION, pack_layers, unpack_layers
 from perfusion_core.gated_edit import EXACT, MODES
 from perfusion_core.lora_export import corrections
-from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.quantization import INT8, UINT4
 from perfusion_core.stack import combine, edit_of, with_outputs
 from perfusion_core.training.settings import Settings
 from scripts.setup.bootstrap import ROOT
@@ -184,7 +184,7 @@ def test_eight_bits_are_half_of_half_precision(keys: bool, path: Path) -> None:
     concept = replace(made, values={name: (i + 1) * value for i, (name, value) in enumerate(made.values.items())})
     concept.save(path)
     half = path.stat().st_size
-    concept.save(path, EIGHT)
+    concept.save(path, INT8)
     numbers = 12480 * (1 + keys) + 4 * 768
     assert half - path.stat().st_size > numbers - 300
     once = Concept.load(path)
@@ -193,7 +193,7 @@ def test_eight_bits_are_half_of_half_precision(keys: bool, path: Path) -> None:
     pairs += [(once.keys[layer], concept.keys[layer]) for layer in concept.keys]
     for found, wanted in pairs:
         assert 0 < (found - wanted).abs().max() <= wanted.abs().max() / 127 / 2 * 1.0001
-    once.save(path, EIGHT)
+    once.save(path, INT8)
     again = Concept.load(path)
     for layer in SD1_LAYERS:
         assert torch.allclose(again.values[layer], once.values[layer], rtol=1e-6)
@@ -205,10 +205,10 @@ def test_four_bits_are_a_third_of_half_precision(keys: bool, path: Path) -> None
     """Target outputs are off by half a step at most, a group's steps being a seventh of its largest number."""
     made = concept_of(SD1_LAYERS, 768, keys=keys, preview=jpeg())
     concept = replace(made, values={name: 10.0 ** (i - 8) * value for i, (name, value) in enumerate(made.values.items())})
-    concept.save(path, EIGHT)
+    concept.save(path, INT8)
     eight = path.stat().st_size
     other = Concept.load(path)
-    concept.save(path, FOUR)
+    concept.save(path, UINT4)
     once = Concept.load(path)
     assert eight - path.stat().st_size > (12480 / 2 - 12480 / 16) * (1 + keys) - 300
     assert torch.equal(once.target_input, other.target_input) and torch.equal(once.word["clip_l"], other.word["clip_l"])
@@ -216,7 +216,7 @@ def test_four_bits_are_a_third_of_half_precision(keys: bool, path: Path) -> None
         for layer in wanted:
             groups, off = wanted[layer].view(-1, 32), (found[layer] - wanted[layer]).view(-1, 32)
             assert off.abs().max() > 0 and bool((off.abs().amax(1) <= groups.abs().amax(1) / 7 * (1 / 2 + 1 / 32)).all())
-    once.save(path, FOUR)
+    once.save(path, UINT4)
     again = Concept.load(path)
     for layer in SD1_LAYERS:
         assert torch.allclose(again.values[layer], once.values[layer], rtol=2**-7)
@@ -225,14 +225,14 @@ def test_four_bits_are_a_third_of_half_precision(keys: bool, path: Path) -> None
 def test_compact_files_have_the_sizes_promised(path: Path) -> None:
     for concept, kind, most in (
         (concept_of(SD1_LAYERS, 768), torch.float16, 32),
-        (concept_of(SD1_LAYERS, 768), FOUR, 16),
-        (concept_of(SDXL_LAYERS, 2048, {"clip_l": 768, "clip_g": 1280}, family="sdxl"), FOUR, 64),
+        (concept_of(SD1_LAYERS, 768), UINT4, 16),
+        (concept_of(SDXL_LAYERS, 2048, {"clip_l": 768, "clip_g": 1280}, family="sdxl"), UINT4, 64),
     ):
         concept.save(path, kind)
         assert path.stat().st_size <= most * 1024
 
 
-@pytest.mark.parametrize("kind", [EIGHT, FOUR])
+@pytest.mark.parametrize("kind", [INT8, UINT4])
 def test_few_bits_hold_words_alone_zeros_positions_and_other_encoders(kind: torch.dtype, path: Path) -> None:
     odd = {"a.attn2": 3, "b.attn2": 34}
     for concept in (
@@ -250,7 +250,7 @@ def test_few_bits_hold_words_alone_zeros_positions_and_other_encoders(kind: torc
         largest = max((value.abs().max() for value in concept.values.values()), default=torch.tensor(0.0))
         for layer, wanted in concept.values.items():
             # Of four bits, layers may share a group.
-            most = wanted.abs().max() / 127 / 2 * 1.0001 if kind == EIGHT else largest / 7 * (1 / 2 + 1 / 32)
+            most = wanted.abs().max() / 127 / 2 * 1.0001 if kind == INT8 else largest / 7 * (1 / 2 + 1 / 32)
             assert (found.values[layer] - wanted).abs().max() <= most
         assert (found.superclass_encoding - concept.superclass_encoding).abs().max() < 0.02
 
@@ -281,16 +281,16 @@ FOUR_BITS: Damages = {
 }
 
 
-@pytest.mark.parametrize(("kind", "name"), [*((EIGHT, name) for name in EIGHT_BITS), *((FOUR, name) for name in FOUR_BITS)])
+@pytest.mark.parametrize(("kind", "name"), [*((INT8, name) for name in EIGHT_BITS), *((UINT4, name) for name in FOUR_BITS)])
 def test_refuses_few_bits_whose_scales_do_not_fit(kind: torch.dtype, name: str, tiny: Concept, path: Path) -> None:
     tiny.save(path, kind)
     tensors, metadata = safe_files.read(path, 2**20, READABLE)
-    (EIGHT_BITS if kind == EIGHT else FOUR_BITS)[name](tensors)
+    (EIGHT_BITS if kind == INT8 else FOUR_BITS)[name](tensors)
     safe_files.write(path, tensors, metadata)
     assert "its scales do not fit its tensors" in sentence(path)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(EIGHT, "scales"), (FOUR, "scales"), (FOUR, OUTPUT_SCALES)])
+@pytest.mark.parametrize(("kind", "name"), [(INT8, "scales"), (UINT4, "scales"), (UINT4, OUTPUT_SCALES)])
 def test_refuses_few_bits_that_stand_for_infinity(kind: torch.dtype, name: str, tiny: Concept, path: Path) -> None:
     tiny.save(path, kind)
     tensors, metadata = safe_files.read(path, 2**20, READABLE)
@@ -299,13 +299,13 @@ def test_refuses_few_bits_that_stand_for_infinity(kind: torch.dtype, name: str, 
     assert "holds infinity" in sentence(path)
 
 
-@pytest.mark.parametrize("kind", [EIGHT, FOUR])
+@pytest.mark.parametrize("kind", [INT8, UINT4])
 def test_refuses_few_bits_without_scales(kind: torch.dtype, tiny: Concept, path: Path) -> None:
     tiny.save(path, kind)
     tensors, metadata = safe_files.read(path, 2**20, READABLE)
     del tensors["scales"]
     safe_files.write(path, tensors, metadata)
-    assert ("holds torch.int8 where" if kind == EIGHT else "holds tensors that no concept has") in sentence(path)
+    assert ("holds torch.int8 where" if kind == INT8 else "holds tensors that no concept has") in sentence(path)
 
 
 def test_a_tiny_probe_survives_half_precision(path: Path) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from perfusion_core.covariance import probe
 from perfusion_core.gated_edit import (
-    APART,
     APPROXIMATE,
-    CLOSED,
     EXACT,
+    GATE_CUTOFF,
     MODES,
+    OVERLAP_SHRINKAGE,
     PAPER,
     STATIC,
     Coefficients,
@@ -258,7 +258,7 @@ def test_gates_under_the_threshold_are_exactly_zero_and_others_are_kept() -> Non
     encoding = (sims * world.target_inputs).float()
     by = world.edit(EXACT).coefficients(encoding)
     opened = torch.sigmoid((sims - 0.6) / 0.15)
-    shut = opened < CLOSED
+    shut = opened < GATE_CUTOFF
     assert 3 < shut.sum() < B * N - 3
     assert (by.add[shut] == 0).all() and (by.remove[shut] == 0).all()
     torch.testing.assert_close(by.add[~shut].double(), opened[~shut], rtol=1e-5, atol=0)
@@ -272,7 +272,7 @@ def test_exact_mode_blends_the_layer_with_the_formula_by_the_gate(which: str) ->
     output = world.values if which == "v" else world.superclass @ world.to_k.T
     for bias in (0.6, 0.2, ALWAYS_OPEN):
         opened = world.gates(bias)
-        opened = torch.where(opened >= CLOSED, opened, 0)
+        opened = torch.where(opened >= GATE_CUTOFF, opened, 0)
         wanted = world.encoding @ weight.T + opened * (output - world.sims() * (world.target_inputs @ weight.T))
         assert error(edited(world, world.edit(EXACT, bias=bias), which), wanted) <= AGREE
     at_one = complement(world, world.encoding, [0]) @ weight.T + output
@@ -314,7 +314,7 @@ def test_a_crowd_of_concepts_is_exact(alike: float) -> None:
     crowd = 32
     world = World.of(crowd, alike=alike, width=96)
     gram = world.target_inputs @ world.inverse @ world.target_inputs.T
-    gram = gram - APART * (gram - gram.diag().diag())
+    gram = gram - OVERLAP_SHRINKAGE * (gram - gram.diag().diag())
 
     def apart(encoding: Tensor, concepts: list[int]) -> Tensor:
         inputs = world.target_inputs[concepts]
@@ -331,7 +331,7 @@ def test_a_crowd_of_concepts_is_exact(alike: float) -> None:
             concepts = named[b, n].nonzero().flatten().tolist() if mode == EXACT else list(range(crowd))
             added = world.values[concepts].sum(0) if mode == EXACT else world.gates()[b, n] @ world.values
             assert error(got[b, n], world.to_v @ apart(token, concepts) + added) <= 1e-11
-            assert error(got[b, n], world.to_v @ complement(world, token, concepts) + added) <= 100 * APART
+            assert error(got[b, n], world.to_v @ complement(world, token, concepts) + added) <= 100 * OVERLAP_SHRINKAGE
 
 
 def test_exact_mode_at_open_gates_is_paper_mode() -> None:
@@ -581,7 +581,7 @@ def test_gradients_agree_with_finite_differences(mode: str, count: int) -> None:
     edit = world.edit(mode, torch.float64, keys={LAYER: world.keys})
     edit = replace(edit, keys_trained=torch.arange(count) % 2 == 0, temperature=torch.full((count,), 0.3, dtype=torch.float64))
     gates = edit.gates(encoding)
-    assert (gates - CLOSED).abs().min() > 1e-4
+    assert (gates - GATE_CUTOFF).abs().min() > 1e-4
     named = torch.ones(1, 4, count)
     named[:, 0] = 0
 

@@ -21,7 +21,7 @@ from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
 from perfusion_core.concept_file import POSITIONS
 from perfusion_core.foreign_formats import BIAS, CHENDARYEN, MAX_BYTES, PERFUSION_PYTORCH, TEMPERATURE, load, read
-from perfusion_core.gated_edit import APPROXIMATE, CLOSED, EXACT, PAPER, Edit
+from perfusion_core.gated_edit import APPROXIMATE, EXACT, GATE_CUTOFF, PAPER, Edit
 from perfusion_core.stack import edit_of
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
@@ -273,7 +273,7 @@ def test_exact_mode_blends_by_position_and_closes_to_the_last_bit(tmp_path: Path
     named = (torch.arange(2 * POSITIONS) % POSITIONS >= 5).float()[None, :, None].expand(B, -1, 1)
     sim = base.sim(encoding, saved["target_input"])
     opened = torch.sigmoid((sim - BIAS) / TEMPERATURE) * named
-    opened = torch.where(opened >= CLOSED, opened, 0)
+    opened = torch.where(opened >= GATE_CUTOFF, opened, 0)
     for layer in LAYERS:
         for which in ("to_k", "to_v"):
             weight = base.weights[layer][which]

@@ -11,14 +11,14 @@ from torch import Tensor
 from perfusion_core import PerfusionError
 from perfusion_core.attention_maps import (
     attention,
-    blended,
-    grid,
-    heads_joined,
-    heads_parted,
-    injected,
-    refined,
+    inject_maps,
+    layer_resolution,
+    merge_heads,
+    refine_with_self_attention,
     soft_mask,
+    split_heads,
     threshold,
+    weighted_sum,
 )
 
 
@@ -41,12 +41,12 @@ def test_maps_are_softmax_of_scaled_products_in_float32(dtype: torch.dtype) -> N
 
 def test_heads_are_parted_and_joined_as_the_layers_do() -> None:
     x = rand(2, 6, 8)
-    parted = heads_parted(x, 4)
-    assert torch.equal(parted[1, 2, 3], x[1, 3, 4:6]) and torch.equal(heads_joined(parted), x)
+    parted = split_heads(x, 4)
+    assert torch.equal(parted[1, 2, 3], x[1, 3, 4:6]) and torch.equal(merge_heads(parted), x)
     query, key, value = rand(2, 6, 8, seed=1), rand(2, 5, 8, seed=2), rand(2, 5, 8, seed=3)
-    mine = heads_joined(attention(query, key, 4) @ heads_parted(value, 4))
-    theirs = torch.nn.functional.scaled_dot_product_attention(*(heads_parted(t, 4) for t in (query, key, value)))
-    assert torch.allclose(mine, heads_joined(theirs), atol=1e-6)
+    mine = merge_heads(attention(query, key, 4) @ split_heads(value, 4))
+    theirs = torch.nn.functional.scaled_dot_product_attention(*(split_heads(t, 4) for t in (query, key, value)))
+    assert torch.allclose(mine, merge_heads(theirs), atol=1e-6)
 
 
 def test_blending_is_the_weighted_sum_of_maps_or_of_results() -> None:
@@ -56,22 +56,22 @@ def test_blending_is_the_weighted_sum_of_maps_or_of_results() -> None:
         for b in range(2):
             for p in range(6):
                 wanted = sum(weights[b, s, p].double() * parts[s][b, ..., p, :].double() for s in range(3))
-                assert torch.allclose(blended(parts, weights)[b, ..., p, :].double(), wanted, atol=1e-6)
+                assert torch.allclose(weighted_sum(parts, weights)[b, ..., p, :].double(), wanted, atol=1e-6)
 
 
 def test_injection_takes_the_columns_that_it_is_told_and_no_others() -> None:
     maps, source = rand(4, 2, 6, 5), rand(2, 2, 6, 7, seed=1)
     columns = torch.tensor([[0, 6, -1, 2, 3], [0, 6, -1, 2, 3], [-1] * 5, [-1] * 5])
-    result = injected(maps, source, columns)
+    result = inject_maps(maps, source, columns)
     assert torch.equal(result[2:], maps[2:]) and torch.equal(result[:2, :, :, 2], maps[:2, :, :, 2])
     assert torch.equal(result[:2][..., [0, 1, 3, 4]], source[..., [0, 6, 2, 3]])
 
 
 def test_layers_sizes_are_halvings_of_the_latents() -> None:
-    assert [grid(n, 8, 8) for n in (64, 16, 4, 1)] == [(8, 8), (4, 4), (2, 2), (1, 1)]
-    assert [grid(n, 9, 6) for n in (54, 15, 6)] == [(9, 6), (5, 3), (3, 2)]
+    assert [layer_resolution(n, 8, 8) for n in (64, 16, 4, 1)] == [(8, 8), (4, 4), (2, 2), (1, 1)]
+    assert [layer_resolution(n, 9, 6) for n in (54, 15, 6)] == [(9, 6), (5, 3), (3, 2)]
     with pytest.raises(PerfusionError, match="A layer of 50 pixels was met in latents of 8 x 8"):
-        grid(50, 8, 8)
+        layer_resolution(50, 8, 8)
 
 
 def test_refinement_spreads_over_what_looks_at_itself_and_stops_at_its_edge() -> None:
@@ -80,8 +80,8 @@ def test_refinement_spreads_over_what_looks_at_itself_and_stops_at_its_edge() ->
     affinity[0, :4, :4] = affinity[0, 4:, 4:] = 0.25
     looked = torch.zeros(1, 8)
     looked[0, 2] = 1
-    assert torch.equal(refined(looked, affinity), torch.tensor([[1.0] * 4 + [0.0] * 4]))
-    assert torch.equal(refined(torch.ones(1, 8), affinity), torch.zeros(1, 8))
+    assert torch.equal(refine_with_self_attention(looked, affinity), torch.tensor([[1.0] * 4 + [0.0] * 4]))
+    assert torch.equal(refine_with_self_attention(torch.ones(1, 8), affinity), torch.zeros(1, 8))
 
 
 def test_the_threshold_is_the_best_of_all() -> None:

@@ -13,12 +13,21 @@ from torch import Tensor
 from perfusion_core import PerfusionError
 from perfusion_core.captions import captions
 from perfusion_core.covariance import Estimate
-from perfusion_core.gated_edit import APPROXIMATE, CLOSED, EXACT, MODES, PAPER, Edit
+from perfusion_core.gated_edit import APPROXIMATE, EXACT, GATE_CUTOFF, MODES, PAPER, Edit
 from perfusion_core.prompts import TEMPLATES
 from perfusion_core.safe_files import read, write
 from perfusion_core.training import loop
 from perfusion_core.training.base_model import Encoded, Word
-from perfusion_core.training.loop import Draw, edit_in_training, gradients, held_out_loss, masked_error, rates, start, train
+from perfusion_core.training.loop import (
+    BatchSample,
+    edit_in_training,
+    gradients,
+    held_out_loss,
+    initial_state,
+    masked_error,
+    rates,
+    train,
+)
 from perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
 from perfusion_core.training.state import TrainingState
 
@@ -173,7 +182,7 @@ def teach(
 def taught(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Settings, painter: Painter | None = None) -> TrainingState:
     """A state from start to end."""
     painter = painter or Painter()
-    return teach(painter, start(painter, "teddy bear", settings), latents, masks, inverse, settings)
+    return teach(painter, initial_state(painter, "teddy bear", settings), latents, masks, inverse, settings)
 
 
 def same(one: TrainingState, other: TrainingState) -> bool:
@@ -195,7 +204,8 @@ def loss_over(state: TrainingState, inverse: Tensor, latents: Tensor, masks: Ten
     """The mean loss over draws that no training has seen."""
     painter, unseen = Painter(), replace(settings, seed=99)
     losses = [
-        gradients(painter, state, Draw.of(unseen, step, latents[:, 0]), latents, masks, inverse, unseen)[2] for step in range(10)
+        gradients(painter, state, BatchSample.of(unseen, step, latents[:, 0]), latents, masks, inverse, unseen)[2]
+        for step in range(10)
     ]
     return sum(losses) / len(losses)
 
@@ -208,7 +218,7 @@ KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"mode": NO_EDIT}, {"initial_word":
 @pytest.mark.parametrize("lock", [LOCAL, TRAINED])
 def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(steps=80, lock=lock, mode=mode, word_rate=0.02, output_rate=0.2)
-    before = loss_over(start(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
+    before = loss_over(initial_state(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
     state = taught(inverse, latents, masks, settings)
     assert state.step == len(state.losses) == 80
     assert loss_over(state, inverse, latents, masks, settings) < 0.5 * before
@@ -217,7 +227,7 @@ def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, 
 
 def test_the_loss_of_a_word_alone_falls(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(steps=80, mode=NO_EDIT, word_rate=0.1)
-    before = loss_over(start(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
+    before = loss_over(initial_state(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
     assert loss_over(taught(inverse, latents, masks, settings), inverse, latents, masks, settings) < 0.8 * before
 
 
@@ -230,7 +240,7 @@ def test_a_base_of_lower_precision_learns_in_float32(inverse: Tensor, latents: T
 
 def test_it_starts_at_the_superclass(inverse: Tensor) -> None:
     painter = Painter()
-    state = start(painter, "teddy bear", settings_of(lock=TRAINED))
+    state = initial_state(painter, "teddy bear", settings_of(lock=TRAINED))
     word = painter.embed("teddy bear")
     assert torch.equal(state.word["clip"], word["clip"]) and state.word["clip"].shape == (2, WIDTH)
     encoded = painter.encode(TEMPLATES, word)
@@ -248,7 +258,7 @@ def test_it_starts_at_the_superclass(inverse: Tensor) -> None:
 
 def test_another_initial_word_is_where_the_word_starts_and_nothing_else() -> None:
     painter = Painter()
-    plain, other = (start(painter, "teddy", settings_of(lock=TRAINED, initial_word=word)) for word in ("", "old red bear"))
+    plain, other = (initial_state(painter, "teddy", settings_of(lock=TRAINED, initial_word=word)) for word in ("", "old red bear"))
     assert torch.equal(other.word["clip"], painter.embed("old red bear")["clip"]) and other.word["clip"].shape == (3, WIDTH)
     assert [moment.shape for moment in other.optimizer.moments[:2]] == [(3, WIDTH)] * 2
     for name, tensor in plain.tensors().items():
@@ -262,7 +272,7 @@ def by_hand(
     painter: Painter,
     state: TrainingState,
     learned: dict[str, Tensor],
-    draw: Draw,
+    draw: BatchSample,
     latents: Tensor,
     masks: Tensor,
     settings: Settings,
@@ -283,7 +293,7 @@ def by_hand(
     opened = torch.sigmoid((sim - settings.bias) / settings.temperature)
     share = torch.ones_like(sim)
     if settings.mode == EXACT:
-        opened = share = torch.where(opened >= CLOSED, opened, 0)
+        opened = share = torch.where(opened >= GATE_CUTOFF, opened, 0)
     rest = encodings - (share * sim)[..., None] * target
     kv = {}
     for layer in LAYERS:
@@ -304,7 +314,7 @@ def mean_of(painter: Painter, templates: list[str], word: Tensor) -> Tensor:
     return torch.stack([encoding[place] for encoding, place in zip(encodings, places, strict=True)]).mean(0)
 
 
-def error_by_hand(painter: Painter, kv: dict, draw: Draw, latents: Tensor, masks: Tensor, settings: Settings) -> Tensor:
+def error_by_hand(painter: Painter, kv: dict, draw: BatchSample, latents: Tensor, masks: Tensor, settings: Settings) -> Tensor:
     """The masked error of what a painter makes of every layer's keys and values, in float64."""
     total = torch.zeros((), dtype=torch.float64)
     form = draw.flipped.long() + 2 * draw.small.long()
@@ -326,7 +336,7 @@ def test_gradients_agree_with_finite_differences_in_float64(
 ) -> None:
     settings = settings_of(lock=lock, mode=mode, target_gradient=target_gradient, steps=3)
     state = taught_before(inverse, latents, masks, settings)
-    draw = Draw.of(settings, 3, latents[:, 0])
+    draw = BatchSample.of(settings, 3, latents[:, 0])
     with torch.enable_grad():
         sums, _, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
     painter = Painter(torch.float64)
@@ -366,7 +376,7 @@ def taught_before(inverse: Tensor, latents: Tensor, masks: Tensor, settings: Set
 def test_micro_batches_give_the_gradients_of_the_batch(micro: int, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(lock=TRAINED)
     state = taught(inverse, latents, masks, replace(settings, steps=3))
-    draw = Draw.of(settings, 3, latents[:, 0])
+    draw = BatchSample.of(settings, 3, latents[:, 0])
     whole, seen, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
     painter = Painter()
     parts, seen_again, again = gradients(painter, state, draw, latents, masks, inverse, replace(settings, micro=micro))
@@ -389,7 +399,7 @@ def test_a_layer_that_the_model_does_not_use_has_no_gradient(inverse: Tensor, la
 def test_words_learn_by_torchs_adam_and_outputs_by_one_that_shares_its_second_moment() -> None:
     """The latter against its sums written out in float64; rates of both fall along a half cosine."""
     settings = settings_of(steps=9, word_rate=0.02, output_rate=0.3)
-    state = start(Painter(), "teddy", replace(settings, lock=TRAINED))
+    state = initial_state(Painter(), "teddy", replace(settings, lock=TRAINED))
     words = [each.clone().requires_grad_() for each in state.word.values()]
     outputs = [each.double() for each in [*state.values.values(), *state.keys.values()]]
     history: list[list[Tensor]] = []
@@ -421,8 +431,8 @@ def test_words_learn_by_torchs_adam_and_outputs_by_one_that_shares_its_second_mo
 def found_with(inverse: Tensor, latents: Tensor, masks: Tensor, **changed: object) -> tuple[list[Tensor], float]:
     """Gradients and loss of one step."""
     settings = settings_of(lock=TRAINED, **changed)
-    state = start(Painter(), "teddy bear", settings)
-    draw = Draw.of(settings, 0, latents[:, 0])
+    state = initial_state(Painter(), "teddy bear", settings)
+    draw = BatchSample.of(settings, 0, latents[:, 0])
     sums, _, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
     return sums, loss
 
@@ -477,10 +487,10 @@ def test_small_pictures_take_the_place_of_whole_ones_and_of_nothing_else(inverse
     whole = found_with(inverse, four, marks)
     assert whole[1] != plain[1]
     settings = settings_of(lock=TRAINED, small=0.5)
-    draw = Draw.of(settings, 0, four[:, 0])
+    draw = BatchSample.of(settings, 0, four[:, 0])
     assert 0 < int(draw.small.sum()) < settings.batch and 0 < int(draw.flipped.sum()) < settings.batch
     assert draw.forms().tolist() == [f + 2 * s for f, s in zip(draw.flipped.tolist(), draw.small.tolist(), strict=True)]
-    state = start(Painter(), "teddy bear", settings)
+    state = initial_state(Painter(), "teddy bear", settings)
     loss = gradients(Painter(), state, draw, four, marks, inverse, settings)[2]
     painter = Painter(torch.float64)
     for wide, narrow in zip(painter.parameters(), Painter().parameters(), strict=True):
@@ -523,7 +533,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
         if state.step == at:
             raise Stop
 
-    state = start(Painter(), "teddy bear", settings)
+    state = initial_state(Painter(), "teddy bear", settings)
     with pytest.raises(Stop):
         teach(Painter(), state, latents, masks, inverse, settings, stop)
     assert state.step == len(state.losses) == at
@@ -546,7 +556,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused(inverse: Tensor, latents: Ten
 
 
 def test_a_lesson_before_its_first_step_survives_its_file(tmp_path: Path) -> None:
-    state = start(Painter(), "teddy", settings_of())
+    state = initial_state(Painter(), "teddy", settings_of())
     write(tmp_path / "c.safetensors", state.tensors(), {})
     assert same(TrainingState.from_tensors(read(tmp_path / "c.safetensors", 2**20)[0]), state)
 
@@ -561,7 +571,7 @@ def test_a_finished_lesson_is_left_as_it_is(inverse: Tensor, latents: Tensor, ma
 
 def test_after_step_is_told_of_every_step(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings, told = settings_of(steps=5), []
-    state = start(Painter(), "teddy", settings)
+    state = initial_state(Painter(), "teddy", settings)
     teach(Painter(), state, latents, masks, inverse, settings, lambda each: told.append((each.step, len(each.losses))))
     assert told == [(n, n) for n in range(1, 6)]
 
@@ -574,7 +584,7 @@ def test_nothing_but_word_outputs_and_target_input_changes(kind: dict, inverse: 
     settings, painter = settings_of(**kind), Painter()
     given = [*painter.parameters(), inverse, latents, masks]
     before = [tensor.detach().clone() for tensor in given]
-    state = start(painter, "teddy bear", settings)
+    state = initial_state(painter, "teddy bear", settings)
     first = kept(state)
     teach(painter, state, latents, masks, inverse, settings)
     assert all(torch.equal(tensor, old) for tensor, old in zip(given, before, strict=True))
@@ -619,7 +629,7 @@ def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
 
 def test_the_edit_of_training_is_the_edit_of_the_settings(inverse: Tensor) -> None:
     settings = settings_of(bias=0.4, temperature=0.2, mode=APPROXIMATE)
-    state = start(Painter(), "teddy", settings)
+    state = initial_state(Painter(), "teddy", settings)
     edit = edit_in_training(state, inverse, settings)
     assert edit.mode == APPROXIMATE and edit.strength.tolist() == [1.0]
     assert (edit.bias.tolist(), edit.temperature.tolist()) == (pytest.approx([0.4]), pytest.approx([0.2]))
@@ -628,13 +638,13 @@ def test_the_edit_of_training_is_the_edit_of_the_settings(inverse: Tensor) -> No
 
 def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings, painter = settings_of(ema=0.9), Painter()
-    state = start(painter, "teddy bear", settings)
+    state = initial_state(painter, "teddy bear", settings)
     wanted = state.target_input.clone()
     word = {"clip": state.word["clip"].clone()}
 
     def check(now: TrainingState) -> None:
         # The word as it was in this step's prompts.
-        draw = Draw.of(settings, now.step - 1, latents[:, 0])
+        draw = BatchSample.of(settings, now.step - 1, latents[:, 0])
         encoded = painter.encode([TEMPLATES[i] for i in sorted(set(draw.templates.tolist()))], word)
         encodings, places = encoded.tokens, encoded.places
         seen = torch.stack([row[place] for row, place in zip(encodings, places, strict=True)]).mean(0).detach()
@@ -678,7 +688,7 @@ def test_settings_that_cannot_work_are_refused_before_any_work(
     changed: dict[str, object], says: str, inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
     painter = Painter()
-    state = start(painter, "teddy", settings_of())
+    state = initial_state(painter, "teddy", settings_of())
     before = kept(state)
     with pytest.raises(PerfusionError, match=f"Training needs {says}") as caught:
         teach(painter, state, latents, masks, inverse, settings_of(**changed))
@@ -714,7 +724,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_good_step(
             return prediction, target
 
     settings = settings_of(lock=TRAINED)
-    state, seen = start(Breaks(), "teddy bear", settings), []
+    state, seen = initial_state(Breaks(), "teddy bear", settings), []
     with pytest.raises(PerfusionError, match="step 5: the loss is no longer a number") as caught:
         teach(Breaks(), state, latents, masks, inverse, settings, lambda each: seen.append(kept(each)))
     assert str(caught.value).isprintable()
@@ -730,7 +740,7 @@ def test_a_model_that_fails_leaves_no_gradients_asked_for(inverse: Tensor, laten
         def objective(self, *_: object) -> tuple[Tensor, Tensor]:
             raise MemoryError
 
-    state = start(Fails(), "teddy", settings_of())
+    state = initial_state(Fails(), "teddy", settings_of())
     before = kept(state)
     with pytest.raises(MemoryError):
         teach(Fails(), state, latents, masks, inverse, settings_of())
@@ -743,24 +753,24 @@ def test_a_model_that_fails_leaves_no_gradients_asked_for(inverse: Tensor, laten
 
 def test_a_step_s_choices_come_from_seed_and_step_alone() -> None:
     settings, latents = settings_of(batch=16), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
-    one = Draw.of(settings, 7, latents)
+    one = BatchSample.of(settings, 7, latents)
     torch.manual_seed(9)
-    Draw.of(settings, 8, latents)
-    again = Draw.of(settings, 7, latents)
+    BatchSample.of(settings, 8, latents)
+    again = BatchSample.of(settings, 7, latents)
     assert all(torch.equal(value, vars(again)[name]) for name, value in vars(one).items())
-    for other in (Draw.of(settings, 8, latents), Draw.of(replace(settings, seed=6), 7, latents)):
+    for other in (BatchSample.of(settings, 8, latents), BatchSample.of(replace(settings, seed=6), 7, latents)):
         assert not torch.equal(one.noise, other.noise) and not torch.equal(one.time, other.time)
-    assert Draw.of(replace(settings, seed=2**63 - 1), 10**6, latents).noise.isfinite().all()
-    noises = {float(Draw.of(replace(settings, seed=s), n, latents).noise[0, 0, 0, 0]) for s in range(20) for n in range(20)}
+    assert BatchSample.of(replace(settings, seed=2**63 - 1), 10**6, latents).noise.isfinite().all()
+    noises = {float(BatchSample.of(replace(settings, seed=s), n, latents).noise[0, 0, 0, 0]) for s in range(20) for n in range(20)}
     assert len(noises) == 400
-    other = Draw.of(replace(settings, small=0.7), 7, latents)
+    other = BatchSample.of(replace(settings, small=0.7), 7, latents)
     assert other.small.any() and all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items() if name != "small")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 def test_the_statistics_of_the_choices(batch: int) -> None:
     settings, latents = settings_of(batch=batch, flip=0.3, small=0.3), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
-    draws = [Draw.of(settings, step, latents) for step in range(400)]
+    draws = [BatchSample.of(settings, step, latents) for step in range(400)]
     for draw in draws:
         # One time in each of B equal parts.
         assert ((draw.time * batch).floor() == torch.arange(batch)).all() and (draw.time < 1).all()
@@ -785,7 +795,7 @@ def test_the_statistics_of_the_choices(batch: int) -> None:
 @pytest.mark.parametrize(("flip", "wanted"), [(0.0, False), (1.0, True)])
 def test_flips_can_be_shut_off_and_forced(flip: float, wanted: bool) -> None:
     for step in range(50):
-        assert (Draw.of(settings_of(flip=flip), step, torch.zeros(2, 1, 2, 2)).flipped == wanted).all()
+        assert (BatchSample.of(settings_of(flip=flip), step, torch.zeros(2, 1, 2, 2)).flipped == wanted).all()
 
 
 def test_a_batch_encodes_each_template_once(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
@@ -807,7 +817,7 @@ def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_lear
     inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
     painter, settings = Painter(), Settings(steps=150, batch=3, micro=2, word_rate=1e-2, output_rate=1e-2)
-    state = start(painter, "bear", settings)
+    state = initial_state(painter, "bear", settings)
 
     def measured(micro: int = 2) -> float:
         return held_out_loss(painter, state, latents, masks, inverse, replace(settings, micro=micro))
@@ -830,7 +840,7 @@ def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_lear
 
 def test_the_held_out_loss_has_every_picture(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     painter, settings = Painter(), Settings(batch=3)
-    state = start(painter, "bear", settings)
+    state = initial_state(painter, "bear", settings)
     many = latents.repeat(7, 1, 1, 1, 1), masks.repeat(7, 1, 1, 1, 1)
     first = held_out_loss(painter, state, *many, inverse, settings)
     for i in range(len(many[0])):

@@ -17,7 +17,7 @@ from benchmarks.fidelity.fronts import Curve
 from benchmarks.fidelity.methods import Recipe, Use
 from benchmarks.fidelity.trials import Store, Trial, Workshop
 from perfusion_core.concept import Concept as Taught
-from perfusion_core.judgement import LEAST, Judgement
+from perfusion_core.judgement import MIN_ADHERENCE, Judgement
 
 EVERY, LAST = 100, 400
 RATES: dict[str, float] = {"a third of the rates": 1 / 3, "the rates as tuned": 1.0, "three times the rates": 3.0}
@@ -82,7 +82,7 @@ class Lengths:
             *lines,
             "",
             "What Train Concept keeps of these when told to keep the best: the least held-out loss of those that follow prompts "
-            f"as far as {LEAST}. Harmonic means of each concept at the rate's best value of the dial.",
+            f"as far as {MIN_ADHERENCE}. Harmonic means of each concept at the rate's best value of the dial.",
             "",
             "| rates | concept | kept step | harmonic mean | best step | harmonic mean | last step's |",
             "| --- | --- | --- | --- | --- | --- | --- |",

@@ -98,8 +98,8 @@ class Bench:
     def ours(self, concept: Concept) -> dict[str, float]:
         """Measure Train Concept on a concept."""
         latents, masks = self.shown(concept)
-        with self.host.learning():
-            state = self.training.start(self.student, concept[1], self.settings)
+        with self.host.gradients_enabled():
+            state = self.training.initial_state(self.student, concept[1], self.settings)
             list(self.training.train(self.student, state, latents, masks, self.inverse.clone(), self.settings))
             loss = self.training.held_out_loss(self.student, state, latents, masks, self.inverse.clone(), self.settings)
         made = state.concept(self.inverse, "<it>", concept[1], "sd1", self.settings)
@@ -110,9 +110,9 @@ class Bench:
     def changed(self, concept: Concept, change: Change) -> dict[str, float]:
         """Measure a LoRA of some layers, trained like a concept but with the plain word, which is not changed."""
         latents, masks = self.shown(concept)
-        with self.host.learning():
+        with self.host.gradients_enabled():
             settings = replace(self.settings, mode=self.training.NO_EDIT)
-            state = self.training.start(self.student, concept[1], settings)
+            state = self.training.initial_state(self.student, concept[1], settings)
             pairs = self.lora(change)
             own = self.student.unet_weights
             optimizer = torch.optim.AdamW([each for pair in pairs.values() for each in pair], RATE, weight_decay=0)
@@ -145,7 +145,7 @@ class Bench:
 
     def loss(self, state: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
         """Return the loss of a step's draw, as `train` computes it."""
-        draw = self.training.Draw.of(settings, step, latents[:, 0])
+        draw = self.training.BatchSample.of(settings, step, latents[:, 0])
         distinct, which = draw.templates.unique(return_inverse=True)
         with torch.no_grad():
             encoded = self.student.encode([self.training.TEMPLATES[i] for i in distinct], state.word)

@@ -23,13 +23,13 @@ from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import FOLLOWED, LORA, Recipe, Use, teach, use
 from benchmarks.lab import SAMPLING, Lab, draw
 from perfusion_core.concept import Concept as File
-from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.quantization import INT8, UINT4
 from perfusion_core.safe_files import write_bytes
 from scripts.harness.graphs import Graph, Link
 
 T = TypeVar("T")
 SEEDS = 4
-ROUNDED = {8: EIGHT, 4: FOUR}
+ROUNDED = {8: INT8, 4: UINT4}
 """Maps the bits of a concept file's numbers to the precision with which it is saved."""
 SAMPLES, SAMPLE = 32, 2**18
 """Number of evenly spaced samples of a checkpoint, and their length in bytes, that identify it."""

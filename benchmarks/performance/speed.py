@@ -32,7 +32,7 @@ from benchmarks.fidelity.methods import LORA, Recipe, teach
 from benchmarks.fidelity.trials import Store
 from benchmarks.lab import RESULTS
 from benchmarks.performance import seeded
-from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.quantization import INT8, UINT4
 from scripts.harness import inside
 from scripts.harness.graphs import Graph
 from scripts.harness.server import Server
@@ -290,7 +290,7 @@ class Bench:
         self.host.prepare_clip(clip)
         estimate, marks, start = estimate_of(self.host.encoding_width(clip)), [], time.perf_counter()
         for i in range(0, count, at_once):
-            estimate.add(self.host.contents(clip, texts[i : i + at_once], self.precision, self.host.UNPADDED))
+            estimate.add(self.host.caption_encodings(clip, texts[i : i + at_once], self.precision, self.host.UNPADDED))
             marks.append(resident())
         took = time.perf_counter() - start
         goal = "< 60 s on an H100" if self.device.type == "cuda" else "(a graphics card's)"
@@ -410,7 +410,7 @@ class Bench:
             concept = kind("<it>", "monster", "sd1", vectors, *(torch.randn(width) for _ in range(3)), layers)
             with tempfile.TemporaryDirectory() as folder:
                 file, sizes = Path(folder) / "it.safetensors", []
-                for dtype in (torch.float16, EIGHT, FOUR):
+                for dtype in (torch.float16, INT8, UINT4):
                     concept.save(file, dtype)
                     sizes.append(f"{file.stat().st_size / 1024:.1f} KB")
             rows.append(f"| {name} | {goals} | {' | '.join(sizes)} | {4 * sum(widths) / 1024:.0f} KB |")

@@ -35,7 +35,7 @@ from perfusion_core import PerfusionError, foreign_formats, safe_files
 from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance, Estimate
 from perfusion_core.gated_edit import EXACT
-from perfusion_core.quantization import EIGHT, FOUR
+from perfusion_core.quantization import INT8, UINT4
 from perfusion_core.stack import edit_of
 from perfusion_core.training.state import TrainingState
 
@@ -132,7 +132,7 @@ def kinds() -> dict[str, Kind]:
 
     half, eight, four, whole = (
         saved(lambda path, one=one, kind=kind: one.save(path, kind))
-        for one, kind in ((concept(), torch.float16), (concept(), EIGHT), (concept(), FOUR), (concept(keys=True), torch.float32))
+        for one, kind in ((concept(), torch.float16), (concept(), INT8), (concept(), UINT4), (concept(keys=True), torch.float32))
     )
     return {
         "concept": Kind(half, loaded),

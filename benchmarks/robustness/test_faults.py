@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from perfusion_core.concept import Concept
-from perfusion_core.safe_files import Taken, read
+from perfusion_core.safe_files import FileTakenError, read
 from scripts.harness.graphs import Graph, latents
 from scripts.harness.moments import progress, queued_until
 from scripts.harness.server import GraphError, Server
@@ -42,7 +42,7 @@ def test_a_program_killed_while_it_writes_leaves_the_old_file_or_the_new_one() -
 def test_what_came_meanwhile_is_not_written_over(tmp_path: Path) -> None:
     concept, path = Concept.load(ROOT / "demo" / "concepts" / MONSTER), tmp_path / "concept.safetensors"
     concept.save(path, torch.float32, overwrite=False)
-    with pytest.raises(Taken):
+    with pytest.raises(FileTakenError):
         replace(concept, superclass="cat").save(path, overwrite=False)
     assert Concept.load(path).superclass == "monster" and [each.name for each in tmp_path.iterdir()] == [path.name]
 

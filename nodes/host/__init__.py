@@ -11,12 +11,12 @@ from .model.families import encoders_of, family_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import lora_names, projections
 from .page_routes import serve
-from .sampling import Preview, draw, foreseen, latents_of, sample, samplers
+from .sampling import Preview, draw, latents_of, predict_from_noise, sample, samplers
 from .text.encoding import (
     POSITIONS,
     UNPADDED,
+    caption_encodings,
     conditionings,
-    contents,
     embed,
     encoding_width,
     encodings,
@@ -27,8 +27,8 @@ from .text.encoding_notes import END, START
 from .text.global_key_locking import encode_locked
 from .text.trigger_words import clip_with_words
 from .training.activation_memory import MemoryNeed, free_memory
-from .training.trainable_model import TrainableModel, best_precision, learning
-from .unet.attention_recorder import Prompt, Recorder, Run
+from .training.trainable_model import TrainableModel, best_precision, gradients_enabled
+from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
 from .unet.object_attention import object_attention
 from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
@@ -42,16 +42,16 @@ __all__ = [
     "Interrupted",
     "MemoryNeed",
     "Preview",
-    "Prompt",
+    "PromptRecord",
     "Recorder",
-    "Run",
+    "SamplingRun",
     "TrainableModel",
     "best_precision",
+    "caption_encodings",
     "check_fit",
     "check_interrupt",
     "clip_with_words",
     "conditionings",
-    "contents",
     "draw",
     "embed",
     "encode_locked",
@@ -59,15 +59,14 @@ __all__ = [
     "encoding_width",
     "encodings",
     "family_of",
-    "foreseen",
     "free_memory",
     "free_unused",
     "gate_report",
+    "gradients_enabled",
     "identity_of",
     "identity_of_weights",
     "latents_of",
     "layers_of",
-    "learning",
     "listed",
     "lora_names",
     "memory_ran_out",
@@ -76,6 +75,7 @@ __all__ = [
     "model_with_layout",
     "model_with_settings",
     "object_attention",
+    "predict_from_noise",
     "prepare_clip",
     "projections",
     "sample",

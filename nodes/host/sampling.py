@@ -43,11 +43,11 @@ def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed
         return vae.decode(samples).clamp(0, 1)
 
 
-FROM = 0.9
+PREDICTION_DENOISE = 0.9
 """The `denoise` value at which a model is asked for its prediction; 1 is pure noise."""
 
 
-def foreseen(model: ModelPatcher, prompts: Sequence[list], size: int, count: int, seed: int) -> Tensor:
+def predict_from_noise(model: ModelPatcher, prompts: Sequence[list], size: int, count: int, seed: int) -> Tensor:
     """Return a model's one-step predictions from noise for K conditionings, [K, count, c, h, w]; all use the same noise."""
     found = []
     with torch.inference_mode():
@@ -58,7 +58,18 @@ def foreseen(model: ModelPatcher, prompts: Sequence[list], size: int, count: int
             check_interrupt()
             found.append(
                 comfy.sample.sample(
-                    model, noise, 1, 1.0, "euler", "normal", positive, [], latent, denoise=FROM, disable_pbar=True, seed=seed
+                    model,
+                    noise,
+                    1,
+                    1.0,
+                    "euler",
+                    "normal",
+                    positive,
+                    [],
+                    latent,
+                    denoise=PREDICTION_DENOISE,
+                    disable_pbar=True,
+                    seed=seed,
                 )
             )
     return torch.stack(found)

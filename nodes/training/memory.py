@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...perfusion_core.training.loop import rehearse
+from ...perfusion_core.training.loop import trial_forward
 from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
 from .. import host
@@ -60,7 +60,7 @@ def fit(
     if memory in CARDS:
         free = min(free, CARDS[memory] - ELSEWHERE - model.bytes())
     latents, _, inverse = given
-    need = model.need(state.word, lambda: rehearse(model, state, latents, inverse, settings))
+    need = model.need(state.word, lambda: trial_forward(model, state, latents, inverse, settings))
     found = portion(need, free, settings.micro)
     log.info(
         "Training computes %d pictures at once%s; this takes about %.1f GB beside the models, and %.1f GB are free.",

@@ -20,7 +20,7 @@ ON_SHEET = 12
 """Maximum number of pictures on the sheet of a training."""
 
 
-def told(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration for display: 40 s, 3 min, 1 h 20 min."""
     minutes = round(seconds / 60)
     if minutes < 1:
@@ -28,7 +28,7 @@ def told(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def headed(parts: list[Image.Image], heading: str) -> Image.Image:
+def add_heading(parts: list[Image.Image], heading: str) -> Image.Image:
     """Arrange pictures of one size side by side under a heading."""
     wide, high = parts[0].size
     whole = Image.new("RGB", (wide * len(parts), high + LINE), "white")
@@ -49,7 +49,7 @@ def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> N
     parts = [to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in row]
     heading = "What is learned" + (f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else "")
     heading += "; preparing" if plain is None else ", and the plain word; preparing"
-    ProgressBar(1).update_absolute(0, 1, ("JPEG", headed(parts, heading), None))
+    ProgressBar(1).update_absolute(0, 1, ("JPEG", add_heading(parts, heading), None))
 
 
 class Progress:
@@ -80,7 +80,9 @@ class Progress:
         halves = [loss_image(losses, SIDE, SIDE, self.steps)]
         if self.portraits:
             halves.insert(0, to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-        return headed(halves, f"step {step} of {self.steps}" + (f", about {told(left)} left" if step < self.steps else ""))
+        return add_heading(
+            halves, f"step {step} of {self.steps}" + (f", about {format_duration(left)} left" if step < self.steps else "")
+        )
 
     def sheet(self, last: Tensor) -> Tensor:
         """Arrange up to ON_SHEET pictures of the concept side by side, [1, H, W, 3]; `last` is that of the training's result."""

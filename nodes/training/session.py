@@ -11,7 +11,7 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ...perfusion_core.concept import Concept
-from ...perfusion_core.training.loop import held_out_loss, start
+from ...perfusion_core.training.loop import held_out_loss, initial_state
 from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
 from .. import host
@@ -60,11 +60,11 @@ class TrainingSession:
     progress: Progress = field(init=False)
 
     def run(self, model: host.TrainableModel, latents: Tensor, masks: Tensor) -> None:
-        """Train to the end; must be called within `host.learning`. Latents and masks are as for `loop.train`."""
+        """Train to the end; must be called within `host.gradients_enabled`. Latents and masks are as for `loop.train`."""
         # Copied, since tensors created in the node's inference mode cannot take part in a backward pass.
         latents, masks = (tensor.to(model.device, torch.float32, copy=True) for tensor in (latents, masks))
         given = latents, masks, self.inverse.clone()
-        self.state = self.checkpoints.resume(start(model, self.superclass, self.settings))
+        self.state = self.checkpoints.resume(initial_state(model, self.superclass, self.settings))
         micro, model.twice = fit(model, self.state, given, self.settings, self.memory)
         settings = replace(self.settings, micro=micro)
         self.progress = Progress(self.state.step, self.settings.steps)
@@ -117,13 +117,13 @@ class TrainingSession:
     def _judged(self, model: host.TrainableModel, loss: float) -> Concept:
         """Return the concept in its current state, with its judgement among its training metadata."""
         concept = self.so_far()
-        with model.lent():
+        with model.weights_released():
             (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
         return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
         """Show a picture of the concept; if memory runs out, only that picture is skipped."""
-        with model.lent():
+        with model.weights_released():
             try:
                 self.progress.portrait(self.state.step, self.picture(concept))
             except RuntimeError as error:

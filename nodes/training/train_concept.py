@@ -16,7 +16,7 @@ from ...perfusion_core.stack import Stack
 from ...perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
 from .. import host
 from ..charts import loss_plot, preview_bytes
-from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, verdict
+from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, validation_result
 from ..measure_text_encoder import check_covariance, measure
 from . import training_pictures
 from .checkpoints import fingerprint
@@ -285,7 +285,7 @@ class PerfusionTrain(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, superclass: list, trigger: list) -> bool | str:
         """Reject an invalid superclass or trigger word before the graph runs."""
-        return verdict(lambda: None in (*superclass, *trigger) or check_words(superclass[0].strip(), trigger[0].strip()))
+        return validation_result(lambda: None in (*superclass, *trigger) or check_words(superclass[0].strip(), trigger[0].strip()))
 
     @classmethod
     def execute(
@@ -333,7 +333,7 @@ class PerfusionTrain(io.ComfyNode):
             memory=chosen.get("memory", AUTO),
         )
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
-        with host.learning():
+        with host.gradients_enabled():
             session.run(host.TrainableModel(model, clip, precision, settings.min_snr), latents, weights)
         taught = session.result()
         picture = session.picture(taught)

@@ -25,7 +25,7 @@ HELD_OUT = 16
 """Number of noises that the held-out loss is measured with, or one per picture if there are more pictures."""
 
 
-def start(base: Base, superclass: str, settings: Settings) -> TrainingState:
+def initial_state(base: Base, superclass: str, settings: Settings) -> TrainingState:
     """Return the state before the first step: the word, i* and the outputs are those of the superclass (§4.4).
 
     An initial word changes only the word's starting point: outputs and locked keys are still those of the superclass, and i*
@@ -69,7 +69,7 @@ def edit_in_training(state: TrainingState, inverse: Tensor, settings: Settings, 
 
 
 @dataclass(frozen=True)
-class Draw:
+class BatchSample:
     """The random choices of one step for its B pictures."""
 
     pictures: Tensor
@@ -84,7 +84,7 @@ class Draw:
         return self.flipped + 2 * self.small.long()
 
     @classmethod
-    def of(cls, settings: Settings, step: int, latents: Tensor) -> "Draw":
+    def of(cls, settings: Settings, step: int, latents: Tensor) -> "BatchSample":
         """Return the choices of a step; times are stratified, one in each of B equal parts of [0, 1), which steadies the loss."""
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) % 2**63)
         count = settings.batch
@@ -107,7 +107,7 @@ def masked_error(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
 
 
 def gradients(
-    base: Base, state: TrainingState, draw: Draw, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
+    base: Base, state: TrainingState, draw: BatchSample, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
 ) -> tuple[list[Tensor], Tensor, float]:
     """Return the gradients of the learned tensors, the concept's mean encoding [d] and the loss, for the draw of one step."""
     learned = [tensor.requires_grad_() for tensor in state.learned()]
@@ -142,12 +142,12 @@ def gradients(
     return sums, leaves.at_word().mean(0).detach(), total
 
 
-def rehearse(base: Base, state: TrainingState, latents: Tensor, inverse: Tensor, settings: Settings) -> Tensor:
+def trial_forward(base: Base, state: TrainingState, latents: Tensor, inverse: Tensor, settings: Settings) -> Tensor:
     """Return the model's prediction for one picture with its graph, computed as in a training step, to measure a step's memory.
 
     Arguments as for `train`.
     """
-    draw = Draw.of(replace(settings, batch=1), state.step, latents[:, 0])
+    draw = BatchSample.of(replace(settings, batch=1), state.step, latents[:, 0])
     encoded = base.encode(TEMPLATES[:1], state.word).leaves()
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
@@ -164,7 +164,7 @@ def held_out_loss(base: Base, state: TrainingState, latents: Tensor, masks: Tens
     Arguments as for `train`. The loss of a single step says little, because it depends mostly on the times drawn for that step.
     """
     count = max(HELD_OUT, len(latents))
-    draw = Draw.of(replace(settings, batch=count), -1, latents[:, 0])
+    draw = BatchSample.of(replace(settings, batch=count), -1, latents[:, 0])
     device, total = state.target_input.device, 0.0
     with torch.no_grad():
         encoded = base.encode(TEMPLATES[:1], state.word)
@@ -190,7 +190,7 @@ def train(base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inve
 
     Args:
         base: the model.
-        state: from `start` or from a checkpoint; updated in place.
+        state: from `initial_state` or from a checkpoint; updated in place.
         latents: [pictures, forms, c, h, w]: each picture unchanged and mirrored and, if `small` is above 0, both of these small.
         masks: [pictures, forms, 1, h, w], soft, each with a maximum of 1.
         inverse: C⁻¹, float64 [d, d], on the CPU.
@@ -207,7 +207,7 @@ def _steps(
     base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
 ) -> Iterator[float]:
     while state.step < settings.steps:
-        draw = Draw.of(settings, state.step, latents[:, 0])
+        draw = BatchSample.of(settings, state.step, latents[:, 0])
         sums, seen, loss = gradients(base, state, draw, latents, masks, inverse, settings)
         if not math.isfinite(loss) or not all(bool(g.isfinite().all()) for g in sums):
             raise PerfusionError(

@@ -14,7 +14,7 @@ KINDS = (
     "ModelPatcher",
     "CLIP",
     "Concept",
-    "Applied",
+    "PerfusionState",
     "Edit",
     "Projections",
     "TrainableModel",

@@ -23,7 +23,7 @@ def load(*patchers: ModelPatcher) -> None:
         comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
 
 
-def undivided(model: ModelPatcher) -> ModelPatcher:
+def non_dynamic_model(model: ModelPatcher) -> ModelPatcher:
     """Return a MODEL that can be loaded whole, so that its module's parameters hold all its weights with LoRAs merged in.
 
     Raises:
@@ -40,12 +40,12 @@ def undivided(model: ModelPatcher) -> ModelPatcher:
         return model.get_non_dynamic_delegate()
 
 
-def undivided_clip(clip: CLIP) -> CLIP:
-    """Return a CLIP that can be loaded whole; see `undivided`."""
+def non_dynamic_clip(clip: CLIP) -> CLIP:
+    """Return a CLIP that can be loaded whole; see `non_dynamic_model`."""
     if not clip.patcher.is_dynamic():
         return clip
     whole = clip.clone()
-    whole.patcher = undivided(clip.patcher)
+    whole.patcher = non_dynamic_model(clip.patcher)
     whole.cond_stage_model = whole.patcher.model
     return whole
 
@@ -61,7 +61,7 @@ def project(weights: Mapping[str, Tensor], layers: Iterable[str], vectors: Tenso
 
 def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the result of `project` with a MODEL's own weights, LoRAs included, on the CPU."""
-    model = undivided(model)
+    model = non_dynamic_model(model)
     load(model)
     with torch.no_grad():
         weights = dict(model.model.diffusion_model.named_parameters())

@@ -15,7 +15,7 @@ from ....perfusion_core.concept_file import MAX_VECTORS
 from ....perfusion_core.prompts import TEMPLATES
 from ..model.families import clip_model, encoders_of
 from ..model.loading import load
-from .encoding_notes import REACH, marked
+from .encoding_notes import TRIGGER_INFLUENCE, note_mask
 from .trigger_words import Tokenizer
 
 log = logging.getLogger("perfusion")
@@ -69,7 +69,7 @@ def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tupl
     """
     found = [conditioning[0][0] for conditioning in conditionings(clip, texts)]
     plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
-    return plain, torch.cat([marked(encoding, REACH, triggers) for encoding in found])
+    return plain, torch.cat([note_mask(encoding, TRIGGER_INFLUENCE, triggers) for encoding in found])
 
 
 def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ class Method(nn.Module):
         return getattr(self.module, self.method)(*args, **kwargs)
 
 
-def contents(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
+def caption_encodings(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
     """Return the encodings [tokens, d] of captions at `positions`, one of POSITIONS.
 
     The encoders are causal, so unless padding is requested all sections are truncated to the longest caption, which takes a
@@ -177,4 +177,4 @@ def word_encoding(clip: CLIP, word: str) -> Tensor:
     prepare_clip(clip)
     beginnings = [template[: template.index("{}")] + word for template in TEMPLATES]
     # Position -2 is the last token before the end token.
-    return torch.stack([contents(clip, [text], torch.float32)[-2] for text in beginnings]).mean(0).float().cpu()
+    return torch.stack([caption_encodings(clip, [text], torch.float32)[-2] for text in beginnings]).mean(0).float().cpu()

@@ -11,7 +11,7 @@ class Note(NamedTuple):
     """Identifies a tensor that an encoding [B, N, d] can carry in addition to its values.
 
     `kind` REACH: [B, N, 1], nonzero at the tokens that the trigger word `name` can have reached.
-    `kind` PLACE: [B, N, 1], nonzero at the tokens of the word `name` itself.
+    `kind` WORD_POSITIONS: [B, N, 1], nonzero at the tokens of the word `name` itself.
     `kind` KEYS: [B, N, d], the encoding from which keys are computed under global key-locking (§4.1).
     """
 
@@ -19,14 +19,14 @@ class Note(NamedTuple):
     name: str = ""
 
 
-REACH, PLACE, KEYS = "reach", "place", "keys"
+TRIGGER_INFLUENCE, WORD_POSITIONS, KEYS = "reach", "place", "keys"
 
 
 START, END = "<start>", "<end>"
 """Labels of the positions without a word: before the first word, and from the end token on."""
 
 
-class Named(Tensor):
+class AnnotatedEncoding(Tensor):
     """An encoding [B, N, d] that carries notes.
 
     Conditioning nodes mix, concatenate and slice encodings with a few linear operations, which are applied to the notes as well.
@@ -37,7 +37,7 @@ class Named(Tensor):
     LINEAR = frozenset("mul add sub div cat concat getitem rmul radd truediv narrow repeat expand clone to cpu contiguous".split())
 
     @classmethod
-    def of(cls, encoding: Tensor, notes: dict[Note, Tensor]) -> "Named":
+    def of(cls, encoding: Tensor, notes: dict[Note, Tensor]) -> "AnnotatedEncoding":
         """Return the encoding with these notes attached."""
         result = encoding.as_subclass(cls)
         result.notes = notes
@@ -57,7 +57,7 @@ class Named(Tensor):
                 notes = {n: func(*_shadow(args, n, plain), **_shadow(kwargs, n, plain)) for n in known}
             except (RuntimeError, IndexError):
                 return result
-            return Named.of(result, notes) if all(v.shape[:2] == result.shape[:2] for v in notes.values()) else result
+            return AnnotatedEncoding.of(result, notes) if all(v.shape[:2] == result.shape[:2] for v in notes.values()) else result
 
 
 def notes_of(encoding: Tensor, kind: str) -> dict[str, Tensor]:
@@ -65,16 +65,16 @@ def notes_of(encoding: Tensor, kind: str) -> dict[str, Tensor]:
     return {note.name: value for note, value in getattr(encoding, "notes", {}).items() if note.kind == kind}
 
 
-def words_of(encoding: Tensor) -> list[str]:
-    """Return the word at each token of an encoding; empty strings if the encoding carries no PLACE notes."""
+def token_words(encoding: Tensor) -> list[str]:
+    """Return the word at each token of an encoding; empty strings if the encoding carries no WORD_POSITIONS notes."""
     said = [""] * encoding.shape[1]
-    for word, places in notes_of(encoding, PLACE).items():
+    for word, places in notes_of(encoding, WORD_POSITIONS).items():
         for n in places[0, :, 0].nonzero().flatten().tolist():
             said[n] = said[n] or word
     return said
 
 
-def marked(encoding: Tensor, kind: str, names: Sequence[str]) -> Tensor:
+def note_mask(encoding: Tensor, kind: str, names: Sequence[str]) -> Tensor:
     """Return [B, N, J], 1 where the note of each of J names is nonzero at a token of the encoding [B, N, d], else 0."""
     known = notes_of(encoding, kind)
     blank = torch.zeros(*encoding.shape[:2], 1, device=encoding.device)
@@ -101,7 +101,7 @@ def _shadow(value: Any, note: Note, plain: float) -> Any:
             return notes[note]
         if note.kind == KEYS:
             return value.as_subclass(Tensor)
-        return torch.full((*value.shape[:2], 1), 0.0 if isinstance(value, Named) else plain, device=value.device)
+        return torch.full((*value.shape[:2], 1), 0.0 if isinstance(value, AnnotatedEncoding) else plain, device=value.device)
     if isinstance(value, list | tuple):
         return type(value)(_shadow(item, note, plain) for item in value)
     return {k: _shadow(v, note, plain) for k, v in value.items()} if isinstance(value, dict) else value

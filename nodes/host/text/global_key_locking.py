@@ -8,10 +8,10 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
-from ....perfusion_core.prompts import replaced
+from ....perfusion_core.prompts import replace_triggers
 from ..model.families import encoders_of
-from .encoding_notes import KEYS, Named, Note
-from .trigger_words import ClipWithWords, Tokens, clip_with_words, places_of
+from .encoding_notes import KEYS, AnnotatedEncoding, Note
+from .trigger_words import ClipWithWords, Tokens, clip_with_words, trigger_masks
 
 
 def encode_locked(clip: CLIP, text: str) -> list[list]:
@@ -28,14 +28,14 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
     superclasses = {concept.trigger: concept.superclass for concept in knowing.stack}
     tokens = knowing.tokenize(text)
     encoded = knowing.encode_from_tokens_scheduled(tokens)
-    marks = places_of(tokens, knowing.tokenizer)
+    marks = trigger_masks(tokens, knowing.tokenizer)
     if not marks:
         return encoded
-    others = knowing.tokenize(replaced(text, {trigger: f" {_literal(word)} " for trigger, word in superclasses.items()}))
+    others = knowing.tokenize(replace_triggers(text, {trigger: f" {_literal(word)} " for trigger, word in superclasses.items()}))
     index = alignment(tokens, others, marks, {t: _length(knowing, superclasses[t]) for t in marks})
     keys = knowing.encode_from_tokens_scheduled(others)
     return [
-        [Named.of(cond.as_subclass(Tensor), cond.notes | {Note(KEYS): key.as_subclass(Tensor)[:, index]}), *rest]
+        [AnnotatedEncoding.of(cond.as_subclass(Tensor), cond.notes | {Note(KEYS): key.as_subclass(Tensor)[:, index]}), *rest]
         for (cond, *rest), (key, *_) in zip(encoded, keys, strict=True)
     ]
 

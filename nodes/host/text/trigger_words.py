@@ -12,10 +12,10 @@ from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
-from ....perfusion_core.prompts import replaced
+from ....perfusion_core.prompts import replace_triggers
 from ....perfusion_core.stack import Stack, combine, with_outputs
 from ..model.families import encoders_of
-from .encoding_notes import END, PLACE, REACH, START, Named, Note
+from .encoding_notes import END, START, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
 
 Tokenizer = Any
 """A CLIP's tokenizer: an object with an `SDTokenizer` for each of the text encoders."""
@@ -44,7 +44,7 @@ class _KnowsWords:
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
         names = {trigger: f" {self.embedding_identifier}perfusion-word-{i} " for i, trigger in enumerate(self.words)}
-        return super().tokenize_with_weights(replaced(text, names), *args, **kwargs)
+        return super().tokenize_with_weights(replace_triggers(text, names), *args, **kwargs)
 
     def _try_get_embedding(self, embedding_name: str) -> tuple:
         name, _, rest = embedding_name.strip().partition(" ")
@@ -69,7 +69,7 @@ def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, 
     return taught
 
 
-def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
+def trigger_masks(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Return trigger word -> bool [N], true at the positions of its vectors in a tokenized prompt."""
     found: dict[str, Tensor] = {}
     for part in vars(tokenizer).values():
@@ -85,11 +85,11 @@ def places_of(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
     return found
 
 
-def spelled(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
+def token_labels(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
     """Return a label for each position of a tokenized prompt: a word in lower case, a trigger word, "embedding", START or END."""
     rows = next(iter(tokens.values()))
     part = next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
-    triggers = places_of(tokens, tokenizer)
+    triggers = trigger_masks(tokens, tokenizer)
     said: list[str] = []
     for section in rows:
         ended, first = False, len(said)
@@ -120,7 +120,7 @@ def _whole(pieces: list[str]) -> list[str]:
 
 
 class ClipWithWords(CLIP):
-    """A CLIP that knows the trigger words of `stack` and returns `Named` encodings."""
+    """A CLIP that knows the trigger words of `stack` and returns `AnnotatedEncoding` encodings."""
 
     stack: Stack = ()
 
@@ -145,7 +145,7 @@ class ClipWithWords(CLIP):
         As the encoders are causal, a word reaches its own tokens and those after it in the same section. The reach of concepts
         that are a word alone is not needed, since they edit no layer.
         """
-        if isinstance(cond, Named):
+        if isinstance(cond, AnnotatedEncoding):
             return cond
 
         def column(true: Tensor) -> Tensor:
@@ -154,14 +154,14 @@ class ClipWithWords(CLIP):
         section = len(next(iter(tokens.values()))[0])
         editing = {concept.trigger for concept in with_outputs(self.stack)}
         notes = {}
-        for trigger, places in places_of(tokens, self.tokenizer).items():
+        for trigger, places in trigger_masks(tokens, self.tokenizer).items():
             if trigger in editing:
                 reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])
-                notes[Note(REACH, trigger)] = column(reached)
-        said = spelled(tokens, self.tokenizer)
+                notes[Note(TRIGGER_INFLUENCE, trigger)] = column(reached)
+        said = token_labels(tokens, self.tokenizer)
         for word in dict.fromkeys(said):
-            notes[Note(PLACE, word)] = column(torch.tensor([one == word for one in said]))
-        return Named.of(cond, notes)
+            notes[Note(WORD_POSITIONS, word)] = column(torch.tensor([one == word for one in said]))
+        return AnnotatedEncoding.of(cond, notes)
 
 
 def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from ..unet.projection_hooks import in_place_of
+from ..unet.projection_hooks import replace_forward
 
 BLOCKS = (ResBlock, BasicTransformerBlock)
 """The parts of a UNet that are recomputed when memory is short; they hold most of the activations."""
@@ -63,7 +63,7 @@ class MemoryNeed:
 
 
 @contextlib.contextmanager
-def counting(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[MemoryNeed]:
+def count_saved_bytes(unet: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[MemoryNeed]:
     """Count what autograd would save within the context without saving it, so that no backward pass can follow.
 
     `weights` are those that `unet` computes with. They are not counted; copies of them are recognised by their shapes.
@@ -124,7 +124,7 @@ class _Alone(nn.Module):
 
 
 @contextlib.contextmanager
-def computed_twice(
+def activation_checkpointing(
     unet: nn.Module, weights: Mapping[str, Tensor], again: Callable[[], contextlib.AbstractContextManager]
 ) -> Iterator[None]:
     """Let a UNet's blocks save only their inputs within the context, and recompute the blocks in the backward pass.
@@ -157,7 +157,7 @@ def computed_twice(
 
     with contextlib.ExitStack() as opened:
         for name, block in blocks.items():
-            opened.enter_context(in_place_of(block, wrapped(name, block)))
+            opened.enter_context(replace_forward(block, wrapped(name, block)))
         yield
 
 

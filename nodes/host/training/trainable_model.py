@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
 from ..model.families import clip_model, kind_of, layers_of
-from ..model.loading import load, project, undivided, undivided_clip
+from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project
 from ..text.encoding import Method, embed, prepare_clip, sections_of
-from ..text.trigger_words import places_of, tokenizer_with_words
+from ..text.trigger_words import tokenizer_with_words, trigger_masks
 from ..unet.edited_projections import Projections
-from ..unet.projection_hooks import in_place_of
-from .activation_memory import MemoryNeed, computed_twice, counting
+from ..unet.projection_hooks import replace_forward
+from .activation_memory import MemoryNeed, activation_checkpointing, count_saved_bytes
 
 
 def best_precision(device: torch.device) -> torch.dtype:
@@ -51,7 +51,7 @@ def linears(module: nn.Module) -> dict[str, nn.Linear]:
 
 
 @contextlib.contextmanager
-def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]:
+def differentiable_encoder(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]:
     """Make a text encoder of the host differentiable within the context.
 
     The host's CLIP layers add to their input in place, which prevents a backward pass; here they create new tensors. `linears` use
@@ -65,14 +65,14 @@ def teachable(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]
     with contextlib.ExitStack() as opened:
         for each in module.modules():
             if isinstance(each, comfy.clip_model.CLIPLayer):
-                opened.enter_context(in_place_of(each, types.MethodType(forward, each)))
+                opened.enter_context(replace_forward(each, types.MethodType(forward, each)))
         for each in linears:
-            opened.enter_context(in_place_of(each, types.MethodType(nn.Linear.forward, each)))
+            opened.enter_context(replace_forward(each, types.MethodType(nn.Linear.forward, each)))
         yield
 
 
 @contextlib.contextmanager
-def widening(module: nn.Module) -> Iterator[None]:
+def weights_cast_to_input(module: nn.Module) -> Iterator[None]:
     """Make the host's layers cast their weights to the precision of their input within the context.
 
     Otherwise a graphics card computes in the weights' own precision and rejects inputs of another one.
@@ -102,10 +102,10 @@ def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
 
 
 class TrainableModel:
-    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside of inference mode, within `learning`.
+    """The core's `Base` over a MODEL and a CLIP of the host. Use it outside of inference mode, within `gradients_enabled`.
 
     Its weights are the host's own, in the host's memory: the host must not move them while this object holds them. Sampling with
-    the same MODEL in the meantime must happen within `lent`.
+    the same MODEL in the meantime must happen within `weights_released`.
 
     If `twice` is set, parts of the model are recomputed in the backward pass, which takes a third longer and a fraction of the
     memory.
@@ -120,8 +120,8 @@ class TrainableModel:
         With `min_snr` γ above 0, the squared error at a time of signal-to-noise ratio s is min(s, γ) times the squared error of
         the predicted latents (Min-SNR-γ, arXiv 2303.09556); with 0, times are weighted as in the model's own objective.
         """
-        self.model = undivided(model)
-        self.clip = undivided_clip(clip)
+        self.model = non_dynamic_model(model)
+        self.clip = non_dynamic_clip(clip)
         self.precision, self.min_snr = precision, min_snr
         self.device = self.model.load_device
         self.unet = self.model.model.diffusion_model
@@ -144,7 +144,7 @@ class TrainableModel:
                     self.encoder_weights[weight] = self.encoder_weights[weight].to(self.precision)
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
+    def weights_released(self) -> Iterator[None]:
         """Hold no weights within the context, so that the host may move them; afterwards both models are loaded and held again."""
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
         yield
@@ -161,9 +161,9 @@ class TrainableModel:
         """See `Base.encode`."""
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
-        stands = places_of(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
+        stands = trigger_masks(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
-        with self._autocast(), teachable(self.encoder, self.linears.values()), pooled(self.clip, self.pooled) as heard:
+        with self._autocast(), differentiable_encoder(self.encoder, self.linears.values()), pooled(self.clip, self.pooled) as heard:
             out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
         encodings = out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1])
         return Encoded(encodings, places, *(each.to(encodings) for each in heard))
@@ -182,7 +182,7 @@ class TrainableModel:
 
         @contextlib.contextmanager
         def edited() -> Iterator[None]:
-            wide = widening(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
+            wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
             with projections.within(self.unet, self.layers), wide:
                 yield
 
@@ -190,7 +190,7 @@ class TrainableModel:
             opened.enter_context(edited())
             opened.enter_context(self._autocast())
             if self.twice:
-                opened.enter_context(computed_twice(self.unet, self.unet_weights, edited))
+                opened.enter_context(activation_checkpointing(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
             options = {"context": encoded.tokens, "transformer_options": {}, **self._conditions(encoded, latents)}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
@@ -220,16 +220,16 @@ class TrainableModel:
         It includes the memory that two prompts with this word would save in the text encoder.
         """
         learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
-        with counting(self.encoder, self.encoder_weights) as said:
+        with count_saved_bytes(self.encoder, self.encoder_weights) as said:
             self.encode(["a {}", "the {}"], learned)
-        with counting(self.unet, self.unet_weights) as need:
+        with count_saved_bytes(self.unet, self.unet_weights) as need:
             step()
         need.outside.fixed += said.outside.of(1)
         return need
 
 
 @contextlib.contextmanager
-def learning() -> Iterator[None]:
+def gradients_enabled() -> Iterator[None]:
     """Leave inference mode, in which nodes run, within the context and record the gradients that are requested."""
     with torch.inference_mode(False), torch.enable_grad():
         yield

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ....perfusion_core.attention_maps import attention, blended, grid, heads_joined, heads_parted, injected
-from .projection_hooks import queries_seen
+from ....perfusion_core.attention_maps import attention, inject_maps, layer_resolution, merge_heads, split_heads, weighted_sum
+from .projection_hooks import observe_queries
 from .regions import Regions
 
 Watch = Callable[[str, Tensor, tuple[int, int]], None]
@@ -54,7 +54,7 @@ class AttentionControl:
         def see(layer: str, query: Tensor, heads: int) -> None:
             self.layer, self.heads, self.query = layer, heads, query
 
-        with queries_seen(unet, layers, see):
+        with observe_queries(unet, layers, see):
             yield
 
     def project(self, layer: str, keys: bool, edited: Sequence[Tensor]) -> None:
@@ -64,9 +64,9 @@ class AttentionControl:
             return
         self.keys = edited
         if self.watch is not None and self.query is not None:
-            shape = grid(self.query.shape[1], *self.size)
+            shape = layer_resolution(self.query.shape[1], *self.size)
             maps = self._maps(self.query, edited, self.heads)
-            whole = maps[0] if len(maps) == 1 else blended(maps, self.regions.at(shape))
+            whole = maps[0] if len(maps) == 1 else weighted_sum(maps, self.regions.at(shape))
             self.watch(layer, whole, shape)
 
     def _maps(self, query: Tensor, keys: Sequence[Tensor], heads: int) -> list[Tensor]:
@@ -74,7 +74,7 @@ class AttentionControl:
         maps = [attention(query, k, heads, self._bias(s, query)) for s, k in enumerate(keys)]
         if self.injection is None or self.layer not in self.injection.maps:
             return maps
-        return [injected(one, self.injection.maps[self.layer], self.injection.columns) for one in maps]
+        return [inject_maps(one, self.injection.maps[self.layer], self.injection.columns) for one in maps]
 
     def _bias(self, s: int, x: Tensor) -> Tensor | None:
         return self.regions.bias(s, x) if self.regions is not None and bool(self.regions.barred[:, s].any()) else None
@@ -92,9 +92,9 @@ class AttentionControl:
                 parts = [usual(q, *kv, heads, mask=m, **kwargs) for *kv, m in zip(self.keys, self.values, whole, strict=True)]
             else:
                 maps = self._maps(q, self.keys, heads)
-                parts = [heads_joined(m @ heads_parted(v, heads).float()) for m, v in zip(maps, self.values, strict=True)]
+                parts = [merge_heads(m @ split_heads(v, heads).float()) for m, v in zip(maps, self.values, strict=True)]
             if len(parts) == 1:
                 return parts[0].to(q.dtype)
-            return blended(parts, self.regions.at(grid(q.shape[1], *self.size))).to(q.dtype)
+            return weighted_sum(parts, self.regions.at(layer_resolution(q.shape[1], *self.size))).to(q.dtype)
 
         return attend

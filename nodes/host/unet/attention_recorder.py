@@ -19,7 +19,7 @@ POSITIVE = 0
 
 
 @dataclass
-class Prompt:
+class PromptRecord:
     """What was recorded for one positive prompt.
 
     Attributes:
@@ -55,7 +55,7 @@ class Prompt:
 
 
 @dataclass
-class Run:
+class SamplingRun:
     """One run of a sampler.
 
     Attributes:
@@ -67,8 +67,8 @@ class Run:
     """
 
     size: Shape
-    prompts: dict[UUID, Prompt]
-    way: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    prompts: dict[UUID, PromptRecord]
+    trajectory: dict[float, tuple[Tensor, Tensor]] = field(default_factory=dict)
     result: Tensor | None = None
 
     @property
@@ -103,13 +103,13 @@ class Recorder:
     def __init__(self, each_step: bool = False) -> None:
         """With `each_step`, store the maps of every step separately."""
         self.each_step = each_step
-        self.runs: deque[Run] = deque(maxlen=self.KEPT)
-        self.now: Run | None = None
+        self.runs: deque[SamplingRun] = deque(maxlen=self.KEPT)
+        self.now: SamplingRun | None = None
 
     @contextlib.contextmanager
-    def recording(self, size: Shape, prompts: dict[UUID, Prompt]) -> Iterator[Callable[[Tensor], None]]:
+    def recording(self, size: Shape, prompts: dict[UUID, PromptRecord]) -> Iterator[Callable[[Tensor], None]]:
         """Record a run within the context; it is kept once the yielded function is called with its final latents."""
-        self.now = run = Run(size, prompts)
+        self.now = run = SamplingRun(size, prompts)
 
         def done(result: Tensor) -> None:
             for prompt in prompts.values():
@@ -122,7 +122,7 @@ class Recorder:
         finally:
             self.now = None
 
-    def call(self, options: Mapping[str, Any], where: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    def record_inputs(self, options: Mapping[str, Any], where: Tensor, inputs: Mapping[str, Tensor]) -> None:
         """Record the inputs of a UNet call; `inputs` holds all of them, with the rows of several prompts one after another.
 
         `where`: [B, 2, h, w], row and column of each latent pixel in the whole image.
@@ -130,7 +130,7 @@ class Recorder:
         if self.now is None:
             return
         level = float(options["sigmas"][0])
-        new = not self.now.way or level not in self.now.way
+        new = not self.now.trajectory or level not in self.now.trajectory
         for prompt, rows in self._positives(options, len(where)):
             if new and (self.each_step or not prompt.steps):
                 prompt.steps.append({})
@@ -140,11 +140,11 @@ class Recorder:
             given = {name: tensor[rows].detach() for name, tensor in inputs.items() if tensor is not None}
             x, time = given.pop("x"), given.pop("timesteps")
             if prompt.area == self.now.size:
-                self.now.way[level] = (x.cpu(), time.cpu())
+                self.now.trajectory[level] = (x.cpu(), time.cpu())
             prompt.inputs = given
-        self.now.way.setdefault(level, (torch.empty(0), torch.empty(0)))
+        self.now.trajectory.setdefault(level, (torch.empty(0), torch.empty(0)))
 
-    def see(self, options: Mapping[str, Any], maps: Tensor, shape: Shape) -> None:
+    def record_maps(self, options: Mapping[str, Any], maps: Tensor, shape: Shape) -> None:
         """Record a layer's maps [B, heads, h·w, N]."""
         if self.now is None:
             return
@@ -156,7 +156,7 @@ class Recorder:
             sums[shape] = sums[shape] + looked if shape in sums else looked
             prompt.counts[-1] += 1
 
-    def _positives(self, options: Mapping[str, Any], count: int) -> Sequence[tuple[Prompt, slice]]:
+    def _positives(self, options: Mapping[str, Any], count: int) -> Sequence[tuple[PromptRecord, slice]]:
         """Return the positive prompts of a call and their rows in the batch."""
         kinds, keys = options["cond_or_uncond"], options["uuids"]
         rows = count // len(kinds)
@@ -166,7 +166,7 @@ class Recorder:
                 found.append((self.now.prompts[key], slice(i * rows, (i + 1) * rows)))
         return found
 
-    def run_of(self, samples: Tensor) -> Run:
+    def run_of(self, samples: Tensor) -> SamplingRun:
         """Return the run that produced these latents.
 
         Raises:

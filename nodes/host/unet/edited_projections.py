@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import Coefficients, Edit
-from .projection_hooks import keys_and_values_changed
+from .projection_hooks import replace_key_value_forwards
 
 
 class Observer(Protocol):
@@ -42,7 +42,7 @@ class Projections:
     ) -> None:
         """Compute the coefficients of an encoding [B, N, d], once for all layers.
 
-        For `named`, `locked` and `locks` see `applied.BESIDE`.
+        For `named`, `locked` and `locks` see `applied.EXTRA_MODEL_INPUTS`.
         """
         self.edits, self.encoding, self.named, self.locked = edits, encoding, named, locked
         self.observer: Observer | None = None
@@ -112,5 +112,5 @@ class Projections:
     @contextlib.contextmanager
     def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
         """Make the UNet's cross-attention projections of these layers return the edited keys and values within the context."""
-        with keys_and_values_changed(unet, layers, self._forward):
+        with replace_key_value_forwards(unet, layers, self._forward):
             yield

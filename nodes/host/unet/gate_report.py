@@ -9,10 +9,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
-from ..text.encoding_notes import REACH, notes_of
-from .attention_recorder import Prompt
-from .patched_model import carried, model_with
-from .sampling_run import prompt_of
+from ..text.encoding_notes import TRIGGER_INFLUENCE, notes_of
+from .attention_recorder import PromptRecord
+from .patched_model import get_perfusion_state, model_with
+from .sampling_run import new_prompt_record
 
 PLACEMENT = frozenset(
     "area area_type strength mask mask_strength set_area_to_bounds control control_apply_to_uncond gligen start_percent "
@@ -55,7 +55,7 @@ class GateReport:
     """
 
     triggers: list[str]
-    prompts: list[Prompt]
+    prompts: list[PromptRecord]
     missing: list[str]
     layers: tuple[str, ...]
     changes: ChangeMeter
@@ -69,7 +69,7 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     Raises:
         PerfusionError: the model carries no concepts.
     """
-    applied = carried(model)
+    applied = get_perfusion_state(model)
     if applied is None or not applied.stack:
         raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
     changes = ChangeMeter()
@@ -78,12 +78,12 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     latents = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
     noise = comfy.sample.prepare_noise(latents, 0)
     comfy.sample.sample(mine, noise, 1, 1.0, "euler", "normal", bare, [], latents, disable_pbar=True, seed=0)
-    said = {trigger for cond, _ in conditioning for trigger in notes_of(cond, REACH)}
+    said = {trigger for cond, _ in conditioning for trigger in notes_of(cond, TRIGGER_INFLUENCE)}
     options = model.model_options.get("transformer_options", {})
     ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in ("to_k", "to_v"))
     return GateReport(
         triggers=[concept.trigger for concept in applied.stack],
-        prompts=[prompt_of(cond, applied) for cond, _ in conditioning],
+        prompts=[new_prompt_record(cond, applied) for cond, _ in conditioning],
         missing=[concept.trigger for concept in applied.stack if concept.trigger not in said],
         layers=applied.layers,
         changes=changes,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....perfusion_core import PerfusionError
 from .attention_control import Injection
-from .attention_recorder import POSITIVE, Prompt, Run
+from .attention_recorder import POSITIVE, PromptRecord, SamplingRun
 
 Call = Callable[[Tensor, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
 """Runs the UNet on latents, timesteps and further inputs; returns each layer's attention maps [b, heads, h·w, N]."""
@@ -20,11 +20,11 @@ Call = Callable[[Tensor, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
 class Layout:
     """The run whose layout is kept, and the noise levels at which it is: from `start` down to `end`."""
 
-    run: Run
+    run: SamplingRun
     start: float
     end: float
 
-    def prompt(self) -> Prompt:
+    def prompt(self) -> PromptRecord:
         """Return the prompt of the other image; the first if there are several."""
         return next(iter(self.run.prompts.values()))
 
@@ -52,8 +52,8 @@ class Layout:
         level = float(options["sigmas"][0])
         if not self.end <= level <= self.start or POSITIVE not in options["cond_or_uncond"]:
             return None
-        nearest = min(self.run.way, key=lambda known: abs(known - level))
-        latents, times = self.run.way[nearest]
+        nearest = min(self.run.trajectory, key=lambda known: abs(known - level))
+        latents, times = self.run.trajectory[nearest]
         rows = len(x) // len(options["cond_or_uncond"])
         if not latents.numel():
             raise PerfusionError(

@@ -8,13 +8,13 @@ from comfy.sd import CLIP
 from torch import Tensor, nn
 
 from ....perfusion_core import PerfusionError
-from ....perfusion_core.attention_maps import attention, grid
+from ....perfusion_core.attention_maps import attention, layer_resolution
 from ..execution import check_interrupt
 from ..model.families import layers_of
 from ..model.loading import load
-from ..text.encoding_notes import PLACE, notes_of
+from ..text.encoding_notes import WORD_POSITIONS, notes_of
 from ..text.trigger_words import clip_with_words
-from .projection_hooks import queries_and_keys_seen
+from .projection_hooks import observe_queries_and_keys
 
 LAYOUT_TIMES = (0.3, 0.5, 0.7)
 """Noise levels between 0 and 1 at which the word's cross-attention is read; at these the model decides what goes where."""
@@ -59,18 +59,18 @@ def object_attention(
 
     def cross(query: Tensor, keys: Tensor, heads: int) -> None:
         if FEWEST <= query.shape[1] <= MOST:
-            shape = grid(query.shape[1], *size)
+            shape = layer_resolution(query.shape[1], *size)
             looked[shape] = looked.get(shape, 0) + attention(query, keys, heads)[..., marks].sum(3).mean(1)
 
     def own(query: Tensor, keys: Tensor, heads: int) -> None:
         if FEWEST <= query.shape[1] <= FINEST:
-            shape = grid(query.shape[1], *size)
+            shape = layer_resolution(query.shape[1], *size)
             affinity[shape] = affinity.get(shape, 0) + attention(query, keys, heads).mean(1)
 
     run = functools.partial(_denoise, model, latents, encoding, pooled, torch.Generator().manual_seed(seed))
     for times, ending, told in ((LAYOUT_TIMES, "attn2", cross), (OUTLINE_TIMES, "attn1", own)):
         layers = [name.removesuffix("attn2") + ending for name in names]
-        with queries_and_keys_seen(unet, layers, told):
+        with observe_queries_and_keys(unet, layers, told):
             for time in times:
                 run(time)
     if not looked or not affinity:
@@ -85,7 +85,7 @@ def _prompt(clip: CLIP, word: str) -> tuple[Tensor, dict, Tensor]:
     knowing = clip_with_words(clip, ())
     ((encoding, pooled),) = knowing.encode_from_tokens_scheduled(knowing.tokenize(PROMPT.format(word)))
     frame = set(PROMPT.split())
-    places = [p for said, p in notes_of(encoding, PLACE).items() if said not in frame and not said.startswith("<")]
+    places = [p for said, p in notes_of(encoding, WORD_POSITIONS).items() if said not in frame and not said.startswith("<")]
     if not places:
         raise PerfusionError(f"{word!r} is no word to look for; write the plain word for what the pictures show, such as teddy.")
     return encoding.as_subclass(Tensor), pooled, torch.stack(places).sum(0)[0, :, 0] > 0

@@ -11,9 +11,9 @@ from ....perfusion_core import PerfusionError
 from ....perfusion_core.concept import Concept
 from ....perfusion_core.stack import Stack, combine, with_outputs
 from ..model.families import family_of, layers_of, width_of
-from .applied import KEY, Applied
-from .attention_recorder import Recorder, Run
+from .attention_recorder import Recorder, SamplingRun
 from .layout_injection import Layout
+from .perfusion_state import KEY, PerfusionState
 from .sampling_run import prepare_conds
 from .unet_call import run_edited
 
@@ -39,12 +39,12 @@ def shape_of(layers: Mapping[str, int], width: int) -> str:
     return f"{len(layers)} cross-attention layers of {widths} that read encodings of {width}"
 
 
-def carried(model: ModelPatcher) -> Applied | None:
+def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
     """Return the Perfusion state that a MODEL carries, or None."""
     return model.model_options.get("transformer_options", {}).get(KEY)
 
 
-def model_with(model: ModelPatcher, applied: Applied) -> ModelPatcher:
+def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     """Return a clone of a MODEL that carries `applied` in place of its previous state."""
     applied = replace(applied, layers=tuple(layers_of(model)), made={})
     # Detects concepts that do not fit together now, not in the middle of a graph.
@@ -71,7 +71,7 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
     stack = with_outputs(stack)
     if not stack:
         return model
-    before = carried(model) or Applied()
+    before = get_perfusion_state(model) or PerfusionState()
     if before.stack and before.mode != mode:
         raise PerfusionError(f"This model carries concepts in the edit mode {before.mode!r}; apply further ones in the same mode.")
     return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
@@ -79,17 +79,17 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
 
 def model_watched(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     """Return a clone of a MODEL whose sampling runs are recorded."""
-    return model_with(model, replace(carried(model) or Applied(), recorder=recorder))
+    return model_with(model, replace(get_perfusion_state(model) or PerfusionState(), recorder=recorder))
 
 
-def model_with_layout(model: ModelPatcher, run: Run, start: float, end: float) -> ModelPatcher:
+def model_with_layout(model: ModelPatcher, run: SamplingRun, start: float, end: float) -> ModelPatcher:
     """Return a clone of a MODEL that keeps another image's layout; its own runs are not recorded.
 
     `start` and `end` (0 to 1) delimit the part of the way from noise to image in which the layout is kept.
     """
     sampling = model.get_model_object("model_sampling")
     span = (float(sampling.percent_to_sigma(share)) for share in (start, end))
-    return model_with(model, replace(carried(model) or Applied(), layout=Layout(run, *span), recorder=None))
+    return model_with(model, replace(get_perfusion_state(model) or PerfusionState(), layout=Layout(run, *span), recorder=None))
 
 
 def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) -> ModelPatcher:
@@ -101,7 +101,7 @@ def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) ->
     Raises:
         PerfusionError: the model carries no concepts, or none with this trigger word.
     """
-    before = carried(model) or Applied()
+    before = get_perfusion_state(model) or PerfusionState()
     if not before.stack:
         raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
     known = [concept.trigger.casefold() for concept in before.stack]

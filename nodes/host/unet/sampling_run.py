@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import EXACT
 from ....perfusion_core.stack import Stack
-from ..text.encoding_notes import KEYS, PLACE, REACH, marked, notes_of, words_of
-from .applied import KEY, Applied
-from .attention_recorder import Prompt
+from ..text.encoding_notes import KEYS, TRIGGER_INFLUENCE, WORD_POSITIONS, note_mask, notes_of, token_words
+from .attention_recorder import PromptRecord
+from .perfusion_state import KEY, PerfusionState
 
 log = logging.getLogger("perfusion")
 
@@ -32,22 +32,22 @@ def prepare_conds(
     **kwargs: Any,
 ) -> Tensor:
     """Wrap a sampling run: pass the notes that encodings carry to the model along with them."""
-    applied: Applied = extra_args["model_options"]["transformer_options"][KEY]
+    applied: PerfusionState = extra_args["model_options"]["transformer_options"][KEY]
     size = tuple(noise.shape[-2:])
-    prompts: dict[UUID, Prompt] = {}
+    prompts: dict[UUID, PromptRecord] = {}
     said: set[str] = set()
     for kind, conds in guider.conds.items():
         prepared = []
         for cond in conds or ():
             cross = cond.get("model_conds", {}).get("c_crossattn")
             if cross is not None:
-                said |= set(notes_of(cross.cond, REACH))
+                said |= set(notes_of(cross.cond, TRIGGER_INFLUENCE))
                 if kind == "positive":
-                    prompts[cond["uuid"]] = prompt_of(cross.cond, applied)
-                cond = cond | {"model_conds": cond["model_conds"] | conds_beside(cross.cond, applied, size)}
+                    prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied)
+                cond = cond | {"model_conds": cond["model_conds"] | build_model_conds(cross.cond, applied, size)}
             prepared.append(cond)
         guider.conds[kind] = prepared
-    share_locks([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
+    add_neutral_locks([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
     for trigger in (concept.trigger for concept in applied.stack):
         if trigger not in said:
             log.warning(
@@ -65,38 +65,38 @@ def prepare_conds(
     return samples
 
 
-def with_applied(extra_args: dict, applied: Applied) -> dict:
+def with_applied(extra_args: dict, applied: PerfusionState) -> dict:
     """Return a sampling run's `extra_args` with `applied` in place of the state that its MODEL carries."""
     options = extra_args["model_options"]
     return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
 
 
-def prompt_of(encoding: Tensor, applied: Applied) -> Prompt:
+def new_prompt_record(encoding: Tensor, applied: PerfusionState) -> PromptRecord:
     """Return the words of a prompt, and how far each concept's gate opens at each of its tokens."""
     gates = {}
     edits = applied.edits(encoding.device)
     if edits:
         opened = edits[0].gates(encoding.as_subclass(Tensor))[0]
-        reach = notes_of(encoding, REACH)
+        reach = notes_of(encoding, TRIGGER_INFLUENCE)
         for j, concept in enumerate(applied.stack):
             reached = 1
             if applied.mode == EXACT:
                 reached = reach[concept.trigger][0, :, 0] != 0 if concept.trigger in reach else 0
             gates[concept.trigger] = opened[:, j] * reached
-    return Prompt(words_of(encoding), gates)
+    return PromptRecord(token_words(encoding), gates)
 
 
-def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> dict[str, CONDRegular]:
-    """Return the host's conditioning objects for an encoding, as a plain tensor, and for the inputs in BESIDE."""
+def build_model_conds(encoding: Tensor, applied: PerfusionState, size: tuple[int, int]) -> dict[str, CONDRegular]:
+    """Return the host's conditioning objects for an encoding, as a plain tensor, and for the inputs in EXTRA_MODEL_INPUTS."""
     plain = encoding.as_subclass(Tensor)
     keys = notes_of(encoding, KEYS)
 
     def marks(kind: str, concepts: Stack) -> CONDCrossAttn:
-        return CONDCrossAttn(marked(encoding, kind, [concept.trigger for concept in concepts]))
+        return CONDCrossAttn(note_mask(encoding, kind, [concept.trigger for concept in concepts]))
 
     beside: dict[str, CONDRegular] = {}
     if applied.mode == EXACT and applied.stack:
-        beside["named"] = marks(REACH, applied.stack)
+        beside["named"] = marks(TRIGGER_INFLUENCE, applied.stack)
     if keys:
         beside |= {
             "locks": CONDCrossAttn(keys[""].to(plain.device)),
@@ -105,16 +105,16 @@ def conds_beside(encoding: Tensor, applied: Applied, size: tuple[int, int]) -> d
     placed = tuple(concept for concept in applied.stack if concept.region is not None)
     if placed:
         masks = [nn.functional.interpolate(c.region[None, None].float(), size, mode="area") for c in placed]
-        beside |= {"stands": marks(PLACE, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
+        beside |= {"stands": marks(WORD_POSITIONS, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
     if applied.recorder is not None:
         rows, columns = (torch.arange(n, device=plain.device) for n in size)
         beside["where"] = CONDNoiseShape(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])
     if applied.layout is not None:
-        beside["columns"] = CONDCrossAttn(applied.layout.columns(words_of(encoding)).to(plain.device))
+        beside["columns"] = CONDCrossAttn(applied.layout.columns(token_words(encoding)).to(plain.device))
     return {"c_crossattn": CONDCrossAttn(plain)} | {f"{KEY}_{name}": cond for name, cond in beside.items()}
 
 
-def share_locks(conds: list[dict[str, CONDRegular]]) -> None:
+def add_neutral_locks(conds: list[dict[str, CONDRegular]]) -> None:
     """If any prompt has globally locked keys, give the others neutral entries: the host only batches prompts with equal inputs."""
     locks, locked = f"{KEY}_locks", f"{KEY}_locked"
     if any(locks in each for each in conds):

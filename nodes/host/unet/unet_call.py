@@ -8,10 +8,10 @@ from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from ....perfusion_core.gated_edit import EXACT
-from ..text.encoding_notes import REACH, marked
-from .applied import BESIDE, KEY, OVERRIDE, Applied
+from ..text.encoding_notes import TRIGGER_INFLUENCE, note_mask
 from .attention_control import AttentionControl, Injection, Watch
 from .attention_recorder import POSITIVE
+from .perfusion_state import EXTRA_MODEL_INPUTS, KEY, OVERRIDE, PerfusionState
 from .regions import regions_of
 
 
@@ -27,11 +27,11 @@ def run_edited(
 ) -> Tensor:
     """Wrap a UNet's forward: run it with the concepts, recorder and layout that `transformer_options` carry."""
     options = transformer_options if transformer_options is not None else {}
-    applied: Applied = options[KEY]
-    beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in BESIDE}
+    applied: PerfusionState = options[KEY]
+    beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in EXTRA_MODEL_INPUTS}
     if applied.mode == EXACT and applied.stack and beside["named"] is None:
         # The host's dual-model guider prepares the negative prompt by itself: it has no additional inputs, but still its notes.
-        beside["named"] = marked(context, REACH, [concept.trigger for concept in applied.stack])
+        beside["named"] = note_mask(context, TRIGGER_INFLUENCE, [concept.trigger for concept in applied.stack])
         context = context.as_subclass(Tensor)
     where, columns = beside.pop("where"), beside.pop("columns")
     inputs = {"x": x, "timesteps": timesteps, "context": context, "y": y} | beside
@@ -47,8 +47,8 @@ def run_edited(
 
     watch = injection = None
     if applied.recorder is not None and where is not None:
-        applied.recorder.call(options, where, inputs)
-        watch = lambda _, maps, shape: applied.recorder.see(options, maps, shape)  # noqa: E731
+        applied.recorder.record_inputs(options, where, inputs)
+        watch = lambda _, maps, shape: applied.recorder.record_maps(options, maps, shape)  # noqa: E731
     if applied.layout is not None and columns is not None:
         injection = applied.layout.injection(options, x, columns, maps_of)
     return call_unet(executor, inputs, options, control, kwargs, watch, injection)
@@ -64,7 +64,7 @@ def call_unet(
     injection: Injection | None = None,
 ) -> Tensor:
     """Run the UNet with the concepts that its options carry."""
-    applied: Applied = options[KEY]
+    applied: PerfusionState = options[KEY]
     x, projections = inputs["x"], applied.projections(options, inputs)
     attention = regions = None
     if len(projections.edits) > 1:

@@ -17,7 +17,7 @@ from .projection_cache import ProjectionCache
 KEY = "perfusion"
 
 
-BESIDE = "named stands locks locked regions where columns".split()
+EXTRA_MODEL_INPUTS = "named stands locks locked regions where columns".split()
 """Model inputs passed along with an encoding, as `perfusion_…`, for J concepts of which R have a region:
 
 `named` [B, N, J]: nonzero where a concept's trigger word can have reached a token; only in exact mode.
@@ -28,7 +28,7 @@ BESIDE = "named stands locks locked regions where columns".split()
 """
 
 
-GIVEN = "context named locked locks stands regions".split()
+PROJECTION_INPUTS = "context named locked locks stands regions".split()
 """Names of the UNet inputs on which keys and values depend."""
 
 
@@ -36,7 +36,7 @@ OVERRIDE = "optimized_attention_override"
 
 
 @dataclass(frozen=True)
-class Applied:
+class PerfusionState:
     """The state that a MODEL carries: the concepts, and what to do with its cross-attention maps."""
 
     stack: Stack = ()
@@ -64,7 +64,7 @@ class Applied:
 
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
         """Return the edited projections for a UNet call."""
-        context, named, locked, locks, stands, regions = given = [inputs.get(name) for name in GIVEN]
+        context, named, locked, locks, stands, regions = given = [inputs.get(name) for name in PROJECTION_INPUTS]
         edits = self.edits(context.device)
 
         def make() -> Projections:
@@ -76,4 +76,4 @@ class Applied:
         if self.kept is None:
             return make()
         kept = self.kept.setdefault(context.device, ProjectionCache())
-        return kept.projections(tuple(options["uuids"]), dict(zip(GIVEN, given, strict=True)), make)
+        return kept.projections(tuple(options["uuids"]), dict(zip(PROJECTION_INPUTS, given, strict=True)), make)
