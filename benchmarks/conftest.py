@@ -1,3 +1,3 @@
-"""Fixtures shared by all tests of the benchmarks."""
+"""Fixtures shared by the benchmarks' tests: the same as those of tests/, so that there is one server."""
 
-from scripts.harness.fixtures import *  # noqa: F403
+pytest_plugins = ["scripts.harness.fixtures"]

@@ -1,3 +1,3 @@
-"""The fixtures that all tests share."""
+"""Fixtures shared by all tests."""
 
-from scripts.harness.fixtures import *  # noqa: F403
+pytest_plugins = ["scripts.harness.fixtures"]

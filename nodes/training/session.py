@@ -1,7 +1,9 @@
 """One run of Train Concept: consumes the events of the training, and shows, checkpoints and saves the concept along the way."""
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -79,9 +81,10 @@ class TrainingSession:
                     case Event.CHECKPOINT:
                         self.checkpoints.keep(self.state)
                     case Event.JUDGEMENT:
-                        concept = self._judged(model, held_out_loss(model, self.state, *given, settings))
-                        self.checkpoints.keep_best(concept)
-                        judged = {self.state.step: concept}
+                        concept = self._judged(model, given, settings)
+                        if concept:
+                            self.checkpoints.keep_best(concept)
+                            judged = {self.state.step: concept}
                     case Event.SAVING:
                         self._save(judged.get(self.state.step) or self.so_far())
                     case Event.PREVIEW:
@@ -114,22 +117,30 @@ class TrainingSession:
         taught = host.model_with_edit(self.model, (concept,), self.settings.mode), host.clip_with_words(self.clip, (concept,))
         return portrait(*taught, self.vae, self.trigger, self.size, self.settings.seed)
 
-    def _judged(self, model: host.TrainableModel, loss: float) -> Concept:
-        """Return the concept in its current state, with its judgement among its training metadata."""
+    def _judged(self, model: host.TrainableModel, given: tuple[Tensor, Tensor, Tensor], settings: Settings) -> Concept | None:
+        """Return the concept in its current state, with its judgement among its training metadata; None if memory runs out."""
         concept = self.so_far()
-        with model.weights_released():
-            (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
-        return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
+        with self._spared("the judgement"):
+            loss = held_out_loss(model, self.state, *given, settings)
+            with model.weights_released():
+                (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
+            return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
-        """Show a picture of the concept; if memory runs out, only that picture is skipped."""
-        with model.weights_released():
-            try:
-                self.progress.portrait(self.state.step, self.picture(concept))
-            except RuntimeError as error:
-                if not host.memory_ran_out(error):
-                    raise
-                log.warning("Memory ran out for the picture at step %d; training goes on without it.", self.state.step)
+        """Show a picture of the concept."""
+        with self._spared("the picture"), model.weights_released():
+            self.progress.portrait(self.state.step, self.picture(concept))
+
+    @contextlib.contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """If memory runs out within this context, log that `what` is skipped, and let the training go on."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not host.memory_ran_out(error):
+                raise
+            log.warning("Memory ran out for %s at step %d; training goes on without it.", what, self.state.step)
+            host.free_unused()
 
     def _save(self, concept: Concept) -> str:
         """Save the concept of the current step with the picture shown last; return its name as Load Concept lists it."""

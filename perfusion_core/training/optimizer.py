@@ -26,14 +26,15 @@ class Adam:
 
     def step(self, gradients: Sequence[Tensor], word_rate: float, output_rate: float) -> None:
         """Perform one step, given one gradient for each parameter."""
-        self.steps += 1
+        steps = self.steps + 1
         for i, (tensor, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
             first, second = self.moments[2 * i : 2 * i + 2]
             first.lerp_(gradient, 0.1)
             square = gradient.square()
             second.lerp_(square if i < self.words else square.mean().expand_as(square), 0.001)
             rate = word_rate if i < self.words else output_rate
-            tensor -= rate * (first / (1 - 0.9**self.steps)) / ((second / (1 - 0.999**self.steps)).sqrt() + 1e-8)
+            tensor -= rate * (first / (1 - 0.9**steps)) / ((second / (1 - 0.999**steps)).sqrt() + 1e-8)
+        self.steps = steps
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the first and second moment of each parameter in turn, by name; the step count is kept by the training state."""

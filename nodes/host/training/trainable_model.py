@@ -124,15 +124,18 @@ class TrainableModel:
         self.clip = non_dynamic_clip(clip)
         self.precision, self.min_snr = precision, min_snr
         self.device = self.model.load_device
-        self.unet = self.model.model.diffusion_model
         self.layers = layers_of(self.model)
         self.pooled = kind_of(self.model).pooled
         self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
-        self._take()
+        self._release()
+        self._hold()
 
-    def _take(self) -> None:
-        """Load both models onto the device and hold their weights."""
+    def _hold(self) -> None:
+        """Load both models onto the device and hold their weights, if they are not held already."""
+        if self.unet_weights:
+            return
         load(self.model, self.clip.patcher)
+        self.unet = self.model.model.diffusion_model
         prepare_clip(self.clip)
         self.unet_weights = alias(self.unet)
         self.linears = linears(self.encoder)
@@ -145,10 +148,12 @@ class TrainableModel:
 
     @contextlib.contextmanager
     def weights_released(self) -> Iterator[None]:
-        """Hold no weights within the context, so that the host may move them; afterwards both models are loaded and held again."""
-        self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
+        """Hold no weights within the context, so that the host may move them; whatever computes next loads and holds them again."""
+        self._release()
         yield
-        self._take()
+
+    def _release(self) -> None:
+        self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
@@ -159,6 +164,7 @@ class TrainableModel:
 
     def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> Encoded:
         """See `Base.encode`."""
+        self._hold()
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
         stands = trigger_masks(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
@@ -170,10 +176,12 @@ class TrainableModel:
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
+        self._hold()
         return project(self.unet_weights, self.layers, vectors)
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
         """See `Base.objective`. The target is the UNet output from which the host would compute exactly the original latents."""
+        self._hold()
         sampling = self.model.model.model_sampling
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
@@ -219,6 +227,7 @@ class TrainableModel:
 
         It includes the memory that two prompts with this word would save in the text encoder.
         """
+        self._hold()
         learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
         with count_saved_bytes(self.encoder, self.encoder_weights) as said:
             self.encode(["a {}", "the {}"], learned)
