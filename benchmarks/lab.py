@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from benchmarks.world.judges import Judges
 from demo.world import SIDE
 from scripts.harness.graphs import Graph, Link
 from scripts.harness.server import Server
+from scripts.setup import bootstrap
 
 RESULTS = Path(__file__).with_name("results")
 SAMPLING = {"steps": 10, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
@@ -29,6 +33,16 @@ class Lab:
         keys = [graph.add("PreviewImage", images=image) for image in images]
         history = self.server.run(graph.nodes)
         return [torch.stack([read(path) for path in self.server.outputs(history, key, "temp")]) for key in keys]
+
+
+@contextlib.contextmanager
+def open_labs(setup: bootstrap.Setup, base: Path, servers: int = 1) -> Iterator[list[Lab]]:
+    """Start `servers` servers on a base directory, which share the processor's cores; they run within the context."""
+    threads = max(1, (os.cpu_count() or 1) // servers) if servers > 1 else None
+    with contextlib.ExitStack() as opened:
+        yield [
+            Lab(opened.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log"))) for i in range(servers)
+        ]
 
 
 def draw(

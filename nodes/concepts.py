@@ -18,7 +18,7 @@ from ..perfusion_core.quantization import INT8, UINT4
 from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata
 from ..perfusion_core.stack import Stack, combine
 from .folders import check_prefix, concept_files, home, new_name, version_of
-from .host.folders import FOLDER
+from .host import FOLDER
 from .io_types import CATEGORY, ConceptType, concept_outputs, validation_result
 
 NO_CONCEPT = "(no concept saved yet)"

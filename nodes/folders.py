@@ -8,7 +8,7 @@ import folder_paths
 
 from ..perfusion_core import PerfusionError
 from . import host
-from .host.folders import FOLDER
+from .host import FOLDER
 
 WORKROOM = ".work"
 """Sub-folder for the pack's own data: covariances, and the checkpoints of trainings."""

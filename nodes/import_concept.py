@@ -16,7 +16,7 @@ from ..perfusion_core.covariance import Covariance
 from . import host
 from .concepts import describe
 from .folders import FOREIGN, foreign_files, version_of
-from .host.folders import FOLDER
+from .host import FOLDER
 from .io_types import CATEGORY, CovarianceType, concept_outputs, validation_result
 from .measure_text_encoder import check_covariance
 

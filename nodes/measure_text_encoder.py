@@ -13,7 +13,7 @@ from ..perfusion_core import PerfusionError
 from ..perfusion_core.captions import captions as shipped_captions
 from ..perfusion_core.covariance import Covariance, Estimate
 from . import host
-from .folders import WORKROOM, home
+from .folders import work_folder
 from .io_types import CATEGORY, CovarianceType
 
 log = logging.getLogger("perfusion")
@@ -29,7 +29,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED)
     identity = host.identity_of(clip)
     which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
     which += "" if positions == host.UNPADDED else f"-{positions}"
-    path = home() / WORKROOM / f"covariance-{identity}{which}.safetensors"
+    path = work_folder() / f"covariance-{identity}{which}.safetensors"
     if path.exists():
         try:
             return Covariance.load(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import comfy.hooks  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -74,7 +76,16 @@ def main() -> dict:
     concept = Concept.load(CONCEPT)
     parts = (locked, recorded, regional, kept)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
-    return found | shortened(clip) | short_of_memory(model, clip) | moved() | halved() | portions() | made_small()
+    return (
+        found
+        | shortened(clip)
+        | short_of_memory(model, clip)
+        | unjudged(model, clip)
+        | moved()
+        | halved()
+        | portions()
+        | made_small()
+    )
 
 
 def encode(clip: object, text: str) -> list:
@@ -215,6 +226,32 @@ def short_of_memory(model: object, clip: object) -> dict:
         "memory of four": need.bytes(4, twice=False) / held,
         "memory of words": words / held_of_words,
     }
+
+
+def unjudged(model: object, clip: object) -> dict:
+    """A training that is to keep the best, on a device that has no room to judge any."""
+    sessions, schedule = inside.part("nodes.training.session"), inside.part("nodes.training.schedule")
+    settings = inside.part("perfusion_core.training.settings").Settings(steps=1, batch=1, micro=1)
+
+    class Unjudged(sessions.TrainingSession):
+        @property
+        def adherence(self) -> object:
+            raise torch.OutOfMemoryError("out of memory")
+
+    with tempfile.TemporaryDirectory() as folder:
+        places = folder_paths.folder_names_and_paths
+        before, places[host.FOLDER] = places[host.FOLDER], ([folder], {".safetensors"})
+        try:
+            session = Unjudged(
+                model, clip, None, "monster", "<it>", 64, settings, "sd1", torch.eye(768).double(), "digest", None,
+                schedule.Schedule(1, 0, 0, judged=True), "auto",
+            )  # fmt: skip
+            with host.gradients_enabled():
+                session.run(host.TrainableModel(model, clip, torch.float32), torch.randn(1, 2, 4, 8, 8), torch.ones(1, 2, 1, 8, 8))
+            told = session.result().training
+        finally:
+            places[host.FOLDER] = before
+    return {"kept without a judgement": [told["steps"], "followed" in told]}
 
 
 def moved() -> dict:

@@ -59,6 +59,10 @@ def test_a_training_that_runs_out_of_memory_goes_on_with_fewer_pictures_at_once(
     assert "choose a smaller size" in measured["no room"]
 
 
+def test_without_memory_to_judge_any_concept_the_last_is_kept(measured: dict) -> None:
+    assert measured["kept without a judgement"] == [1, False]
+
+
 def test_blocks_that_are_computed_twice_give_the_same_gradients(measured: dict) -> None:
     assert measured["blocks twice"] < ROUNDING and measured["no gradient is zero"]
 

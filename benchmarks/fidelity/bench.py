@@ -15,8 +15,6 @@ from its committed pictures, two methods, few images. With `--checkpoint`, it me
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,9 +27,8 @@ from benchmarks.fidelity.fronts import Curve, cells, lead, mean_lead, rows
 from benchmarks.fidelity.lengths import Lengths
 from benchmarks.fidelity.methods import LORA, METHODS, Method, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop
-from benchmarks.lab import RESULTS, Lab
+from benchmarks.lab import RESULTS, Lab, open_labs
 from demo.base import PACKED
-from scripts.harness.server import Server
 from scripts.setup import bootstrap
 
 TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
@@ -410,12 +407,7 @@ def main() -> None:
     # The quick run's concepts are kept with its results, so that a new output folder means new trainings.
     base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
     bootstrap.stocked_base(setup, base, checkpoint)
-    with contextlib.ExitStack() as open_ones:
-        threads = max(1, (os.cpu_count() or 1) // arguments.servers) if arguments.servers > 1 else None
-        labs = [
-            Lab(open_ones.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log")))
-            for i in range(arguments.servers)
-        ]
+    with open_labs(setup, base, arguments.servers) as labs:
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             done = PARTS[name][1](bench, shop)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,14 +23,13 @@ from benchmarks.fidelity.bench import NOTHING
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, Concept, which
 from benchmarks.fidelity.methods import Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
-from benchmarks.lab import RESULTS, Lab, draw
+from benchmarks.lab import RESULTS, draw, open_labs
 from benchmarks.world.judges import left, right
 from demo.base import PACKED
 from demo.individuals import NAMES
 from demo.world import SIDE
 from scripts.generate.make_workflows import SETTINGS, TRAINING
 from scripts.harness.graphs import Graph
-from scripts.harness.server import Server
 from scripts.setup import bootstrap
 
 RECIPE = Recipe(widgets={name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")})
@@ -111,6 +110,15 @@ def page(store: Store, concepts: tuple[Concept, ...], both: list[bool]) -> list[
     ]
 
 
+@contextlib.contextmanager
+def workshop(store: Store, servers: int = 1) -> Iterator[Workshop]:
+    """Open a workshop in the demo's world; trainings are kept, and shared by all that use it with the same base."""
+    setup, digest = bootstrap.locate(), store.belongs_to(PACKED)
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{digest}")
+    with open_labs(setup, base, servers) as labs:
+        yield Workshop(labs, characters.CharacterBed(labs[0].judges), store)
+
+
 def main() -> None:
     """Measure, print the page, and write it for the test split."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -119,15 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     test = options.split == "test"
     concepts, store = (TEST, Store(RESULTS / "demo.json")) if test else (DEVELOPMENT, Store(bootstrap.CACHE / "development.json"))
-    digest, setup = store.belongs_to(PACKED), bootstrap.locate()
-    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{digest}")
-    with contextlib.ExitStack() as opened:
-        threads = max(1, (os.cpu_count() or 1) // options.servers) if options.servers > 1 else None
-        labs = [
-            Lab(opened.enter_context(Server(setup, base=base, threads=threads, log_name=f"server-{i}.log")))
-            for i in range(options.servers)
-        ]
-        shop = Workshop(labs, characters.CharacterBed(labs[0].judges), store)
+    with workshop(store, options.servers) as shop:
         shop.run([*map(plain, concepts), *(named(kind, i) for kind in NAMES for i in range(NAMED)), *map(taught, concepts)])
         both = [found for each in paired(concepts) for found in together(shop, *each)]
     lines = [

@@ -12,29 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import tempfile
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.fidelity import characters
-from benchmarks.fidelity.concepts import which
-from benchmarks.fidelity.demo_quality import taught
+from benchmarks.fidelity.demo_quality import taught, workshop
+from benchmarks.fidelity.sheet import taught_from
 from benchmarks.fidelity.trials import Store, Workshop
-from benchmarks.lab import Lab, read
 from benchmarks.world.judges import left
 from demo import make_pictures
-from demo.base import PACKED
-from demo.world import SIDE
-from scripts.harness.server import Server
-from scripts.setup import bootstrap
 
 KINDS = ("monster", "robot", "plant")
 LETTERS = "ABCDEFGH"
-PICTURES, LARGER = 10, 3
-"""Number of images to be matched, and the factor by which all pictures are enlarged."""
+PICTURES, TAUGHT_FROM, LARGER = 10, 4, 3
+"""Number of images to be matched and of each individual's training pictures; the factor by which all are enlarged."""
 
 
 def main() -> None:
@@ -43,13 +36,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    setup, store, answers = bootstrap.locate(), Store(out / "scores.json"), {}
-    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{store.belongs_to(PACKED)}")
-    with Server(setup, base=base) as server:
-        lab = Lab(server)
-        shop = Workshop([lab], characters.CharacterBed(lab.judges), store)
-        for kind in KINDS:
-            answers[kind] = line_up(shop, kind, out)
+    with workshop(Store(out / "scores.json")) as shop:
+        answers = {kind: line_up(shop, kind, out) for kind in KINDS}
     (out / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
 
 
@@ -58,7 +46,7 @@ def line_up(shop: Workshop, kind: str, out: Path) -> str:
     shown, rng = make_pictures.SHOWN[kind], random.Random(f"line-up {kind}")
     suspects = [shown, *rng.sample([i for i in range(60) if i != shown], len(LETTERS) - 1)]
     rng.shuffle(suspects)
-    rows = [torch.cat(training_pictures(kind, i), 1) for i in suspects]
+    rows = [torch.cat(taught_from(shop, (f"test-{i}", kind), TAUGHT_FROM), 1) for i in suspects]
     image(torch.cat(rows, 0)).save(out / f"{kind}-suspects.png")
     trial = taught((f"test-{shown}", kind))
     (drawn,) = shop.draw(trial, trial.values)
@@ -67,14 +55,6 @@ def line_up(shop: Workshop, kind: str, out: Path) -> str:
     for n, i in enumerate(order, 1):
         image(alone[i]).save(out / f"{kind}-{n}.png")
     return LETTERS[suspects.index(shown)]
-
-
-def training_pictures(kind: str, i: int) -> list[Tensor]:
-    """Return four pictures [SIDE, SIDE, 3] of a test individual, such as concepts are trained from."""
-    split, number = which((f"test-{i}", kind))
-    with tempfile.TemporaryDirectory() as folder:
-        files = make_pictures.write(make_pictures.individual(kind, split, number), kind, Path(folder), side=SIDE, first_seed=1000)
-        return [read(file) for file in files]
 
 
 def image(picture: Tensor) -> Image.Image:

@@ -65,10 +65,10 @@ def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) 
     return pictures
 
 
-def taught_from(shop: Workshop, concept: Concept) -> list[torch.Tensor]:
-    """Return SHOWN of a concept's training pictures."""
+def taught_from(shop: Workshop, concept: Concept, count: int = SHOWN) -> list[torch.Tensor]:
+    """Return `count` of a concept's training pictures."""
     folder = shop.lab.server.base / "input"
-    return [read(folder / name) for name in shop.shown(concept, Recipe(pictures=SHOWN))]
+    return [read(folder / name) for name in shop.shown(concept, Recipe(pictures=count))]
 
 
 def page(kept: Mapping[str, dict], out: Path) -> list[str]:

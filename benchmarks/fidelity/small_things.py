@@ -18,19 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.fidelity import characters, plots, sheet
+from benchmarks.fidelity import plots, sheet
 from benchmarks.fidelity.ablations import Change
 from benchmarks.fidelity.concepts import Concept, which
-from benchmarks.fidelity.demo_quality import named, taught
+from benchmarks.fidelity.demo_quality import named, taught, workshop
 from benchmarks.fidelity.methods import NO_MASK
 from benchmarks.fidelity.trials import Store, Trial, Workshop
 from benchmarks.lab import RESULTS, Lab
 from benchmarks.world.judges import left
 from demo import make_pictures
-from demo.base import PACKED
 from demo.individuals import STYLES
 from scripts.generate.make_workflows import TRAINING
-from scripts.harness.server import Server
 from scripts.setup import bootstrap
 
 UNKNOWN: tuple[Concept, ...] = tuple((f"development-{i}", kind) for i, kind in enumerate(STYLES))
@@ -147,12 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other row after so long")
     options = parser.parse_args()
-    store, setup, until = Store(RESULTS / "small_things.json"), bootstrap.locate(), time.time() + 60 * options.minutes
-    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{store.belongs_to(PACKED)}")
+    store, until = Store(RESULTS / "small_things.json"), time.time() + 60 * options.minutes
     scores, pictures = {}, {}
-    with Server(setup, base=base) as server:
-        lab = Lab(server)
-        shop = Workshop([lab], characters.CharacterBed(lab.judges), store)
+    with workshop(store) as shop:
         for row in ROWS:
             if scores and time.time() > until:
                 break

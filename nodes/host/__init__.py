@@ -6,7 +6,7 @@ the host looks for concepts. `page_routes`: HTTP routes for the host's web page.
 """
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
-from .folders import listed
+from .folders import FOLDER, listed
 from .model.families import encoders_of, family_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import lora_names, projections
@@ -35,6 +35,7 @@ from .unet.patched_model import check_fit, model_watched, model_with_edit, model
 
 __all__ = [
     "END",
+    "FOLDER",
     "POSITIONS",
     "START",
     "UNPADDED",

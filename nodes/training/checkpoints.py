@@ -80,12 +80,13 @@ class Checkpoints:
 
     def keep_best(self, judged: Concept) -> None:
         """Save a judged concept if there is none yet, or if it beats the best one."""
-        if not self.best_path.exists() or judgement_of(judged).beats(judgement_of(self.best())):
+        best = self.best()
+        if best is None or judgement_of(judged).beats(judgement_of(best)):
             judged.save(self.best_path, torch.float32)
 
-    def best(self) -> Concept:
-        """Load the best concept so far."""
-        return Concept.load(self.best_path)
+    def best(self) -> Concept | None:
+        """Load the best concept so far; None if no concept was judged."""
+        return Concept.load(self.best_path) if self.best_path.exists() else None
 
     def finish(self) -> None:
         """Move the files to FINISHED, in place of those of the training that finished before.

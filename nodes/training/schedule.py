@@ -59,8 +59,10 @@ class Schedule:
 
     def due_on_resuming(self, step: int) -> list[Event]:
         """Return the events due before the first step of a resumed training, which may have been stopped before it was judged."""
-        again = {Event.JUDGEMENT} & set(self.due(step))
-        return [*([Event.PREVIEW] if self.preview_every else []), *again] if step else []
+        if not step:
+            return []
+        showing = [Event.PREVIEW] if self.preview_every else []
+        return showing + [event for event in self.due(step) if event is Event.JUDGEMENT]
 
 
 def events(

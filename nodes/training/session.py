@@ -110,7 +110,12 @@ class TrainingSession:
 
     def result(self) -> Concept:
         """Return the result of the training: the best concept if concepts are judged, otherwise the current one."""
-        return self.checkpoints.best() if self.schedule.judged else self.so_far()
+        if not self.schedule.judged:
+            return self.so_far()
+        best = self.checkpoints.best()
+        if best is None:
+            log.warning("There was not enough memory to judge any concept, so that the best is not known; the last one is kept.")
+        return best or self.so_far()
 
     def picture(self, concept: Concept) -> Tensor:
         """Draw a picture [size, size, 3] of a concept."""
@@ -122,13 +127,14 @@ class TrainingSession:
         concept = self.so_far()
         with self._spared("the judgement"):
             loss = held_out_loss(model, self.state, *given, settings)
-            with model.weights_released():
-                (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
+            model.release_weights()
+            (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
             return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
         """Show a picture of the concept."""
-        with self._spared("the picture"), model.weights_released():
+        model.release_weights()
+        with self._spared("the picture"):
             self.progress.portrait(self.state.step, self.picture(concept))
 
     @contextlib.contextmanager

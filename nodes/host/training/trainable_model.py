@@ -104,8 +104,8 @@ def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
 class TrainableModel:
     """The core's `Base` over a MODEL and a CLIP of the host. Use it outside of inference mode, within `gradients_enabled`.
 
-    Its weights are the host's own, in the host's memory: the host must not move them while this object holds them. Sampling with
-    the same MODEL in the meantime must happen within `weights_released`.
+    Its weights are the host's own, in the host's memory: the host must not move them while this object holds them. Call
+    `release_weights` before sampling with the same MODEL.
 
     If `twice` is set, parts of the model are recomputed in the backward pass, which takes a third longer and a fraction of the
     memory.
@@ -127,7 +127,7 @@ class TrainableModel:
         self.layers = layers_of(self.model)
         self.pooled = kind_of(self.model).pooled
         self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
-        self._release()
+        self.release_weights()
         self._hold()
 
     def _hold(self) -> None:
@@ -146,13 +146,8 @@ class TrainableModel:
                 if weight in self.encoder_weights:
                     self.encoder_weights[weight] = self.encoder_weights[weight].to(self.precision)
 
-    @contextlib.contextmanager
-    def weights_released(self) -> Iterator[None]:
-        """Hold no weights within the context, so that the host may move them; whatever computes next loads and holds them again."""
-        self._release()
-        yield
-
-    def _release(self) -> None:
+    def release_weights(self) -> None:
+        """Hold no weights, so that the host may move them; whatever computes next loads and holds them again."""
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
 
     def _autocast(self) -> torch.autocast:
