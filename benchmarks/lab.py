@@ -14,12 +14,14 @@ from torch import Tensor
 
 from benchmarks.world.judges import Judges
 from demo.world import SIDE
+from scripts.generate.make_workflows import SAMPLER
 from scripts.harness.graphs import Graph, Link
 from scripts.harness.server import Server
 from scripts.setup import bootstrap
 
 RESULTS = Path(__file__).with_name("results")
-SAMPLING = {"steps": 10, "cfg": 2.5, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
+SAMPLING = {name: value for name, value in SAMPLER.items() if name != "seed"}
+"""The sampler's settings of the demo."""
 
 
 class Lab:

@@ -44,6 +44,8 @@ EMPTY = 0.1
 """Share of captions replaced by the empty one, for classifier-free guidance."""
 NAMED, CARRIES, UNSAID = 0.25, 0.15, 0.12
 """Share of characters called by name; share of characters holding a balloon; share of captions that omit the place."""
+SHARES = {"monster": 2, "blob": 3, "plant": 2, "robot": 4}
+"""Relative frequency of each kind in scenes: what robots wear on their head and blobs' patterns are learned last."""
 SCENES = {1: 16000, 2: 5000}
 """Characters per scene -> number of scenes; each run composes new ones."""
 CAPTIONS = 6000
@@ -75,9 +77,9 @@ class Scenes:
     def __init__(self, cast: Path) -> None:
         self.casts = [world.Cast(cast, kind, "base") for kind in STYLES]
 
-    def one(self, rng: random.Random) -> tuple[world.Standing, world.Said]:
-        """Draw a random character, and the traits that the caption mentions."""
-        cast = rng.choice(self.casts)
+    def one(self, rng: random.Random, cast: world.Cast | None = None) -> tuple[world.Standing, world.Said]:
+        """Draw a random character, of a random kind if no cast is given, and the traits that the caption mentions."""
+        cast = cast or rng.choice(self.casts)
         called = rng.random() < NAMED
         i = rng.randrange(len(cast.names)) if called else rng.randrange(len(cast.names), len(cast.individuals))
         moods = cast.moods(i)
@@ -93,7 +95,8 @@ class Scenes:
         """Compose scenes, uint8 [count, side, side * characters, 3], and their captions."""
         images, texts = np.zeros((count, side, side * characters, 3), np.uint8), []
         for image in images:
-            them, place = [self.one(rng) for _ in range(characters)], rng.choice(world.PLACES)
+            casts = rng.choices(self.casts, list(SHARES.values()), k=characters)
+            them, place = [self.one(rng, cast) for cast in casts], rng.choice(world.PLACES)
             image[:] = np.asarray(world.compose([standing for standing, _ in them], place, rng, side)[0])
             texts.append(self.caption([said for _, said in them], rng, place))
         return images, texts

@@ -37,7 +37,7 @@ LEVELS = (0.6, 0.7, 0.8, 0.9)
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
-QUICK_WIDGETS: dict[str, object] = {"steps": 120, "batch": 4}
+QUICK_WIDGETS: dict[str, object] = {"steps": 80, "batch": 2}
 """Widgets in which the quick run's trainings differ from the tuned methods."""
 
 

@@ -104,7 +104,6 @@ DEMO: Concept = (f"test-{make_pictures.SHOWN['monster']}", "monster")
 QUICK = (
     Prompt("a photo of a {} on the beach", "on the beach"),
     Prompt("a photo of a sad {} in the snow", "in the snow", mood="sad"),
-    Prompt("a photo of a {} and a robot at night", "at night", other="robot"),
 )
 """Prompts for DEMO, for places that its pictures do not show."""
 

@@ -213,11 +213,11 @@ def test_prompts_ask_for_places_that_were_not_taught_on_as_the_bases_own_caption
             others = [world.Said(prompt.other)] if prompt.wide else []
             them = (world.Said("{}", mood=prompt.mood, carries=prompt.carries), *others)
             assert prompt.text in [world.Caption.of(form, them, prompt.place).text for form in world.FORMS]
-        (other,) = [prompt.other for prompt in prompts if prompt.wide]
-        assert other in STYLES and other != kind
     # Curves are over all concepts, so these need equally many prompts, with the wide one at the same index.
     assert len({tuple(prompt.wide for prompt in prompts) for _, prompts in asked}) == 1
     for (_, kind), prompts in asked:
+        (other,) = [prompt.other for prompt in prompts if prompt.wide]
+        assert other in STYLES and other != kind
         assert any(prompt.carries for prompt in prompts) and any(prompt.mood for prompt in prompts) == (kind != "robot")
 
 

@@ -32,7 +32,7 @@ def rows(setup: bootstrap.Setup, checkpoint: str, cast: Path) -> list[str]:
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(file), output_vae=True, output_clip=True)
     found = {}
     for called in (False, True):
-        rng, shares = random.Random(7), []
+        rng, shares, even = random.Random(7), [], []
         for _ in range(SCENES):
             picture, mask, text, noun = scene(cast, called, rng)
             tokens = [token for token, *_ in clip.tokenize(text)["l"][0]]
@@ -40,13 +40,14 @@ def rows(setup: bootstrap.Setup, checkpoint: str, cast: Path) -> list[str]:
             latent = vae.encode(torch.from_numpy(np.asarray(picture)).float()[None] / 255)
             context = clip.encode_from_tokens(clip.tokenize(text))
             shares.append(looked(model, latent, context, mask, groups))
-        found["a name" if called else "a noun"] = {
-            name: float(np.nanmean([each.get(name, np.nan) for each in shares])) for name in GROUPS
-        }
+            even.append({name: groups.count(name) / len(groups) for name in set(groups)})
+        of = "a name" if called else "a noun"
+        for row, each in ((of, shares), (f"{of}, if attention were spread evenly over all tokens", even)):
+            found[row] = {name: float(np.nanmean([one.get(name, np.nan) for one in each])) for name in GROUPS}
     lines = [f"| {name} | {' | '.join(cell(each[group]) for group in GROUPS)} |" for name, each in found.items()]
     return [
         f"Mean share of cross-attention over a character's own pixels, in {SCENES} scenes at {len(LEVELS)} noise levels, over all "
-        "layers and heads.",
+        "layers and heads. A word whose share is no more than an even spread would give acts through the size of its value alone.",
         "",
         f"| captions with | {' | '.join(GROUPS)} |",
         "|" + " --- |" * (1 + len(GROUPS)),
