@@ -242,7 +242,7 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
         model, clip, vae = graph.checkpoint()
         images, masks = graph.pictures(2)
         train = graph.train(
-            model, clip, vae, images, masks, steps=40, batch=2, seed=5, initial_word="embedding:initial", keep="best"
+            model, clip, vae, images, masks, steps=32, batch=1, seed=5, initial_word="embedding:initial", keep="best"
         )
         graph.save([train, 0], prefix)
         return graph.nodes
