@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError, lora_export
 from ..perfusion_core.gated_edit import STATIC
+from ..perfusion_core.prompts import word_key
 from ..perfusion_core.safe_files import write_all
 from ..perfusion_core.stack import Stack, edit_of
 from . import host
@@ -94,8 +95,9 @@ class PerfusionExport(io.ComfyNode):
             files[path] = lora, lora_export.metadata(stack, words, "lora") | date
             lines += [f"the LoRA is {path.name}", told]
         write_all(files)
+        for line in lines:
+            log.info("%s", line)
         report = "\n".join(lines)
-        log.info("%s", report)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 
@@ -118,13 +120,13 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
         )
     if not stack:
         raise PerfusionError("At strength 0 there is nothing to export; raise it with Concept Settings.")
-    known = {concept.trigger.casefold() for concept in getattr(clip, "stack", ())}
+    known = {word_key(concept.trigger) for concept in getattr(clip, "stack", ())}
     bare = [one.trigger for one in stack if not one.values]
     if bare and what != EMBEDDING:
         raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
     for one in stack:
         host.check_fit(one, model)
-        if one.trigger.casefold() in known:
+        if word_key(one.trigger) in known:
             raise PerfusionError(f"This CLIP knows {one.trigger} already; connect the model and CLIP that go into Apply Concept.")
 
 

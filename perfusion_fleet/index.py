@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
+from perfusion_core.printable import printable
 from perfusion_core.safe_files import write_bytes
 from perfusion_fleet.table import Job
 
@@ -82,7 +83,7 @@ def page(entries: Sequence[Entry], sheets: Sequence[str]) -> Iterator[str]:
     for each in entries:
         loss, fault = "" if each.loss is None else f"{each.loss:.4f}", each.fault.replace("|", "\\|")
         cells = each.name, f"`{each.trigger}`", each.superclass, each.state, loss, f"{each.seconds:.0f}", str(each.tries), fault
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {' | '.join(map(printable, cells))} |"
     yield ""
     for name in sheets:
         yield from [f"![Pictures of the concepts]({name})", ""]

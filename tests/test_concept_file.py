@@ -833,7 +833,7 @@ def test_refuses_a_file_that_cannot_be_read(tiny: Concept, path: Path, monkeypat
 # ---- saving --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failing", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("failing", ["open", "fsync", "replace"])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(
     failing: str, there: bool, tiny: Concept, path: Path, monkeypatch: pytest.MonkeyPatch

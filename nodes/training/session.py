@@ -164,7 +164,7 @@ class TrainingSession:
         told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to go on."
         if self.state.step:
             told += f" The concept so far is {self._save(self.so_far())} in Load Concept."
-        log.info(told)
+        log.info("%s", told)
 
 
 def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
