@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import stat
 import struct
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import safetensors.torch
 import torch
@@ -20,6 +21,8 @@ from .printable import printable
 MAX_HEADER = 2**20
 MAX_DIMENSIONS = 8
 LONGEST_NAME = 100
+DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *([.:].*)?$", re.IGNORECASE)
+"""Names that stand for devices on Windows, in every folder and with every extension."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -27,6 +30,15 @@ def shown(path: Path) -> str:
     """Return a file's name for use in a message: one line, non-printable characters escaped, at most LONGEST_NAME characters."""
     name = printable(path.name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def stays_inside(name: str, windows: bool = os.name == "nt") -> bool:
+    """Return whether a relative path stays within its folder, judged by its text alone, without a call of the file system.
+
+    On Windows, looking for a path such as //host/share connects to that host, and opening COM1 or NUL opens a device.
+    """
+    path = PureWindowsPath(name) if windows else PurePosixPath(name)
+    return not (path.anchor or ".." in path.parts or "\0" in name or (windows and any(map(DEVICE.match, path.parts))))
 
 
 def require(condition: bool, path: Path, wrong: str) -> None:

@@ -129,7 +129,7 @@ def progress(total: int) -> Callable[[index.Entry], None]:
         nonlocal done
         done += 1
         left = (time.monotonic() - began) / done * (total - done)
-        what = f"failed: {made.fault}" if made.fault else f"loss {made.loss}, {made.seconds:.0f} s"
+        what = f"failed: {made.fault}" if made.state == index.FAILED else f"loss {made.loss}, {made.seconds:.0f} s"
         say(f"[{done}/{total}] {made.name}: {what}" + (f" (about {timedelta(seconds=round(left))} left)" if done < total else ""))
 
     return told

@@ -146,7 +146,7 @@ def test_the_largest_preview_adds_no_more_than_its_text(path: Path) -> None:
     concept = concept_of(SD1_LAYERS, 768)
     concept.save(path)
     bare = path.stat().st_size
-    picture = b"\xff\xd8\xff" + bytes(MAX_PREVIEW - 3)
+    picture = jpeg().ljust(MAX_PREVIEW, b"\0")
     replace(concept, preview=picture).save(path)
     assert Concept.load(path).preview == picture
     assert path.stat().st_size - bare <= 4 * MAX_PREVIEW / 3 + 64

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,5 +124,6 @@ class Checkpoints:
 
 
 def judgement_of(concept: Concept) -> Judgement:
-    """Return the judgement that training recorded in a concept."""
-    return Judgement(float(concept.training["held_out_loss"]), float(concept.training["followed"]))
+    """Return the judgement that training recorded in a concept; a measure that was no number counts as the worst."""
+    told = concept.training
+    return Judgement(float(told.get("held_out_loss", math.inf)), float(told.get("followed", -math.inf)))
