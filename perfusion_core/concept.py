@@ -191,8 +191,8 @@ class Concept:
         )
         try:
             content = base64.b64decode(text, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from error
+        except (ValueError, binascii.Error):
+            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from None
         return cls.from_bytes(content, name)
 
     @classmethod

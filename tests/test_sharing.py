@@ -57,7 +57,7 @@ def test_a_concept_as_text_is_that_of_its_file() -> None:
 def test_a_text_that_is_no_concept_is_refused(text: str, said: str) -> None:
     with pytest.raises(PerfusionError, match=r"^The concept cannot be used: ") as refused:
         Concept.from_text(text, "The concept")
-    assert said in str(refused.value) and len(str(refused.value)) < 300
+    assert said in str(refused.value) and len(str(refused.value)) < 300 and refused.value.__cause__ is None
 
 
 def drawn(server: Server, **bring: str) -> torch.Tensor:
