@@ -1,9 +1,10 @@
 """The files of a training in `.work`: its checkpoint, its best concept so far, and both of the training that finished last."""
 
+import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class Checkpoints:
         """Set the paths of the files; nothing is read or written."""
         self.path = work_folder() / f"training-{digest}.safetensors"
         self.best_path = work_folder() / f"best-{digest}.safetensors"
+        self.unsaved: Concept | None = None
 
     def resume(self, fresh: TrainingState) -> TrainingState:
         """Return the state in the checkpoint, or the fresh one if there is no usable checkpoint with tensors of the same shapes."""
@@ -64,7 +66,7 @@ class Checkpoints:
         try:
             named, told = read(self.path, MAX_CHECKPOINT)
             require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it is of another version")
-            state = TrainingState.from_tensors({k: v.to(fresh.target_input.device) for k, v in named.items()})
+            state = TrainingState.from_tensors(named, fresh.target_input.device)
         except PerfusionError as error:
             log.warning("%s Training starts anew.", error)
             return fresh
@@ -75,18 +77,24 @@ class Checkpoints:
         return state
 
     def keep(self, state: TrainingState) -> None:
-        """Write the checkpoint atomically, replacing the previous one."""
-        write(self.path, state.tensors(), METADATA)
+        """Write the checkpoint atomically, replacing the previous one; if that fails, log it and keep the previous one."""
+        with unless_unwritable("this checkpoint"):
+            write(self.path, state.tensors(), METADATA)
 
     def keep_best(self, judged: Concept) -> None:
-        """Save a judged concept if there is none yet, or if it beats the best one."""
+        """Keep a judged concept if it is the first or beats the best one: in a file, or in memory if none can be written."""
         best = self.best()
         if best is None or judgement_of(judged).beats(judgement_of(best)):
-            judged.save(self.best_path, torch.float32)
+            self.unsaved = judged
+            with unless_unwritable("a file of the best concept so far"):
+                judged.save(self.best_path, torch.float32)
+                self.unsaved = None
 
     def best(self) -> Concept | None:
-        """Load the best concept so far; None if no concept was judged."""
-        return Concept.load(self.best_path) if self.best_path.exists() else None
+        """Return the best concept so far; None if no concept was judged."""
+        if self.unsaved or not self.best_path.exists():
+            return self.unsaved
+        return Concept.load(self.best_path)
 
     def finish(self) -> None:
         """Move the files to FINISHED, in place of those of the training that finished before.
@@ -111,6 +119,15 @@ class Checkpoints:
 
     def _finished(self) -> Path:
         return self.path.parent / FINISHED
+
+
+@contextlib.contextmanager
+def unless_unwritable(what: str) -> Iterator[None]:
+    """Log a file that cannot be written within the context, and let the training go on without `what`."""
+    try:
+        yield
+    except PerfusionError as error:
+        log.warning("%s Training goes on without %s.", error, what)
 
 
 def judgement_of(concept: Concept) -> Judgement:

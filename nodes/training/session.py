@@ -20,7 +20,7 @@ from .. import host
 from ..charts import preview_bytes
 from ..folders import home
 from ..prompt_adherence import PromptAdherence
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, unless_unwritable
 from .memory import fit
 from .progress import Progress
 from .schedule import Event, Schedule, events
@@ -86,7 +86,8 @@ class TrainingSession:
                             self.checkpoints.keep_best(concept)
                             judged = {self.state.step: concept}
                     case Event.SAVING:
-                        self._save(judged.get(self.state.step) or self.so_far())
+                        with unless_unwritable("it"):
+                            self._save(judged.get(self.state.step) or self.so_far())
                     case Event.PREVIEW:
                         self._show(model, judged.get(self.state.step) or self.so_far())
         except host.Interrupted:
@@ -115,7 +116,9 @@ class TrainingSession:
         best = self.checkpoints.best()
         if best is None:
             log.warning("There was not enough memory to judge any concept, so that the best is not known; the last one is kept.")
-        return best or self.so_far()
+            return self.so_far()
+        # A training resumes whatever its trigger, so the best concept may have been judged under another one.
+        return replace(best, trigger=self.trigger)
 
     def picture(self, concept: Concept) -> Tensor:
         """Draw a picture [size, size, 3] of a concept."""
