@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import folder_paths
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io, ui
@@ -136,14 +135,15 @@ def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Te
     projected = host.projections(model, edit.vectors)
     taught, triggers = host.clip_with_words(clip, stack), [one.trigger for one in stack]
     encodings, named = (found.cpu() for found in host.encodings(taught, lora_export.prompts(stack), triggers))
-    words = torch.arange(len(named))[:, None], lora_export.at_words(stack, named)[:, None]
-    at_word, in_all = (lora_export.error(edit, encodings[part], named[part], projected) for part in (words, ...))
+    words = lora_export.at_words(stack, named)
+    held = lora_export.at_positions(edit, words)
+    at_word, in_all = (lora_export.error(edit, encodings, named, projected, held, places) for places in (words, None))
     told = (
         f"approximation error of the LoRA: keys {at_word[0]:.2f} and values {at_word[1]:.2f} at the word itself, "
         f"{in_all[0]:.2f} and {in_all[1]:.2f} over whole prompts; 0 would be the concept as Apply Concept shows it, 1 is as far "
         "from it as no concept at all."
     )
-    return lora_export.lora(edit, projected, host.lora_names(model)), told
+    return lora_export.lora(held, projected, host.lora_names(model)), told
 
 
 NODES = [PerfusionExport]

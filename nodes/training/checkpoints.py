@@ -1,5 +1,6 @@
 """The files of a training in `.work`: its checkpoint, its best concept so far, and both of the training that finished last."""
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -69,7 +70,7 @@ class Checkpoints:
             best = Concept.load(folder / self.best_path.name) if (folder / self.best_path.name).exists() else None
             named, told = read(folder / self.path.name, MAX_CHECKPOINT)
             require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it is of another version")
-            state = TrainingState.from_tensors({k: v.to(fresh.target_input.device) for k, v in named.items()})
+            state = TrainingState.from_tensors(named, fresh.target_input.device)
         except PerfusionError as error:
             log.warning("%s Training starts anew.", error)
             return fresh
@@ -81,14 +82,16 @@ class Checkpoints:
         return state
 
     def keep(self, state: TrainingState) -> None:
-        """Write the checkpoint atomically, replacing the previous one."""
-        write(self.path, state.tensors(), METADATA)
+        """Write the checkpoint atomically, replacing the previous one; if that fails, log it and keep the previous one."""
+        with unless_unwritable("this checkpoint"):
+            write(self.path, state.tensors(), METADATA)
 
     def keep_best(self, judged: Concept) -> None:
-        """Save a judged concept if there is none yet, or if it beats the best one."""
+        """Keep a judged concept if it is the first or beats the best one: in memory, and in a file if one can be written."""
         if self._best is None or judgement_of(judged).beats(judgement_of(self._best)):
-            judged.save(self.best_path, torch.float32)
             self._best = judged
+            with unless_unwritable("a file of the best concept so far"):
+                judged.save(self.best_path, torch.float32)
 
     def best(self) -> Concept | None:
         """Return the best concept so far; None if no concept was judged."""
@@ -121,6 +124,15 @@ class Checkpoints:
         if self.path not in _ended_here:
             yield from finished.kept(self.path.parent)
         yield self.path.parent
+
+
+@contextlib.contextmanager
+def unless_unwritable(what: str) -> Iterator[None]:
+    """Log a file that cannot be written within the context, and let the training go on without `what`."""
+    try:
+        yield
+    except PerfusionError as error:
+        log.warning("%s Training goes on without %s.", error, what)
 
 
 def judgement_of(concept: Concept) -> Judgement:

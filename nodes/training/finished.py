@@ -58,8 +58,8 @@ def remove(folder: Path) -> None:
 
 
 def entries(work: Path) -> list[Path]:
-    """Return what lies in the folder FINISHED, also if there is none."""
+    """Return what lies in the folder FINISHED; nothing if there is none, or none that can be read."""
     try:
         return list((work / FINISHED).iterdir())
-    except FileNotFoundError:
+    except OSError:
         return []
