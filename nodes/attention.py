@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..perfusion_core import PerfusionError
+from ..perfusion_core.prompts import word_key
 from . import host
 from .charts import overlay
 from .io_types import CATEGORY, AttentionType
@@ -118,8 +119,8 @@ def requested_words(text: str, run: host.SamplingRun) -> list[str]:
         raise PerfusionError(
             "The prompt does not know its words: encode it with a CLIP from Apply Concept, or with Text Encode, Keys Locked."
         )
-    asked = [word.casefold() for word in re.findall(r"[^\s,;]+", text)]
-    spelled = {word.casefold(): word for word in there}
+    asked = [word_key(word) for word in re.findall(r"[^\s,;]+", text)]
+    spelled = {word_key(word): word for word in there}
     missing = [word for word in asked if word not in spelled]
     if missing:
         raise PerfusionError(f"No prompt of this picture has the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}.")

@@ -3,7 +3,7 @@
 import json
 import time
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
@@ -12,10 +12,10 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..perfusion_core import PerfusionError
-from ..perfusion_core.concept import Concept, check_trigger
+from ..perfusion_core.concept import Concept, check_trigger, search_words
 from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT
 from ..perfusion_core.quantization import INT8, UINT4
-from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata
+from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata, stays_inside
 from ..perfusion_core.stack import Stack, combine
 from .folders import check_prefix, concept_files, home, new_name, version_of
 from .host import FOLDER
@@ -26,9 +26,9 @@ NO_CONCEPT = "(no concept saved yet)"
 
 def path_of(name: str) -> Path:
     """Return the path of the named concept file; raises PerfusionError if it does not exist."""
-    path = folder_paths.get_full_path(FOLDER, name)
+    path = folder_paths.get_full_path(FOLDER, name) if stays_inside(name) else None
     if path is None:
-        raise PerfusionError(f"There is no concept {name!r} in models/{FOLDER}; train one, or put a concept file there.")
+        raise PerfusionError(f"There is no concept {name[:200]!r} in models/{FOLDER}; train one, or put a concept file there.")
     return Path(path)
 
 
@@ -155,12 +155,11 @@ def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> 
             continue
 
 
-@cache
+@lru_cache(maxsize=2**14)
 def words_of(name: str, version: str) -> tuple[str, str]:
     """Read trigger word and superclass from a concept file's metadata; `version`, from `version_of`, is there for the cache."""
     path = folder_paths.get_full_path(FOLDER, name)
-    metadata = read_metadata(Path(path)) if path else {}
-    return str(metadata.get("modelspec.trigger_phrase", "")), str(metadata.get("superclass", ""))
+    return search_words(read_metadata(Path(path)) if path else {})
 
 
 def words(_: str) -> bytes:

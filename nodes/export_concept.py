@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import folder_paths
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io, ui
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError, lora_export
 from ..perfusion_core.gated_edit import STATIC
+from ..perfusion_core.prompts import word_key
 from ..perfusion_core.safe_files import write_all
 from ..perfusion_core.stack import Stack, edit_of
 from . import host
@@ -94,8 +94,9 @@ class PerfusionExport(io.ComfyNode):
             files[path] = lora, lora_export.metadata(stack, words, "lora") | date
             lines += [f"the LoRA is {path.name}", told]
         write_all(files)
+        for line in lines:
+            log.info("%s", line)
         report = "\n".join(lines)
-        log.info("%s", report)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 
@@ -118,13 +119,13 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
         )
     if not stack:
         raise PerfusionError("At strength 0 there is nothing to export; raise it with Concept Settings.")
-    known = {concept.trigger.casefold() for concept in getattr(clip, "stack", ())}
+    known = {word_key(concept.trigger) for concept in getattr(clip, "stack", ())}
     bare = [one.trigger for one in stack if not one.values]
     if bare and what != EMBEDDING:
         raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
     for one in stack:
         host.check_fit(one, model)
-        if one.trigger.casefold() in known:
+        if word_key(one.trigger) in known:
             raise PerfusionError(f"This CLIP knows {one.trigger} already; connect the model and CLIP that go into Apply Concept.")
 
 
@@ -134,14 +135,15 @@ def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Te
     projected = host.projections(model, edit.vectors)
     taught, triggers = host.clip_with_words(clip, stack), [one.trigger for one in stack]
     encodings, named = (found.cpu() for found in host.encodings(taught, lora_export.prompts(stack), triggers))
-    words = torch.arange(len(named))[:, None], lora_export.at_words(stack, named)[:, None]
-    at_word, in_all = (lora_export.error(edit, encodings[part], named[part], projected) for part in (words, ...))
+    words = lora_export.at_words(stack, named)
+    held = lora_export.at_positions(edit, words)
+    at_word, in_all = (lora_export.error(edit, encodings, named, projected, held, places) for places in (words, None))
     told = (
         f"approximation error of the LoRA: keys {at_word[0]:.2f} and values {at_word[1]:.2f} at the word itself, "
         f"{in_all[0]:.2f} and {in_all[1]:.2f} over whole prompts; 0 would be the concept as Apply Concept shows it, 1 is as far "
         "from it as no concept at all."
     )
-    return lora_export.lora(edit, projected, host.lora_names(model)), told
+    return lora_export.lora(held, projected, host.lora_names(model)), told
 
 
 NODES = [PerfusionExport]

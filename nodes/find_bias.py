@@ -9,7 +9,7 @@ from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept
 from ..perfusion_core.gated_edit import MODES, STATIC
 from ..perfusion_core.judgement import CONTEXTS, MIN_ADHERENCE, lowest_adequate_bias
-from ..perfusion_core.prompts import replace_triggers
+from ..perfusion_core.prompts import has_trigger, replace_triggers
 from ..perfusion_core.stack import Stack
 from .charts import gate_table
 from .io_types import CATEGORY, ConceptType, size_input
@@ -100,7 +100,7 @@ def scored_prompts(one: Concept, stack: Stack, prompt: str) -> list[str]:
     """
     if not prompt.strip():
         return list(CONTEXTS)
-    if one.trigger.casefold() not in prompt.casefold():
+    if not has_trigger(prompt, one.trigger):
         raise PerfusionError(f"The prompt does not name {one.trigger}; write it in the prompt, or leave the prompt empty.")
     words = {each.trigger: "{}" if each is one else each.superclass for each in stack}
     return [replace_triggers(prompt.strip().replace("{", "").replace("}", ""), words)]

@@ -84,8 +84,16 @@ def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool =
 
 
 def home() -> Path:
-    """Return the folder that concepts are saved to."""
-    return Path(folder_paths.get_folder_paths(FOLDER)[0])
+    """Return the folder that concepts are saved to: the first of the user's that can be written, or the first if none can."""
+    folders = [Path(each) for each in folder_paths.get_folder_paths(FOLDER)]
+    return next((each for each in folders if can_be_written(each)), folders[0])
+
+
+def can_be_written(folder: Path) -> bool:
+    """Return whether files can be written to a folder, which is created when it is first needed."""
+    # Not Path.exists, which raises an error below a folder that may not be looked into. A drive may be missing altogether.
+    there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
+    return there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def work_folder() -> Path:

@@ -1,5 +1,6 @@
 """Import concepts that were trained with other implementations."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,18 @@ class PerfusionImport(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
-        """Reject an unusable file or an invalid trigger word before the graph runs."""
-        return validation_result(
-            lambda: (foreign_formats.load(path_of(file_name)), trigger is None or check_trigger(trigger.strip()))
-        )
+    async def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
+        """Reject an unusable file or an invalid trigger word before the graph runs.
+
+        The host validates on its server's event loop, and to read a file takes up to a second: a thread does it.
+        """
+
+        def check() -> None:
+            foreign_formats.load(path_of(file_name))
+            if trigger is not None:
+                check_trigger(trigger.strip())
+
+        return await asyncio.to_thread(validation_result, check)
 
     @classmethod
     def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.captions import captions as shipped_captions
+from ..perfusion_core.captions import in_file, lines_of
 from ..perfusion_core.covariance import Covariance, Estimate
 from . import host
 from .folders import work_folder
@@ -62,19 +63,10 @@ def caption_lines(captions: str, file: str) -> list[str] | None:
     """Return the user's captions, one per line, from the text and the file in the input folder; None if there are none.
 
     Raises:
-        PerfusionError: if the file is not in the input folder, or is not readable UTF-8 text.
+        PerfusionError: the file is not in the input folder or is not readable UTF-8 text, or there is too much in it or in all.
     """
-    text = captions
-    if file.strip():
-        root = Path(folder_paths.get_input_directory()).resolve()
-        path = (root / file.strip()).resolve()
-        if not path.is_relative_to(root) or not path.is_file():
-            raise PerfusionError(f"There is no file {file.strip()!r} in the input folder; put the captions there, one a line.")
-        try:
-            text += "\n" + path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PerfusionError(f"{path.name} is not a readable UTF-8 text file; save the captions as plain text.") from error
-    return [line.strip() for line in text.splitlines() if line.strip()] or None
+    own = in_file(Path(folder_paths.get_input_directory()), file.strip()) if file.strip() else []
+    return lines_of([captions, *own]) or None
 
 
 class PerfusionCovariance(io.ComfyNode):

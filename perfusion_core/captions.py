@@ -1,6 +1,16 @@
-"""Varied captions from which the covariance of a text encoder is estimated."""
+"""Captions from which the covariance of a text encoder is estimated: varied ones, and those of a user."""
 
 import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import PerfusionError
+from .safe_files import shown, stays_inside
+
+MAX_BYTES = 8 * 2**20
+"""Maximum size of a file of captions."""
+MOST, LONGEST = 100_000, 2000
+"""Maximum number of lines of captions, and of characters in one."""
 
 # fmt: off
 THINGS = """
@@ -108,3 +118,41 @@ def captions(count: int, seed: int = 0) -> list[str]:
             parts = [" ".join(rng.sample(THINGS + QUALITIES + DEEDS + SETTINGS, rng.randint(3, 12)))]
         made.append(" ".join(parts))
     return made
+
+
+def lines_of(texts: Iterable[str]) -> list[str]:
+    """Return the captions in texts, one per line, without empty lines.
+
+    Raises:
+        PerfusionError: there are more than MOST lines, or one has more than LONGEST characters.
+    """
+    found = []
+    for i, line in enumerate(line for text in texts for line in text.splitlines()):
+        if i == MOST:
+            raise PerfusionError(f"There are more than {MOST} lines of captions; give fewer of them.")
+        if len(line) > LONGEST:
+            raise PerfusionError(f"A caption has {len(line)} characters, more than the {LONGEST} of one; write one a line.")
+        found.append(line.strip())
+    return list(filter(None, found))
+
+
+def in_file(folder: Path, name: str) -> list[str]:
+    """Return the captions in a UTF-8 text file of a folder, as `lines_of` does.
+
+    Raises:
+        PerfusionError: the name leads out of the folder, or the file is missing, too large or no UTF-8 text.
+    """
+    path = folder / name
+    try:
+        # The name is examined first: on Windows, merely looking for a path such as //host/share connects to that host.
+        if not (stays_inside(name) and path.is_file() and path.resolve().is_relative_to(folder.resolve())):
+            raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one a line.")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise PerfusionError(f"{shown(path)} has {size} bytes, more than the {MAX_BYTES} that captions may have; shorten it.")
+        with path.open(encoding="utf-8") as file:
+            return lines_of(file)
+    except PerfusionError:
+        raise
+    except (OSError, ValueError) as error:  # the latter for bytes that are no UTF-8, and for names that no file can have
+        raise PerfusionError(f"{shown(path)} is not a readable UTF-8 text file; save the captions as plain text.") from error

@@ -53,6 +53,14 @@ def check_trigger(trigger: str) -> str:
     return trigger
 
 
+def search_words(metadata: Mapping[str, object]) -> tuple[str, str]:
+    """Return the trigger word and the superclass in a file's metadata; empty where it is none that a concept can have."""
+    trigger, superclass = metadata.get("modelspec.trigger_phrase"), metadata.get("superclass")
+    named = isinstance(trigger, str) and TRIGGER.fullmatch(trigger)
+    known = isinstance(superclass, str) and len(superclass) <= SUPERCLASS_LENGTH
+    return trigger if named else "", superclass if known else ""
+
+
 @dataclass(frozen=True)
 class Concept:
     """A concept learned for one base family: a word with its edit of each layer, or a word alone.
@@ -183,8 +191,8 @@ class Concept:
         )
         try:
             content = base64.b64decode(text, validate=True)
-        except (ValueError, binascii.Error) as error:
-            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from error
+        except (ValueError, binascii.Error):
+            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from None
         return cls.from_bytes(content, name)
 
     @classmethod

@@ -7,12 +7,14 @@ import base64
 import binascii
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .jpeg import size_of
 from .safe_files import DTYPES as FLOATS
 from .safe_files import require
 
@@ -26,6 +28,10 @@ MAX_BYTES = 16 * 2**20
 
 
 MAX_PREVIEW = 12 * 1024
+
+
+MAX_SIDE = 1024
+"""Maximum width and height of a preview in pixels; the page's MAX_SIDE, in web/preview.js, is the same."""
 
 
 MAX_TEXT = 2**20
@@ -50,6 +56,17 @@ READABLE = (*FLOATS, torch.int8, torch.uint8)
 
 
 DETAILS = ("author", "license", "description", "date", "tags")
+
+
+NUMBERS = {
+    *("steps", "batch", "word_rate", "output_rate", "bias", "temperature", "flip", "small", "seed", "min_snr"),
+    *("loss", "held_out_loss", "followed"),
+}
+"""Training metadata of this pack that are numbers."""
+
+
+TEXTS = {"lock", "mode", "initial_word"}
+"""Training metadata of this pack that are texts."""
 
 
 def pack_layers(widths: Mapping[str, int]) -> str:
@@ -134,18 +151,34 @@ def parse_gate(text: str, path: Path) -> tuple[float, float, float]:
 
 
 def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
-    """Return the settings of the training; raise PerfusionError about the file `path` if the text holds anything else."""
+    """Return the settings of the training; raise PerfusionError about the file `path` if it is no object of texts and numbers.
+
+    They are for people to read, and a concept works without them. So what cannot be what its name says (see `sensible`) is left
+    out, and the concept is not refused for it. All numbers that are returned are finite as floats.
+    """
     try:
         training = json.loads(text)
     except (ValueError, RecursionError):
         training = None
     good = isinstance(training, dict) and all(isinstance(v, str | int | float) for v in training.values())
     require(good, path, "its training settings cannot be read")
-    return training
+    return {name: value for name, value in training.items() if sensible(name, value)}
+
+
+def sensible(name: str, value: str | int | float) -> bool:
+    """Return whether a value of the training metadata is of its name's type, and finite if it is a number."""
+    if isinstance(value, str):
+        return name not in NUMBERS
+    # False for NaN, and exact for a whole number that no float can hold, which float() would raise for.
+    finite = -sys.float_info.max <= value <= sys.float_info.max
+    return finite and name not in TEXTS and not (name in NUMBERS and isinstance(value, bool))
 
 
 def parse_preview(text: str | None, path: Path) -> bytes:
-    """Return the JPEG bytes of the preview, empty if `text` is None; raise PerfusionError about the file `path` if invalid."""
+    """Return the JPEG bytes of the preview, empty if `text` is None; raise PerfusionError about the file `path` if invalid.
+
+    Its size is read from its header, before anyone decodes it. Whether it can be decoded as a whole is not examined.
+    """
     if text is None:
         return b""
     try:
@@ -153,6 +186,8 @@ def parse_preview(text: str | None, path: Path) -> bytes:
         preview = base64.b64decode(pictures[0], validate=True)
     except (ValueError, binascii.Error, RecursionError, TypeError, LookupError):
         preview = None
-    good = preview is not None and len(preview) <= MAX_PREVIEW and preview.startswith(b"\xff\xd8\xff")
-    require(good, path, f"its preview is not a JPEG picture of at most {MAX_PREVIEW} bytes")
+    size = size_of(preview) if preview is not None and len(preview) <= MAX_PREVIEW else None
+    good = size is not None and all(1 <= side <= MAX_SIDE for side in size)
+    wanted = f"a JPEG picture of at most {MAX_PREVIEW} bytes and {MAX_SIDE} pixels a side"
+    require(good, path, f"its preview is not {wanted}")
     return preview

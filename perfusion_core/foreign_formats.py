@@ -21,27 +21,24 @@ Both implement Eq. 3, encode text as the host does (SD1: last layer; SD2: last b
 store bias and temperature. Options of sampling that are not stored in a file, such as the latter's global locking, are not read.
 """
 
-import io
-import pickle
-import threading
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import PerfusionError
+from . import PerfusionError, torch_pickle
 from .concept import Concept
 from .concept_file import POSITIONS, SUPERCLASS_LENGTH
 from .covariance import probe
 from .safe_files import DTYPES, require, shown
+from .torch_archive import Archive
+from .torch_pickle import Opaque
 
 MAX_BYTES = 64 * 2**20
 MAX_VECTORS = 32
-CODE = "it holds more than plain tensors and texts, which could run code, so it was not opened"
 BIAS, TEMPERATURE = 0.7, 0.15
 """Inference defaults of both implementations; their files do not store other values."""
 
@@ -51,53 +48,6 @@ ALIKE = 1e-4
 
 PERFUSION_PYTORCH = "perfusion-pytorch"
 CHENDARYEN = "ChenDarYen/Key-Locked-Rank-One-Editing-for-Text-to-Image-Personalization"
-
-
-class StandIn:
-    """A substitute for a class of another library during unpickling: it keeps the object's state but runs no code of the class."""
-
-    def __init__(self, *_: Any) -> None:
-        """Accept and ignore any arguments."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Accept and ignore an item."""
-
-    def take(self, *_: Any) -> None:
-        """Accept and ignore items."""
-
-    append = extend = add = take
-
-
-STAND_INS = [
-    type(name, (StandIn,), {"__module__": module})
-    for module, names in {
-        "torch.nn.modules.container": "ParameterDict",
-        "omegaconf.listconfig": "ListConfig",
-        "omegaconf.dictconfig": "DictConfig",
-        "omegaconf.base": "ContainerMetadata Metadata",
-        "omegaconf.nodes": "AnyNode",
-        "collections": "defaultdict",
-        "typing": "Any",
-        "builtins": "dict list int",
-    }.items()
-    for name in names.split()
-]
-"""Substitutes for the classes that ChenDarYen's checkpoints contain besides tensors."""
-
-ALLOWED_GLOBALS = {f"{each.__module__}.{each.__name__}" for each in STAND_INS} | {
-    "builtins.set",
-    "collections.OrderedDict",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor",
-    "torch._utils._rebuild_tensor_v2",
-}
-"""What a file may call when it is unpickled.
-
-torch itself allows further callables, which run no code but can allocate as much memory as the file asks for.
-"""
-
-_STANDING_IN = threading.Lock()
-"""torch's safe globals apply to all threads while a file is being loaded, so files are loaded one at a time."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +106,7 @@ class Foreign:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the content of a foreign file, unpickled without running any of its code; its tensors are not checked yet.
+    """Return the content of a foreign file, read without running any of its code; its tensors are not checked yet.
 
     Raises:
         PerfusionError: the file is missing, larger than MAX_BYTES, broken, contains code, or is of neither implementation.
@@ -164,46 +114,11 @@ def load(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         require(size <= MAX_BYTES, path, f"it has {size} bytes, more than the {MAX_BYTES} that a concept may have")
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            found = torch_pickle.read(Archive(file, path, MAX_BYTES), path)
     except OSError as error:
-        raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
-    broken = f"{shown(path)} cannot be used: it is not a whole file of torch.save; it may be cut off or of another kind."
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            pickles = [entry for entry in archive.infolist() if entry.filename.endswith(".pkl") and unpacked <= MAX_BYTES]
-            wanted = {name for entry in pickles for name in called(archive.read(entry))}
-    except Exception as error:  # a broken archive or pickle can raise anything
-        raise PerfusionError(broken) from error
-    require(unpacked <= MAX_BYTES, path, f"it unpacks to more than the {MAX_BYTES} bytes that a concept may have")
-    require(wanted <= ALLOWED_GLOBALS, path, CODE)
-    try:
-        with _STANDING_IN, torch.serialization.safe_globals(STAND_INS):
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise PerfusionError(f"{shown(path)} cannot be used: {CODE}.") from error
-    except Exception as error:  # so can a broken pickle
-        raise PerfusionError(broken) from error
+        raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from None
     kind_of(found, path)
-    return found
-
-
-def called(content: bytes) -> set[str]:
-    """Return the full names of everything that a pickle calls, without calling it; raise whatever a broken pickle raises."""
-    found: set[str] = set()
-
-    class Reader(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> type:
-            def new(cls: type, *_: Any) -> Any:
-                found.add(f"{module}.{name}".replace("__builtin__.", "builtins."))  # its name in older pickles
-                return object.__new__(cls)
-
-            return type("Inert", (StandIn,), {"__new__": new})
-
-        def persistent_load(self, pid: Any) -> None:
-            return None
-
-    Reader(io.BytesIO(content)).load()
     return found
 
 
@@ -245,9 +160,8 @@ def read(path: Path, layers: Mapping[str, int], width: int, embedding: int, numb
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """Return the shape of a plain, dense tensor on the CPU; empty for anything else."""
-    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
-    return tuple(value.shape) if plain else ()
+    """Return the shape of a tensor; empty for anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def checked(value: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor:
@@ -325,7 +239,7 @@ def _chendaryen(
     require(number == 1, path, f"it holds 1 concept, and number {number} was asked for")
     told = found["embedding"] if isinstance(found["embedding"], dict) else {}
     words = told.get("string_to_param")
-    words = vars(words).get("_parameters") if isinstance(words, StandIn) else words
+    words = _stated(words, "_parameters")
     require(isinstance(words, dict) and len(words) == 1, path, "it does not hold the embedding of just one word")
     (word,) = words.values()
     count = (shape_of(word) or (0,))[0]
@@ -351,7 +265,13 @@ def _chendaryen(
 
 def _first_text(words: Any) -> str:
     """Return the first text of a list, or of an OmegaConf list of nodes; empty if it cannot be a superclass."""
-    listed = getattr(words, "_content", words)
-    first = listed[0] if isinstance(listed, list) and listed else ""
-    text = getattr(first, "_val", first)
+    listed = _stated(words, "_content")
+    text = _stated(listed[0], "_val") if isinstance(listed, list) and listed else ""
     return text.strip() if isinstance(text, str) and len(text) <= SUPERCLASS_LENGTH and text.isprintable() else ""
+
+
+def _stated(value: Any, name: str) -> Any:
+    """Return what an object of another library keeps under this name; any other value is returned as it is."""
+    if not isinstance(value, Opaque):
+        return value
+    return value.state.get(name) if isinstance(value.state, dict) else None

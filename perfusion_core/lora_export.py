@@ -63,7 +63,27 @@ def at_words(stack: Stack, named: Tensor) -> Tensor:
     return named[torch.arange(len(which)), :, which].argmax(1) + lengths[which] - 1
 
 
-def error(edit: Edit, encodings: Tensor, named: Tensor, projected: Projected) -> tuple[float, float]:
+def at_positions(edit: Edit, places: Tensor) -> Edit:
+    """Return an edit whose outputs do not differ by token position, as a LoRA needs them: means over the positions of the words.
+
+    `places` is as returned by `at_words`.
+    """
+
+    def averaged(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        words = places.reshape(len(edit.target_inputs), -1)
+        return {
+            layer: each
+            if each.ndim == 2
+            else torch.stack([one[at % len(one)].mean(0) for one, at in zip(each, words, strict=True)])
+            for layer, each in outputs.items()
+        }
+
+    return replace(edit, values=averaged(edit.values), keys=averaged(edit.keys))
+
+
+def error(
+    edit: Edit, encodings: Tensor, named: Tensor, projected: Projected, held: Edit | None = None, places: Tensor | None = None
+) -> tuple[float, float]:
     """Return the LoRA's error against the gated concepts: ‖h_static - h_gated‖ / ‖h_gated - W e‖, mean over layers, for K and V.
 
     0 is the gated (exact) edit itself, 1 the distance of the unedited model from it. Over whole prompts, much of the error comes
@@ -74,19 +94,23 @@ def error(edit: Edit, encodings: Tensor, named: Tensor, projected: Projected) ->
         encodings: [P, N, d], of prompts that contain the trigger words.
         named: [P, N, J], above 0 at tokens that trigger words can have influenced.
         projected: projections of the edit's `vectors`.
+        held: the static edit that the LoRA holds, if it differs from that of `edit`.
+        places: int [P], the only position of each prompt that counts; all of them by default.
 
     Raises:
         PerfusionError: no gate opens in these prompts, so there is nothing to compare with.
     """
-    static, gated = (replace(edit, mode=mode).coefficients(encodings, named) for mode in (STATIC, EXACT))
+    static = replace(held or edit, mode=STATIC)
+    part = ... if places is None else (torch.arange(len(places)), places)
+    by_static, gated = (one.coefficients(encodings, named) for one in (static, replace(edit, mode=EXACT)))
     if not gated.any():
         raise PerfusionError(
             "The concept's gate never opens, so there is nothing to export; give it a lower bias with Concept Settings."
         )
     found = []
     for layer in edit.values:
-        pairs = zip(*(corrections(edit, by, layer, projected) for by in (static, gated)), strict=True)
-        found.append([float((one - other).norm() / other.norm()) for one, other in pairs])
+        made = (corrections(one, by, layer, projected) for one, by in ((static, by_static), (edit, gated)))
+        found.append([float((one - other)[part].norm() / other[part].norm()) for one, other in zip(*made, strict=True)])
     keys, values = torch.tensor(found).mean(0).tolist()
     return keys, values
 

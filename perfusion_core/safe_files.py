@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
+import secrets
+import stat
 import struct
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import safetensors.torch
 import torch
@@ -14,17 +16,29 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from . import PerfusionError
+from .printable import printable
 
 MAX_HEADER = 2**20
 MAX_DIMENSIONS = 8
 LONGEST_NAME = 100
+DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *([.:].*)?$", re.IGNORECASE)
+"""Names that stand for devices on Windows, in every folder and with every extension."""
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def shown(path: Path) -> str:
     """Return a file's name for use in a message: one line, non-printable characters escaped, at most LONGEST_NAME characters."""
-    name = path.name if path.name.isprintable() else path.name.encode("unicode_escape").decode()
+    name = printable(path.name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+def stays_inside(name: str, windows: bool = os.name == "nt") -> bool:
+    """Return whether a relative path stays within its folder, judged by its text alone, without a call of the file system.
+
+    On Windows, looking for a path such as //host/share connects to that host, and opening COM1 or NUL opens a device.
+    """
+    path = PureWindowsPath(name) if windows else PurePosixPath(name)
+    return not (path.anchor or ".." in path.parts or "\0" in name or (windows and any(map(DEVICE.match, path.parts))))
 
 
 def require(condition: bool, path: Path, wrong: str) -> None:
@@ -77,8 +91,9 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
     try:
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise PerfusionError(f"{shown(path)} cannot be used: {broken}.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        # Not with its cause: the library quotes the file in its error, which the host prints as it is.
+        raise PerfusionError(f"{shown(path)} cannot be used: {broken}.") from None
     require(isinstance(metadata, dict), path, broken)
     for name, tensor in tensors.items():
         told = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
@@ -130,16 +145,22 @@ def _in_order(content: bytes, metadata: Mapping[str, str]) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
-    """Write a file atomically; raise as `write` does."""
-    scratch = None
+    """Write a file atomically; raise as `write` does.
+
+    Who may read it is up to the user: the umask for a new file, and for one that is replaced, whatever that one allowed. A file
+    that was made private stays private, as if it were written in place.
+    """
+    scratch = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        # The system applies the umask. Asking for it would mean changing it, in all threads.
+        descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
+            if overwrite:
+                _take_mode(scratch, path)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)
         if not (overwrite or linked(scratch, path)):
             raise FileTakenError(shown(path))
         os.replace(scratch, path)
@@ -149,12 +170,21 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
             "that can be written, then save again."
         ) from error
     finally:
-        if scratch is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
 
 
-def linked(scratch: str, path: Path) -> bool:
+def _take_mode(scratch: Path, path: Path) -> None:
+    """Give `scratch` the permissions of the file at `path`, if there is one; its owner may always read and write it."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode) & 0o777 | 0o600
+    except FileNotFoundError:
+        return
+    if mode != stat.S_IMODE(scratch.stat().st_mode):  # some file systems know one mode alone, and refuse to set any
+        os.chmod(scratch, mode)
+
+
+def linked(scratch: Path, path: Path) -> bool:
     """Hard-link `scratch` to `path` and return True, or return False if `path` exists; both in one atomic step.
 
     On file systems without hard links (FAT), no link is made, and the result is whether `path` is free.

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import PerfusionError
 from .concept import Concept
 from .gated_edit import Edit
+from .prompts import word_key
 
 Stack = tuple[Concept, ...]
 """Concepts that are used together; their trigger words are distinct."""
@@ -19,9 +20,9 @@ def combine(*stacks: Stack) -> Stack:
     Raises:
         PerfusionError: two concepts have the same trigger word, or their base families differ.
     """
-    concepts = sorted((concept for stack in stacks for concept in stack), key=lambda c: c.trigger.casefold())
+    concepts = sorted((concept for stack in stacks for concept in stack), key=lambda c: word_key(c.trigger))
     for one, other in itertools.pairwise(concepts):
-        if one.trigger.casefold() == other.trigger.casefold():
+        if word_key(one.trigger) == word_key(other.trigger):
             raise PerfusionError(
                 f"Two concepts have the trigger word {one.trigger}: a {one.superclass} and a {other.superclass}; "
                 "give one of them another trigger word with Concept Settings."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perfusion_core import PerfusionError
+from perfusion_core.printable import printable
 from perfusion_core.safe_files import write_bytes
 from perfusion_fleet import index, table
 from perfusion_fleet.inside import ROOT
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parser().parse_args(arguments))
     except PerfusionError as error:
-        say(f"Failed: {error}")
+        say(*f"Failed: {error}".splitlines())
         return REFUSED
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again: what is saved is kept, and trainings go on from their last 25th step.")
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"Checking {options.concepts} and starting {len(workers)} workers.")
         faults += schedule.checked(workers[0], jobs)
         if faults:
-            raise PerfusionError("\n  ".join([f"{options.concepts} cannot be trained:", *faults]))
+            raise PerfusionError(f"{options.concepts} cannot be trained:", *faults)
         entries = taught(workers, jobs, out)
     finally:
         schedule.ray.shutdown()
@@ -128,12 +129,12 @@ def progress(total: int) -> Callable[[index.Entry], None]:
         nonlocal done
         done += 1
         left = (time.monotonic() - began) / done * (total - done)
-        what = f"failed: {made.fault}" if made.fault else f"loss {made.loss}, {made.seconds:.0f} s"
+        what = f"failed: {made.fault}" if made.state == index.FAILED else f"loss {made.loss}, {made.seconds:.0f} s"
         say(f"[{done}/{total}] {made.name}: {what}" + (f" (about {timedelta(seconds=round(left))} left)" if done < total else ""))
 
     return told
 
 
-def say(line: str) -> None:
-    """Print a line and flush it, so that it appears immediately in a pipe too."""
-    print(line, flush=True)
+def say(*lines: str) -> None:
+    """Print lines, made printable, and flush them, so that they appear immediately in a pipe too."""
+    print(*map(printable, lines), sep="\n", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
+from perfusion_core.printable import printable
 from perfusion_core.safe_files import write_bytes
+from perfusion_fleet.pictures import opened
 from perfusion_fleet.table import Job
 
 TRAINED, KEPT, FAILED = "trained", "kept", "failed"
@@ -31,7 +34,7 @@ class Entry:
         loss: the mean over the last steps; None if unknown.
         seconds: duration of the training; 0 if it was not trained in this run.
         tries: number of workers that the job was given to; 0 if it was not trained in this run.
-        fault: why it failed, as a sentence.
+        fault: why it failed, or what its file does not tell or show, as a sentence.
     """
 
     name: str
@@ -54,24 +57,49 @@ def entry(out: Path, job: Job, state: str, seconds: float = 0.0, tries: int = 0,
     loss = None
     if state != FAILED:
         try:
-            loss = Concept.load(file_of(out, job.name)).training.get("loss")
+            concept = Concept.load(file_of(out, job.name))
+            loss, fault = concept.training.get("loss"), lacking(concept)
         except PerfusionError as error:
             state, fault = FAILED, f"{error} Delete it to have it trained anew."
     return Entry(job.name, state, job.trigger, job.superclass, loss, round(seconds, 1), tries, fault)
 
 
+def lacking(concept: Concept) -> str:
+    """Return what a row cannot tell or show of a concept that is usable all the same: a sentence or two, or nothing."""
+    said = [] if "loss" in concept.training else ["Its file does not say with what loss its training ended."]
+    try:
+        tile(concept)
+    except PerfusionError:
+        said.append("Its preview cannot be decoded, so it has no picture here.")
+    return " ".join(said)
+
+
+def tile(concept: Concept) -> Image.Image | None:
+    """Return a concept's preview as RGB of TILE pixels a side, None without one; raise PerfusionError if it cannot be decoded."""
+    if not concept.preview:
+        return None
+    with opened(io.BytesIO(concept.preview), f"The preview of {concept.trigger}") as image:
+        return image.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC)
+
+
 def write(out: Path, entries: Sequence[Entry]) -> None:
     """Write index.json, index.md and the sheets into `out`; raise PerfusionError if they cannot be written."""
-    write_bytes(out / "index.json", json.dumps([asdict(each) for each in entries], indent=1, ensure_ascii=False).encode())
+    write_bytes(out / "index.json", encoded(json.dumps([asdict(each) for each in entries], indent=1, ensure_ascii=False)))
     done = [each for each in entries if each.state != FAILED]
     sheets = [done[i : i + ON_SHEET] for i in range(0, len(done), ON_SHEET)]
     names = [f"sheet-{i + 1}.png" for i in range(len(sheets))]
     for old in out.glob("sheet-*.png"):
         if old.name not in names:
-            old.unlink()
+            with contextlib.suppress(OSError):  # a sheet too many is no reason to lose the index
+                old.unlink()
     for name, shown in zip(names, sheets, strict=True):
         write_bytes(out / name, sheet(out, shown))
-    write_bytes(out / "index.md", "\n".join(page(entries, names)).encode())
+    write_bytes(out / "index.md", encoded("\n".join(page(entries, names))))
+
+
+def encoded(text: str) -> bytes:
+    """Return a text in UTF-8; what has no place in it, such as a file name's bytes that are none, is written as an escape."""
+    return text.encode(errors="backslashreplace")
 
 
 def page(entries: Sequence[Entry], sheets: Sequence[str]) -> Iterator[str]:
@@ -80,9 +108,9 @@ def page(entries: Sequence[Entry], sheets: Sequence[str]) -> Iterator[str]:
     yield from ["# Concepts", "", f"{len(entries)} concepts: {', '.join(counts)}.", ""]
     yield from ["| concept | trigger | superclass | state | loss | seconds | workers | |", "|---|---|---|---|---|---|---|---|"]
     for each in entries:
-        loss, fault = "" if each.loss is None else f"{each.loss:.4f}", each.fault.replace("|", "\\|")
+        loss, fault = "" if each.loss is None else f"{each.loss:.4g}", each.fault.replace("|", "\\|")
         cells = each.name, f"`{each.trigger}`", each.superclass, each.state, loss, f"{each.seconds:.0f}", str(each.tries), fault
-        yield f"| {' | '.join(cells)} |"
+        yield f"| {' | '.join(map(printable, cells))} |"
     yield ""
     for name in sheets:
         yield from [f"![Pictures of the concepts]({name})", ""]
@@ -95,12 +123,12 @@ def sheet(out: Path, shown: Sequence[Entry]) -> bytes:
     pen, font = ImageDraw.Draw(whole), ImageFont.load_default(11)
     for i, each in enumerate(shown):
         left, top = i % columns * TILE, i // columns * high
-        picture = Concept.load(file_of(out, each.name)).preview
-        if picture:
-            with Image.open(io.BytesIO(picture)) as image:
-                whole.paste(image.convert("RGB").resize((TILE, TILE), Image.Resampling.BICUBIC), (left, top))
+        with contextlib.suppress(PerfusionError):  # its row says so
+            picture = tile(Concept.load(file_of(out, each.name)))
+            if picture:
+                whole.paste(picture, (left, top))
         pen.text((left + 3, top + TILE + 1), each.name[:20], "black", font)
-        pen.text((left + 3, top + TILE + LINE), "" if each.loss is None else f"loss {each.loss:.4f}", "gray", font)
+        pen.text((left + 3, top + TILE + LINE), "" if each.loss is None else f"loss {each.loss:.4g}", "gray", font)
     buffer = io.BytesIO()
     whole.save(buffer, "PNG")
     return buffer.getvalue()

@@ -30,6 +30,11 @@ def enter_with_pack(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = 
     """Do the same as `enter`, and make the pack's modules available to `part`, under a package name of their own as in the host."""
     enter(comfyui, cpu, arguments)
     logging.disable(logging.INFO)
+    enter_pack()
+
+
+def enter_pack() -> None:
+    """Make the pack's modules alone available to `part`; those that import the host need `enter` before."""
     package = types.ModuleType(PACK)
     package.__path__ = [str(ROOT)]
     sys.modules[PACK] = package

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from perfusion_core import PerfusionError
+from perfusion_core.safe_files import read_bytes, shown
+from perfusion_fleet.pictures import opened
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MASK = "-mask"
@@ -21,6 +21,11 @@ NO_MASKS = "none"
 """Value of the masks column for training without masks, on whole pictures."""
 TOLD = "concept.json"
 NAME = re.compile(r"[\w-]{1,64}")
+MAX_BYTES, MAX_CONCEPTS, MAX_COLUMNS = 2 * 2**20, 10_000, 100
+"""Limits on the size of a table or of a concept.json, on the number of its concepts and on that of its columns."""
+NO_VALUES = {list: "a list", dict: "an object", type(None): "null"}
+HALF = re.compile("[\ud800-\udfff]")
+"""Surrogates: JSON can spell them, but no file and no console can hold them."""
 OWN = ("name", "pictures", "masks", "superclass", "trigger", "author", "license")
 """Columns that are not settings of Train Concept."""
 
@@ -57,7 +62,8 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
     rows = list(in_folder(path) if path.is_dir() else in_table(path))
     if not rows:
         raise PerfusionError(
-            f"There is no concept in {path}; give a folder with a sub-folder of pictures for each, or a .csv or .json table."
+            f"There is no concept in {printable(path)}; give a folder with a sub-folder of pictures for each, or a .csv or .json "
+            "table."
         )
     jobs, faults, base = [], [], path if path.is_dir() else path.parent
     for row in rows:
@@ -65,13 +71,24 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
             own = {**told_in(base / str(row["name"])), "name": row["name"]} if path.is_dir() else {}
             jobs.append(job_of({**row, **own}, base))
         except PerfusionError as error:
-            faults.append(f"{row.get('name') or 'A concept without a name'}: {error}")
+            faults.append(f"{named(row) or 'A concept without a name'}: {error}")
     # File names are case-insensitive on some systems.
-    names = Counter(str(row.get("name", "")).casefold() for row in rows)
+    names = Counter(named(row).casefold() for row in rows)
     faults += [
         f"{name}: {count} concepts have this name; give each its own." for name, count in names.items() if name and count > 1
     ]
     return jobs, faults
+
+
+def named(row: Mapping[str, object]) -> str:
+    """Return a row's name for use in a message; empty if it has none."""
+    name = row.get("name", "")
+    return printable(name if isinstance(name, str | int | float) else "?", 64)
+
+
+def printable(text: object, most: int = 200) -> str:
+    """Return a text for use in a message: on one line, without what would steer a console, with at most `most` characters."""
+    return "".join(each if each.isprintable() else "?" for each in str(text)[:most])
 
 
 def in_folder(path: Path) -> Iterator[dict[str, object]]:
@@ -91,54 +108,89 @@ def told_in(folder: Path) -> dict[str, object]:
     path = folder / TOLD
     told = parsed(path) if path.exists() else {}
     if not isinstance(told, dict):
-        raise PerfusionError(f'{path} should hold one JSON object of columns, such as {{"superclass": "teddy"}}.')
+        raise PerfusionError(f'{printable(path)} should hold one JSON object of columns, such as {{"superclass": "teddy"}}.')
     return told
 
 
 def in_table(path: Path) -> Iterator[dict[str, object]]:
     """Yield the rows of a table without their empty cells; raise PerfusionError if it cannot be read or is of another format."""
     if path.suffix.lower() == ".csv":
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise unreadable(path, error) from error
-        rows: object = list(csv.DictReader(lines, restkey="a column without a name"))
+        rows: object = list(in_csv(path))
     elif path.suffix.lower() == ".json":
         rows = parsed(path)
     else:
-        raise PerfusionError(f"Concepts come in a folder or in a .csv or .json table; {path} is none of them.")
+        raise PerfusionError(f"Concepts come in a folder or in a .csv or .json table; {printable(path)} is none of them.")
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise PerfusionError(f"{path} should hold a JSON list of objects, one for each concept.")
+        raise PerfusionError(f"{printable(path)} should hold a JSON list of objects, one for each concept.")
+    if len(rows) > MAX_CONCEPTS:
+        raise too_many(path)
     for row in rows:
         yield {name: value for name, value in row.items() if value not in (None, "")}
 
 
+def in_csv(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV table without their empty cells; raise PerfusionError if it cannot be read."""
+    try:
+        lines = csv.reader(read_bytes(path, MAX_BYTES).decode("utf-8-sig").splitlines())
+        columns = next(lines, [])
+        if len(columns) > MAX_COLUMNS:
+            raise PerfusionError(
+                f"{printable(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have."
+            )
+        for i, line in enumerate(filter(None, lines)):
+            if i == MAX_CONCEPTS:
+                raise too_many(path)
+            more = ["a column without a name"] * (len(line) - len(columns))
+            yield {name: value for name, value in zip([*columns, *more], line, strict=False) if value}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise unreadable(path, error) from error
+
+
 def parsed(path: Path) -> object:
     """Return the content of a JSON file; raise PerfusionError if it cannot be read or parsed."""
+    content = read_bytes(path, MAX_BYTES)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        # Whole numbers with more digits than any setting has stay texts: Python does not convert those of thousands.
+        return json.loads(content.decode(), parse_int=lambda digits: int(digits) if len(digits) < 50 else digits)
+    except (ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
+
+
+def too_many(path: Path) -> PerfusionError:
+    """Return the error for a table of more concepts than are trained at once."""
+    return PerfusionError(f"{printable(path)} has more than {MAX_CONCEPTS} concepts; make several tables of it.")
 
 
 def unreadable(path: Path, error: Exception) -> PerfusionError:
     """Return the error for a file that cannot be read."""
-    return PerfusionError(f"{path} cannot be read: {error}.")
+    return PerfusionError(f"{printable(path)} cannot be read: {error}.")
 
 
 def job_of(row: Mapping[str, object], base: Path) -> Job:
     """Return the job of a row, whose paths are relative to `base`; raise PerfusionError if the row is invalid."""
+    for column, value in row.items():
+        came = NO_VALUES.get(type(value)) or (HALF.search(f"{column}{value}") and "half of a character")
+        if came:
+            raise PerfusionError(f"{printable(column, 80)} should be a text or a number; {came} came.")
     text = {name: str(row.get(name, "")).strip() for name in OWN}
     if not NAME.fullmatch(text["name"]):
         raise PerfusionError("a concept's name is of letters, digits, - and _, and at most 64 of them; give it another one.")
-    folder = (base / (text["pictures"] or text["name"])).resolve()
-    pictures = [file for file in images(folder) if not file.stem.endswith(MASK)]
-    if not pictures:
-        raise PerfusionError(f"there is no picture in {folder}; put some there ({', '.join(sorted(PICTURES))}).")
+    try:
+        folder = (base / (text["pictures"] or text["name"])).resolve()
+        pictures = [file for file in images(folder) if not file.stem.endswith(MASK)]
+        if not pictures:
+            raise PerfusionError(f"there is no picture in {printable(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
+        for picture in pictures:
+            check(picture)
+        masks = () if text["masks"] == NO_MASKS else masks_of(pictures, base / text["masks"] if text["masks"] else folder)
+    except PerfusionError:
+        raise
+    except (OSError, ValueError) as error:  # such as a name that is too long, or has a character that no name can have
+        raise PerfusionError("its folder of pictures or of masks cannot be read; name another one.") from error
     return Job(
         name=text["name"],
         pictures=tuple(str(file) for file in pictures),
-        masks=() if text["masks"] == NO_MASKS else masks_of(pictures, base / text["masks"] if text["masks"] else folder),
+        masks=masks,
         superclass=text["superclass"],
         trigger=text["trigger"] or f"<{text['name']}>",
         author=text["author"],
@@ -149,7 +201,8 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
 
 def images(folder: Path) -> list[Path]:
     """Return the image files in a folder, sorted by name; empty if there is no such folder."""
-    return sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES and not file.name.startswith("."))
+    files = (file for file in folder.glob("*") if file.suffix.lower() in PICTURES and not file.name.startswith("."))
+    return sorted(file for file in files if file.is_file())
 
 
 def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
@@ -160,16 +213,26 @@ def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
     Raises:
         PerfusionError: a picture cannot be opened, or only some of the pictures have a mask.
     """
-    files = {file.stem.removesuffix(MASK): str(file) for file in images(folder) if file not in pictures}
+    taught = set(pictures)
+    files = {file.stem.removesuffix(MASK): file for file in images(folder) if file not in taught}
     own = [cut_out(picture) for picture in pictures]
     found = [bool(files.get(picture.stem)) or alpha for picture, alpha in zip(pictures, own, strict=True)]
     if any(found) and not all(found):
-        without = pictures[found.index(False)].name
+        without = shown(pictures[found.index(False)])
         raise PerfusionError(
             f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NO_MASKS} for "
             "masks."
         )
-    return tuple(files.get(picture.stem, "") for picture in pictures) if all(found) else ()
+    masks = [files.get(picture.stem) for picture in pictures] if all(found) else []
+    for mask in filter(None, masks):
+        check(mask)
+    return tuple(str(mask or "") for mask in masks)
+
+
+def check(picture: Path) -> None:
+    """Raise PerfusionError unless the file's header is that of a picture which may be trained."""
+    with opened(picture, shown(picture)):
+        pass
 
 
 def cut_out(picture: Path) -> bool:
@@ -178,8 +241,5 @@ def cut_out(picture: Path) -> bool:
     Raises:
         PerfusionError: the picture cannot be opened.
     """
-    try:
-        with Image.open(picture) as image:
-            return "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PerfusionError(f"{picture.name} is no picture that can be opened; take it out, or save it anew.") from error
+    with opened(picture, shown(picture)) as image:
+        return "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255

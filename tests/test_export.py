@@ -119,6 +119,31 @@ def test_the_error_vanishes_at_the_target_input_with_open_gates_and_is_one_for_a
     torch.testing.assert_close(torch.tensor(lora_export.error(edit, across.float(), torch.ones(1, N, 1), made)), torch.ones(2))
 
 
+def test_outputs_that_differ_by_position_are_averaged_over_the_words_positions() -> None:
+    world = World.of(2)
+    edit = static_edit(world)
+    moving = {layer: torch.randn(2, N, M) for layer in edit.values}
+    by_position = replace(edit, values=moving)
+    places = torch.tensor([1, 3, 2, 4])  # two prompts for each concept
+    held = lora_export.at_positions(by_position, places)
+    for layer, outputs in moving.items():
+        wanted = torch.stack([outputs[0, [1, 3]].mean(0), outputs[1, [2, 4]].mean(0)])
+        torch.testing.assert_close(held.values[layer], wanted)
+    assert lora_export.at_positions(edit, places).values[LAYER] is edit.values[LAYER]
+    made = projected(world, edit)
+    assert len(lora_export.lora(held, made, NAMES)) == 3 * len(NAMES)
+    encodings, named = world.encoding[:1].repeat(4, 1, 1), torch.ones(4, N, 2)
+    _, values = lora_export.error(by_position, encodings.float(), named, made, held, places)
+    by, wanted = replace(by_position, mode=EXACT).coefficients(encodings.float(), named), 0.0
+    for layer, (_, weight) in layers_of(world).items():
+        inputs = world.target_inputs @ weight.T
+        gated = torch.einsum("pnj,jnm->pnm", by.add.double(), moving[layer].double()) - by.remove.double() @ inputs
+        update = least_change(world, share(edit.bias)[:, None] * (held.values[layer].double() - inputs))
+        apart, moved = (each[torch.arange(4), places].norm() for each in (encodings @ update.T - gated, gated))
+        wanted += float(apart / moved) / 2
+    assert abs(values / wanted - 1) < 1e-4 and wanted > 0.01
+
+
 def test_a_gate_that_never_opens_is_refused() -> None:
     world = World.of(1)
     edit = static_edit(world, bias=torch.tensor([3.0]))

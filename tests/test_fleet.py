@@ -191,6 +191,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
 ) -> None:
     """On a cluster, by its address."""
     rows = {"a": {"step": 3}, "b": {"steps": 0}, "c": {"keep": "worst"}, "d": {"trigger": "d"}, "e": {"flip": "often"}, "f": {}}
+    rows["g"] = {"flip": 10**400}
     path = folder({name: {"superclass": "teddy", **row} for name, row in rows.items()})
     (path / "f" / "b.png").write_bytes(b"no picture")
     address, known = cluster
@@ -206,6 +207,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
         "c: keep should be one of last,",
         "d: A trigger word is a name in",
         "e: flip should be a number fro",
+        "g: flip should be a number fro",
     ]
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +94,43 @@ def test_a_concept_is_shown_before_it_is_loaded_and_its_trigger_word_copied(page
     assert card.locator("img").evaluate("each => each.complete && each.naturalWidth") == SIDE
     card.get_by_role("button", name="<demo-robot>").click()
     assert page.tab.evaluate("() => navigator.clipboard.readText()") == "<demo-robot>"
+    assert page.errors == []
+
+
+def test_a_preview_that_could_not_be_shown_safely_is_not_shown(page: Page, fresh: Server) -> None:
+    """In both nodes; the texts beside it are."""
+    page.empty()
+    folder = fresh.base / "models" / "perfusion"
+    good = Concept.load(folder / "demo-robot.safetensors")
+    buffer = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(buffer, "PNG")
+    at = good.preview.index(b"\xff\xc0") + 5
+    huge = good.preview[:at] + struct.pack(">HH", 60_000, 60_000) + good.preview[at + 4 :]
+    hostile = {"shown": good.preview, "huge": huge, "junk": b"\xff\xd8\xffjunk", "png": buffer.getvalue()}
+    files = {name: folder / f"preview-{name}.safetensors" for name in hostile}
+    for name, preview in hostile.items():
+        replace(good, superclass=f"robot {name}", preview=preview).save(files[name])
+
+    def check(node: int, name: str) -> None:
+        page.wait(lambda: f"a robot {name}, for sd1" in page.card(node).inner_text(), f"the concept {name}")
+        assert page.card(node).locator("img").count() == (name == "shown"), name
+
+    page.command("Comfy.RefreshNodeDefinitions")
+    node = page.add("Load Concept (Perfusion)", 0, 0)
+    for name in hostile:
+        page.choose(node, "concept_name", f"preview-{name}")
+        check(node, name)
+    page.empty()
+    page.add("Concept in Workflow (Perfusion)", 0, 0)
+    held = """([text]) => {
+        const graph = app.graph.serialize();
+        graph.nodes[0].widgets_values[0] = text;
+        return app.loadGraphData(graph);
+    }"""
+    for name, path in files.items():
+        page.ask(held, base64.b64encode(path.read_bytes()).decode())
+        check(*page.of_type("PerfusionConceptInWorkflow"), name)
+        path.unlink()
     assert page.errors == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import struct
 import urllib.error
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
@@ -22,6 +24,7 @@ from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import ROOT
 
 MONSTER = "demo-monster.safetensors"
+LONG = "x" * 201
 CONTENT = (ROOT / "demo" / "concepts" / MONSTER).read_bytes()
 TEXT = base64.b64encode(CONTENT).decode()
 
@@ -54,7 +57,7 @@ def test_a_concept_as_text_is_that_of_its_file() -> None:
 def test_a_text_that_is_no_concept_is_refused(text: str, said: str) -> None:
     with pytest.raises(PerfusionError, match=r"^The concept cannot be used: ") as refused:
         Concept.from_text(text, "The concept")
-    assert said in str(refused.value) and len(str(refused.value)) < 300
+    assert said in str(refused.value) and len(str(refused.value)) < 300 and refused.value.__cause__ is None
 
 
 def drawn(server: Server, **bring: str) -> torch.Tensor:
@@ -109,6 +112,37 @@ def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
     assert status == 400 and "more than the 768 that a workflow may hold" in sentence
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8188"}, 200),
+        ({"Host": "[::1]:8188"}, 200),
+        ({"Host": "192.168.1.20:8188"}, 200),
+        ({"Host": "workshop:8188"}, 200),
+        ({"Host": "workshop.local:8188"}, 200),
+        # A tunnel or a proxy with https, where browsers say where a page comes from.
+        ({"Host": "me.tunnel.example", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Host": "me.tunnel.example", "Sec-Fetch-Site": "cross-site"}, 403),
+        # A stranger's site, whose name points to this machine by now.
+        ({"Host": "site.example:8188"}, 403),
+        ({"Host": "site.example:8188", "Origin": "http://site.example:8188"}, 403),
+        ({"Host": "127.0.0.1.site.example"}, 403),
+        ({"Host": "["}, 403),
+    ],
+)
+@pytest.mark.parametrize("address", [f"/perfusion/file?name={MONSTER}", "/perfusion/words"])
+def test_a_page_of_another_name_gets_no_concepts(server: Server, address: str, headers: dict[str, str], status: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", address, headers=headers)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    assert answer.status == status
+    if status == 403 and "Sec-Fetch-Site" not in headers:
+        assert json.loads(content)["error"].startswith("Concepts are given to a page that is open at localhost, ")
+
+
 def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> None:
     folder = server.base / "models" / "perfusion"
 
@@ -123,5 +157,11 @@ def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> N
     for content in (CONTENT[:100], b"", b"no safetensors at all", struct.pack("<Q", 2**60) + CONTENT[8:]):
         path.write_bytes(content)
         assert words()[path.name] == ["", ""]
+    for told, found in (
+        ({"modelspec.trigger_phrase": "x" * 500_000, "superclass": "wolf"}, ["", "wolf"]),
+        ({"superclass": LONG}, ["", ""]),
+    ):
+        save_file({"probe": torch.ones(1)}, path, told)
+        assert words()[path.name] == found
     path.unlink()
     assert path.name not in words()

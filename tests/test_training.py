@@ -386,14 +386,20 @@ def test_micro_batches_give_the_gradients_of_the_batch(micro: int, inverse: Tens
         assert (one - other).norm() <= 2e-6 * one.norm() and one.norm() > 0
 
 
-def test_a_layer_that_the_model_does_not_use_has_no_gradient(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+def test_a_layer_that_no_gradient_reaches_ends_the_training(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     class Wider(Painter):
         def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
             return super().project(vectors) | {"unused.attn2": (vectors.detach(), vectors.detach())}
 
-    settings = settings_of(steps=2)
-    state = taught(inverse, latents, masks, settings, Wider())
-    assert torch.equal(state.values["unused.attn2"], state.superclass_encoding)
+    class Cut(Painter):
+        def objective(self, *given: object) -> tuple[Tensor, Tensor]:
+            prediction, target = super().objective(*given)
+            edit = given[-1]
+            return prediction.detach() + 0 * sum(each.sum() for each in edit.values.values()), target
+
+    for base, words in ((Wider(), "no gradient reached 1 of 4 edited layers, the first is unused.attn2"), (Cut(), "the prompt's")):
+        with pytest.raises(PerfusionError, match=words):
+            taught(inverse, latents, masks, settings_of(steps=2), base)
 
 
 def test_words_learn_by_torchs_adam_and_outputs_by_one_that_shares_its_second_moment() -> None:

@@ -1,12 +1,15 @@
 // Shows a concept's metadata on the nodes that load or hold it, searches the list of concepts, and copies concepts into workflows.
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { previewOf } from "./preview.js";
 
 const LOAD = "PerfusionLoadConcept";
 const HOLD = "PerfusionConceptInWorkflow";
 const CARD_HEIGHT = 108;
 const SHOWN = { author: "by", license: "licence", date: "made", description: "" };
 const CHOOSE = "choose a concept…";
+const MAX_TEXT = 2 ** 20; // as in perfusion_core/concept_file.py
+const MAX_LINE = 2000; // characters of a text from a file that are shown
 
 // ---- reading a concept file's metadata ----------------------------------------------------------------------------------------
 
@@ -26,21 +29,12 @@ function metadataOf(bytes) {
   return JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + length))).__metadata__ ?? {};
 }
 
-function previewOf(metadata) {
-  try {
-    const [picture] = JSON.parse(metadata.ssmd_cover_images ?? "[]");
-    return /^[A-Za-z0-9+/=]+$/.test(picture ?? "") ? `data:image/jpeg;base64,${picture}` : "";
-  } catch {
-    return "";
-  }
-}
-
 // ---- the card ----------------------------------------------------------------------------------------------------------------
 
 function element(tag, style, text = "") {
   const made = document.createElement(tag);
   Object.assign(made.style, style);
-  made.textContent = text; // never HTML: the text comes from an untrusted file
+  made.textContent = text.slice(0, MAX_LINE); // never HTML: the text comes from an untrusted file
   return made;
 }
 
@@ -68,19 +62,21 @@ function triggerButton(trigger) {
 
 function fill(card, metadata, size) {
   card.replaceChildren();
-  const preview = previewOf(metadata);
+  const texts = Object.fromEntries(Object.entries(metadata).filter(([, value]) => typeof value === "string"));
+  const trigger = (texts["modelspec.trigger_phrase"] ?? "?").slice(0, MAX_LINE);
+  const preview = previewOf(texts);
   if (preview) {
     const picture = element("img", { height: "100%", aspectRatio: "1", objectFit: "cover", borderRadius: "4px" });
     picture.src = preview;
-    picture.alt = `A preview of ${metadata["modelspec.trigger_phrase"]}`;
+    picture.alt = `A preview of ${trigger}`;
     card.append(picture);
   }
   const lines = element("div", { minWidth: 0, overflow: "auto", lineHeight: "1.35", overflowWrap: "anywhere" });
-  lines.append(triggerButton(metadata["modelspec.trigger_phrase"] ?? "?"));
-  const about = [`a ${metadata.superclass ?? "?"}, for ${metadata["modelspec.base_model"] ?? "?"}`];
+  lines.append(triggerButton(trigger));
+  const about = [`a ${texts.superclass ?? "?"}, for ${texts["modelspec.base_model"] ?? "?"}`];
   if (size) about.push(`${Math.ceil(size / 1024)} KB in the workflow`);
   for (const [key, word] of Object.entries(SHOWN)) {
-    const value = metadata[`modelspec.${key}`];
+    const value = texts[`modelspec.${key}`];
     if (value) about.push(`${word} ${value}`.trim());
   }
   for (const line of about) lines.append(element("div", {}, line));
@@ -197,6 +193,7 @@ function setUpHolding(node) {
   const show = () => {
     if (!data.value) return say(card, "Holds no concept yet. Choose one below: it will lie inside this workflow and its pictures.");
     try {
+      if (data.value.length > MAX_TEXT) throw new Error("too long to be looked at");
       fill(card, metadataOf(bytesOf(data.value)), data.value.length);
     } catch {
       say(card, "What this node holds is not a concept.");

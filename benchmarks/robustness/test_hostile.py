@@ -11,7 +11,7 @@ RUN = """
 import sys
 from benchmarks.robustness import hostile
 found = hostile.run(700, 1)
-print(*found.wrong, found.slowest, found.grown_mb, dict(found.counts), sep="\\n")
+print(*found.wrong, found.slowest, found.largest, dict(found.counts), sep="\\n")
 sys.exit(0 if found.good() and sum(found.counts.values()) == 700 else 1)
 """
 

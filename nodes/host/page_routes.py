@@ -1,16 +1,47 @@
 """HTTP routes through which the host's web page queries this node pack."""
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from server import PromptServer
 
 from ...perfusion_core import PerfusionError
 
+NOT_PUBLIC = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
+"""Ends of names that no public name server answers for."""
+REFUSED = (
+    "Concepts are given to a page that is open at localhost, at an IP address, at a name without a dot, or over https; open "
+    "ComfyUI in one of these ways."
+)
+
+
+def own_name(host: str) -> bool:
+    """Return whether a Host header names a server in a way that a stranger's web site cannot: by address, or by a local name."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        if "." not in name or name.endswith(NOT_PUBLIC):
+            return bool(name)
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def may_have(request: web.Request) -> bool:
+    """Return whether the page that asks cannot be that of a stranger's web site, whose name was made to point here.
+
+    The host compares a page's name with the name that it asked for, and in that attack (DNS rebinding) both are the stranger's. But
+    browsers send Sec-Fetch-Site, which no page can set, only over https and to localhost: over plain http it is missing, and over
+    https the server's certificate would have to be for the stranger's name. So tunnels and proxies with https pass.
+    """
+    return request.secure or "Sec-Fetch-Site" in request.headers or own_name(request.headers.get("Host", ""))
+
 
 def serve(address: str, content_of: Callable[[str], bytes]) -> None:
-    """Answer GET `address`?name=… with the bytes of the named item, or with status 400 and {"error": message}.
+    """Answer GET `address`?name=… with the bytes of the named item, or with status 400 (403) and {"error": message}.
 
     Args:
         address: path of the route, such as /perfusion/file.
@@ -18,6 +49,8 @@ def serve(address: str, content_of: Callable[[str], bytes]) -> None:
     """
 
     async def answer(request: web.Request) -> web.Response:
+        if not may_have(request):
+            return web.json_response({"error": REFUSED}, status=403)
         try:
             content = await asyncio.to_thread(content_of, request.query.get("name", ""))
         except PerfusionError as error:

@@ -1,9 +1,10 @@
 """The files of a training in `.work`: its checkpoint, its best concept so far, and both of the training that finished last."""
 
+import contextlib
 import hashlib
 import logging
-import shutil
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +21,10 @@ from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
 from .. import host
 from ..folders import work_folder
+from . import finished
 
 log = logging.getLogger("perfusion")
 
-FINISHED = "finished"
-"""Sub-folder for the training that finished last; its files are kept because ComfyUI may die before the concept is saved."""
 MAX_CHECKPOINT = 256 * 2**20
 METADATA = {"format": "perfusion-training", "version": "1"}
 _ended_here: set[Path] = set()
@@ -55,71 +55,87 @@ class Checkpoints:
         """Set the paths of the files; nothing is read or written."""
         self.path = work_folder() / f"training-{digest}.safetensors"
         self.best_path = work_folder() / f"best-{digest}.safetensors"
+        self._best: Concept | None = None
 
     def resume(self, fresh: TrainingState) -> TrainingState:
-        """Return the state in the checkpoint, or the fresh one if there is no usable checkpoint with tensors of the same shapes."""
-        self._bring_back()
-        if not self.path.exists():
+        """Return the state in the checkpoint, or the fresh one if there is no usable checkpoint with tensors of the same shapes.
+
+        The best concept so far is then known, too.
+        """
+        folder = next((each for each in self._folders() if (each / self.path.name).exists()), None)
+        if folder is None:
             return fresh
         try:
-            named, told = read(self.path, MAX_CHECKPOINT)
+            # In this order: while the checkpoint is there, so is the best concept, if there is one at all.
+            best = Concept.load(folder / self.best_path.name) if (folder / self.best_path.name).exists() else None
+            named, told = read(folder / self.path.name, MAX_CHECKPOINT)
             require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it is of another version")
-            state = TrainingState.from_tensors({k: v.to(fresh.target_input.device) for k, v in named.items()})
+            state = TrainingState.from_tensors(named, fresh.target_input.device)
         except PerfusionError as error:
             log.warning("%s Training starts anew.", error)
             return fresh
         shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (state, fresh)]
         if shapes[0] != shapes[1]:
             return fresh
+        self._best = best
         log.info("Training goes on from step %d.", state.step)
         return state
 
     def keep(self, state: TrainingState) -> None:
-        """Write the checkpoint atomically, replacing the previous one."""
-        write(self.path, state.tensors(), METADATA)
+        """Write the checkpoint atomically, replacing the previous one; if that fails, log it and keep the previous one."""
+        with unless_unwritable("this checkpoint"):
+            write(self.path, state.tensors(), METADATA)
 
     def keep_best(self, judged: Concept) -> None:
-        """Save a judged concept if there is none yet, or if it beats the best one."""
-        best = self.best()
-        if best is None or judgement_of(judged).beats(judgement_of(best)):
-            judged.save(self.best_path, torch.float32)
+        """Keep a judged concept if it is the first or beats the best one: in memory, and in a file if one can be written."""
+        if self._best is None or judgement_of(judged).beats(judgement_of(self._best)):
+            self._best = judged
+            with unless_unwritable("a file of the best concept so far"):
+                judged.save(self.best_path, torch.float32)
 
     def best(self) -> Concept | None:
-        """Load the best concept so far; None if no concept was judged."""
-        return Concept.load(self.best_path) if self.best_path.exists() else None
+        """Return the best concept so far; None if no concept was judged."""
+        return self._best
 
-    def finish(self) -> None:
-        """Move the files to FINISHED, in place of those of the training that finished before.
+    def finish(self, state: TrainingState) -> None:
+        """Keep the files as those of the training that finished last, because ComfyUI may die before the concept is saved.
 
-        Called once everything is done, the final picture included.
+        Called once everything is done, the final picture included. They are written anew, and not moved: another process may be at
+        the end of the same training, with the same files. The training is done even if this fails.
         """
         _ended_here.add(self.path)
-        folder = self._finished()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
-        _move((self.best_path, self.path), folder)
 
-    def _bring_back(self) -> None:
-        """Restore the files of this training if it was the last to finish, in another process: it then resumes at its end.
+        def write_files(folder: Path) -> None:
+            if self._best is not None:
+                self._best.save(folder / self.best_path.name, torch.float32)
+            write(folder / self.path.name, state.tensors(), METADATA)
 
-        Within the process that finished it, queueing the training again trains it again. The presence of the checkpoint decides,
-        since the best concept is useless without it.
+        try:
+            finished.keep(self.path.parent, (self.path.name, self.best_path.name), write_files)
+        except (OSError, PerfusionError) as error:
+            log.warning("The training is done, but its files could not be put away: %s", error)
+
+    def _folders(self) -> Iterator[Path]:
+        """Yield the folders in which this training's files may lie.
+
+        If another process finished it, it resumes at its end. Within the process that finished it, queueing the training again
+        trains it again.
         """
-        folder = self._finished()
-        if self.path not in _ended_here and (folder / self.path.name).exists():
-            _move([folder / path.name for path in (self.best_path, self.path)], self.path.parent)
+        if self.path not in _ended_here:
+            yield from finished.kept(self.path.parent)
+        yield self.path.parent
 
-    def _finished(self) -> Path:
-        return self.path.parent / FINISHED
+
+@contextlib.contextmanager
+def unless_unwritable(what: str) -> Iterator[None]:
+    """Log a file that cannot be written within the context, and let the training go on without `what`."""
+    try:
+        yield
+    except PerfusionError as error:
+        log.warning("%s Training goes on without %s.", error, what)
 
 
 def judgement_of(concept: Concept) -> Judgement:
-    """Return the judgement that training recorded in a concept."""
-    return Judgement(float(concept.training["held_out_loss"]), float(concept.training["followed"]))
-
-
-def _move(files: Sequence[Path], folder: Path) -> None:
-    """Move the files that exist to a folder, in this order."""
-    for file in files:
-        if file.exists():
-            file.replace(folder / file.name)
+    """Return the judgement that training recorded in a concept; a measure that was no number counts as the worst."""
+    told = concept.training
+    return Judgement(float(told.get("held_out_loss", math.inf)), float(told.get("followed", -math.inf)))

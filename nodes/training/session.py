@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -20,7 +21,7 @@ from .. import host
 from ..charts import preview_bytes
 from ..folders import home
 from ..prompt_adherence import PromptAdherence
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, unless_unwritable
 from .memory import fit
 from .progress import Progress
 from .schedule import Event, Schedule, events
@@ -86,7 +87,8 @@ class TrainingSession:
                             self.checkpoints.keep_best(concept)
                             judged = {self.state.step: concept}
                     case Event.SAVING:
-                        self._save(judged.get(self.state.step) or self.so_far())
+                        with unless_unwritable("it"):
+                            self._save(judged.get(self.state.step) or self.so_far())
                     case Event.PREVIEW:
                         self._show(model, judged.get(self.state.step) or self.so_far())
         except host.Interrupted:
@@ -115,7 +117,9 @@ class TrainingSession:
         best = self.checkpoints.best()
         if best is None:
             log.warning("There was not enough memory to judge any concept, so that the best is not known; the last one is kept.")
-        return best or self.so_far()
+            return self.so_far()
+        # A training resumes whatever its trigger, so the best concept may have been judged under another one.
+        return replace(best, trigger=self.trigger)
 
     def picture(self, concept: Concept) -> Tensor:
         """Draw a picture [size, size, 3] of a concept."""
@@ -155,16 +159,18 @@ class TrainingSession:
             concept = replace(concept, preview=preview_bytes(shown[-1]))
         # The digest lets a resumed training save to the same folder.
         name = re.sub(r"[^\w-]+", "-", self.trigger).strip("-") or "concept"
-        path = home() / "steps" / f"{name}-{self.digest[:8]}" / f"{self.state.step:05}.safetensors"
-        concept.save(path, torch.float32)
-        return path.relative_to(home()).as_posix()
+        listed = Path("steps") / f"{name}-{self.digest[:8]}" / f"{self.state.step:05}.safetensors"
+        concept.save(home() / listed, torch.float32)
+        return listed.as_posix()
 
     def _stopped(self) -> None:
+        """Keep what there is when the user stops the training; files that cannot be written must not hide that it was stopped."""
         self.checkpoints.keep(self.state)
         told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to go on."
         if self.state.step:
-            told += f" The concept so far is {self._save(self.so_far())} in Load Concept."
-        log.info(told)
+            with unless_unwritable("the concept so far"):
+                told += f" The concept so far is {self._save(self.so_far())} in Load Concept."
+        log.info("%s", told)
 
 
 def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from ...perfusion_core.concept import check_trigger
 from ...perfusion_core.concept_file import SUPERCLASS_LENGTH
 from ...perfusion_core.covariance import Covariance
 from ...perfusion_core.gated_edit import MODES
+from ...perfusion_core.prompts import word_key
 from ...perfusion_core.stack import Stack
 from ...perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
 from .. import host
@@ -45,7 +46,7 @@ def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Cova
     """Raise PerfusionError if the inputs cannot be trained with, before any work is done."""
     settings.check()
     check_words(superclass, trigger)
-    taken = [concept for concept in getattr(clip, "stack", ()) if concept.trigger.casefold() == trigger.casefold()]
+    taken = [concept for concept in getattr(clip, "stack", ()) if word_key(concept.trigger) == word_key(trigger)]
     if taken:
         raise PerfusionError(
             f"The trigger word {trigger} is already taken by a {taken[0].superclass} on this CLIP; choose another one."
@@ -338,7 +339,7 @@ class PerfusionTrain(io.ComfyNode):
         taught = session.result()
         picture = session.picture(taught)
         concept: Stack = (replace(taught, preview=preview_bytes(picture)),)
-        session.checkpoints.finish()
+        session.checkpoints.finish(session.state)
         return io.NodeOutput(concept, loss_plot(session.state.losses), picture[None], session.progress.sheet(picture))
 
 

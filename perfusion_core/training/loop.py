@@ -7,7 +7,7 @@ uninterrupted one.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,9 +130,10 @@ def gradients(
             prediction, target = base.objective(latents[shown], noise, time, prompts, edit)
             loss = masked_error(prediction, target, masks[shown]) * len(part) / settings.batch
             found = torch.autograd.grad(loss, [*leaves.parts(), *state.outputs()], allow_unused=True)
+            if any(gradient is None for gradient in found):
+                raise PerfusionError(missing_gradient(state, found[len(outer) :]))
             for summed, gradient in zip([*outer, *sums[words:]], found, strict=True):
-                if gradient is not None:
-                    summed += gradient
+                summed += gradient
             total += loss.item()
         back = [each.to(part.dtype) for each, part in zip(outer, encoded.parts(), strict=True)]
         sums[:words] = torch.autograd.grad(encoded.parts(), list(state.word.values()), back)
@@ -140,6 +141,17 @@ def gradients(
         for tensor in learned:
             tensor.requires_grad_(False)
     return sums, leaves.at_word().mean(0).detach(), total
+
+
+def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) -> str:
+    """Return the sentence that says which learned tensors the loss does not depend on, which would never learn."""
+    layers = [*state.values, *state.keys]
+    without = [layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None]
+    where = f"{len(without)} of {len(layers)} edited layers, the first is {without[0]}" if without else "the prompt's encoding"
+    return (
+        f"Training stopped at step {state.step + 1}: no gradient reached {where}. A patch of this model replaces its attention or "
+        "computes it in a way that cannot be differentiated; train on the model without that patch."
+    )
 
 
 def trial_forward(base: Base, state: TrainingState, latents: Tensor, inverse: Tensor, settings: Settings) -> Tensor:

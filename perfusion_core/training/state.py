@@ -64,8 +64,15 @@ class TrainingState:
         return named | self.optimizer.state_dict() | {"losses": torch.tensor(self.losses, dtype=torch.float64)}
 
     @classmethod
-    def from_tensors(cls, named: Mapping[str, Tensor]) -> TrainingState:
-        """Restore a state from the result of `tensors`; raise PerfusionError if it is incomplete or inconsistent."""
+    def from_tensors(cls, named: Mapping[str, Tensor], device: torch.device | str = "cpu") -> TrainingState:
+        """Restore a state from the result of `tensors` onto a device.
+
+        The losses, in float64, stay where they are, because some devices have no float64.
+
+        Raises:
+            PerfusionError: the tensors are incomplete or inconsistent.
+        """
+        named = {name: tensor if name == "losses" else tensor.to(device) for name, tensor in named.items()}
 
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}

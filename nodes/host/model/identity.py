@@ -1,55 +1,67 @@
-"""Digests that identify the text encoders and the model weights that a graph uses."""
+"""Digests that identify what a graph computes with: weights with their patches, the text encoders' layer, the objective."""
 
 import hashlib
 from collections.abc import Iterator
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
-from torch import Tensor
+from torch import Tensor, nn
 
-from .families import clip_model, encoders_of
+from .families import encoders_of
+
+SAMPLES, SAMPLE = 4, 64
+"""Number of a tensor's samples that a digest covers, and their length in elements."""
 
 
 def identity_of(clip: CLIP) -> str:
-    """Return a digest of a CLIP's text encoders.
-
-    It covers the output layer that is set, the layer norms and part of the vocabulary; every fine-tune changes the latter two.
-    """
-    digest = hashlib.sha256(str(clip.layer_idx).encode())
-    for name in sorted(encoders_of(clip)):
-        transformer = clip_model(clip, name).transformer
-        norms = [(k, v) for k, v in sorted(transformer.state_dict().items()) if "norm" in k]
-        vocabulary = transformer.get_input_embeddings().weight[::97]
-        for key, tensor in [*norms, ("vocabulary", vocabulary)]:
-            digest.update(key.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    """Return a digest of a CLIP's text encoders, their LoRAs and other patches, and the output layer that is set."""
+    digest = hashlib.sha256(f"{clip.layer_idx} {sorted(encoders_of(clip))}".encode())
+    _add_weights(digest, clip.patcher)
     return digest.hexdigest()[:32]
 
 
 def identity_of_weights(model: ModelPatcher, vae: VAE) -> str:
-    """Return a digest of a MODEL's and a VAE's weights, and of the MODEL's LoRAs and other patches.
-
-    It samples the UNet's one-dimensional parameters (norms and biases), which every fine-tune changes, and all of the VAE's.
-    """
+    """Return a digest of a MODEL's and a VAE's weights, the MODEL's LoRAs and other patches, and its objective."""
     digest = hashlib.sha256()
-    # Patched weights are changed in place while the model is loaded, so they are skipped here: the other weights identify the
-    # model, and the patches themselves are added below.
-    own = {f"diffusion_model.{name}": weight for name, weight in model.model.diffusion_model.named_parameters()}
-    coder = {f"vae.{name}": weight for name, weight in vae.first_stage_model.named_parameters()}
-    for name, weight in sorted((own | coder).items()):
-        if name not in model.patches and (weight.ndim == 1 or name.startswith("vae.")):
-            digest.update(name.encode() + thinned(weight))
-    for name, patches in sorted(model.patches.items()):
-        for strength, patch, of_model, *_ in patches:
-            digest.update(f"{name} {strength} {of_model}".encode())
-            for tensor in tensors_in(patch):
-                digest.update(thinned(tensor))
+    _add_weights(digest, model)
+    for name, weight in sorted(vae.first_stage_model.named_parameters(), key=lambda pair: pair[0]):
+        digest.update(f"vae.{name}".encode() + sampled(weight))
+    sampling = model.get_model_object("model_sampling")
+    digest.update(" ".join(each.__name__ for each in type(sampling).__mro__).encode() + sampled(sampling.sigmas))
     return digest.hexdigest()[:32]
 
 
-def thinned(tensor: Tensor) -> bytes:
-    """Return a sample of at most a few hundred of a tensor's elements, as bytes."""
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // 256)].float().cpu().numpy().tobytes()
+def _add_weights(digest: "hashlib._Hash", patcher: ModelPatcher) -> None:
+    """Add all weights of a patcher, as they are without its patches, and the patches."""
+    for name, weight in sorted(unpatched(patcher), key=lambda pair: pair[0]):
+        digest.update(name.encode() + sampled(weight))
+    for name, patches in sorted(patcher.patches.items()):
+        for strength, patch, of_model, *_ in patches:
+            digest.update(f"{name} {strength} {of_model}".encode())
+            for tensor in tensors_in(patch):
+                digest.update(sampled(tensor))
+
+
+def unpatched(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
+    """Yield a patcher's weights by name, as they are without patches.
+
+    While a model or another one that shares its module is loaded, patched weights are changed in place; the host keeps the
+    original ones.
+    """
+    module: nn.Module = patcher.model
+    for name, weight in module.named_parameters():
+        kept = patcher.backup.get(name)
+        yield name, weight if kept is None else kept.weight
+
+
+def sampled(tensor: Tensor) -> bytes:
+    """Return samples of a tensor's elements, spread evenly over it, as bytes; whole samples touch few pages of a mapped file."""
+    # Quantized weights hold their numbers in a plain tensor.
+    flat = getattr(tensor, "_qdata", tensor).detach().as_subclass(Tensor).flatten()
+    starts = {round(i * max(0, len(flat) - SAMPLE) / (SAMPLES - 1)) for i in range(SAMPLES)}
+    parts = torch.cat([flat[start : start + SAMPLE] for start in sorted(starts)])
+    return (parts.float() if parts.is_floating_point() else parts).cpu().numpy().tobytes()
 
 
 def tensors_in(patch: object) -> Iterator[Tensor]:

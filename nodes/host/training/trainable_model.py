@@ -1,16 +1,13 @@
 """A loaded checkpoint as the core's `Base`: concepts can be trained on it, and its weights are not changed."""
 
 import contextlib
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import comfy.clip_model
 import comfy.model_management
-import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
-from torch import Tensor, nn
+from torch import Tensor
 
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
@@ -19,72 +16,21 @@ from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project
 from ..text.encoding import Method, embed, prepare_clip, sections_of
 from ..text.trigger_words import tokenizer_with_words, trigger_masks
 from ..unet.edited_projections import Projections
-from ..unet.projection_hooks import replace_forward
 from .activation_memory import MemoryNeed, activation_checkpointing, count_saved_bytes
+from .differentiable import (
+    alias,
+    attention_with_backward,
+    differentiable_encoder,
+    linears,
+    marked_as_training,
+    weights_cast_to_input,
+)
 
 
 def best_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 if the device computes faster in it, else float32."""
     fast = processor_has_bfloat16() if device.type == "cpu" else comfy.model_management.should_use_bf16(device)
     return torch.bfloat16 if fast else torch.float32
-
-
-def alias(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's parameters and buffers as tensors that share their memory but can take part in a backward pass.
-
-    A checkpoint's weights are inference tensors, which autograd refuses to save.
-    """
-    shared = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        normal = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        shared[name] = normal.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
-    return shared
-
-
-def linears(module: nn.Module) -> dict[str, nn.Linear]:
-    """Return by name the Linears whose stored weights the host casts to the input's precision at each call, without patches."""
-    return {
-        name: each
-        for name, each in module.named_modules()
-        if isinstance(each, comfy.ops.manual_cast.Linear) and not each.weight_function and not each.bias_function
-    }
-
-
-@contextlib.contextmanager
-def differentiable_encoder(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]:
-    """Make a text encoder of the host differentiable within the context.
-
-    The host's CLIP layers add to their input in place, which prevents a backward pass; here they create new tensors. `linears` use
-    their weights as given, without casting them.
-    """
-
-    def forward(self: nn.Module, x: Tensor, mask: Tensor | None = None, optimized_attention: Callable | None = None) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
-        return x + self.mlp(self.layer_norm2(x))
-
-    with contextlib.ExitStack() as opened:
-        for each in module.modules():
-            if isinstance(each, comfy.clip_model.CLIPLayer):
-                opened.enter_context(replace_forward(each, types.MethodType(forward, each)))
-        for each in linears:
-            opened.enter_context(replace_forward(each, types.MethodType(nn.Linear.forward, each)))
-        yield
-
-
-@contextlib.contextmanager
-def weights_cast_to_input(module: nn.Module) -> Iterator[None]:
-    """Make the host's layers cast their weights to the precision of their input within the context.
-
-    Otherwise a graphics card computes in the weights' own precision and rejects inputs of another one.
-    """
-    layers = [each for each in module.modules() if getattr(each, "comfy_cast_weights", None) is False]
-    for each in layers:
-        each.comfy_cast_weights = True
-    try:
-        yield
-    finally:
-        for each in layers:
-            each.comfy_cast_weights = False
 
 
 @contextlib.contextmanager
@@ -123,7 +69,9 @@ class TrainableModel:
         self.model = non_dynamic_model(model)
         self.clip = non_dynamic_clip(clip)
         self.precision, self.min_snr = precision, min_snr
-        self.device = self.model.load_device
+        self.device, self.encoder_device = self.model.load_device, self.clip.patcher.load_device
+        same = self.encoder_device.type == self.device.type
+        self.encoder_precision = precision if same else best_precision(self.encoder_device)
         self.layers = layers_of(self.model)
         self.pooled = kind_of(self.model).pooled
         self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
@@ -140,18 +88,15 @@ class TrainableModel:
         self.unet_weights = alias(self.unet)
         self.linears = linears(self.encoder)
         self.encoder_weights = alias(self.encoder)
-        # Cast to the training precision once instead of at each step; a backward pass would save the cast weights in any case.
+        # Cast to the precision of training once instead of at each step; a backward pass would save the cast weights in any case.
         for name in self.linears:
             for weight in (f"{name}.weight", f"{name}.bias"):
                 if weight in self.encoder_weights:
-                    self.encoder_weights[weight] = self.encoder_weights[weight].to(self.precision)
+                    self.encoder_weights[weight] = self.encoder_weights[weight].to(self.encoder_precision)
 
     def release_weights(self) -> None:
         """Hold no weights, so that the host may move them; whatever computes next loads and holds them again."""
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def embed(self, text: str) -> dict[str, Tensor]:
         """See `Base.embed`."""
@@ -164,7 +109,10 @@ class TrainableModel:
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
         stands = trigger_masks(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
-        with self._autocast(), differentiable_encoder(self.encoder, self.linears.values()), pooled(self.clip, self.pooled) as heard:
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(computing(self.encoder_device, self.encoder_precision))
+            opened.enter_context(differentiable_encoder(self.encoder, self.linears.values()))
+            heard = opened.enter_context(pooled(self.clip, self.pooled))
             out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
         encodings = out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1])
         return Encoded(encodings, places, *(each.to(encodings) for each in heard))
@@ -186,16 +134,17 @@ class TrainableModel:
         @contextlib.contextmanager
         def edited() -> Iterator[None]:
             wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
-            with projections.within(self.unet, self.layers), wide:
+            with marked_as_training(), projections.within(self.unet, self.layers), wide:
                 yield
 
         with contextlib.ExitStack() as opened:
             opened.enter_context(edited())
-            opened.enter_context(self._autocast())
+            opened.enter_context(computing(self.device, self.precision))
             if self.twice:
                 opened.enter_context(activation_checkpointing(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
-            options = {"context": encoded.tokens, "transformer_options": {}, **self._conditions(encoded, latents)}
+            chosen = {"optimized_attention_override": attention_with_backward}
+            options = {"context": encoded.tokens, "transformer_options": chosen, **self._conditions(encoded, latents)}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
         nothing = sampling.calculate_denoised(sigma, torch.zeros_like(x), x)
         slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
@@ -214,8 +163,11 @@ class TrainableModel:
         return {"y": self.model.model.encode_adm(**given).to(self.device)}
 
     def bytes(self) -> int:
-        """Return the bytes that the model and its text encoder occupy."""
-        return self.model.model_size() + self.clip.patcher.model_size()
+        """Return the bytes that the model and its text encoder occupy, copies of the encoder's weights included."""
+        self._hold()
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.encoder.state_dict().values()}
+        copied = sum(each.nbytes for each in self.encoder_weights.values() if each.untyped_storage().data_ptr() not in own)
+        return self.model.model_size() + self.clip.patcher.model_size() + copied
 
     def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> MemoryNeed:
         """Return the memory that `step`, which calls `objective` for one image, would save for its backward pass; none can follow.
@@ -230,6 +182,13 @@ class TrainableModel:
             step()
         need.outside.fixed += said.outside.of(1)
         return need
+
+
+@contextlib.contextmanager
+def computing(device: torch.device, precision: torch.dtype) -> Iterator[None]:
+    """Compute in this precision on a device within the context, and tell the host that gradients are needed."""
+    with marked_as_training(), torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        yield
 
 
 @contextlib.contextmanager

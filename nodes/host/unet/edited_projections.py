@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -72,13 +72,13 @@ class Projections:
         missing = max(x.shape[1] - self.named.shape[1], 0)
         return edit.coefficients(x, nn.functional.pad(self.named, (0, 0, 0, missing))[:, : x.shape[1]])
 
-    def _made(self, plain: Callable[[Tensor], Tensor], layer: str, keys: bool, x: Tensor) -> list[Tensor]:
-        """Compute a layer's keys or values of x with each set of edits."""
+    def _made(self, plain: Callable[..., Tensor], layer: str, keys: bool, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Compute a layer's keys or values of x with each set of edits; the host may hand its Linear more than x."""
 
         def project(vectors: Tensor) -> Tensor:
             return plain(vectors.to(x.device, x.dtype))
 
-        output = plain(x)
+        output = plain(x, *args, **kwargs)
         results = [] if self.edits else [output]
         for edit, known in zip(self.edits, self.by, strict=True):
             by = self._coefficients(edit, known, x)
@@ -91,16 +91,16 @@ class Projections:
             self.comparer.compare(layer, keys, output, results)
         return results
 
-    def _forward(self, plain: Callable[[Tensor], Tensor], layer: str, keys: bool) -> Callable[[Tensor], Tensor]:
+    def _forward(self, plain: Callable[..., Tensor], layer: str, keys: bool) -> Callable[..., Tensor]:
         """Return the function that replaces a Linear's own forward, `plain`."""
 
-        def forward(x: Tensor) -> Tensor:
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             kept = self.kept if x is self.encoding else None
             if keys and x is self.encoding:
                 x = self.key_encoding  # under global key-locking, keys read the superclass prompt
             results = None if kept is None else kept.get((layer, keys))
             if results is None:
-                results = self._made(plain, layer, keys, x)
+                results = self._made(plain, layer, keys, x, *args, **kwargs)
                 if kept is not None:
                     kept[layer, keys] = results
             if self.observer is not None:

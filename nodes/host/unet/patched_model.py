@@ -9,6 +9,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.concept import Concept
+from ....perfusion_core.prompts import word_key
 from ....perfusion_core.stack import Stack, combine, with_outputs
 from ..model.families import family_of, layers_of, width_of
 from .attention_recorder import Recorder, SamplingRun
@@ -104,11 +105,11 @@ def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) ->
     before = get_perfusion_state(model) or PerfusionState()
     if not before.stack:
         raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
-    known = [concept.trigger.casefold() for concept in before.stack]
-    if trigger and trigger.casefold() not in known:
+    known = [word_key(concept.trigger) for concept in before.stack]
+    if trigger and word_key(trigger) not in known:
         raise PerfusionError(
             f"This model carries no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}."
         )
-    chosen = [not trigger or each == trigger.casefold() for each in known]
+    chosen = [not trigger or each == word_key(trigger) for each in known]
     changed = (c.with_settings(**settings) if chose else c for c, chose in zip(before.stack, chosen, strict=True))
     return model_with(model, replace(before, stack=tuple(concept for concept in changed if concept.strength > 0)))

@@ -1,0 +1,39 @@
+"""Opens pictures that may be broken or hostile: huge ones are not decoded, and whatever Pillow raises becomes a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from perfusion_core import PerfusionError
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")
+"""Formats that are read, whatever a file is called. Pillow knows others that start programs, as PostScript does."""
+MAX_PIXELS = 64 * 2**20
+"""Maximum width times height of a picture."""
+
+
+@contextmanager
+def opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Open a picture for this context, having read its header alone; `name` identifies it in errors.
+
+    Raises:
+        PerfusionError: it is no picture of `FORMATS`, has more than `MAX_PIXELS` pixels, or cannot be decoded in the context.
+    """
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise PerfusionError(
+                    f"{name} has {width} × {height} pixels, more than the {MAX_PIXELS // 10**6} million that a picture may have; "
+                    "save it smaller."
+                )
+            yield image
+    except PerfusionError:
+        raise
+    except Exception as error:  # Pillow raises errors of about a dozen kinds for broken pictures, of which it documents few
+        raise PerfusionError(f"{name} is no picture that can be opened; take it out, or save it anew.") from error

@@ -1,0 +1,142 @@
+"""Looks at the training side inside the real host: run by test_inside_training.py in the host's own interpreter.
+
+`python -m tests.inside_training COMFYUI CHECKPOINT CONCEPT FOLDER` prints one JSON object of what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.harness import inside
+
+COMFYUI, CHECKPOINT, CONCEPT, FOLDER = map(Path, sys.argv[1:])
+inside.enter_with_pack(COMFYUI)
+
+import comfy.ldm.modules.attention as host_attention  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+host, training, checkpoints, session, folders = (
+    inside.part(name)
+    for name in (
+        "nodes.host",
+        "perfusion_core.training.loop",
+        "nodes.training.checkpoints",
+        "nodes.training.session",
+        "nodes.folders",
+    )
+)
+Concept, PerfusionError = inside.part("perfusion_core.concept").Concept, inside.part("perfusion_core").PerfusionError
+SETTINGS = training.Settings(steps=4, batch=2, micro=2, word_rate=1e-3, output_rate=0.1, seed=1)
+
+
+def main() -> dict:
+    """All that is measured."""
+    with torch.inference_mode():
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
+        concept = Concept.load(CONCEPT)
+        found = {"identities": identities(model, clip, vae)} | unwritable(concept)
+    return found | attention_without_backward(model, clip)
+
+
+def identities(model: Any, clip: Any, vae: Any) -> dict:
+    """Whether each thing that changes what is computed changes the digest, and whether loading changes none."""
+    projection = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
+    layer = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_v.weight"
+    merged_clip, merged, sampling = clip.clone(), model.clone(), ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    for one, name in ((merged_clip.patcher, projection), (merged, layer)):
+        weight = dict(one.model.named_parameters())[name]
+        assert one.add_patches({name: ("diff", (torch.ones(weight.shape),))}, 0.01)
+    deeper = clip.clone()
+    deeper.clip_layer(-2)
+    of = {
+        "clip": lambda: host.identity_of(clip),
+        "merged clip": lambda: host.identity_of(merged_clip),
+        "deeper clip": lambda: host.identity_of(deeper),
+        "model": lambda: host.identity_of_weights(model, vae),
+        "merged model": lambda: host.identity_of_weights(merged, vae),
+        "other objective": lambda: host.identity_of_weights(sampling, vae),
+    }
+    before, same = {name: each() for name, each in of.items()}, []
+    for loaded in ([merged_clip.patcher, merged], [clip.patcher, model]):
+        comfy.model_management.load_models_gpu(loaded)
+        same.append({name: each() for name, each in of.items()} == before)
+    comfy.model_management.unload_all_models()
+    weight = dict(model.model.named_parameters())[layer]
+    kept = weight.clone()
+    weight.mul_(1.01)
+    saved = of["model"]()
+    weight.copy_(kept)
+    return {"different": len({*before.values(), saved}), "same when loaded": same, "restored": of["model"]() == before["model"]}
+
+
+def attention_without_backward(model: Any, clip: Any) -> dict:
+    """Gradients where the host's attention has no backward pass, as --use-sage-attention's has none, against the usual ones."""
+    student = host.TrainableModel(model, clip, torch.float32)
+    latents, masks, seen = torch.randn(2, 2, 4, 8, 8), torch.ones(2, 2, 1, 8, 8), []
+
+    @host_attention.wrap_attn
+    def attention_sage(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(comfy.model_management.in_training)
+        return plain(*(each.detach() if isinstance(each, Tensor) else each for each in args), **kwargs)
+
+    plain, found = host_attention.optimized_attention, {}
+    with host.gradients_enabled():
+        state = training.initial_state(student, "monster", SETTINGS)
+        given = training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, torch.eye(768, dtype=torch.float64), SETTINGS
+        for name, function in (("usual", plain), ("without", attention_sage)):
+            host_attention.optimized_attention = function
+            found[name] = training.gradients(student, state, *given)[0]
+        host_attention.optimized_attention = plain
+    apart = max(float((one - other).norm() / one.norm()) for one, other in zip(found["usual"], found["without"], strict=True))
+    with torch.inference_mode():
+        host_attention.optimized_attention = attention_sage
+        host.predict_from_noise(model, host.conditionings(clip, ("a monster",)), 64, 1, 0)
+        host_attention.optimized_attention = plain
+    return {"attention": {"apart": apart, "in sampling": seen, "left": comfy.model_management.in_training}}
+
+
+def unwritable(concept: Any) -> dict:
+    """Folders that cannot be written: a file lies where the first of the user's should be; then nothing can be written at all."""
+    blocked, room = FOLDER / "a file" / "perfusion", FOLDER / "room"
+    blocked.parent.write_text("")
+    before = folder_paths.get_folder_paths(host.FOLDER)[:]
+    paths = folder_paths.folder_names_and_paths[host.FOLDER][0]
+    paths[:] = [str(blocked), str(room)]
+    found = {"next folder": folders.home() == room}
+    paths[:] = [str(blocked)]
+    warnings: list[str] = []
+    handler = types.SimpleNamespace(level=logging.WARNING, handle=lambda record: warnings.append(record.getMessage()))
+    logging.getLogger("perfusion").addHandler(handler)
+    judged = [
+        replace(concept, trigger=f"<{i}>", training={"held_out_loss": loss, "followed": 0.9})
+        for i, loss in enumerate((0.3, 0.1, 0.2))
+    ]
+    files, state = checkpoints.Checkpoints("0" * 32), types.SimpleNamespace(tensors=lambda: {"losses": torch.zeros(1)}, step=1)
+    found["anew"] = files.resume(state) is state
+    for one in judged:
+        files.keep_best(one)
+    ended = types.SimpleNamespace(
+        schedule=types.SimpleNamespace(judged=True), checkpoints=files, trigger="<new>", so_far=lambda: concept, state=state,
+        settings=SETTINGS, digest="0" * 32, progress=types.SimpleNamespace(portraits=[]),
+    )  # fmt: skip
+    ended._save = types.MethodType(session.TrainingSession._save, ended)
+    session.TrainingSession._stopped(ended)
+    result = session.TrainingSession.result(ended)
+    logging.getLogger("perfusion").removeHandler(handler)
+    files.finish(state)
+    paths[:] = before
+    return found | {"unwritable": {"kept": result.training["held_out_loss"], "trigger": result.trigger, "warnings": warnings}}
+
+
+print(json.dumps(main()))

@@ -1,0 +1,39 @@
+"""The training side inside the real host, as inside_training.py measures it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.setup.bootstrap import CHECKPOINT, Setup
+from tests.measuring import measure
+
+
+@pytest.fixture(scope="module")
+def measured(setup: Setup, base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    concept = base_dir / "models" / "perfusion" / "demo-monster.safetensors"
+    checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
+    return measure(setup.python, "inside_training", setup.comfyui, checkpoint, concept, tmp_path_factory.mktemp("files"))
+
+
+def test_an_identity_covers_what_is_computed_with_whatever_is_loaded(measured: dict) -> None:
+    """A merged or deeper CLIP, a patched or changed UNet and another objective differ, also while one of them is loaded."""
+    assert measured["identities"] == {"different": 7, "same when loaded": [True, True], "restored": True}
+
+
+def test_training_differentiates_whatever_attention_the_server_uses(measured: dict) -> None:
+    """Sampling still uses that attention, and the host is not left in training."""
+    found = measured["attention"]
+    assert found["apart"] < 1e-4 and found["in sampling"] and not any(found["in sampling"]) and not found["left"]
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(measured: dict) -> None:
+    assert measured["next folder"]
+
+
+def test_without_a_folder_to_write_to_the_best_concept_is_kept_under_the_trigger_of_now(measured: dict) -> None:
+    """Two concepts, a checkpoint and the concept so far are not saved, also when the user stops the training."""
+    found = measured["unwritable"]
+    assert measured["anew"] and found["kept"] == 0.1 and found["trigger"] == "<new>"
+    assert len(found["warnings"]) == 4 and all("was not saved" in each and "goes on" in each for each in found["warnings"])
