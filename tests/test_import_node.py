@@ -31,7 +31,7 @@ def taught(server: Server) -> Path:
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, _ = graph.pictures(2)
-    graph.save([graph.train(model, clip, vae, images, steps=2, batch=2, seed=11), 0], "to-import")
+    graph.save([graph.train(model, clip, vae, images, steps=2, batch=2, seed=11, precision="fp32"), 0], "to-import")
     server.run(graph.nodes)
     path = folder(server) / "to-import_00001.safetensors"
     concept = Concept.load(path)

@@ -37,7 +37,7 @@ LEVELS = (0.6, 0.7, 0.8, 0.9)
 OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
-QUICK_WIDGETS: dict[str, object] = {"steps": 80, "batch": 2}
+QUICK_WIDGETS: dict[str, object] = {"steps": 60, "batch": 2}
 """Widgets in which the quick run's trainings differ from the tuned methods."""
 
 
@@ -441,7 +441,7 @@ def quick(out: Path) -> Bench:
     tuned = whole()
     best = {name: tuned.best(name) for name in QUICK}
     recipes = {name: (replace(recipe, widgets=recipe.widgets | QUICK_WIDGETS),) for name, recipe in best.items()}
-    return Bench(Store(out / "fidelity.json"), out, (characters.DEMO,), lambda _: characters.QUICK, recipes, every=2)
+    return Bench(Store(out / "fidelity.json"), out, (characters.DEMO,), lambda _: characters.QUICK, recipes, every=3)
 
 
 def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:

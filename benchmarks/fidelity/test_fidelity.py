@@ -312,17 +312,19 @@ def test_scores_belong_to_a_checkpoint(tmp_path: Path) -> None:
         Store(tmp_path / "scores.json").belongs_to(checkpoints[1])
 
 
-def test_the_quick_run_has_perfusion_in_front_of_textual_inversion(setup: bootstrap.Setup, tmp_path: Path) -> None:
-    """At 90 % of the plain word's text score, the individual is recognised in more of Perfusion's images."""
+def test_the_quick_run_recognises_what_was_taught(setup: bootstrap.Setup, tmp_path: Path) -> None:
+    """By both methods, in images that still follow the prompt, and never with the plain word; a low bias costs the prompt.
+
+    Trainings this short do not tell the methods apart.
+    """
     run = [sys.executable, "-m", "benchmarks.fidelity", "--quick", "--out", str(tmp_path)]
     subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
-    tried = bench.quick(tmp_path)
-    curves = tried.curves()
-    ours, theirs = curves[bench.OURS], curves["Textual Inversion"]
-    plain = curves[bench.WORD_ALONE]
-    whole, _, ahead = lead(ours, theirs, 0.9 * plain.means()[0][0])
-    assert whole > 0 and ahead > 0.5
-    # The training must have had an effect, or there would be nothing to compare.
-    assert ours.means()[1].max() > plain.means()[1][0] + 0.1 and ours.means()[0].max() > 0.7
+    curves = bench.quick(tmp_path).curves()
+    (plain_text,), (plain_design,) = curves[bench.WORD_ALONE].means()
+    for method in bench.QUICK:
+        text, design = curves[method].means()
+        assert design[-1] > plain_design + 0.2 and text[-1] > 0.9 * plain_text, method
+    text, _ = curves[bench.OURS].means()
+    assert text[0] < text[-1] - 0.1
     page = (tmp_path / "fidelity.md").read_text(encoding="utf-8")
     assert "| Textual Inversion |" in page and (tmp_path / "fidelity.png").exists()

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.robustness import hostile
+from benchmarks.robustness import hostile, hostile_pictures
 from perfusion_core import PerfusionError, lora_export, safe_files
 from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance
@@ -186,7 +186,7 @@ def kinds() -> dict[str, Kind]:
     torch.set_num_threads(1)  # a forked process does not have its parent's threads
     concept, measured = hostile.concept(), hostile.estimate()
     (state, _), superclasses = safe_files.parse(hostile.training_state(), Path("state")), ("monster", "robot")
-    picture = b"\xff\xd8\xff" + bytes(8000)
+    picture = hostile_pictures.picture("JPEG", side=256)
 
     def save(folder: Path, version: int) -> None:
         of_version = replace(concept, superclass=superclasses[version], preview=picture)

@@ -544,7 +544,7 @@ def keep_layout_of_a_picture(sheet: Drawing) -> None:
     links = {"positive": word[0], "sigmas": up[0], "latent_image": encoded[0]}
     noise = sheet.add("SamplerCustom", 1170, 320, title="Picture to noise", model=watched[0], cfg=1.0, **links, **fixed)
     kept = sheet.add("PerfusionKeepLayout", 1170, 320, model=model, attention=watched[1], samples=noise[0])
-    ways = (("The picture again", model, word, 1.0), ("The concept in its layout", kept[0], name, 2.0))
+    ways = (("The picture again", model, word, 1.0), ("The concept in its layout", kept[0], name, SAMPLER["cfg"]))
     for title, drawn_by, prompt, cfg in ways:
         links = {"model": drawn_by, "positive": prompt[0], "sigmas": down[0], "latent_image": noise[0]}
         drawn = sheet.add("SamplerCustom", 1540, 320, title=title, cfg=cfg, **links, **fixed)

@@ -8,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor, nn
 
-from .families import encoders_of
+from .families import FAMILIES, encoders_of
 
 SAMPLES, SAMPLE = 4, 64
 """Number of a tensor's samples that a digest covers, and their length in elements."""
@@ -50,7 +50,11 @@ def unpatched(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
     original ones.
     """
     module: nn.Module = patcher.model
+    pooled = {family.pooled for family in FAMILIES.values()}
     for name, weight in module.named_parameters():
+        # Checkpoints lack the projection of a pooled output that no UNet reads: the host leaves in it what was in memory.
+        if ".text_projection." in name and name.split(".")[0] not in pooled:
+            continue
         kept = patcher.backup.get(name)
         yield name, weight if kept is None else kept.weight
 
