@@ -23,7 +23,7 @@ PLACES = ("in a room", "at sunset", "in the city", "in the forest")
 SHOWN = {"monster": 3, "robot": 7, "plant": 11, "blob": 12}
 """Kind -> index in the test split of the individual that the demo's pictures show."""
 SIDE = 256
-LAYOUT_OF = "lucky"
+LAYOUT_OF = "brian"
 """Name of the monster in plain-monster.png."""
 
 
