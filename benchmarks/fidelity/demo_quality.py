@@ -25,6 +25,7 @@ from benchmarks.fidelity.methods import Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
 from benchmarks.lab import RESULTS, draw, open_labs
 from benchmarks.world.judges import left, right
+from demo import make_pictures
 from demo.base import PACKED
 from demo.individuals import NAMES
 from demo.world import SIDE
@@ -34,8 +35,10 @@ from scripts.setup import bootstrap
 
 RECIPE = Recipe(widgets={name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")})
 USE = Use("bias", settings={"temperature": SETTINGS["temperature"]})
-NAMED = 3
+NAMED = 2
 """Number of individuals of each kind that are requested from the base by name."""
+MEASURED: tuple[Concept, ...] = tuple(concept for concept in TEST if which(concept)[1] in (0, make_pictures.SHOWN[concept[1]]))
+"""Of each kind the first individual, and the one that the demo's pictures show."""
 
 
 def plain(concept: Concept) -> Trial:
@@ -126,7 +129,9 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "development"), default="test")
     options = parser.parse_args()
     test = options.split == "test"
-    concepts, store = (TEST, Store(RESULTS / "demo.json")) if test else (DEVELOPMENT, Store(bootstrap.CACHE / "development.json"))
+    concepts, store = (
+        (MEASURED, Store(RESULTS / "demo.json")) if test else (DEVELOPMENT, Store(bootstrap.CACHE / "development.json"))
+    )
     with workshop(store, options.servers) as shop:
         shop.run([*map(plain, concepts), *(named(kind, i) for kind in NAMES for i in range(NAMED)), *map(taught, concepts)])
         both = [found for each in paired(concepts) for found in together(shop, *each)]

@@ -85,8 +85,8 @@ class Use:
 
 WIDGETS: dict[str, dict[str, object]] = {
     PERFUSION: {
-        "steps": 300, "batch": 8, "word_rate": 2e-4, "output_rate": 1.0, "train_bias": 0.75,
-        "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.0, "at_once": 8, "precision": "auto",
+        "steps": 300, "batch": 8, "word_rate": 2e-4, "output_rate": 1.0, "train_bias": 0.4,
+        "train_temperature": 0.15, "lock": "local", "edit_mode": "exact", "flip": 0.0, "at_once": 8, "precision": "auto",
         "preview_every": 0, "min_snr": 5.0,
     },
     LORA: {
@@ -187,7 +187,7 @@ def use(
     return model, clip, TRIGGER
 
 
-DEFAULT_SETTINGS = {"bias": 0.3, "temperature": 0.15, "strength": 1.0}
+DEFAULT_SETTINGS = {"bias": 0.45, "temperature": 0.15, "strength": 1.0}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.world.judge_training import spoil, truth
 from benchmarks.world.judges import AT_ONCE, QUESTIONS, WEIGHTS, WIDTH, Judges, left, right
-from demo.individuals import MOODS, SPLITS, STYLES
-from demo.make_pictures import PLACES, SHOWN, individual
+from demo.individuals import MOODS, NAMES, SPLITS, STYLES
+from demo.make_pictures import LAYOUT_OF, PLACES, SHOWN, individual
 from demo.world import SIDE
 
 PICTURES = Path(__file__).parents[2] / "demo" / "pictures"
@@ -108,7 +108,7 @@ def test_in_other_colours_it_is_far_from_itself(judges: Judges, shown: dict[str,
 def test_other_individuals_are_not_taken_for_it(judges: Judges, shown: dict[str, Tensor]) -> None:
     plain = as_images([Image.open(PICTURES / "plain-monster.png")])
     assert known(judges, plain, "monster") == [False]
-    assert judges.recognised(plain, "monster", "base", 0).tolist() == [True]
+    assert judges.recognised(plain, "monster", "base", NAMES["monster"].index(LAYOUT_OF)).tolist() == [True]
     assert judges.nearness(plain, "monster", "test", SHOWN["monster"]).item() < 0.5
     # Other kinds, some of them with the same features on another body.
     for kind, other in (("monster", "blob"), ("blob", "monster"), ("robot", "plant"), ("plant", "robot")):

@@ -16,11 +16,11 @@ from scripts.setup import bootstrap, steps
 from scripts.setup.bootstrap import CHECKPOINT
 
 WORKFLOWS = bootstrap.ROOT / "workflows"
-TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 2e-4, "output_rate": 1.0, "train_bias": 0.75, "min_snr": 5.0}
+TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 2e-4, "output_rate": 1.0, "train_bias": 0.4, "min_snr": 5.0}
 # No mirrored pictures: all characters of the demo's world face the same way.
-TRAINING |= {"train_temperature": 0.1, "flip": 0.0, "superclass": "monster", "trigger": "<my-monster>"}
+TRAINING |= {"train_temperature": 0.15, "flip": 0.0, "superclass": "monster", "trigger": "<my-monster>"}
 ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<monster-word>"}
-SETTINGS = {"bias": 0.3, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+SETTINGS = {"bias": 0.45, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Widget values, by node class, that make a workflow fast enough for a trial run."""
@@ -29,7 +29,17 @@ SD15 = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
     "LoadImage": {"image": "example.png"},
     "PerfusionConceptInWorkflow": {"data": ""},
-    "PerfusionTrain": {"size": 512, "batch": 8, "steps": 400, "word_rate": 3e-4, "output_rate": 0.03, "min_snr": 0.0, "flip": 0.5},
+    "PerfusionTrain": {
+        "size": 512,
+        "batch": 8,
+        "steps": 400,
+        "word_rate": 3e-4,
+        "output_rate": 0.03,
+        "min_snr": 0.0,
+        "flip": 0.5,
+        "train_bias": 0.75,
+        "train_temperature": 0.1,
+    },
     "PerfusionFindObject": {"size": 512},
     "PerfusionAutoBias": {"size": 512},
     "PerfusionConceptSettings": {"bias": 0.6},
