@@ -19,6 +19,7 @@ from scripts.harness.graphs import Graph, Link, latents
 from scripts.harness.server import GraphError, Server
 
 CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
+BIAS = 0.45
 PROMPT = f"a photo of a {TRIGGER} on the grass"
 
 
@@ -28,7 +29,7 @@ class Bench(Graph):
     def __init__(self, **settings: object) -> None:
         super().__init__()
         self.base, self.clip, self.vae = self.checkpoint()
-        self.model, self.words = self.apply(self.base, self.clip, self.load(CONCEPT, **{"bias": 0.3} | settings))
+        self.model, self.words = self.apply(self.base, self.clip, self.load(CONCEPT, **{"bias": BIAS} | settings))
 
     def locked(self, text: str) -> Link:
         return [self.add("PerfusionTextEncode", clip=self.words, text=text), 0]
@@ -99,7 +100,7 @@ def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
         samples = []
         graph = Bench()
         for strength in (1.0, 0.001):
-            concept = graph.load(CONCEPT, bias=0.3, strength=strength, region=graph.region(x, 32))
+            concept = graph.load(CONCEPT, bias=BIAS, strength=strength, region=graph.region(x, 32))
             model, clip = graph.apply(graph.base, graph.clip, concept)
             samples.append(graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1))
         edited, barely = latents(server, graph, *samples)
@@ -110,7 +111,7 @@ def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
 
 def test_a_region_works_with_locked_prompts_and_areas(server: Server) -> None:
     graph = Bench()
-    model, clip = graph.apply(graph.base, graph.clip, graph.load(CONCEPT, bias=0.3, region=graph.region(0, 64)))
+    model, clip = graph.apply(graph.base, graph.clip, graph.load(CONCEPT, bias=BIAS, region=graph.region(0, 64)))
     locked = [graph.add("PerfusionTextEncode", clip=clip, text=PROMPT), 0]
     right = {"width": 0.5, "height": 1.0, "x": 0.5, "y": 0.0, "strength": 1.0}
     halved = [graph.add("ConditioningSetAreaPercentage", conditioning=locked, **right), 0]
@@ -247,7 +248,7 @@ def test_the_inspector_says_what_gates_do_before_anything_is_sampled(server: Ser
     concept = Concept.load(server.base / "models" / "perfusion" / CONCEPT)
     # At its own word the encoding is close to i*, whose similarity is 1.
     opened = float(report.split("opens to ")[1].split(" ")[0])
-    assert abs(opened - float(gate(torch.tensor(1.0), torch.tensor(0.3), torch.tensor(0.2)))) < 0.05
+    assert abs(opened - float(gate(torch.tensor(1.0), torch.tensor(BIAS), torch.tensor(0.2)))) < 0.05
     assert "In 7 layers the edit changes keys by" in report and "not named" not in report and len(concept.values) == 7
     shares = [float(part.split(" %")[0]) for part in report.split("by ")[1:]]
     assert all(1 < share < 200 for share in shares)
@@ -255,7 +256,7 @@ def test_the_inspector_says_what_gates_do_before_anything_is_sampled(server: Ser
 
 def test_the_inspector_misses_names_and_sees_fights_and_loras(server: Server) -> None:
     graph = Bench()
-    twin = graph.load(CONCEPT, trigger="<twin>", bias=0.3)
+    twin = graph.load(CONCEPT, trigger="<twin>", bias=BIAS)
     model, clip = graph.apply(graph.model, graph.words, twin)
     assert f"{TRIGGER} is applied but not named" in inspected(server, graph, model, graph.text(clip, "a <twin>"))
     report = inspected(server, graph, model, graph.text(clip, f"a {TRIGGER} and a <twin>"))
@@ -269,7 +270,7 @@ def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Se
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     crowd = [f"<twin-{i:02}>" for i in range(32)]
-    loaded = {f"concepts__concept{i}": graph.load(CONCEPT, trigger=trigger, bias=0.3) for i, trigger in enumerate(crowd)}
+    loaded = {f"concepts__concept{i}": graph.load(CONCEPT, trigger=trigger, bias=BIAS) for i, trigger in enumerate(crowd)}
     model, clip = graph.apply(model, clip, [graph.add("PerfusionCombineConcepts", **loaded), 0])
     report = inspected(server, graph, model, graph.text(clip, "a " + ", ".join(crowd)))
     fights = [line for line in report.splitlines() if "also opens at" in line]

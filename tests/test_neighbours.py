@@ -20,6 +20,7 @@ from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import CHECKPOINT
 
 CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
+BIAS = 0.45
 PLAIN, NAMED = "a photo of a monster on the grass", f"a photo of a {TRIGGER} on the grass"
 LORA, CONTROL = "neighbour.safetensors", "neighbour-control.safetensors"
 UNET = "model.diffusion_model."
@@ -128,7 +129,7 @@ PATCHES: dict[str, Patch] = {
 def test_beside_what_patches_the_model(server: Server, name: str) -> None:
     graph, neighbour = Graph(), PATCHES[name]
     model, clip, _ = graph.checkpoint()
-    concept, bare = graph.load(CONCEPT), neighbour(graph, model, clip)
+    concept, bare = graph.load(CONCEPT, bias=BIAS), neighbour(graph, model, clip)
     alone = graph.apply(model, clip, concept)
     after, before = neighbour(graph, *alone), graph.apply(*bare, concept)
 
