@@ -102,11 +102,11 @@ def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
         for strength in (1.0, 0.001):
             concept = graph.load(CONCEPT, bias=BIAS, strength=strength, region=graph.region(x, 32))
             model, clip = graph.apply(graph.base, graph.clip, concept)
-            samples.append(graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1))
+            samples.append(graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1, width=128))
         edited, barely = latents(server, graph, *samples)
         changes[side] = (edited - barely).square().mean((0, 1, 2)).sqrt()
-    assert changes["left"][:4].mean() > 1.5 * changes["left"][4:].mean()
-    assert changes["right"][4:].mean() > 1.5 * changes["right"][:4].mean()
+    assert changes["left"][:8].mean() > 1.5 * changes["left"][8:].mean()
+    assert changes["right"][8:].mean() > 1.5 * changes["right"][:8].mean()
 
 
 def test_a_region_works_with_locked_prompts_and_areas(server: Server) -> None:
