@@ -220,7 +220,8 @@ TABLES = [
                 "`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`",
                 Tried("test_flags.py::test_with_weights_of_eight_bits_a_concept_does_the_same[fp8]"),
                 "The same. Encodings are less alike in eight bits, so that a gate with a high bias opens less: the demo's "
-                "concept acts 0.9 times as strongly as without at a bias of 0.6, and 1.2 times at 0.45. Where a concept fades, lower its bias.",
+                "concept acts 0.9 times as strongly as without at a bias of 0.6, and 1.2 times at 0.45. "
+                "Where a concept fades, lower its bias.",
             ),
             *(
                 (
