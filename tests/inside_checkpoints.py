@@ -62,11 +62,11 @@ def main(work: Path) -> dict:
     def resumed() -> list:
         files = checkpoints.Checkpoints(ONE)
         step = files.resume(state_after(0)).step
-        return [step, bool(files.best())]
+        return [step, bool(files.best)]
 
     first, second = at_the_end(ONE), at_the_end(ONE)
     first.finish(state_after(9))
-    found["best while another ends"] = second.best().training["followed"]
+    found["best while another ends"] = second.best.training["followed"]
     second.finish(state_after(9))
     found["kept"] = listed()
     found["asked for again"] = resumed()

@@ -15,11 +15,12 @@ from PIL import Image
 from demo.world import SIDE
 from perfusion_core.concept import Concept
 from perfusion_core.gated_edit import gate
+from scripts.generate import make_workflows
 from scripts.harness.graphs import Graph, Link, latents
 from scripts.harness.server import GraphError, Server
 
 CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
-BIAS = 0.45
+BIAS = make_workflows.SETTINGS["bias"]
 PROMPT = f"a photo of a {TRIGGER} on the grass"
 
 

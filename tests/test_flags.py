@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.generate import make_workflows
 from scripts.harness.differences import worst
 from scripts.harness.graphs import Graph, latents
 from scripts.harness.server import Server
@@ -18,7 +19,7 @@ from tests.measuring import measure
 
 CONCEPT = "demo-monster.safetensors"
 PLAIN, NAMED = "a photo of a monster on the grass", "a photo of a <demo-monster> on the grass"
-BIAS = 0.45
+BIAS = make_workflows.SETTINGS["bias"]
 ROUNDING = 2e-5
 """What float32's rounding may change in two guided steps, as a share of the largest latent."""
 HALF = 0.03

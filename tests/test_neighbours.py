@@ -14,13 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from scripts.generate import make_workflows
 from scripts.harness.differences import worst
 from scripts.harness.graphs import Graph, Link, latents
 from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import CHECKPOINT
 
 CONCEPT, TRIGGER = "demo-monster.safetensors", "<demo-monster>"
-BIAS = 0.45
+BIAS = make_workflows.SETTINGS["bias"]
 PLAIN, NAMED = "a photo of a monster on the grass", f"a photo of a {TRIGGER} on the grass"
 LORA, CONTROL = "neighbour.safetensors", "neighbour-control.safetensors"
 UNET = "model.diffusion_model."

@@ -21,7 +21,7 @@ import torch
 from benchmarks.fidelity import characters, pairs
 from benchmarks.fidelity.bench import NOTHING
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, Concept, which
-from benchmarks.fidelity.methods import Recipe, Use
+from benchmarks.fidelity.methods import TAUGHT, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
 from benchmarks.lab import RESULTS, draw, open_labs
 from benchmarks.world.judges import left, right
@@ -29,11 +29,11 @@ from demo import make_pictures
 from demo.base import PACKED
 from demo.individuals import NAMES
 from demo.world import SIDE
-from scripts.generate.make_workflows import SETTINGS, TRAINING
+from scripts.generate.make_workflows import SETTINGS
 from scripts.harness.graphs import Graph
 from scripts.setup import bootstrap
 
-RECIPE = Recipe(widgets={name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")})
+RECIPE = Recipe(widgets=TAUGHT)
 USE = Use("bias", settings={"temperature": SETTINGS["temperature"]})
 NAMED = 2
 """Number of individuals of each kind that are requested from the base by name."""

@@ -17,6 +17,7 @@ import torch
 from benchmarks.fidelity.concepts import Concept
 from perfusion_core.prompts import TEMPLATES
 from perfusion_core.training.base_model import processor_has_bfloat16
+from scripts.generate.make_workflows import SETTINGS, TRAINING
 from scripts.harness.graphs import Graph, Link
 
 PERFUSION, LORA = "perfusion", "lora"
@@ -83,11 +84,12 @@ class Use:
         return told
 
 
+TAUGHT: dict[str, object] = {name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")}
+"""The demo's settings of Train Concept, whatever it is taught."""
+
 WIDGETS: dict[str, dict[str, object]] = {
-    PERFUSION: {
-        "steps": 300, "batch": 8, "word_rate": 2e-4, "output_rate": 1.0, "train_bias": 0.4,
-        "train_temperature": 0.15, "lock": "local", "edit_mode": "exact", "flip": 0.0, "at_once": 8, "precision": "auto",
-        "preview_every": 0, "min_snr": 5.0,
+    PERFUSION: TAUGHT | {
+        "batch": 8, "lock": "local", "edit_mode": "exact", "at_once": 8, "precision": "auto", "preview_every": 0,
     },
     LORA: {
         # One picture at a time: Train LoRA evaluates each picture of a batch with all of its captions, also 8 times the work.
@@ -187,7 +189,7 @@ def use(
     return model, clip, TRIGGER
 
 
-DEFAULT_SETTINGS = {"bias": 0.45, "temperature": 0.15, "strength": 1.0}
+DEFAULT_SETTINGS = {name: SETTINGS[name] for name in ("bias", "temperature", "strength")}
 
 
 @dataclass(frozen=True)

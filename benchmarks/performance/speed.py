@@ -31,6 +31,7 @@ from benchmarks.fidelity import plots
 from benchmarks.fidelity.methods import LORA, Recipe, teach
 from benchmarks.fidelity.trials import Store
 from benchmarks.lab import RESULTS
+from benchmarks.memory import resident
 from benchmarks.performance import seeded
 from perfusion_core.quantization import INT8, UINT4
 from scripts.harness import inside
@@ -430,13 +431,6 @@ def repeated(way: Callable[[Tensor], Tensor], x: Tensor, now: Callable[[], float
     for _ in range(times):
         way(x)
     return now() - start
-
-
-def resident(process: int | str = "self", which: str = "VmRSS") -> float:
-    """Return a process's resident memory in MB, or its peak (VmHWM); 0 if the system does not report it."""
-    file = Path(f"/proc/{process}/status")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{which}:")), 0)
 
 
 PARTS = ("projection", "step", "overhead", "applying", "training", "card", "covariance", "files", "scale")

@@ -26,11 +26,11 @@ import safetensors.torch
 import torch
 
 from benchmarks.lab import RESULTS
+from benchmarks.memory import Peak
 from benchmarks.robustness import hostile_pickles as pickles
 from benchmarks.robustness import hostile_pictures as pictures
 from benchmarks.robustness.hostile_pickles import LAYERS, MARK, WIDTH
 from benchmarks.robustness.hostile_pictures import Damage
-from benchmarks.robustness.peak import Peak
 from perfusion_core import PerfusionError, foreign_formats, safe_files
 from perfusion_core.concept import Concept
 from perfusion_core.covariance import Covariance, Estimate

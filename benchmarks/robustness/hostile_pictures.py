@@ -163,15 +163,16 @@ def rows() -> list[dict[str, object]]:
 
 
 @cache
+def folder() -> tempfile.TemporaryDirectory:
+    """Return a folder with one picture; it is kept, and with it the files, until this process ends."""
+    made = tempfile.TemporaryDirectory()
+    (Path(made.name) / "a.png").write_bytes(picture("PNG", "RGBA"))
+    return made
+
+
 def pictures() -> str:
-    """Return the path of a folder with one picture, which stays until this process ends."""
-    folder = tempfile.TemporaryDirectory()
-    (Path(folder.name) / "a.png").write_bytes(picture("PNG", "RGBA"))
-    _KEPT.append(folder)
-    return folder.name
-
-
-_KEPT: list[tempfile.TemporaryDirectory] = []
+    """Return the path of the folder with one picture."""
+    return folder().name
 
 
 def json_table(rng: random.Random, good: bytes) -> bytes:

@@ -55,7 +55,8 @@ class Checkpoints:
         """Set the paths of the files; nothing is read or written."""
         self.path = work_folder() / f"training-{digest}.safetensors"
         self.best_path = work_folder() / f"best-{digest}.safetensors"
-        self._best: Concept | None = None
+        self.best: Concept | None = None
+        """The best concept so far; None if no concept was judged."""
 
     def resume(self, fresh: TrainingState) -> TrainingState:
         """Return the state in the checkpoint, or the fresh one if there is no usable checkpoint with tensors of the same shapes.
@@ -77,7 +78,7 @@ class Checkpoints:
         shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (state, fresh)]
         if shapes[0] != shapes[1]:
             return fresh
-        self._best = best
+        self.best = best
         log.info("Training goes on from step %d.", state.step)
         return state
 
@@ -88,14 +89,10 @@ class Checkpoints:
 
     def keep_best(self, judged: Concept) -> None:
         """Keep a judged concept if it is the first or beats the best one: in memory, and in a file if one can be written."""
-        if self._best is None or judgement_of(judged).beats(judgement_of(self._best)):
-            self._best = judged
+        if self.best is None or judgement_of(judged).beats(judgement_of(self.best)):
+            self.best = judged
             with unless_unwritable("a file of the best concept so far"):
                 judged.save(self.best_path, torch.float32)
-
-    def best(self) -> Concept | None:
-        """Return the best concept so far; None if no concept was judged."""
-        return self._best
 
     def finish(self, state: TrainingState) -> None:
         """Keep the files as those of the training that finished last, because ComfyUI may die before the concept is saved.
@@ -106,8 +103,8 @@ class Checkpoints:
         _ended_here.add(self.path)
 
         def write_files(folder: Path) -> None:
-            if self._best is not None:
-                self._best.save(folder / self.best_path.name, torch.float32)
+            if self.best is not None:
+                self.best.save(folder / self.best_path.name, torch.float32)
             write(folder / self.path.name, state.tensors(), METADATA)
 
         try:

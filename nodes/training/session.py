@@ -114,7 +114,7 @@ class TrainingSession:
         """Return the result of the training: the best concept if concepts are judged, otherwise the current one."""
         if not self.schedule.judged:
             return self.so_far()
-        best = self.checkpoints.best()
+        best = self.checkpoints.best
         if best is None:
             log.warning("There was not enough memory to judge any concept, so that the best is not known; the last one is kept.")
             return self.so_far()

@@ -134,12 +134,11 @@ class TrainableModel:
         @contextlib.contextmanager
         def edited() -> Iterator[None]:
             wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
-            with marked_as_training(), projections.within(self.unet, self.layers), wide:
+            with computing(self.device, self.precision), projections.within(self.unet, self.layers), wide:
                 yield
 
         with contextlib.ExitStack() as opened:
             opened.enter_context(edited())
-            opened.enter_context(computing(self.device, self.precision))
             if self.twice:
                 opened.enter_context(activation_checkpointing(self.unet, self.unet_weights, edited))
             inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())

@@ -1,14 +1,18 @@
-"""The memory that a piece of work takes at its most."""
+"""The memory that a process holds, and the memory that a piece of work takes at its most."""
 
 from __future__ import annotations
 
 import ctypes
-import re
 import resource
 import sys
 from pathlib import Path
 
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+def resident(process: int | str = "self", which: str = "VmRSS") -> float:
+    """Return a process's resident memory in MB, or its peak (VmHWM); 0 if the system does not report it."""
+    file = Path(f"/proc/{process}/status")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{which}:")), 0)
 
 
 class Peak:
@@ -18,7 +22,7 @@ class Peak:
         self.linux = sys.platform == "linux"
         if self.linux:
             ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed but kept would be used again unseen
-            RESET.write_text("5")
+            Path("/proc/self/clear_refs").write_text("5")
         self.before = self._now("VmRSS")
 
     def grown_mb(self) -> float:
@@ -26,6 +30,4 @@ class Peak:
         return max(0.0, self._now("VmHWM") - self.before)
 
     def _now(self, which: str) -> float:
-        if not self.linux:
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return int(re.search(rf"{which}:\s+(\d+)", STATUS.read_text())[1]) / 2**10
+        return resident(which=which) if self.linux else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
