@@ -48,7 +48,16 @@ def open_labs(setup: bootstrap.Setup, base: Path, servers: int = 1) -> Iterator[
 
 
 def draw(
-    graph: Graph, model: Link, positive: Link, negative: Link, vae: Link, seed: int, count: int, side: int = SIDE, wide: int = 0
+    graph: Graph,
+    model: Link,
+    positive: Link,
+    negative: Link,
+    vae: Link,
+    seed: int,
+    count: int,
+    side: int = SIDE,
+    wide: int = 0,
+    cfg: float = SAMPLER["cfg"],
 ) -> tuple[Link, Link]:
     """Add the nodes that sample and decode `count` images, `side` pixels high and `wide` (by default `side`) pixels wide.
 
@@ -57,7 +66,7 @@ def draw(
     """
     empty = graph.add("EmptyLatentImage", width=wide or side, height=side, batch_size=count)
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": [empty, 0]}
-    samples = [graph.add("KSampler", seed=seed, **links, **SAMPLING), 0]
+    samples = [graph.add("KSampler", seed=seed, **links, **SAMPLING | {"cfg": cfg}), 0]
     return samples, [graph.add("VAEDecode", samples=samples, vae=vae), 0]
 
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.fidelity.demo_quality [--servers N] [--split development]
 
-Trains individuals with the settings of `workflows/train_a_concept.json` and generates images with those of `use_concepts.json`. The
-baselines are the plain word, and individuals that the base knows by name, an upper bound that no concept can be expected to exceed.
-Writes `results/demo.md` and its scores, `demo.json`, and measures nothing twice. With `--split development`, on which settings are
-chosen, it only prints.
+Trains individuals with the settings of `workflows/train_a_concept.json` and generates images with those of `use_concepts.json`, and
+pairs with those of `use_two_concepts.json`. The baselines are the plain word, and individuals that the base knows by name, an upper
+bound that no concept can be expected to exceed. Writes `results/demo.md` and its scores, `demo.json`, and measures nothing twice.
+With `--split development`, on which settings are chosen, it only prints.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from demo import make_pictures
 from demo.base import PACKED
 from demo.individuals import NAMES
 from demo.world import SIDE
-from scripts.generate.make_workflows import SETTINGS
+from scripts.generate.make_workflows import SETTINGS, TOGETHER
 from scripts.harness.graphs import Graph
 from scripts.setup import bootstrap
 
@@ -67,10 +67,10 @@ def together(shop: Workshop, one: Concept, two: Concept) -> list[bool]:
     """Generate images with two concepts at the demo's settings; return for each whether both are recognised."""
     lab, graph = shop.lab, Graph()
     files = [shop.taught(taught(concept)) for concept in (one, two)]
-    key = "/".join(["pair", f"{SETTINGS['bias']:g}", *(file.stem for file in files)])
+    key = "/".join(["pair", f"{TOGETHER['bias']:g}", *(file.stem for file in files)])
     if key not in shop.store.kept:
         model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
-        chosen = {name: SETTINGS[name] for name in ("bias", "temperature")}
+        chosen = {name: TOGETHER[name] for name in ("bias", "temperature")}
         loaded = [graph.load(file.name, **chosen) for file in files]
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
         model, clip = graph.apply(model, clip, [stack, 0])

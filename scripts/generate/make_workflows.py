@@ -16,11 +16,13 @@ from scripts.setup import bootstrap, steps
 from scripts.setup.bootstrap import CHECKPOINT
 
 WORKFLOWS = bootstrap.ROOT / "workflows"
-TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 2e-4, "output_rate": 1.0, "train_bias": 0.4, "min_snr": 5.0}
+TRAINING = {"steps": 300, "batch": 4, "size": SIDE, "word_rate": 1e-3, "output_rate": 1.0, "train_bias": 0.4, "min_snr": 5.0}
 # No mirrored pictures: all characters of the demo's world face the same way.
 TRAINING |= {"train_temperature": 0.15, "flip": 0.0, "superclass": "monster", "trigger": "<my-monster>"}
-ALONE = {"steps": 150, "word_rate": 1e-3, "edit_mode": "none", "trigger": "<monster-word>"}
-SETTINGS = {"bias": 0.45, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+ALONE = {"steps": 150, "word_rate": 3e-3, "edit_mode": "none", "trigger": "<monster-word>"}
+SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
+TOGETHER = SETTINGS | {"bias": 0.55}
+"""The settings of each of two concepts in one image. A higher bias keeps each at its own word."""
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Widget values, by node class, that make a workflow fast enough for a trial run."""
@@ -48,7 +50,7 @@ SD15 = {
 }
 """Widget values, by node class, that replace the demo base's settings for an SD1.5 checkpoint."""
 SD15_ALONE = {"steps": 1000, "word_rate": 1e-3}
-SAMPLER = {"seed": 1, "steps": 10, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
+SAMPLER = {"seed": 1, "steps": 10, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
 
 
 def main() -> int:
@@ -625,7 +627,7 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
         title = ("First concept", "Second concept")[i]
         loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, title, concept_name=name)
         own = {"region": regions[i][0]} if regions else {}
-        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **SETTINGS | own))
+        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **TOGETHER | own))
     both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=both[0])
     return base, applied[0], applied[1]
