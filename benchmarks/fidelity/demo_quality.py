@@ -3,9 +3,9 @@
     python -m benchmarks.fidelity.demo_quality [--servers N] [--split development]
 
 Trains individuals with the settings of `workflows/train_a_concept.json` and generates images with those of `use_concepts.json`, and
-pairs with those of `use_two_concepts.json`. The baselines are the plain word, and individuals that the base knows by name, an upper
-bound that no concept can be expected to exceed. Writes `results/demo.md` and its scores, `demo.json`, and measures nothing twice.
-With `--split development`, on which settings are chosen, it only prints.
+pairs with those of `two_places.json` and `use_two_concepts.json`. The baselines are the plain word, and individuals that the base
+knows by name, an upper bound that no concept can be expected to exceed. Writes `results/demo.md` and its scores, `demo.json`, and
+measures nothing twice. With `--split development`, on which settings are chosen, it only prints.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.fidelity.bench import NOTHING
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, Concept, which
 from benchmarks.fidelity.methods import TAUGHT, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
-from benchmarks.lab import RESULTS, draw, open_labs
+from benchmarks.lab import RESULTS, draw, half, open_labs
 from benchmarks.world.judges import left, right
 from demo import make_pictures
 from demo.base import PACKED
@@ -63,15 +63,20 @@ def scores(store: Store, trials: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([each.design.mean() for each in found]), np.array([each.text.mean() for each in found])
 
 
-def together(shop: Workshop, one: Concept, two: Concept) -> list[bool]:
-    """Generate images with two concepts at the demo's settings; return for each whether both are recognised."""
+def together(shop: Workshop, one: Concept, two: Concept, regions: bool) -> list[bool]:
+    """Generate images with two concepts, as `two_places.json` does with `regions` and `use_two_concepts.json` without.
+
+    Returns:
+        For each image, whether both are recognised.
+    """
     lab, graph = shop.lab, Graph()
     files = [shop.taught(taught(concept)) for concept in (one, two)]
-    key = "/".join(["pair", f"{TOGETHER['bias']:g}", *(file.stem for file in files)])
+    chosen = {name: (SETTINGS if regions else TOGETHER)[name] for name in ("bias", "temperature")}
+    key = "/".join(["regions" if regions else "pair", f"{chosen['bias']:g}", *(file.stem for file in files)])
     if key not in shop.store.kept:
         model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
-        chosen = {name: TOGETHER[name] for name in ("bias", "temperature")}
-        loaded = [graph.load(file.name, **chosen) for file in files]
+        places = [{"region": half(graph, x)} if regions else {} for x in (0, SIDE)]
+        loaded = [graph.load(file.name, **chosen, **place) for file, place in zip(files, places, strict=True)]
         stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
         model, clip = graph.apply(model, clip, [stack, 0])
         negative, words = graph.text(clip, ""), " and a ".join(f"<{file.stem}>" for file in files)
@@ -84,7 +89,7 @@ def together(shop: Workshop, one: Concept, two: Concept) -> list[bool]:
     return shop.store.kept[key]["both"]
 
 
-def page(store: Store, concepts: tuple[Concept, ...], both: list[bool]) -> list[str]:
+def page(store: Store, concepts: tuple[Concept, ...], placed: list[bool], free: list[bool]) -> list[str]:
     """Return the page's lines: the table and a summary."""
     known = [named(kind, i) for kind in NAMES for i in range(NAMED)]
     (ours, text), (_, word), (line, said) = (
@@ -109,7 +114,8 @@ def page(store: Store, concepts: tuple[Concept, ...], both: list[bool]) -> list[
         f"{text.mean() / word.mean():.2f} times the plain word's.",
         "",
         f"Two concepts taught apart, in one picture, in {len(pairs.PLACES)} places: both recognised in "
-        f"{100 * np.mean(both):.0f} % of {len(both)} pictures.",
+        f"{100 * np.mean(placed):.0f} % of {len(placed)} pictures where each has a region, and in {100 * np.mean(free):.0f} % "
+        f"without regions, at a bias of {TOGETHER['bias']:g}.",
     ]
 
 
@@ -134,13 +140,15 @@ def main() -> None:
     )
     with workshop(store, options.servers) as shop:
         shop.run([*map(plain, concepts), *(named(kind, i) for kind in NAMES for i in range(NAMED)), *map(taught, concepts)])
-        both = [found for each in paired(concepts) for found in together(shop, *each)]
+        placed, free = (
+            [found for each in paired(concepts) for found in together(shop, *each, regions)] for regions in (True, False)
+        )
     lines = [
         "# The demo's settings",
         "",
         "Written by `python -m benchmarks.fidelity.demo_quality`.",
         "",
-        *page(store, concepts, both),
+        *page(store, concepts, placed, free),
         "",
     ]
     print("\n".join(lines))

@@ -144,14 +144,13 @@ def inspect_gates(press: Press) -> Image.Image:
 
 
 def two_places(press: Press) -> Image.Image:
-    """Two concepts with their regions, and the plain words, for four seeds."""
+    """Two concepts with their regions and without, and the plain words, for two seeds."""
+    concepts, plain = "a <demo-monster> and a <demo-robot> on the grass", "a monster and a robot on the grass"
     rows = []
-    for words in ("a <demo-monster> and a <demo-robot> on the grass", "a monster and a robot on the grass"):
-        drawn = []
-        for seed in (1, 2, 3, 4):
-            drawn += press.run("two_places", "SaveImage", changes={("KSampler", "seed"): seed, ("Prompt", "text"): words})
-        rows += [drawn[:2], drawn[2:]]
-    return sheet(rows, ["above: the two concepts, each with its region; below: the plain words, same seeds"])
+    for workflow, words in (("two_places", concepts), ("use_two_concepts", concepts), ("two_places", plain)):
+        changes = [{("KSampler", "seed"): seed, ("Prompt", "text"): words} for seed in (1, 2)]
+        rows.append([press.run(workflow, "SaveImage", changes=each)[0] for each in changes])
+    return sheet(rows, ["two concepts, each with its region; without regions; the plain words, same seeds"])
 
 
 def keep_layout(press: Press) -> Image.Image:

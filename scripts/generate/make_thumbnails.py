@@ -34,8 +34,6 @@ def on_contact_sheet(column: int, row: int, picture: int = 0, wide: int = 1) -> 
 
 PLACES = [on_contact_sheet(2, row) for row in range(4)]
 """The concept in four places."""
-BOTH = [on_contact_sheet(0, len(demo_job.PROMPTS), picture, 2) for picture in range(2)]
-"""Two concepts in one image."""
 CUT: dict[str, tuple[str, list[Box]]] = {
     "compare_settings": ("compare_settings", [(0, 0, 644, 644)]),
     "export_a_concept": ("export_a_concept", SQUARE),
@@ -51,9 +49,9 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "share_a_workflow": ("contact_sheet", PLACES),
     "train_a_concept": ("train_without_painting", cells((0, 0), (1, 0), (2, 0), (3, 0))),
     "train_without_painting": ("train_without_painting", SQUARE),
-    "two_places": ("two_places", cells((0, 0), (0, 2), wide=2 * SIDE)),
+    "two_places": ("two_places", cells((0, 0), (1, 0), wide=2 * SIDE)),
     "use_concepts": ("contact_sheet", PLACES),
-    "use_two_concepts": ("contact_sheet", BOTH),
+    "use_two_concepts": ("two_places", cells((0, 1), (1, 1), wide=2 * SIDE)),
 }
 """Maps a workflow to its picture and the boxes shown: one square, up to four in two rows, or two that are twice as wide as high."""
 

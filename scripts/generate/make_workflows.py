@@ -22,7 +22,7 @@ TRAINING |= {"train_temperature": 0.15, "flip": 0.0, "superclass": "monster", "t
 ALONE = {"steps": 150, "word_rate": 3e-3, "edit_mode": "none", "trigger": "<monster-word>"}
 SETTINGS = {"bias": 0.4, "temperature": 0.15, "strength": 1.0, "trigger": ""}
 TOGETHER = SETTINGS | {"bias": 0.55}
-"""The settings of each of two concepts in one image. A higher bias keeps each at its own word."""
+"""The settings of each of two concepts in one image without regions. A higher bias keeps each at its own word."""
 MONSTER, ROBOT = "demo-monster.safetensors", "demo-robot.safetensors"
 SHORT = {"PerfusionTrain": {"steps": 2, "batch": 1}, "KSampler": {"steps": 2}, "PerfusionSweep": {"steps": 1}}
 """Widget values, by node class, that make a workflow fast enough for a trial run."""
@@ -626,8 +626,8 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
     for i, name in enumerate((MONSTER, ROBOT)):
         title = ("First concept", "Second concept")[i]
         loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, title, concept_name=name)
-        own = {"region": regions[i][0]} if regions else {}
-        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **TOGETHER | own))
+        own = SETTINGS | {"region": regions[i][0]} if regions else TOGETHER
+        chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **own))
     both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=both[0])
     return base, applied[0], applied[1]

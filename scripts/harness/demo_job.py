@@ -143,8 +143,8 @@ def generate(server: Server, concept: Path) -> list[Row]:
 
 
 def pair(server: Server, concept: Path) -> Row:
-    """Generate images with two concepts: the one that was just trained and one that ships with the demo."""
-    info, workflow = server.object_info(), read("use_two_concepts")
+    """Generate images with two concepts, each in its region: the one that was just trained and one that ships with the demo."""
+    info, workflow = server.object_info(), read("two_places")
     set_widget(workflow, "First concept", LOAD_WIDGET, concept.name, info)
     set_widget(workflow, POSITIVE, "text", BOTH, info)
     steps.say(f"  {BOTH}")
