@@ -95,7 +95,10 @@ def test_locked_prompts_stand_beside_plain_ones_and_pass_through_conditioning_no
 
 
 def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
-    """After one step, what the edit changes against strength 0.001 lies in its half: the layers' reach blurs it a little."""
+    """What the edit changes against strength 0.001 lies in its half.
+
+    The layers reach across the picture, least where there is little noise; so this is one step from there.
+    """
     changes = {}
     for side, x in (("left", 0), ("right", 32)):
         samples = []
@@ -104,6 +107,7 @@ def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
             concept = graph.load(CONCEPT, bias=BIAS, strength=strength, region=graph.region(x, 32))
             model, clip = graph.apply(graph.base, graph.clip, concept)
             samples.append(graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1, width=128))
+            graph.nodes[samples[-1][0]]["inputs"]["denoise"] = 0.4
         edited, barely = latents(server, graph, *samples)
         changes[side] = (edited - barely).square().mean((0, 1, 2)).sqrt()
     assert changes["left"][:8].mean() > 1.5 * changes["left"][8:].mean()

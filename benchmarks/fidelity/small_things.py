@@ -28,7 +28,7 @@ from benchmarks.lab import RESULTS, Lab
 from benchmarks.world.judges import left
 from demo import make_pictures
 from demo.individuals import STYLES
-from scripts.generate.make_workflows import TRAINING
+from scripts.generate.make_workflows import ALONE, TRAINING
 from scripts.setup import bootstrap
 
 UNKNOWN: tuple[Concept, ...] = tuple((f"development-{i}", kind) for i, kind in enumerate(STYLES))
@@ -54,18 +54,20 @@ def rates(word: float, output: float) -> Change:
 
 ROWS = (
     Row("the base's own names", None, KNOWN),
-    Row("concepts of individuals that the base knows by name", Change(), KNOWN),
     Row("the demo's settings", Change()),
+    *(Row(f"bias {bias:g} in use", Change(values=(bias,))) for bias in (0.3, 0.5)),
+    *(Row(f"temperature {t:g} in use", Change(use={"settings": {"temperature": t}})) for t in (0.1, 0.2)),
+    Row("the word alone", Change({"edit_mode": "none", "word_rate": ALONE["word_rate"]})),
+    Row("the paper's gates", Change({"train_bias": 0.75, "train_temperature": 0.1}, values=(0.6,))),
+    Row("concepts of individuals that the base knows by name", Change(), KNOWN),
+    Row("a fifth of the word's rate", rates(0.2, 1)),
     Row("the gate fully open, in training and in use", Change({"train_bias": 0.0}, values=(0.0,))),
     Row("keys trained too", Change({"lock": "trained"})),
-    Row("three times the steps", Change({"steps": 3 * TRAINING["steps"]})),
-    Row("twice the rates", rates(2, 2)),
-    Row("half the rates", rates(0.5, 0.5)),
-    Row("five times the word's rate", rates(5, 1)),
-    Row("no min-SNR", Change({"min_snr": 0.0})),
+    Row("three times the word's rate", rates(3, 1)),
     Row("no masks", Change(recipe={"masks": NO_MASK})),
-    *(Row(f"bias {bias:g} in use", Change(values=(bias,))) for bias in (0.2, 0.6)),
-    *(Row(f"temperature {t:g} in use", Change(use={"settings": {"temperature": t}})) for t in (0.1, 0.3)),
+    Row("no min-SNR", Change({"min_snr": 0.0})),
+    Row("twice the steps", Change({"steps": 2 * TRAINING["steps"]})),
+    Row("half the outputs' rate", rates(1, 0.5)),
 )
 
 
