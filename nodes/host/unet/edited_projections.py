@@ -42,7 +42,7 @@ class Projections:
     ) -> None:
         """Compute the coefficients of an encoding [B, N, d], once for all layers.
 
-        For `named`, `locked` and `locks` see `applied.EXTRA_MODEL_INPUTS`.
+        For `named`, `locked` and `locks` see `perfusion_state.EXTRA_MODEL_INPUTS`.
         """
         self.edits, self.encoding, self.named, self.locked = edits, encoding, named, locked
         self.observer: Observer | None = None
