@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perfusion_core import PerfusionError
+from perfusion_core.printable import printable
 from perfusion_core.safe_files import read_bytes, shown
 from perfusion_fleet.pictures import opened
 
@@ -62,7 +63,7 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
     rows = list(in_folder(path) if path.is_dir() else in_table(path))
     if not rows:
         raise PerfusionError(
-            f"There is no concept in {printable(path)}; give a folder with a sub-folder of pictures for each, or a .csv or .json "
+            f"There is no concept in {brief(path)}; give a folder with a sub-folder of pictures for each, or a .csv or .json "
             "table."
         )
     jobs, faults, base = [], [], path if path.is_dir() else path.parent
@@ -83,12 +84,12 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
 def named(row: Mapping[str, object]) -> str:
     """Return a row's name for use in a message; empty if it has none."""
     name = row.get("name", "")
-    return printable(name if isinstance(name, str | int | float) else "?", 64)
+    return brief(name if isinstance(name, str | int | float) else "?", 64)
 
 
-def printable(text: object, most: int = 200) -> str:
+def brief(text: object, most: int = 200) -> str:
     """Return a text for use in a message: on one line, without what would steer a console, with at most `most` characters."""
-    return "".join(each if each.isprintable() else "?" for each in str(text)[:most])
+    return printable(str(text)[:most])
 
 
 def in_folder(path: Path) -> Iterator[dict[str, object]]:
@@ -108,7 +109,7 @@ def told_in(folder: Path) -> dict[str, object]:
     path = folder / TOLD
     told = parsed(path) if path.exists() else {}
     if not isinstance(told, dict):
-        raise PerfusionError(f'{printable(path)} should hold one JSON object of columns, such as {{"superclass": "teddy"}}.')
+        raise PerfusionError(f'{brief(path)} should hold one JSON object of columns, such as {{"superclass": "teddy"}}.')
     return told
 
 
@@ -119,9 +120,9 @@ def in_table(path: Path) -> Iterator[dict[str, object]]:
     elif path.suffix.lower() == ".json":
         rows = parsed(path)
     else:
-        raise PerfusionError(f"Concepts come in a folder or in a .csv or .json table; {printable(path)} is none of them.")
+        raise PerfusionError(f"Concepts come in a folder or in a .csv or .json table; {brief(path)} is none of them.")
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise PerfusionError(f"{printable(path)} should hold a JSON list of objects, one for each concept.")
+        raise PerfusionError(f"{brief(path)} should hold a JSON list of objects, one for each concept.")
     if len(rows) > MAX_CONCEPTS:
         raise too_many(path)
     for row in rows:
@@ -135,7 +136,7 @@ def in_csv(path: Path) -> Iterator[dict[str, str]]:
         columns = next(lines, [])
         if len(columns) > MAX_COLUMNS:
             raise PerfusionError(
-                f"{printable(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have."
+                f"{brief(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have."
             )
         for i, line in enumerate(filter(None, lines)):
             if i == MAX_CONCEPTS:
@@ -158,12 +159,12 @@ def parsed(path: Path) -> object:
 
 def too_many(path: Path) -> PerfusionError:
     """Return the error for a table of more concepts than are trained at once."""
-    return PerfusionError(f"{printable(path)} has more than {MAX_CONCEPTS} concepts; make several tables of it.")
+    return PerfusionError(f"{brief(path)} has more than {MAX_CONCEPTS} concepts; make several tables of it.")
 
 
 def unreadable(path: Path, error: Exception) -> PerfusionError:
     """Return the error for a file that cannot be read."""
-    return PerfusionError(f"{printable(path)} cannot be read: {error}.")
+    return PerfusionError(f"{brief(path)} cannot be read: {error}.")
 
 
 def job_of(row: Mapping[str, object], base: Path) -> Job:
@@ -171,7 +172,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
     for column, value in row.items():
         came = NO_VALUES.get(type(value)) or (HALF.search(f"{column}{value}") and "half of a character")
         if came:
-            raise PerfusionError(f"{printable(column, 80)} should be a text or a number; {came} came.")
+            raise PerfusionError(f"{brief(column, 80)} should be a text or a number; {came} came.")
     text = {name: str(row.get(name, "")).strip() for name in OWN}
     if not NAME.fullmatch(text["name"]):
         raise PerfusionError("a concept's name is of letters, digits, - and _, and at most 64 of them; give it another one.")
@@ -179,7 +180,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
         folder = (base / (text["pictures"] or text["name"])).resolve()
         pictures = [file for file in images(folder) if not file.stem.endswith(MASK)]
         if not pictures:
-            raise PerfusionError(f"there is no picture in {printable(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
+            raise PerfusionError(f"there is no picture in {brief(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
         for picture in pictures:
             check(picture)
         masks = () if text["masks"] == NO_MASKS else masks_of(pictures, base / text["masks"] if text["masks"] else folder)
