@@ -63,8 +63,7 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
     rows = list(in_folder(path) if path.is_dir() else in_table(path))
     if not rows:
         raise PerfusionError(
-            f"There is no concept in {brief(path)}; give a folder with a sub-folder of pictures for each, or a .csv or .json "
-            "table."
+            f"There is no concept in {brief(path)}; give a folder with a sub-folder of pictures for each, or a .csv or .json table."
         )
     jobs, faults, base = [], [], path if path.is_dir() else path.parent
     for row in rows:
@@ -135,9 +134,7 @@ def in_csv(path: Path) -> Iterator[dict[str, str]]:
         lines = csv.reader(read_bytes(path, MAX_BYTES).decode("utf-8-sig").splitlines())
         columns = next(lines, [])
         if len(columns) > MAX_COLUMNS:
-            raise PerfusionError(
-                f"{brief(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have."
-            )
+            raise PerfusionError(f"{brief(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have.")
         for i, line in enumerate(filter(None, lines)):
             if i == MAX_CONCEPTS:
                 raise too_many(path)
