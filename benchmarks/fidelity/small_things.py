@@ -92,7 +92,7 @@ def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
 def measure(shop: Workshop, one: Trial) -> dict[str, float]:
     """Measure a trial unless it was measured before; return its scores, and keep the images for the sheet."""
     key = one.key(one.values[0])
-    if key not in shop.store.kept or not drawn_to(one).exists():
+    if not is_kept(shop.store, one):
         (drawn,) = shop.draw(one, one.values)
         alone = torch.cat([left(images) for images in drawn])
         known = shop.lab.judges.recognised(alone, one.concept[1], *which(one.concept))
@@ -102,6 +102,11 @@ def measure(shop: Workshop, one: Trial) -> dict[str, float]:
         drawn_to(one).parent.mkdir(exist_ok=True)
         torch.save([drawn[i][0] for i in SHOWN], drawn_to(one))
     return shop.store.kept[key]
+
+
+def is_kept(store: Store, one: Trial) -> bool:
+    """Return whether a trial's scores and images are kept."""
+    return one.key(one.values[0]) in store.kept and drawn_to(one).exists()
 
 
 def drawn_to(one: Trial) -> Path:
@@ -145,15 +150,16 @@ def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
 def main() -> None:
     """Measure row by row, then write the page and the sheet."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other row after so long")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="after so long, only rows that were measured before")
     options = parser.parse_args()
     store, until = Store(RESULTS / "small_things.json"), time.time() + 60 * options.minutes
     scores, pictures = {}, {}
     with workshop(store) as shop:
         for row in ROWS:
-            if scores and time.time() > until:
-                break
-            scores[row.name] = [measure(shop, trial(row, concept)) for concept in row.concepts]
+            trials = [trial(row, concept) for concept in row.concepts]
+            if time.time() > until and not all(is_kept(store, each) for each in trials):
+                continue
+            scores[row.name] = [measure(shop, each) for each in trials]
             pictures[row.name.replace(", ", ",\n")] = shown(shop, row)
             print(row.name, scores[row.name], flush=True)
         plots.sheet(pictures, list(STYLES), RESULTS / SHEET)
