@@ -88,7 +88,7 @@ def named(row: Mapping[str, object]) -> str:
 
 def brief(text: object, most: int = 200) -> str:
     """Return a text for use in a message: on one line, without what would steer a console, with at most `most` characters."""
-    return printable(str(text)[:most])
+    return printable(str(text)[:most])[:most]
 
 
 def in_folder(path: Path) -> Iterator[dict[str, object]]:

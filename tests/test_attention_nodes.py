@@ -106,8 +106,7 @@ def test_a_region_confines_the_edit_to_its_side(server: Server) -> None:
         for strength in (1.0, 0.001):
             concept = graph.load(CONCEPT, bias=BIAS, strength=strength, region=graph.region(x, 32))
             model, clip = graph.apply(graph.base, graph.clip, concept)
-            samples.append(graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1, width=128))
-            graph.nodes[samples[-1][0]]["inputs"]["denoise"] = 0.4
+            samples.append(graph.sample(model, graph.text(clip, PROMPT), graph.text(clip, ""), steps=1, width=128, denoise=0.4))
         edited, barely = latents(server, graph, *samples)
         changes[side] = (edited - barely).square().mean((0, 1, 2)).sqrt()
     assert changes["left"][:8].mean() > 1.5 * changes["left"][8:].mean()
@@ -275,8 +274,8 @@ def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Se
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     crowd = [f"<twin-{i:02}>" for i in range(32)]
-    loaded = {f"concepts__concept{i}": graph.load(CONCEPT, trigger=trigger, bias=BIAS) for i, trigger in enumerate(crowd)}
-    model, clip = graph.apply(model, clip, [graph.add("PerfusionCombineConcepts", **loaded), 0])
+    loaded = [graph.load(CONCEPT, trigger=trigger, bias=BIAS) for trigger in crowd]
+    model, clip = graph.apply(model, clip, graph.combine(*loaded))
     report = inspected(server, graph, model, graph.text(clip, "a " + ", ".join(crowd)))
     fights = [line for line in report.splitlines() if "also opens at" in line]
     assert "not named" not in report and report.count("its gate opens to") == 32

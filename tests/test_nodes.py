@@ -471,8 +471,7 @@ def test_applying_twice_is_applying_the_combined(server: Server, strong: str, tr
     samples = []
     for first, second in ((one, two), (two, one)):
         chained = graph.apply(*graph.apply(model, clip, first), second)
-        stack = graph.add("PerfusionCombineConcepts", concepts__concept0=first, concepts__concept1=second)
-        for m, c in (chained, graph.apply(model, clip, [stack, 0])):
+        for m, c in (chained, graph.apply(model, clip, graph.combine(first, second))):
             samples.append(graph.sample(m, graph.text(c, "a <one> and a <two>"), graph.text(c, "")))
     found = latents(server, graph, *samples)
     for other in found[1:]:
@@ -506,8 +505,8 @@ def exported(server: Server, concepts: list[tuple[str, dict]], prefix: str, what
     model, clip, _ = graph.checkpoint()
     if lora:
         model, clip = with_lora(graph, model, clip, lora)
-    loaded = {f"concepts__concept{i}": graph.load(name, **settings) for i, (name, settings) in enumerate(concepts)}
-    concept = [graph.add("PerfusionCombineConcepts", **loaded), 0] if len(concepts) > 1 else loaded["concepts__concept0"]
+    loaded = [graph.load(name, **settings) for name, settings in concepts]
+    concept = graph.combine(*loaded) if len(loaded) > 1 else loaded[0]
     export = graph.add("PerfusionExport", model=model, clip=clip, concept=concept, filename_prefix=prefix, what=what)
     shown = graph.add("PreviewAny", source=[export, 0])
     outputs = server.run(graph.nodes)["outputs"]
@@ -563,7 +562,7 @@ def test_the_stock_loader_draws_the_static_edit(server: Server, strong: str, sec
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     one, two = graph.load(strong), graph.load(second, bias=0.5, strength=0.8)
-    stack = [graph.add("PerfusionCombineConcepts", concepts__concept0=one, concepts__concept1=two), 0]
+    stack = graph.combine(one, two)
     pair = "embedding:pair_00001_my-monster", "embedding:pair_00001_second-one"
     samples = []
     for concept, lora, triggers, words in (
@@ -673,9 +672,8 @@ def test_words_alone_stand_beside_concepts(server: Server, alone: str, strong: s
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     word, concept = graph.load(alone), graph.load(strong)
-    stack = graph.add("PerfusionCombineConcepts", concepts__concept0=concept, concepts__concept1=word)
     both = [
-        graph.apply(model, clip, [stack, 0]),
+        graph.apply(model, clip, graph.combine(concept, word)),
         graph.apply(*graph.apply(model, clip, word), concept),
         graph.apply(*graph.apply(model, clip, concept), word),
     ]
@@ -793,8 +791,7 @@ def test_two_concepts_with_one_trigger_are_refused(server: Server, strong: str, 
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     one, two = graph.load(strong), graph.load(trained[0].name)
-    stack = graph.add("PerfusionCombineConcepts", concepts__concept0=one, concepts__concept1=two)
-    m, c = graph.apply(model, clip, [stack, 0])
+    m, c = graph.apply(model, clip, graph.combine(one, two))
     graph.add("SaveLatent", samples=graph.sample(m, graph.text(c, "a"), graph.text(c, "")), filename_prefix="refused")
     refused(server, graph, TRIGGER, "trigger word")
 

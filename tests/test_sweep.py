@@ -47,10 +47,6 @@ def compare(graph: Graph, model: Link, vae: Link, positive: Link, negative: Link
     return graph.add("PerfusionSweep", model=model, vae=vae, positive=positive, negative=negative, **inputs | widgets)
 
 
-def combined(graph: Graph, *concepts: Link) -> Link:
-    return [graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": c for i, c in enumerate(concepts)}), 0]
-
-
 def same(server: Server, graph: Graph, vae: Link, pictures: Link, samples: list[Link]) -> None:
     """The batch's pictures are those that the host decodes from the samples, bit for bit, and no two of them are one.
 
@@ -74,7 +70,7 @@ def test_each_picture_is_what_ksampler_gives_with_these_settings(server: Server,
     model = [graph.add("UNetCrossAttentionMultiply", model=model, q=1.1, k=0.9, v=1.2, out=0.8), 0]
 
     def patched(concept: Link) -> tuple[Link, Link, Link]:
-        m, c = graph.apply(model, clip, combined(graph, concept, graph.load(pair[1])))
+        m, c = graph.apply(model, clip, graph.combine(concept, graph.load(pair[1])))
         m = [graph.add("RescaleCFG", model=m, multiplier=0.5), 0]
         return m, graph.text(c, PROMPT), graph.text(c, "")
 
@@ -92,14 +88,14 @@ def test_strength_0_is_the_model_without_the_concept(server: Server, pair: tuple
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     one, other = graph.load(pair[0]), graph.load(pair[1], bias=0.3)
-    m, c = graph.apply(model, clip, combined(graph, one, other), mode)
+    m, c = graph.apply(model, clip, graph.combine(one, other), mode)
     prompts = graph.text(c, PROMPT), graph.text(c, "")
     strengths = {"across": "strength", "values": "0 0.5"}
     alone = compare(graph, m, vae, *prompts, trigger=TRIGGER, **strengths)
     both = compare(graph, m, vae, *prompts, **strengths)
     without = graph.apply(model, clip, other, mode)[0]
     half = [graph.load(pair[0], bias=0.2, strength=0.5), graph.load(pair[1], bias=0.2, strength=0.5)]
-    half_one, half_both = (graph.apply(model, clip, combined(graph, half[0], each), mode)[0] for each in (other, half[1]))
+    half_one, half_both = (graph.apply(model, clip, graph.combine(half[0], each), mode)[0] for each in (other, half[1]))
     joined = [graph.add("ImageBatch", image1=[alone, 1], image2=[both, 1]), 0]
     same(server, graph, vae, joined, [graph.sample(x, *prompts, steps=2) for x in (without, half_one, model, half_both)])
 

@@ -71,14 +71,13 @@ def together(shop: Workshop, one: Concept, two: Concept, regions: bool) -> list[
     """
     lab, graph = shop.lab, Graph()
     files = [shop.taught(taught(concept)) for concept in (one, two)]
-    chosen = {name: (SETTINGS if regions else TOGETHER)[name] for name in ("bias", "temperature")}
+    chosen = SETTINGS if regions else TOGETHER
     key = "/".join(["regions" if regions else "pair", f"{chosen['bias']:g}", *(file.stem for file in files)])
     if key not in shop.store.kept:
         model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
         places = [{"region": half(graph, x)} if regions else {} for x in (0, SIDE)]
-        loaded = [graph.load(file.name, **chosen, **place) for file, place in zip(files, places, strict=True)]
-        stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
-        model, clip = graph.apply(model, clip, [stack, 0])
+        loaded = [graph.load(file.name, **chosen | place) for file, place in zip(files, places, strict=True)]
+        model, clip = graph.apply(model, clip, graph.combine(*loaded))
         negative, words = graph.text(clip, ""), " and a ".join(f"<{file.stem}>" for file in files)
         prompts = [graph.text(clip, f"a photo of a {words} {place}") for place in pairs.PLACES]
         links = [draw(graph, model, each, negative, vae, 9000 + i, SEEDS, SIDE, 2 * SIDE)[1] for i, each in enumerate(prompts)]

@@ -66,7 +66,7 @@ class Use:
             "" for none.
         mode: Edit mode.
         lock: "local" or "global" key-locking.
-        settings: Differences from DEFAULT_SETTINGS.
+        settings: Differences from the demo's SETTINGS.
         bits: Bits of each number in the concept's file: 32, or 8 or 4 if it is quantized before it is used.
     """
 
@@ -181,15 +181,12 @@ def use(
         loaded = graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=value)
         return [loaded, 0], clip, f"{RARE} {word}"
     dial = {how.dial: value} if how.dial not in ("", FOLLOWED) else {}
-    concept = graph.load(str(file), **{**DEFAULT_SETTINGS, "trigger": TRIGGER, **how.settings, **dial})
+    concept = graph.load(str(file), **{**SETTINGS, "trigger": TRIGGER, **how.settings, **dial})
     if how.dial == FOLLOWED:
         asked = {"prompt": prompt.format(TRIGGER), "followed": value, "size": side, "seed": 0, "edit_mode": how.mode}
         concept = [graph.add("PerfusionAutoBias", model=model, clip=clip, concept=concept, **asked), 0]
     model, clip = graph.apply(model, clip, concept, how.mode)
     return model, clip, TRIGGER
-
-
-DEFAULT_SETTINGS = {name: SETTINGS[name] for name in ("bias", "temperature", "strength")}
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,7 @@ def ready(graph: Graph, shop: Workshop, pair: Pair, lab: Lab, model: Link, clip:
         return model, clip, [f"{RARE} {kind}" for kind in kinds]
     way = WAYS[pair.way]
     loaded = [graph.load(file.name, **settings(graph, shop, file, shop.bed.side * i, way)) for i, file in enumerate(files)]
-    stack = graph.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": link for i, link in enumerate(loaded)})
-    return *graph.apply(model, clip, [stack, 0], way if way in MODES else EXACT), [f"<{file.stem}>" for file in files]
+    return *graph.apply(model, clip, graph.combine(*loaded), way if way in MODES else EXACT), [f"<{file.stem}>" for file in files]
 
 
 def settings(graph: Graph, shop: Workshop, file: Path, x: int, way: str) -> dict[str, object]:

@@ -46,11 +46,8 @@ def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     loaded = [graph.load(name) for name in concepts]
-    if len(loaded) > 1:
-        joined = {f"concepts__concept{i}": one for i, one in enumerate(loaded)}
-        loaded = [[graph.add("PerfusionCombineConcepts", **joined), 0]]
     if loaded:
-        model, clip = graph.apply(model, clip, loaded[0])
+        model, clip = graph.apply(model, clip, graph.combine(*loaded) if len(loaded) > 1 else loaded[0])
     text = "a <demo-monster> and a <demo-robot>" if concepts else "a monster and a robot"
     return graph, graph.sample(model, graph.text(clip, text), graph.text(clip, ""), steps=steps, seed=seed)
 
@@ -93,8 +90,7 @@ def mistake(seed: int) -> Graph:
         graph.nodes[train]["inputs"]["masks"] = [graph.add("SolidMask", value=0.0, width=64, height=64), 0]
     else:
         graph = Graph()
-        both = {f"concepts__concept{i}": graph.load(name) for i, name in enumerate((MONSTER, ROBOT))}
-        graph.save([graph.add("PerfusionCombineConcepts", **both), 0], "never")
+        graph.save(graph.combine(graph.load(MONSTER), graph.load(ROBOT)), "never")
     return graph
 
 

@@ -23,13 +23,12 @@ def cells(*places: tuple[int, int], wide: int = SIDE) -> list[Box]:
 SQUARE = cells((0, 0), (1, 0), (0, 1), (1, 1))
 
 
-def on_contact_sheet(column: int, row: int, picture: int = 0, wide: int = 1) -> Box:
-    """Return the box of a picture that is `wide` squares wide, in a group of the sheet by `demo_job.contact_sheet`."""
+def on_contact_sheet(column: int, row: int) -> Box:
+    """Return the box of the first picture of a group on the sheet by `demo_job.contact_sheet`."""
     group = demo_job.EACH * 2 * demo_job.TALL + 2 * demo_job.MARGIN
-    across = wide * demo_job.TALL
-    x = demo_job.LABEL_WIDTH + column * group + picture * (across + demo_job.MARGIN // 2)
+    x = demo_job.LABEL_WIDTH + column * group
     y = demo_job.TALL + 2 * demo_job.MARGIN + 2 * demo_job.HEADER + row * (demo_job.TALL + demo_job.MARGIN)
-    return x, y, x + across, y + demo_job.TALL
+    return x, y, x + demo_job.TALL, y + demo_job.TALL
 
 
 PLACES = [on_contact_sheet(2, row) for row in range(4)]

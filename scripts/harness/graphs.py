@@ -68,6 +68,10 @@ class Graph:
             concept = [self.add("PerfusionConceptSettings", concept=concept, **given), 0]
         return concept
 
+    def combine(self, *concepts: Link) -> Link:
+        """Put several concepts together."""
+        return [self.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": each for i, each in enumerate(concepts)}), 0]
+
     def apply(self, model: Link, clip: Link, concept: Link, mode: str = "exact") -> tuple[Link, Link]:
         """Apply concepts."""
         key = self.add("PerfusionApply", model=model, clip=clip, concept=concept, edit_mode=mode)
@@ -78,13 +82,21 @@ class Graph:
         return [self.add("CLIPTextEncode", clip=clip, text=text), 0]
 
     def sample(
-        self, model: Link, positive: Link, negative: Link, steps: int = 3, cfg: float = 3.0, seed: int = 1, width: int = 64
+        self,
+        model: Link,
+        positive: Link,
+        negative: Link,
+        steps: int = 3,
+        cfg: float = 3.0,
+        seed: int = 1,
+        width: int = 64,
+        denoise: float = 1.0,
     ) -> Link:
         """Sample a latent 64 pixels high and `width` pixels wide with the host's KSampler; an image of two things takes 128."""
         empty = self.add("EmptyLatentImage", width=width, height=64, batch_size=1)
         key = self.add(
             "KSampler", model=model, positive=positive, negative=negative, latent_image=[empty, 0], seed=seed, steps=steps, cfg=cfg,
-            sampler_name="euler", scheduler="normal", denoise=1.0,
+            sampler_name="euler", scheduler="normal", denoise=denoise,
         )  # fmt: skip
         return [key, 0]
 
