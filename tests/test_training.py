@@ -29,7 +29,7 @@ from perfusion_core.training.loop import (
     train,
 )
 from perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
-from perfusion_core.training.state import TrainingState
+from perfusion_core.training.state import TrainingState, inference_gate
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -631,6 +631,24 @@ def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
             torch.testing.assert_close(got, wanted)
             locked = painter.to_k[layer] @ state.superclass_encoding
             assert torch.allclose(got, locked, atol=1e-3) == (lock == LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("trained", "used"),
+    [
+        ((0.75, 0.1), (0.6, 0.15)),
+        ((0.4, 0.15), (0.4, 0.15)),
+        ((0.3, 0.1), (0.3, 0.1)),
+        ((0.6, 0.1), (0.48, 0.15)),
+        ((0.0, 0.1), (0.0, 0.15)),
+    ],
+)
+def test_a_concept_has_the_papers_gate_unless_that_opens_at_unrelated_tokens(
+    trained: tuple[float, float], used: tuple[float, float]
+) -> None:
+    assert inference_gate(*trained) == pytest.approx(used)
+    opened = [1 / (1 + math.exp(bias / temperature)) for bias, temperature in (trained, inference_gate(*trained))]
+    assert opened[1] - opened[0] <= 0.05
 
 
 def test_the_edit_of_training_is_the_edit_of_the_settings(inverse: Tensor) -> None:

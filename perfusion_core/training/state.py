@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -16,6 +17,23 @@ from .settings import Settings
 
 LOSSES = 25
 """Number of last steps over which a concept's recorded loss is averaged; all steps if there are fewer."""
+
+OPENED = 0.05
+"""How much further a concept's gate may open at similarity 0 than in training."""
+
+
+def inference_gate(bias: float, temperature: float) -> tuple[float, float]:
+    """Return the bias and temperature that a concept taught with these has by itself.
+
+    The paper's ratios of inference to training: bias 0.6 to 0.75, temperature 0.15 to 0.1. They keep the training's own where the
+    paper's would open the gate at unrelated tokens as well, among them the padding: a concept would then colour whole pictures.
+    """
+
+    def at_zero(bias: float, temperature: float) -> float:
+        return 1 / (1 + math.exp(min(bias / temperature, 700)))
+
+    loosened = round(0.8 * bias, 6), round(1.5 * temperature, 6)
+    return loosened if at_zero(*loosened) - at_zero(bias, temperature) <= OPENED else (bias, temperature)
 
 
 @dataclass
@@ -100,6 +118,7 @@ class TrainingState:
         told = {k: v for k, v in asdict(settings).items() if k not in ("micro", "ema")}
         last = self.losses[-LOSSES:]
         loss = {"loss": round(sum(last) / len(last), 6)} if last else {}
+        bias, temperature = inference_gate(settings.bias, settings.temperature)
         return Concept(
             trigger=trigger,
             superclass=superclass,
@@ -110,8 +129,7 @@ class TrainingState:
             superclass_encoding=self.superclass_encoding.cpu().clone(),
             values=own(self.values),
             keys=own(self.keys),
-            # The paper's ratios of inference to training: bias 0.6 to 0.75, temperature 0.15 to 0.1.
-            bias=round(0.8 * settings.bias, 6),
-            temperature=round(1.5 * settings.temperature, 6),
+            bias=bias,
+            temperature=temperature,
             training=told | {"steps": self.step} | loss,
         )
