@@ -79,7 +79,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "Concept files of few bits": Ablation(
         "Half and a third of the size of half precision.",
-        {"float32": Change(), "8 bit": Change(use={"bits": 8}), "4 bit": Change(use={"bits": 4})},
+        {"16 bit": Change(), "8 bit": Change(use={"bits": 8}), "4 bit": Change(use={"bits": 4})},
     ),
     "Gradient through the target input": Ablation(
         "Without it each step takes the place of the edit for fixed, though it follows the word.",

@@ -1,13 +1,15 @@
 """Measure fidelity to the training pictures and to the prompt, for this method, other methods, and ablations of this method.
 
     python -m benchmarks.fidelity [PART ...] [--minutes N] [--servers N]
+    python -m benchmarks.fidelity --again METHOD INDIVIDUAL KIND
     python -m benchmarks.fidelity --quick [--out DIR]
     python -m benchmarks.fidelity --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
 
 Trains concepts and generates images in a real server, lets judges score the images, and writes tables and plots into `results/`.
 All scores are kept in a JSON file there and nothing is measured twice: it can be interrupted at any time (or stops after
 `--minutes`) and resumes where it was. It trains some hundreds of concepts, which takes a day on two cores. Settings are chosen on
-the development concepts; reported numbers are measured on the test concepts. `--quick` takes a minute or two: the demo's concept
+the development concepts; reported numbers are measured on the test concepts. `--again` measures one concept by one method anew,
+without the kept scores and trainings, and prints both: at most ten minutes. `--quick` takes a minute or two: the demo's concept
 from its committed pictures, two methods, few images. With `--checkpoint`, it measures a user's own checkpoint and pictures instead
 (see `real`).
 """
@@ -15,6 +17,7 @@ from its committed pictures, two methods, few images. With `--checkpoint`, it me
 from __future__ import annotations
 
 import argparse
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -22,19 +25,23 @@ from pathlib import Path
 
 from benchmarks.fidelity import characters, concepts, pairs, plots, real, sheet
 from benchmarks.fidelity.ablations import ABLATIONS, Ablation
-from benchmarks.fidelity.concepts import TEST, Concept
+from benchmarks.fidelity.concepts import MEASURED, Concept
 from benchmarks.fidelity.fronts import Curve, cells, lead, mean_lead, rows
 from benchmarks.fidelity.lengths import Lengths
-from benchmarks.fidelity.methods import LORA, METHODS, Method, Recipe, Use
-from benchmarks.fidelity.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop
+from benchmarks.fidelity.methods import METHODS, PERFUSION, Method, Recipe, Use
+from benchmarks.fidelity.trials import PARTS as SCORES
+from benchmarks.fidelity.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop, bytes_key
 from benchmarks.lab import RESULTS, Lab, open_labs
 from demo.base import PACKED
+from demo.individuals import NAMES
 from scripts.setup import bootstrap
 
 TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 """Text scores at which fronts are compared, as shares of the plain word's text score."""
-OURS, WORD_ALONE = "Perfusion", "plain word, nothing taught"
+OURS, WORD_ALONE, BY_NAME = "Perfusion", "plain word, nothing taught", "the base's own names"
+NAMED = 2
+"""Number of individuals of each kind that are asked for by the name that the base knows."""
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
 QUICK_WIDGETS: dict[str, object] = {"steps": 60, "batch": 2}
@@ -53,6 +60,8 @@ class Bench:
     """Maps each method to the recipes among which it is tuned."""
     every: int = 1
     """Only one in `every` values of a dial is measured."""
+    known: bool = False
+    """Whether individuals that the base knows by name are measured as well."""
 
     def trials(self, method: Method, recipe: Recipe | None, concepts: Iterable[Concept]) -> list[Trial]:
         """Return one trial for each concept."""
@@ -98,7 +107,7 @@ class Bench:
             "gradients, so that each picture has its own caption. All compute in bfloat16 where the machine is fast in it, else in "
             "float32.",
             "",
-            "| method | differs in | best value | text | design | harmonic mean | taken |",
+            "| method | differs in | best value | text | likeness | harmonic mean | taken |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *lines,
         ]
@@ -110,10 +119,14 @@ class Bench:
         found = {WORD_ALONE: self.trials(NOTHING, None, self.concepts)}
         return found | {name: self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
 
+    def by_name(self) -> list[Trial]:
+        """Return the trials of individuals that the base knows by name; empty outside of the demo's world."""
+        return [named(kind, i) for i in range(NAMED) for kind in NAMES] if self.known else []
+
     def fidelity_trials(self) -> list[Trial]:
-        """Return the trials of `tuned`, ordered by concept, so that all methods progress alike."""
+        """Return the trials of `tuned` and `by_name`, ordered by concept, so that all methods progress alike."""
         plain, *each = self.tuned().values()
-        return plain + quickest_first([trial for turn in zip(*each, strict=True) for trial in turn])
+        return plain + self.by_name() + quickest_first([trial for turn in zip(*each, strict=True) for trial in turn])
 
     def curves(self) -> dict[str, Curve]:
         """Return the curves of all methods that were measured on all concepts."""
@@ -133,22 +146,51 @@ class Bench:
         plots.pareto(curves, f"{len(self.concepts)} concepts", self.out / "fidelity.png")
         lines = [
             f"{len(self.concepts)} concepts, {len(self.prompts(self.concepts[0]))} prompts, {SEEDS} seeds; in brackets 95 % "
-            "bootstrap intervals over concepts and seeds.",
+            "bootstrap intervals over concepts and seeds. Recognised: nearest to that individual among 240 of its kind. Likeness: "
+            "the mean of that and of the share of the individual's features that are there. Text: the share of what the prompt "
+            "says, the kind included.",
             "",
-            "![Design over text, a line for each method](fidelity.png)",
+            "![Likeness over text, a line for each method](fidelity.png)",
             "",
-            "| method | dial | text | design | harmonic mean |",
+            *self.summary(curves),
+            "",
+            "All values of all dials:",
+            "",
+            "| method | dial | text | likeness | harmonic mean |",
             "| --- | --- | --- | --- | --- |",
             *rows(curves),
         ]
         lines += ["", *self.leads(curves)] if OURS in curves and WORD_ALONE in curves else []
-        return lines + self.beside(curves) + self.elsewhere()
+        again = f'`python -m benchmarks.fidelity --again "{OURS}" {" ".join(self.concepts[0])}`'
+        row = f"One row, measured anew in at most ten minutes: {again}." if self.known else ""
+        return [*lines, *self.beside(curves), *self.elsewhere(), "", row]
+
+    def summary(self, curves: Mapping[str, Curve]) -> list[str]:
+        """Return the table of all methods at the best value of their dials."""
+        lines, trials = [], self.tuned()
+        known = Curve.of(self.store, self.by_name()) if self.by_name() else None
+        for name, curve in [*curves.items(), *([(BY_NAME, known)] if known else [])]:
+            i, (text, likeness) = curve.best(), curve.means()
+            size = self.store.kept.get(bytes_key(trials[name][0]) if name in trials else "")
+            low, high = curve.harmonic_interval(i)
+            columns = [
+                name, f"{curve.values[i]:g}", f"{size['bytes'] / 1000:,.0f} kB" if size else "", f"{curve.identity[i].mean():.2f}",
+                f"{likeness[i]:.2f}", f"{text[i]:.2f}", f"{curve.harmonic()[i]:.2f} ({low:.2f}–{high:.2f})",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(columns)} |")
+        return [
+            "At the best value of each dial:",
+            "",
+            "| method | dial | file | recognised | likeness | text | harmonic mean |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *lines,
+        ]
 
     def elsewhere(self) -> list[str]:
         """Return links to the pages whose measurements explain these numbers."""
         pages = {
             "base.md": "How well the base itself follows prompts",
-            "reach.md": "How near any change of cross-attention alone comes, and one of all else",
+            "small_things.md": "What carries an individual's small things",
         }
         told = [f"{what}: [{name}]({name})." for name, what in pages.items() if (self.out / name).exists()]
         return ["", " ".join(told)] if told else []
@@ -164,7 +206,7 @@ class Bench:
             parts = [
                 scores[i][:, [other == there for there in beside]].mean()
                 for other in (False, True)
-                for scores in (curve.text, curve.design)
+                for scores in (curve.text, curve.likeness)
             ]
             lines.append(f"| {name} | {curve.values[i]:g} | {' | '.join(f'{part:.2f}' for part in parts)} |")
         return [
@@ -172,7 +214,7 @@ class Bench:
             "At the best value of each dial, in prompts for the concept alone and in those for another character beside it, where "
             "the picture is twice as wide:",
             "",
-            "| method | dial | alone: text | design | beside another: text | design |",
+            "| method | dial | alone: text | likeness | beside another: text | likeness |",
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
         ]
@@ -181,7 +223,7 @@ class Bench:
         """Return the table of Perfusion's lead over each baseline at equal text scores."""
         levels = self.levels()
         lines = [
-            "How much more design Perfusion has at the same text score (a share of the plain word's), with its interval, and the "
+            "How much more likeness Perfusion has at the same text score (a share of the plain word's), with its interval, and the "
             "share of resamples in which it is in front. – : one of the two does not come to this text score.",
             "",
             f"| against | {' | '.join(f'{share:.0%} of its text ({level:.2f})' for share, level in levels.items())} |",
@@ -228,9 +270,9 @@ class Bench:
             return []
         return [
             "The same prompts with the plain word in the concept's place, while the concept is applied: text should be as with "
-            f"nothing taught, and the concept's design should not show. Measured on {count_of(curves)} concepts.",
+            f"nothing taught, and the concept's likeness should not show. Measured on {count_of(curves)} concepts.",
             "",
-            "| method | dial | text | design |",
+            "| method | dial | text | likeness |",
             "| --- | --- | --- | --- |",
             *(f"| {name} | {cells(curve, 0)} |" for name, curve in curves.items()),
         ]
@@ -262,7 +304,7 @@ class Bench:
         if not told:
             return []
         return [
-            "Perfusion as tuned, and with one thing changed. *Lead*: how much more design it has than the first of its group at "
+            "Perfusion as tuned, and with one thing changed. *Lead*: how much more likeness it has than the first of its group at "
             f"the same text score, mean over {', '.join(f'{level:.0%}' for level in LEVELS)} of the plain word's, as far as both "
             "come, or – where they come to none; with its 95 % interval.",
             "",
@@ -306,7 +348,7 @@ class Bench:
             "",
             f"{ABLATIONS[name].expected} Measured on {count_of(curves)} concepts.",
             "",
-            "| variant | best value | text | design | harmonic mean | lead |",
+            "| variant | best value | text | likeness | harmonic mean | lead |",
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
             "",
@@ -346,15 +388,22 @@ def compared(curve: Curve, first: Curve, levels: list[float]) -> tuple[str, str]
 
 def count_of(curves: Mapping[str, Curve]) -> int:
     """Return the number of concepts that curves are over."""
-    return next(iter(curves.values())).design.shape[1]
+    return next(iter(curves.values())).likeness.shape[1]
 
 
 NOTHING = Method(Use(""), (0.0,), ())
 
 
+def named(kind: str, index: int) -> Trial:
+    """Return the trial of an individual that the base knows, by its name in the prompts of a concept."""
+    concept = (f"base-{index}", kind)
+    asked = tuple(replace(each, text=each.text.format(NAMES[kind][index])) for each in characters.prompts(concept))
+    return Trial(concept, None, NOTHING.use, NOTHING.values, asked)
+
+
 def quickest_first(trials: list[Trial]) -> list[Trial]:
-    """Sort trials of Train LoRA to the end, because they take several times as long."""
-    return sorted(trials, key=lambda trial: trial.recipe is not None and trial.recipe.teacher == LORA)
+    """Sort trials of other trainers than Train Concept to the end, because they take several times as long."""
+    return sorted(trials, key=lambda trial: trial.recipe is not None and trial.recipe.teacher != PERFUSION)
 
 
 Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]]]
@@ -381,12 +430,47 @@ PARTS: dict[str, Part] = {
 def report(bench: Bench, parts: Iterable[str]) -> None:
     """Write the page with everything measured so far."""
     page = ["# Fidelity", "", "Written by `python -m benchmarks.fidelity`.", ""]
-    for title, _, lines in (PARTS[name] for name in parts):
+    for name in parts:
+        title, _, lines = PARTS[name]
         told = lines(bench)
         if told:
-            page += [f"## {title}", "", *told, ""]
+            page += [f"## {title}", "", *told, "", *took(bench.store, name)]
     bench.out.mkdir(parents=True, exist_ok=True)
     (bench.out / "fidelity.md").write_text("\n".join(page), encoding="utf-8")
+
+
+def took(store: Store, name: str) -> list[str]:
+    """Return the page's lines on the time that a part took, and the commit that measured it last; empty if that is unknown."""
+    found = store.kept.get(f"took/{name}")
+    if not found:
+        return []
+    return [f"*{found['seconds'] / 60:.0f} minutes in all, last at commit {found['commit']}; trainings have seed 0.*", ""]
+
+
+def timed(store: Store, name: str, measured: Callable[[], bool]) -> bool:
+    """Measure a part, and add the time to that which it took before, if anything was measured; return its result."""
+    start, before = time.time(), len(store.kept)
+    done = measured()
+    if len(store.kept) > before:
+        spent = store.kept.get(f"took/{name}", {}).get("seconds", 0) + time.time() - start
+        git = ["git", "rev-parse", "--short", "HEAD"]
+        head = subprocess.run(git, cwd=bootstrap.ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        store.keep({f"took/{name}": {"seconds": round(spent), "commit": head or "unknown"}})
+    return done
+
+
+def again(name: str, concept: Concept) -> None:
+    """Measure one concept by one method anew, in an empty folder, and print both scores."""
+    concepts.check_packages()
+    kept, setup = whole(), bootstrap.locate()
+    (trial,) = kept.trials(METHODS[name], kept.best(name), [concept])
+    with open_labs(setup, bootstrap.fresh_base(setup, "again"), 1) as labs:
+        store = Store(labs[0].server.base / "scores.json")
+        Workshop(labs, characters.CharacterBed(labs[0].judges), store).run([trial])
+    for value in trial.values:
+        for told, scores in (("kept", kept.store.get(trial, value)), ("anew", store.get(trial, value))):
+            means = {part: round(float(getattr(scores, part).mean()), 3) for part in SCORES} if scores else "not measured"
+            print(f"{name}, {' '.join(concept)}, dial {value:g}, {told}: {means}")
 
 
 def main() -> None:
@@ -397,8 +481,12 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=1, help="so many side by side; on processors that is faster than one")
     parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: a minute or two")
     parser.add_argument("--out", type=Path, help="where --quick's results go, or those for one's own pictures")
+    parser.add_argument("--again", nargs=3, metavar=("METHOD", "INDIVIDUAL", "KIND"), help="one concept by one method, anew")
     real.add_arguments(parser)
     arguments = parser.parse_args()
+    if arguments.again:
+        again(arguments.again[0], tuple(arguments.again[1:]))
+        return
     setup = bootstrap.locate()
     bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
     checkpoint = arguments.checkpoint or setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
@@ -410,7 +498,7 @@ def main() -> None:
     with open_labs(setup, base, arguments.servers) as labs:
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
-            done = PARTS[name][1](bench, shop)
+            done = timed(bench.store, name, lambda name=name: PARTS[name][1](bench, shop))
             report(bench, PARTS)
             if not done:
                 print(f"{name} is not finished yet; run this again to go on")
@@ -433,7 +521,7 @@ def of_the_world(arguments: argparse.Namespace) -> Plan:
 def whole() -> Bench:
     """Return the full benchmark: the test concepts and all methods with all their candidates."""
     candidates = {name: method.candidates for name, method in METHODS.items()}
-    return Bench(Store(RESULTS / "fidelity.json"), RESULTS, TEST, characters.prompts, candidates)
+    return Bench(Store(RESULTS / "fidelity.json"), RESULTS, MEASURED, characters.prompts, candidates, known=True)
 
 
 def quick(out: Path) -> Bench:

@@ -64,14 +64,26 @@ class CharacterBed:
         return names
 
     def judge(self, trial: Trial, drawn: list[Tensor]) -> Scores:
-        """Score whether the concept is recognised (design) and the share of the prompt's elements, its kind included (text)."""
+        """Score images by the individual's judges.
+
+        Likeness is the mean of identity and `details`; text is the share of the prompt's elements, its kind included.
+        """
         split, number = concepts.which(trial.concept)
-        kind, design, text = trial.concept[1], [], []
+        kind, likeness, text, identity = trial.concept[1], [], [], []
         for prompt, images in zip(trial.prompts, drawn, strict=True):
             squares = [left(images), right(images)] if prompt.wide else [images]
-            design.append(self.judges.recognised(squares[0], kind, split, number).float())
+            identity.append(self.judges.recognised(squares[0], kind, split, number).float())
+            likeness.append((identity[-1] + self.details(trial.concept, squares[0])) / 2)
             text.append(self.there(prompt, kind, squares))
-        return Scores(torch.stack(design).numpy(), torch.stack(text).numpy())
+        return Scores(*(torch.stack(part).numpy() for part in (likeness, text, identity)))
+
+    def details(self, concept: Concept, images: Tensor) -> Tensor:
+        """Return the share of the individual's features, both of its colours included, that each image shows, [B]."""
+        one = make_pictures.individual(concept[1], *concepts.which(concept))
+        looks = {part: one.said(part) for part, variant in one.parts if not variant or one.said(part)}
+        looks |= {"colour": one.colours[0], "second": one.colours[1]}
+        found = self.judges.say_all(images, tuple(looks))
+        return torch.tensor([[best == answer for best in found[part].best()] for part, answer in looks.items()]).float().mean(0)
 
     def there(self, prompt: Prompt, kind: str, squares: list[Tensor]) -> Tensor:
         """Return the share of a prompt's elements that the images show, [B]; the place must be right in both halves."""

@@ -22,6 +22,10 @@ Concept = tuple[str, str]
 DEVELOPMENT: tuple[Concept, ...] = tuple((f"development-{i}", kind) for kind in STYLES for i in range(5))
 TEST: tuple[Concept, ...] = tuple((f"test-{i}", kind) for kind in STYLES for i in sorted({0, 1, 2, make_pictures.SHOWN[kind]}))
 """The first three individuals of each kind, and the one that the demo's pictures show."""
+MEASURED: tuple[Concept, ...] = tuple(
+    (f"test-{i}", kind) for i, kind in sorted((i, kind) for kind, shown in make_pictures.SHOWN.items() for i in (0, shown))
+)
+"""The first individual of each kind, then those that the demo's pictures show: what is measured unless more are asked for."""
 MODULES = ("dicebear", "dicebear_styles", "resvg_py")
 PACKAGES = "dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py"
 """The packages that contain MODULES."""

@@ -13,19 +13,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from benchmarks.fidelity import characters, pairs
-from benchmarks.fidelity.bench import NOTHING
-from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, Concept, which
+from benchmarks.fidelity.bench import NAMED, NOTHING, named
+from benchmarks.fidelity.concepts import DEVELOPMENT, MEASURED, Concept, which
 from benchmarks.fidelity.methods import TAUGHT, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
 from benchmarks.lab import RESULTS, draw, half, open_labs
 from benchmarks.world.judges import left, right
-from demo import make_pictures
 from demo.base import PACKED
 from demo.individuals import NAMES
 from demo.world import SIDE
@@ -35,10 +33,6 @@ from scripts.setup import bootstrap
 
 RECIPE = Recipe(widgets=TAUGHT)
 USE = Use("bias", settings={"temperature": SETTINGS["temperature"]})
-NAMED = 2
-"""Number of individuals of each kind that are requested from the base by name."""
-MEASURED: tuple[Concept, ...] = tuple(concept for concept in TEST if which(concept)[1] in (0, make_pictures.SHOWN[concept[1]]))
-"""Of each kind the first individual, and the one that the demo's pictures show."""
 
 
 def plain(concept: Concept) -> Trial:
@@ -51,16 +45,10 @@ def taught(concept: Concept) -> Trial:
     return Trial(concept, RECIPE, USE, (SETTINGS["bias"],), characters.prompts(concept))
 
 
-def named(kind: str, index: int) -> Trial:
-    """Return the trial of an individual that the base knows, by its name in the same prompts."""
-    trial = plain((f"base-{index}", kind))
-    return replace(trial, prompts=tuple(replace(each, text=each.text.format(NAMES[kind][index])) for each in trial.prompts))
-
-
 def scores(store: Store, trials: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
     """Return for each trial the share of images in which the individual is recognised, and the mean text score."""
     found = [store.get(trial, trial.values[0]) for trial in trials]
-    return np.array([each.design.mean() for each in found]), np.array([each.text.mean() for each in found])
+    return np.array([each.identity.mean() for each in found]), np.array([each.text.mean() for each in found])
 
 
 def together(shop: Workshop, one: Concept, two: Concept, regions: bool) -> list[bool]:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.fidelity.trials import Store, Trial
+from benchmarks.fidelity.trials import PARTS, Store, Trial
 
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)
@@ -20,9 +20,11 @@ class Curve:
     """Scores of a method over its dial's V values, for C concepts, P prompts and S seeds."""
 
     values: tuple[float, ...]
-    design: np.ndarray
+    likeness: np.ndarray
     """[V, C, P, S]."""
     text: np.ndarray
+    """[V, C, P, S]."""
+    identity: np.ndarray
     """[V, C, P, S]."""
 
     @classmethod
@@ -31,46 +33,50 @@ class Curve:
         found = [[store.get(trial, value) for trial in trials] for value in trials[0].values]
         if any(scores is None for row in found for scores in row):
             return None
-        design, text = (np.array([[getattr(scores, name) for scores in row] for row in found]) for name in ("design", "text"))
-        return cls(trials[0].values, design, text)
+        return cls(trials[0].values, *(np.array([[getattr(scores, name) for scores in row] for row in found]) for name in PARTS))
 
     def means(self, concepts: np.ndarray | None = None, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean text and design at each value, [V] each, over the given concepts and seeds (indices) or over all."""
+        """Return mean text and likeness at each value, [V] each, over the given concepts and seeds (indices) or over all."""
         drawn = []
-        for scores in (self.text, self.design):
+        for scores in (self.text, self.likeness):
             chosen = scores if concepts is None else scores[:, concepts]
             drawn.append((chosen if seeds is None else chosen[..., seeds]).mean((1, 2, 3)))
         return drawn[0], drawn[1]
 
     def harmonic(self) -> np.ndarray:
         """Return the harmonic mean of the mean scores at each value, [V]."""
-        text, design = self.means()
-        return 2 * text * design / np.maximum(text + design, 1e-9)
+        text, likeness = self.means()
+        return 2 * text * likeness / np.maximum(text + likeness, 1e-9)
 
     def best(self) -> int:
         """Return the index of the value with the best harmonic mean."""
         return int(self.harmonic().argmax())
 
+    def harmonic_interval(self, i: int) -> tuple[float, float]:
+        """Return the interval of the harmonic mean at the i-th value."""
+        text, likeness = self.resampled[:, 0, i], self.resampled[:, 1, i]
+        return interval(2 * text * likeness / np.maximum(text + likeness, 1e-9))
+
     def at_best(self) -> str:
-        """Return table cells: the value with the best harmonic mean, and text, design and harmonic mean there."""
-        i, (text, design) = self.best(), self.means()
-        return f"{self.values[i]:g} | {text[i]:.2f} | {design[i]:.2f} | {self.harmonic()[i]:.2f}"
+        """Return table cells: the value with the best harmonic mean, and text, likeness and harmonic mean there."""
+        i, (text, likeness) = self.best(), self.means()
+        return f"{self.values[i]:g} | {text[i]:.2f} | {likeness[i]:.2f} | {self.harmonic()[i]:.2f}"
 
     @cached_property
     def resampled(self) -> np.ndarray:
-        """Mean text and design of each of R `resamples`, [R, 2, V]."""
+        """Mean text and likeness of each of R `resamples`, [R, 2, V]."""
         return np.array([self.means(*chosen) for chosen in resamples(self)])
 
     @cached_property
     def intervals(self) -> np.ndarray:
-        """Lower and upper bounds of text and of design at each value, [2, V, 2]."""
+        """Lower and upper bounds of text and of likeness at each value, [2, V, 2]."""
         return np.array([[interval(column) for column in scores.T] for scores in self.resampled.transpose(1, 0, 2)])
 
 
 def resamples(curve: Curve, count: int = RESAMPLES, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     """Draw concepts and seeds with replacement; the draws are the same for every method, so that differences are paired."""
     rng = np.random.default_rng(seed)
-    _, concepts, _, seeds = curve.design.shape
+    _, concepts, _, seeds = curve.likeness.shape
     return [(rng.integers(concepts, size=concepts), rng.integers(seeds, size=seeds)) for _ in range(count)]
 
 
@@ -81,19 +87,19 @@ def interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def front(text: np.ndarray, design: np.ndarray, level: float) -> float:
-    """Return the best design at a text score of at least `level`, on the points [V] and the lines between neighbours; else NaN."""
-    reached = [float(d) for t, d in zip(text, design, strict=True) if t >= level]
+def front(text: np.ndarray, likeness: np.ndarray, level: float) -> float:
+    """Return the best likeness at a text score of `level` or more, on the points [V] and the lines between neighbours; else NaN."""
+    reached = [float(d) for t, d in zip(text, likeness, strict=True) if t >= level]
     for i in range(len(text) - 1):
         low, high = sorted((i, i + 1), key=lambda j: text[j])
         if text[low] < level <= text[high]:
             share = (level - text[low]) / (text[high] - text[low])
-            reached.append(float(design[low] + share * (design[high] - design[low])))
+            reached.append(float(likeness[low] + share * (likeness[high] - likeness[low])))
     return max(reached, default=float("nan"))
 
 
 def lead(ours: Curve, theirs: Curve, level: float) -> tuple[float, tuple[float, float], float]:
-    """Return the lead in design of `ours` at a text score of `level`, its interval, and the share of resamples with a lead.
+    """Return the lead in likeness of `ours` at a text score of `level`, its interval, and the share of resamples with a lead.
 
     A method that does not reach the level in a resample counts as behind there, but that resample does not enter the interval.
     """
@@ -115,12 +121,12 @@ def mean_lead(ours: Curve, theirs: Curve, levels: Sequence[float]) -> tuple[floa
 
 
 def cells(curve: Curve, i: int) -> str:
-    """Return table cells: a value, and text and design there with their intervals."""
-    (text, design), (t, d) = curve.means(), curve.intervals[:, i]
-    return f"{curve.values[i]:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {design[i]:.2f} ({d[0]:.2f}–{d[1]:.2f})"
+    """Return table cells: a value, and text and likeness there with their intervals."""
+    (text, likeness), (t, d) = curve.means(), curve.intervals[:, i]
+    return f"{curve.values[i]:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {likeness[i]:.2f} ({d[0]:.2f}–{d[1]:.2f})"
 
 
 def rows(curves: Mapping[str, Curve]) -> list[str]:
-    """Return a table row for each method and value: text, design and their harmonic mean."""
+    """Return a table row for each method and value: text, likeness and their harmonic mean."""
     each = [(name, curve, i) for name, curve in curves.items() for i in range(len(curve.values))]
     return [f"| {name} | {cells(curve, i)} | {curve.harmonic()[i]:.2f} |" for name, curve, i in each]

@@ -32,7 +32,7 @@ def main(comfyui: str, clip: str, *pictures: str) -> None:
     # The first picture takes the role of the training pictures, the others that of generated images.
     bed = real.RealBed("", shown.shape[1], (first,), real.Clip(Path(comfyui), Path(clip)))
     scores = bed.judge(trial, [shown[1:]] * len(PROMPTS))
-    print(json.dumps([[scores.design.tolist(), scores.text.tolist()], by_transformers(Path(comfyui), Path(clip), shown)]))
+    print(json.dumps([[scores.likeness.tolist(), scores.text.tolist()], by_transformers(Path(comfyui), Path(clip), shown)]))
 
 
 def by_transformers(comfyui: Path, file: Path, shown: torch.Tensor) -> list:

@@ -77,7 +77,7 @@ class Lengths:
             "",
             "![Both scores over training steps](lengths.png)",
             "",
-            "| rates | step | best value | text | design | harmonic mean |",
+            "| rates | step | best value | text | likeness | harmonic mean |",
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
             "",
@@ -94,8 +94,8 @@ class Lengths:
         dial = max((max(curve.harmonic()), curve.best()) for curve in curves.values())[1]
         lines = []
         for i, concept in enumerate(self.concepts):
-            means = {step: (curve.text[dial, i].mean(), curve.design[dial, i].mean()) for step, curve in curves.items()}
-            scores = {step: 2 * text * design / max(text + design, 1e-9) for step, (text, design) in means.items()}
+            means = {step: (curve.text[dial, i].mean(), curve.likeness[dial, i].mean()) for step, curve in curves.items()}
+            scores = {step: 2 * text * likeness / max(text + likeness, 1e-9) for step, (text, likeness) in means.items()}
             judged = {step: judgement(store, self.trials(RATES[rate], step)[i]) for step in curves}
             kept, best = next(iter(judged)), max(scores, key=lambda step: scores[step])
             for step in judged:
@@ -122,6 +122,6 @@ def steps() -> range:
 
 
 def along(curves: Mapping[int, Curve]) -> tuple[list[int], list[float], list[float]]:
-    """Return the steps, and for each the text and the design at the best value of the dial."""
+    """Return the steps, and for each the text and the likeness at the best value of the dial."""
     best = [(each.means(), each.best()) for each in curves.values()]
-    return list(curves), [float(text[i]) for (text, _), i in best], [float(design[i]) for (_, design), i in best]
+    return list(curves), [float(text[i]) for (text, _), i in best], [float(likeness[i]) for (_, likeness), i in best]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from perfusion_core.training.base_model import processor_has_bfloat16
 from scripts.generate.make_workflows import SETTINGS, TRAINING
 from scripts.harness.graphs import Graph, Link
 
-PERFUSION, LORA = "perfusion", "lora"
+PERFUSION, LORA, TUNED = "perfusion", "lora", "tuned"
 FOLLOWED = "followed"
 TRIGGER = "<it>"
 RARE = "zxq"
@@ -33,11 +33,11 @@ class Recipe:
     """How a concept is trained.
 
     Attributes:
-        teacher: PERFUSION for Train Concept, LORA for the host's Train LoRA.
-        widgets: Differences from the `WIDGETS` of that node.
+        teacher: PERFUSION for Train Concept, LORA for the host's Train LoRA, TUNED for `fine_tune`.
+        widgets: Differences from the `WIDGETS` of that node, or that module.
         pictures: Number of training pictures.
         masks: PAINTED silhouettes; PLAIN ones, which weight a latent by its share of the object instead of that share squared;
-            masks FOUND by Find Object; or NO_MASK. Train LoRA takes no masks.
+            masks FOUND by Find Object; or NO_MASK. Only Train Concept takes masks.
         positions: Tokens at which the covariance is measured; "" leaves the measurement to Train Concept.
     """
 
@@ -67,19 +67,19 @@ class Use:
         mode: Edit mode.
         lock: "local" or "global" key-locking.
         settings: Differences from the demo's SETTINGS.
-        bits: Bits of each number in the concept's file: 32, or 8 or 4 if it is quantized before it is used.
+        bits: Bits of each number in the concept's file: 16, or 8 or 4 if it is quantized before it is used.
     """
 
     dial: str = "bias"
     mode: str = "exact"
     lock: str = "local"
     settings: Mapping[str, float] = field(default_factory=dict)
-    bits: int = 32
+    bits: int = 16
 
     def told(self) -> dict[str, object]:
-        """Return the fields for the keys of scores. 32 bits are omitted, so that keys from before quantization stay valid."""
+        """Return the fields for the keys of scores; 16 bits are the rule and left out."""
         told = asdict(self)
-        if self.bits == 32:
+        if self.bits == 16:
             del told["bits"]
         return told
 
@@ -88,17 +88,16 @@ TAUGHT: dict[str, object] = {name: value for name, value in TRAINING.items() if 
 """The demo's settings of Train Concept, whatever it is taught."""
 
 WIDGETS: dict[str, dict[str, object]] = {
-    PERFUSION: TAUGHT | {
-        "batch": 8, "lock": "local", "edit_mode": "exact", "at_once": 8, "precision": "auto", "preview_every": 0,
-    },
+    PERFUSION: TAUGHT | {"lock": "local", "edit_mode": "exact", "at_once": 8, "precision": "auto", "preview_every": 0},
     LORA: {
-        # One picture at a time: Train LoRA evaluates each picture of a batch with all of its captions, also 8 times the work.
-        "steps": 300, "batch_size": 1, "grad_accumulation_steps": 8, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
+        # One picture at a time: Train LoRA evaluates each picture of a batch with all of its captions, also 4 times the work.
+        "steps": 300, "batch_size": 1, "grad_accumulation_steps": 4, "learning_rate": 1e-3, "rank": 8, "optimizer": "AdamW",
         "loss_function": "MSE", "training_dtype": "bf16", "lora_dtype": "fp32", "quantized_backward": False,
         "algorithm": "LoRA", "gradient_checkpointing": False, "checkpoint_depth": 1, "offloading": False,
         # Bypass mode computes the same result a third faster.
         "existing_lora": "[None]", "bucket_mode": False, "bypass_mode": True,
     },
+    TUNED: {"steps": 300, "batch": 4, "learning_rate": 3e-5, "prior": 0.0},
 }  # fmt: skip
 """Default widget values of the training nodes, which a recipe may override."""
 
@@ -124,7 +123,7 @@ def teach(
     more |= {"superclass": word, "trigger": f"<{file}>", "size": side, "seed": seed}
     given = {"model": model, "clip": clip, "vae": vae, "images": images}
     taught = graph.add("PerfusionTrain", **given, **more, **recipe.all_widgets())
-    graph.add("PerfusionSaveConcept", concept=[taught, 0], filename_prefix=file, overwrite=True, precision="float32")
+    graph.add("PerfusionSaveConcept", concept=[taught, 0], filename_prefix=file, overwrite=True, precision="half")
 
 
 def batch(graph: Graph, kind: str, links: list[Link]) -> Link:
@@ -177,6 +176,10 @@ def use(
         The MODEL, the CLIP, and the text that names the concept in prompts.
     """
     model, clip = base
+    if recipe.teacher == TUNED:
+        whole = graph.checkpoint(file.name)[0]
+        mixed = graph.add("ModelMergeSimple", model1=whole, model2=model, ratio=value)
+        return [mixed, 0], clip, f"{RARE} {word}"
     if recipe.teacher == LORA:
         loaded = graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=value)
         return [loaded, 0], clip, f"{RARE} {word}"
@@ -203,30 +206,27 @@ def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe,
     return tuple(Recipe(widgets=shared | each) for each in widgets)
 
 
-EDITS: list[dict[str, object]] = [{}, {"word_rate": 1e-4}, {"output_rate": 0.5}]
+def tuned(prior: float) -> tuple[Recipe, ...]:
+    """Return recipes for a fine-tune of all weights that differ in their learning rate."""
+    return tuple(Recipe(TUNED, {"learning_rate": rate, "prior": prior}) for rate in (3e-5, 1e-4, 1e-5))
+
+
+EDITS: list[dict[str, object]] = [{}, {"word_rate": 3e-4}, {"train_bias": 0.75, "train_temperature": 0.1}]
 """Candidate widgets for the methods that learn a word and outputs."""
+BIASES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 
 METHODS: dict[str, Method] = {
-    "Perfusion": Method(
-        Use("bias"),
-        (0.0, 0.2, 0.4, 0.6, 0.8),
-        recipes(EDITS),
-    ),
+    "Perfusion": Method(Use("bias"), BIASES, recipes(EDITS)),
+    "Perfusion, keys locked globally": Method(Use("bias", lock="global"), BIASES, recipes(EDITS)),
+    "Perfusion, one picture": Method(Use("bias"), BIASES, tuple(replace(each, pictures=1) for each in recipes(EDITS))),
     "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
-        (0.2, 0.4, 0.6, 0.8, 1.0),
-        recipes(EDITS, edit_mode="static"),
+        STRENGTHS[:-1],
+        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.3}], edit_mode="static"),
     ),
-    "LoRA": Method(
-        Use("strength"),
-        (0.25, 0.5, 0.75, 1.0, 1.25),
-        tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (1e-3, 3e-4, 3e-3)),
-    ),
-    # The host has no full fine-tuning. This is the most that its trainer can learn: rank 128 on every layer, all norms and biases.
-    "full fine-tune": Method(
-        Use("strength"),
-        (0.25, 0.5, 0.75, 1.0, 1.25),
-        tuple(Recipe(LORA, {"learning_rate": rate, "rank": 128}) for rate in (3e-4, 1e-4, 1e-3)),
-    ),
+    "LoRA": Method(Use("strength"), STRENGTHS, tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (1e-3, 3e-4, 3e-3))),
+    "fine-tune": Method(Use("strength"), STRENGTHS[:-1], tuned(0.0)),
+    "fine-tune with a prior loss": Method(Use("strength"), STRENGTHS[:-1], tuned(1.0)),
 }

@@ -19,18 +19,18 @@ DPI = 110
 
 
 def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
-    """Plot design over text, a line for each method along its dial, with intervals of both scores."""
+    """Plot likeness over text, a line for each method along its dial, with intervals of both scores."""
     _, axes = plt.subplots(figsize=(7, 5))
     for name, curve in curves.items():
-        text, design = curve.means()
+        text, likeness = curve.means()
         across, along = (
             np.clip([middle - ends[:, 0], ends[:, 1] - middle], 0, None)
-            for middle, ends in zip((text, design), curve.intervals, strict=True)
+            for middle, ends in zip((text, likeness), curve.intervals, strict=True)
         )
-        axes.errorbar(text, design, yerr=along, xerr=across, marker="o", label=name, capsize=2, elinewidth=0.7, linewidth=1.8)
-        for value, x, y in zip(curve.values, text, design, strict=True):
+        axes.errorbar(text, likeness, yerr=along, xerr=across, marker="o", label=name, capsize=2, elinewidth=0.7, linewidth=1.8)
+        for value, x, y in zip(curve.values, text, likeness, strict=True):
             axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set(xlabel="text: how much of the prompt is there", ylabel="design: how much of the concept is there", title=title)
+    axes.set(xlabel="text: how much of the prompt is there", ylabel="likeness: how much of the concept is there", title=title)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     finish(axes, path)
 
@@ -51,12 +51,12 @@ def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Pa
 
 
 def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequence[float]]], path: Path) -> None:
-    """Plot text (dashed) and design (solid) over training steps; `curves` maps a name to steps, texts and designs."""
+    """Plot text (dashed) and likeness (solid) over training steps; `curves` maps a name to steps, texts and likenesses."""
     _, axes = plt.subplots(figsize=(7, 4))
-    for name, (steps, text, design) in curves.items():
-        (line,) = axes.plot(steps, design, marker="o", markersize=3, label=name)
+    for name, (steps, text, likeness) in curves.items():
+        (line,) = axes.plot(steps, likeness, marker="o", markersize=3, label=name)
         axes.plot(steps, text, linestyle="--", color=line.get_color())
-    axes.set(xlabel="training steps", ylabel="design (whole), text (dashed)", ylim=(-0.02, 1.02))
+    axes.set(xlabel="training steps", ylabel="likeness (whole), text (dashed)", ylim=(-0.02, 1.02))
     finish(axes, path)
 
 

@@ -155,7 +155,7 @@ class Bench:
 
     @torch.inference_mode()
     def judged(self, concept: Concept, model: Any, clip: Any, word: str) -> dict[str, float]:
-        """Generate images with a MODEL and a CLIP, from the noises of all trials, and return their text and design scores."""
+        """Generate images with a MODEL and a CLIP, from the noises of all trials, and return their text and likeness scores."""
         prompts, drawn, side = characters.prompts(concept), [], self.bed.side // 8
         how = (SAMPLING["steps"], SAMPLING["cfg"], SAMPLING["sampler_name"], SAMPLING["scheduler"])
         for i, prompt in enumerate(prompts):
@@ -165,7 +165,7 @@ class Bench:
             found = self.sampling.sample(model, noise, *how, *both, latent, disable_pbar=True, seed=seed)
             drawn.append(self.vae.decode(found).clamp(0, 1).float().cpu())
         scores = self.bed.judge(Trial(concept, None, METHODS[OURS].use, (), prompts), drawn)
-        return {"text": float(scores.text.mean()), "design": float(scores.design.mean())}
+        return {"text": float(scores.text.mean()), "likeness": float(scores.likeness.mean())}
 
 
 def moved(own: Mapping[str, Tensor], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -179,8 +179,10 @@ def page(kept: Mapping[str, dict]) -> list[str]:
     for name in (ITSELF, *CHANGES):
         found = [kept[key] for key in (f"{name}/{concept}" for concept in TUNED_ON) if key in kept]
         if len(found) == len(TUNED_ON):
-            means = {key: float(np.mean([each[key] for each in found])) for key in ("numbers", "loss", "text", "design")}
-            lines.append(f"| {name} | {means['numbers']:.0f} | {means['loss']:.3f} | {means['text']:.2f} | {means['design']:.2f} |")
+            means = {key: float(np.mean([each[key] for each in found])) for key in ("numbers", "loss", "text", "likeness")}
+            lines.append(
+                f"| {name} | {means['numbers']:.0f} | {means['loss']:.3f} | {means['text']:.2f} | {means['likeness']:.2f} |"
+            )
     return [
         "# How near a change of some layers comes to a concept",
         "",
@@ -189,7 +191,7 @@ def page(kept: Mapping[str, dict]) -> list[str]:
         f"{len(TUNED_ON)} development concepts, taught alike. LoRAs are of rank 8 unless another is named, change the layers that "
         "are named and no others, and leave the word as it is. Loss: on noises that no step draws.",
         "",
-        "| what may change | numbers learned | loss | text | design |",
+        "| what may change | numbers learned | loss | text | likeness |",
         "| --- | --- | --- | --- | --- |",
         *lines,
         "",

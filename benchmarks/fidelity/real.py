@@ -134,8 +134,9 @@ class RealBed:
         with torch.no_grad():
             seen = [self.clip.images(images) for images in drawn]
             asked = [self.clip.text(prompt.text.format(trial.concept[1])) for prompt in trial.prompts]
-        design = np.stack([(images @ self.theirs.T).mean(1).numpy() for images in seen])
-        return Scores(design, np.stack([(images @ text).numpy() for images, text in zip(seen, asked, strict=True)]))
+        likeness = np.stack([(images @ self.theirs.T).mean(1).numpy() for images in seen])
+        text = np.stack([(images @ text).numpy() for images, text in zip(seen, asked, strict=True)])
+        return Scores(likeness, text, likeness)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

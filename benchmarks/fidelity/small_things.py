@@ -20,13 +20,13 @@ from torch import Tensor
 
 from benchmarks.fidelity import plots, sheet
 from benchmarks.fidelity.ablations import Change
+from benchmarks.fidelity.bench import named
 from benchmarks.fidelity.concepts import Concept, which
-from benchmarks.fidelity.demo_quality import named, taught, workshop
+from benchmarks.fidelity.demo_quality import taught, workshop
 from benchmarks.fidelity.methods import NO_MASK
 from benchmarks.fidelity.trials import Store, Trial, Workshop
-from benchmarks.lab import RESULTS, Lab
+from benchmarks.lab import RESULTS
 from benchmarks.world.judges import left
-from demo import make_pictures
 from demo.individuals import STYLES
 from scripts.generate.make_workflows import ALONE, TRAINING
 from scripts.setup import bootstrap
@@ -80,15 +80,6 @@ def trial(row: Row, concept: Concept) -> Trial:
     return replace(one, recipe=recipe, use=use, values=row.change.values or one.values)
 
 
-def details(lab: Lab, concept: Concept, images: Tensor) -> Tensor:
-    """Return the share of the individual's features, both of its colours included, that each image shows, [B]."""
-    one = make_pictures.individual(concept[1], *which(concept))
-    looks = {part: one.said(part) for part, variant in one.parts if not variant or one.said(part)}
-    looks |= {"colour": one.colours[0], "second": one.colours[1]}
-    found = lab.judges.say_all(images, tuple(looks))
-    return torch.tensor([[best == answer for best in found[part].best()] for part, answer in looks.items()]).float().mean(0)
-
-
 def measure(shop: Workshop, one: Trial) -> dict[str, float]:
     """Measure a trial unless it was measured before; return its scores, and keep the images for the sheet."""
     key = one.key(one.values[0])
@@ -96,7 +87,7 @@ def measure(shop: Workshop, one: Trial) -> dict[str, float]:
         (drawn,) = shop.draw(one, one.values)
         alone = torch.cat([left(images) for images in drawn])
         known = shop.lab.judges.recognised(alone, one.concept[1], *which(one.concept))
-        found = {"recognised": known.float().mean().item(), "details": details(shop.lab, one.concept, alone).mean().item()}
+        found = {"recognised": known.float().mean().item(), "details": shop.bed.details(one.concept, alone).mean().item()}
         found["text"] = float(shop.bed.judge(one, drawn).text.mean())
         shop.store.keep({key: {name: round(value, 3) for name, value in found.items()}})
         drawn_to(one).parent.mkdir(exist_ok=True)

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from benchmarks.fidelity import bench, characters, concepts, pairs, seeded_clip
 from benchmarks.fidelity.ablations import ABLATIONS
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST
+from benchmarks.fidelity.fine_tune import Job
 from benchmarks.fidelity.fronts import Curve, front, interval, lead, mean_lead, resamples
 from benchmarks.fidelity.methods import METHODS, Recipe, Use
 from benchmarks.fidelity.trials import Prompt, Scores, Store, Trial, Workshop
@@ -111,20 +113,20 @@ def test_packages_that_are_missing_are_named_in_one_sentence(tmp_path: Path, mon
 # Curves
 
 
-def curve(text: list[float], design: list[float], spread: float = 0.0) -> Curve:
+def curve(text: list[float], likeness: list[float], spread: float = 0.0) -> Curve:
     """Return a curve of eight concepts, five prompts and four seeds, with noise around these means."""
     rng = np.random.default_rng(0)
     noise = spread * rng.standard_normal((2, len(text), 8, 5, 4))
-    shaped = [np.array(scores).reshape(-1, 1, 1, 1) + noise[i] for i, scores in enumerate((design, text))]
-    return Curve(tuple(range(len(text))), *shaped)
+    shaped = [np.array(scores).reshape(-1, 1, 1, 1) + noise[i] for i, scores in enumerate((likeness, text))]
+    return Curve(tuple(range(len(text))), *shaped, shaped[0])
 
 
-def test_a_front_is_the_best_design_at_a_text_score_and_above() -> None:
-    text, design = np.array([0.2, 0.6, 0.9, 1.0]), np.array([0.9, 0.8, 0.4, 0.1])
-    assert front(text, design, 0.6) == pytest.approx(0.8)
-    assert front(text, design, 0.75) == pytest.approx(0.6)  # halfway on the line from 0.6 to 0.9
-    assert front(text, design, 0.1) == pytest.approx(0.9)
-    assert np.isnan(front(text, design, 1.01))
+def test_a_front_is_the_best_likeness_at_a_text_score_and_above() -> None:
+    text, likeness = np.array([0.2, 0.6, 0.9, 1.0]), np.array([0.9, 0.8, 0.4, 0.1])
+    assert front(text, likeness, 0.6) == pytest.approx(0.8)
+    assert front(text, likeness, 0.75) == pytest.approx(0.6)  # halfway on the line from 0.6 to 0.9
+    assert front(text, likeness, 0.1) == pytest.approx(0.9)
+    assert np.isnan(front(text, likeness, 1.01))
     # A point that another one dominates in both scores is not on the front.
     assert front(np.array([0.5, 0.9]), np.array([0.3, 0.7]), 0.5) == pytest.approx(0.7)
 
@@ -157,11 +159,11 @@ def test_scores_are_kept_and_not_measured_twice(tmp_path: Path) -> None:
     trial = Trial(TEST[0], Recipe(), Use("bias"), (0.25, 0.4), characters.prompts(TEST[0]))
     store = Store(tmp_path / "scores.json")
     assert store.missing(trial) == [0.25, 0.4] and store.get(trial, 0.4) is None
-    store.put(trial, {0.4: Scores(np.full((6, 4), 0.12345), np.ones((6, 4)))})
+    store.put(trial, {0.4: Scores(np.full((6, 4), 0.12345), np.ones((6, 4)), np.ones((6, 4)))})
     again = Store(tmp_path / "scores.json")
     assert again.missing(trial) == [0.25]
-    assert again.get(trial, 0.4).design == pytest.approx(0.123) and again.get(trial, 0.4).text.shape == (6, 4)
-    assert Curve.of(again, [trial]) is None and Curve.of(again, [replace(trial, values=(0.4,))]).design.shape == (1, 1, 6, 4)
+    assert again.get(trial, 0.4).likeness == pytest.approx(0.123) and again.get(trial, 0.4).text.shape == (6, 4)
+    assert Curve.of(again, [trial]) is None and Curve.of(again, [replace(trial, values=(0.4,))]).likeness.shape == (1, 1, 6, 4)
     # The key contains everything that a score depends on.
     others = [
         replace(trial, concept=TEST[1]),
@@ -191,14 +193,14 @@ def test_variants_are_compared_on_the_concepts_that_all_of_them_were_measured_on
             Trial(concept, METHODS[method].candidates[0], Use("bias"), (0.4,), characters.prompts(concept)) for concept in TEST[:3]
         ]
 
-    groups = {name: trials(name) for name in ("Perfusion", "LoRA", "full fine-tune")}
+    groups = {name: trials(name) for name in ("Perfusion", "LoRA", "fine-tune")}
     store = Store(tmp_path / "scores.json")
     assert bench.together(store, groups) == {}
     for i, name in ((0, "Perfusion"), (1, "Perfusion"), (2, "Perfusion"), (1, "LoRA"), (2, "LoRA")):
-        store.put(groups[name][i], {0.4: Scores(np.full((6, 4), i / 10), np.ones((6, 4)))})
+        store.put(groups[name][i], {0.4: Scores(np.full((6, 4), i / 10), np.ones((6, 4)), np.ones((6, 4)))})
     found = bench.together(store, groups)
     assert list(found) == ["Perfusion", "LoRA"] and bench.count_of(found) == 2
-    assert all(curve.design[0, :, 0, 0].tolist() == [0.1, 0.2] for curve in found.values())
+    assert all(curve.likeness[0, :, 0, 0].tolist() == [0.1, 0.2] for curve in found.values())
 
 
 # Prompts and judges
@@ -245,13 +247,17 @@ def test_the_judge_wants_all_that_a_prompt_asks_for(judges: Judges) -> None:
 
     def scores(prompts: tuple[Prompt, ...], drawn: list[torch.Tensor], of: concepts.Concept = concept) -> tuple[list, list]:
         found = bed.judge(Trial(of, None, Use(""), (0.0,), prompts), drawn)
-        assert found.design.shape == found.text.shape == (4, 1)
-        return found.design[:, 0].tolist(), pytest.approx(found.text[:, 0].tolist())
+        assert found.likeness.shape == found.text.shape == (4, 1)
+        details = torch.stack([bed.details(of, images) for images in drawn]).numpy()
+        assert found.likeness == pytest.approx((found.identity + details) / 2)
+        return found.identity[:, 0].tolist(), pytest.approx(found.text[:, 0].tolist())
 
     assert scores(asked, shown) == ([1.0] * 4, [1.0] * 4)
     assert scores(asked[1:] + asked[:1], shown) == ([1.0] * 4, [1 / 2] * 4)
     assert scores(asked, shown, ("test-7", "robot"))[1] == [1 / 2] * 4
     assert scores(asked, shown, ("test-2", "monster")) == ([0.0] * 4, [1.0] * 4)
+    theirs, others = (torch.cat([bed.details(each, images) for images in shown]) for each in (concept, ("test-2", "monster")))
+    assert theirs.mean() > 0.9 and others.mean() < 0.6
     moody = tuple(replace(prompt, mood=mood) for prompt, mood in zip(asked, moods, strict=True))
     assert scores(moody, shown)[1] == [1.0] * 4
     other = tuple(replace(prompt, mood=mood) for prompt, mood in zip(asked, moods[1:] + moods[:1], strict=True))
@@ -267,7 +273,7 @@ def test_of_two_characters_the_concept_is_the_left_one_and_the_place_is_in_both_
     def scores(first: torch.Tensor, second: torch.Tensor) -> tuple[list, list]:
         drawn = list(torch.cat([first, second], 2)[:, None])
         found = bed.judge(Trial(characters.DEMO, None, Use(""), (0.0,), asked), drawn)
-        return found.design[:, 0].tolist(), pytest.approx(found.text[:, 0].tolist())
+        return found.identity[:, 0].tolist(), pytest.approx(found.text[:, 0].tolist())
 
     assert scores(monsters, robots) == ([1.0] * 4, [1.0] * 4)
     assert scores(robots, monsters) == ([0.0] * 4, [1 / 3] * 4)
@@ -320,11 +326,31 @@ def test_the_quick_run_recognises_what_was_taught(setup: bootstrap.Setup, tmp_pa
     run = [sys.executable, "-m", "benchmarks.fidelity", "--quick", "--out", str(tmp_path)]
     subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
     curves = bench.quick(tmp_path).curves()
-    (plain_text,), (plain_design,) = curves[bench.WORD_ALONE].means()
+    (plain_text,), (plain_likeness,) = curves[bench.WORD_ALONE].means()
     for method in bench.QUICK:
-        text, design = curves[method].means()
-        assert design[-1] > plain_design + 0.2 and text[-1] > 0.9 * plain_text, method
+        text, likeness = curves[method].means()
+        assert likeness[-1] > plain_likeness + 0.2 and text[-1] > 0.9 * plain_text, method
     text, _ = curves[bench.OURS].means()
     assert text[0] < text[-1] - 0.1
     page = (tmp_path / "fidelity.md").read_text(encoding="utf-8")
     assert "| Textual Inversion |" in page and (tmp_path / "fidelity.png").exists()
+
+
+def test_a_fine_tune_learns_the_whole_unet_and_keeps_the_rest(setup: bootstrap.Setup, tmp_path: Path) -> None:
+    """Every weight of the UNet has changed, and nothing of the text encoder and the autoencoder."""
+    shown = [str(PICTURES / f"robot-{i}.png") for i in range(2)]
+    base = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
+    job = Job(
+        str(setup.comfyui), str(base), str(tmp_path / "tuned.safetensors"), shown, shown, "zxq robot", "robot", world.SIDE,
+        seed=0, steps=2, batch=2, learning_rate=1e-3, prior=1.0,
+    )  # fmt: skip
+    job.run(setup.python, tmp_path, bootstrap.ROOT)
+    moved: dict[str, list[bool]] = {}
+    with safe_open(base, "pt") as before, safe_open(job.out, "pt") as after:
+        for name in before.keys():  # noqa: SIM118
+            if name in after.keys() and before.get_slice(name).get_dtype().startswith("F"):  # noqa: SIM118
+                part = name.split(".")[0]
+                moved.setdefault(part, []).append(not torch.equal(before.get_tensor(name).float(), after.get_tensor(name).float()))
+    Path(job.out).unlink()
+    assert np.mean(moved.pop("model")) > 0.98  # the gradient of a few is 0
+    assert len(moved) == 2 and not any(any(each) for each in moved.values())

@@ -17,20 +17,31 @@ from queue import SimpleQueue
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.fidelity.concepts import Concept
-from benchmarks.fidelity.methods import FOLLOWED, LORA, Recipe, Use, teach, use
+from benchmarks.fidelity.fine_tune import Job
+from benchmarks.fidelity.methods import FOLLOWED, LORA, PERFUSION, RARE, TUNED, Recipe, Use, teach, use
 from benchmarks.lab import SAMPLING, Lab, draw
 from perfusion_core.concept import Concept as File
+from perfusion_core.prompts import TEMPLATES
 from perfusion_core.quantization import INT8, UINT4
 from perfusion_core.safe_files import write_bytes
 from scripts.harness.graphs import Graph, Link
+from scripts.setup import bootstrap
 
 T = TypeVar("T")
 SEEDS = 4
+PARTS = ("likeness", "text", "identity")
+"""The parts of `Scores`."""
 ROUNDED = {8: INT8, 4: UINT4}
 """Maps the bits of a concept file's numbers to the precision with which it is saved."""
+FOLDERS = {PERFUSION: "perfusion", LORA: "loras", TUNED: "checkpoints"}
+"""Maps what trains to the folder of models that its files are loaded from."""
+PRIORS = 8
+"""Pictures that the base draws of the superclass, for each training prompt, for a fine-tune with a prior loss."""
 SAMPLES, SAMPLE = 32, 2**18
 """Number of evenly spaced samples of a checkpoint, and their length in bytes, that identify it."""
 
@@ -83,10 +94,12 @@ class Trial:
 class Scores:
     """The judges' scores of images, [prompts, seeds] each, from 0 to 1."""
 
-    design: np.ndarray
+    likeness: np.ndarray
     """Likeness to the concept."""
     text: np.ndarray
     """Fidelity to the prompt, apart from the concept's own looks."""
+    identity: np.ndarray
+    """Whether the concept is recognised, 1 or 0; the likeness itself where nothing can recognise it."""
 
 
 class Bed(Protocol):
@@ -131,7 +144,7 @@ class Store:
     def get(self, trial: Trial, value: float) -> Scores | None:
         """Return the scores of a trial at a value, or None if they were not measured."""
         found = self.kept.get(trial.key(value))
-        return None if found is None else Scores(np.array(found["design"]), np.array(found["text"], dtype=float))
+        return None if found is None else Scores(**{name: np.array(found[name], dtype=float) for name in PARTS})
 
     def missing(self, trial: Trial) -> list[float]:
         """Return the values that were not measured yet."""
@@ -141,7 +154,7 @@ class Store:
         """Store scores of a trial, rounded to three digits."""
 
         def rounded(scores: Scores) -> dict:
-            return {name: getattr(scores, name).astype(float).round(3).tolist() for name in ("design", "text")}
+            return {name: getattr(scores, name).astype(float).round(3).tolist() for name in PARTS}
 
         self.keep({trial.key(value): rounded(scores) for value, scores in found.items()})
 
@@ -151,6 +164,11 @@ class Store:
             self.kept |= found
             lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(self.kept.items()))
             write_bytes(self.path, ("{\n" + lines + "\n}\n").encode())
+
+
+def bytes_key(trial: Trial) -> str:
+    """Return the store's key for the size of a trial's file."""
+    return f"bytes/{trial.name()}"
 
 
 class Workshop:
@@ -209,7 +227,7 @@ class Workshop:
     def taught(self, trial: Trial, lab: Lab | None = None) -> Path:
         """Return the path, within its models folder, of the file trained by the trial's recipe; train it if it does not exist."""
         lab, recipe, name = lab or self.lab, trial.recipe, trial.name()
-        folder = lab.server.base / "models" / ("loras" if recipe.teacher == LORA else "perfusion")
+        folder = lab.server.base / "models" / FOLDERS[recipe.teacher]
         file = Path(f"{name}.safetensors")
         with self.teaching[name]:
             if not (folder / file).exists():
@@ -220,14 +238,50 @@ class Workshop:
 
     def teach(self, trial: Trial, lab: Lab, file: Path) -> None:
         """Train the trial's concept by its recipe."""
-        base, recipe, graph = lab.server.base, trial.recipe, Graph()
+        recipe = trial.recipe
         names = self.shown(trial.concept, recipe)
+        file.parent.mkdir(exist_ok=True)
+        if recipe.teacher == TUNED:
+            self.fine_tuned(trial, lab, names, file)
+        else:
+            self.taught_by_a_node(trial, lab, names, file)
+        self.store.keep({bytes_key(trial): {"bytes": file.stat().st_size}})
+
+    def taught_by_a_node(self, trial: Trial, lab: Lab, names: list[str], file: Path) -> None:
+        """Train with the pack's or the host's own node on the pictures with these names in the input folder."""
+        base, recipe, graph = lab.server.base, trial.recipe, Graph()
         teach(graph, graph.checkpoint(self.bed.checkpoint), recipe, trial.concept[1], names, self.bed.side, trial.seed, file.stem)
         lab.server.run(graph.nodes, timeout=36000)
         if recipe.teacher == LORA:
-            file.parent.mkdir(exist_ok=True)
             (made,) = (base / "output" / "loras").glob(f"{file.stem}_*.safetensors")
             shutil.move(made, file)
+
+    def fine_tuned(self, trial: Trial, lab: Lab, names: list[str], file: Path) -> None:
+        """Fine-tune all weights on the pictures with these names in the input folder."""
+        base, word, widgets = lab.server.base, trial.concept[1], trial.recipe.all_widgets()
+        drawn = self.superclass_pictures(lab, word) if widgets["prior"] else []
+        job = Job(
+            str(lab.server.setup.comfyui), str(base / "models" / "checkpoints" / self.bed.checkpoint), str(file),
+            [str(base / "input" / name) for name in names], [str(path) for path in drawn], f"{RARE} {word}", word, self.bed.side,
+            trial.seed, **widgets,
+        )  # fmt: skip
+        job.run(lab.server.setup.python, base, bootstrap.ROOT)
+
+    def superclass_pictures(self, lab: Lab, word: str) -> list[Path]:
+        """Return the pictures of the plain word for a prior loss, PRIORS for each training prompt; the base draws them once."""
+        folder = lab.server.base / "input" / f"prior-{word}"
+        if not folder.exists():
+            graph, links = Graph(), []
+            model, clip, vae = graph.checkpoint(self.bed.checkpoint)
+            negative = graph.text(clip, "")
+            for i, template in enumerate(TEMPLATES):
+                positive = graph.text(clip, template.format(word))
+                links.append(draw(graph, model, positive, negative, vae, 5000 + 100 * i, PRIORS, self.bed.side)[1])
+            with tempfile.TemporaryDirectory(dir=lab.server.base) as scratch:
+                for i, picture in enumerate(torch.cat(lab.pictures(graph, *links))):
+                    Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(Path(scratch) / f"{i:03}.png")
+                shutil.copytree(scratch, folder)
+        return sorted(folder.glob("*.png"))
 
     def shown(self, concept: Concept, recipe: Recipe) -> list[str]:
         """Put a recipe's training pictures into the input folder, each atomically, and return their names there."""
