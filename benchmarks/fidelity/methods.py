@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -218,8 +218,6 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 
 METHODS: dict[str, Method] = {
     "Perfusion": Method(Use("bias"), BIASES, recipes(EDITS)),
-    "Perfusion, keys locked globally": Method(Use("bias", lock="global"), BIASES, recipes(EDITS)),
-    "Perfusion, one picture": Method(Use("bias"), BIASES, tuple(replace(each, pictures=1) for each in recipes(EDITS))),
     "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
