@@ -28,11 +28,12 @@ from torch import Tensor  # noqa: E402
 
 from scripts.harness.differences import worst  # noqa: E402
 
-host, locking, patched_model, sampling_run, attention, projected = (
+host, locking, words_of, patched_model, sampling_run, attention, projected = (
     inside.part(f"nodes.host{name}")
     for name in (
         "",
         ".text.global_key_locking",
+        ".text.clip_with_words",
         ".unet.patched_model",
         ".unet.sampling_run",
         ".unet.attention_control",
@@ -74,7 +75,7 @@ def main() -> dict:
     """All that is measured."""
     model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     concept = Concept.load(CONCEPT)
-    parts = (locked, recorded, regional, kept)
+    parts = (locked, recorded, regional, apart, kept)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
     return (
         found
@@ -426,6 +427,63 @@ def regional(model: object, clip: object, concept: object) -> dict:
         "a prompt without the word": worst(*base),
         "barred words": seen[next(iter(seen))][0][3].any(1).sum(1).tolist(),
     }
+
+
+def apart(model: object, clip: object, concept: object) -> dict:
+    """What two regions read, and what lies outside of both: as if each concept were alone, the other one's superclass beside it."""
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
+    torch.manual_seed(0)
+    words = {name: torch.cat([v[:1]] * 3) + 0.1 * torch.randn(3, v.shape[1]) for name, v in concept.word.items()}
+    other = replace(concept, trigger="<other>", superclass="small robot", word=words)
+    taught = replace(concept, superclass="teddy bear")
+    stack = (replace(taught, region=left), replace(other, region=left.flip(1)))
+    text = "a photo of a ({}:1.2) and a {} on the grass"
+    # A word of one vector has the superclass's last token beside it, one of three its first token twice.
+    alone = (
+        ((taught,), text.format("bear", "small small robot")),
+        ((taught,), text.format(concept.trigger, "small small robot")),
+        ((other,), text.format("bear", "<other>")),
+    )
+    read = read_by(model, clip, stack, text.format(concept.trigger, "<other>"))
+    wanted = [read_by(model, clip, *each) for each in alone]
+    plain = read_by(model, clip, stack, text.format("teddy bear", "robot"))
+    hooked = host.clip_with_words(clip, stack)
+    hooked.patcher.forced_hooks, hooked.use_clip_schedule = comfy.hooks.create_hook_lora({}, 1.0, 1.0), True
+    both = [
+        encode(each, text.format(concept.trigger, "<other>"))[0][0].notes for each in (hooked, host.clip_with_words(clip, stack))
+    ]
+    return {
+        "regions that read": {len(each) for each in read.values()} == {3} and {len(each) for each in plain.values()} == {1},
+        "what regions read": max(worst(found[s], wanted[s][key][0]) for key, found in read.items() for s in range(3)),
+        "were it one prompt": min(worst(found[2], wanted[2][key][0]) for key, found in mixed(model, clip, stack, text).items()),
+        "with hooks": sorted(map(str, both[0])) == sorted(map(str, both[1]))
+        and all(torch.equal(both[0][n], both[1][n]) for n in both[0]),
+    }
+
+
+def mixed(model: object, clip: object, stack: tuple, text: str) -> dict[tuple[str, bool], list[Tensor]]:
+    """The same as `read_by`, where regions read the whole prompt."""
+    usual, words_of.regional_prompts = words_of.regional_prompts, lambda *_: {}
+    try:
+        return read_by(model, clip, stack, text.format(*(concept.trigger for concept in stack)))
+    finally:
+        words_of.regional_prompts = usual
+
+
+def read_by(model: object, clip: object, stack: tuple, text: str) -> dict[tuple[str, bool], list[Tensor]]:
+    """(layer, whether its keys) -> the positive prompt's keys or values by each set of edits."""
+    seen: dict[tuple[str, bool], list[Tensor]] = {}
+
+    class Seen:
+        def compare(self, layer: str, keys: bool, plain: list[Tensor], edited: list[Tensor]) -> None:
+            seen[layer, keys] = [each.clone() for each in edited]
+
+    edited = host.model_with_edit(model, stack, "exact")
+    watched = patched_model.model_with(edited, replace(patched_model.get_perfusion_state(edited), comparer=Seen()))
+    words = host.clip_with_words(clip, stack)
+    sample(watched, encode(words, text), encode(words, ""), cfg=1.0)
+    return seen
 
 
 def kept(model: object, clip: object, concept: object) -> dict:

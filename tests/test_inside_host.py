@@ -46,6 +46,12 @@ def test_in_a_region_attention_is_the_concepts_and_outside_the_bases_without_its
     assert sorted(measured["barred words"]) == [0, 1]
 
 
+def test_regions_read_the_prompt_in_which_their_concept_alone_is_named(measured: dict) -> None:
+    assert measured["regions that read"] and measured["what regions read"] < ROUNDING
+    assert measured["were it one prompt"] > 100 * ROUNDING
+    assert measured["with hooks"]
+
+
 def test_a_region_of_everywhere_and_a_prompt_without_the_word_change_nothing(measured: dict) -> None:
     assert measured["a region of everywhere"] == 0 and measured["a prompt without the word"] == 0
 

@@ -12,6 +12,7 @@ from .model.identity import identity_of, identity_of_weights
 from .model.loading import lora_names, projections
 from .page_routes import serve
 from .sampling import Preview, draw, latents_of, predict_from_noise, sample, samplers
+from .text.clip_with_words import clip_with_words
 from .text.encoding import (
     POSITIONS,
     UNPADDED,
@@ -25,7 +26,6 @@ from .text.encoding import (
 )
 from .text.encoding_notes import END, START
 from .text.global_key_locking import encode_locked
-from .text.trigger_words import clip_with_words
 from .training.activation_memory import MemoryNeed, free_memory
 from .training.trainable_model import TrainableModel, best_precision, gradients_enabled
 from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun

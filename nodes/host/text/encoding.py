@@ -85,7 +85,7 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
     tokens, vectors = _tokens_of(clip, text), {}
     for name, tokenizer in encoders_of(clip).items():
         table = clip_model(clip, name).transformer.get_input_embeddings().weight
-        found = _own(tokens[name.removeprefix("clip_")], tokenizer)
+        found = own_tokens(tokens[name.removeprefix("clip_")], tokenizer)
         own = [token if isinstance(token, Tensor) else table[token] for token in found]
         if not 1 <= len(own) <= MAX_VECTORS:
             raise PerfusionError(
@@ -124,7 +124,7 @@ def _readable(tokenizer: SDTokenizer, name: str) -> bool:
         return False
 
 
-def _own(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
+def own_tokens(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
     """Yield the tokens of the text itself, between the start and end tokens of its sections."""
     for section in sections:
         for token, *_ in section[1:]:

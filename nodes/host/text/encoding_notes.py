@@ -1,4 +1,4 @@
-"""Notes attached to a text encoding: positions of words, tokens that trigger words reach, and the encoding that keys read."""
+"""Notes attached to a text encoding: where words stand, which tokens trigger words reach, and what keys and regions read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,13 +13,15 @@ class Note(NamedTuple):
     `kind` REACH: [B, N, 1], nonzero at the tokens that the trigger word `name` can have reached.
     `kind` WORD_POSITIONS: [B, N, 1], nonzero at the tokens of the word `name` itself.
     `kind` KEYS: [B, N, d], the encoding from which keys are computed under global key-locking (§4.1).
+    `kind` REGIONAL: [B, N, d], the encoding that the region of the concept `name` reads, or what lies outside of all regions if
+        `name` is empty; without this note it reads the encoding itself.
     """
 
     kind: str
     name: str = ""
 
 
-TRIGGER_INFLUENCE, WORD_POSITIONS, KEYS = "reach", "place", "keys"
+TRIGGER_INFLUENCE, WORD_POSITIONS, KEYS, REGIONAL = "reach", "place", "keys", "regional"
 
 
 START, END = "<start>", "<end>"
@@ -92,14 +94,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _shadow(value: Any, note: Note, plain: float) -> Any:
     """Return the arguments of an operation on encodings with each encoding replaced by its `note`.
 
-    For an encoding that lacks the note this is the encoding itself if the note is of kind KEYS; otherwise it is filled with 0 if
+    For an encoding that lacks the note this is the encoding itself if the note is an encoding too; otherwise it is filled with 0 if
     the encoding carries notes, and with `plain` if it is a plain tensor.
     """
     if isinstance(value, Tensor) and value.ndim == 3:
         notes = getattr(value, "notes", {})
         if note in notes:
             return notes[note]
-        if note.kind == KEYS:
+        if note.kind in (KEYS, REGIONAL):
             return value.as_subclass(Tensor)
         return torch.full((*value.shape[:2], 1), 0.0 if isinstance(value, AnnotatedEncoding) else plain, device=value.device)
     if isinstance(value, list | tuple):

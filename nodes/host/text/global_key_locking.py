@@ -1,6 +1,5 @@
 """Text side of global key-locking (§4.1): a prompt is encoded twice, with its trigger words and with their superclasses."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.prompts import replace_triggers
 from ..model.families import encoders_of
+from .clip_with_words import ClipWithWords, clip_with_words
 from .encoding_notes import KEYS, AnnotatedEncoding, Note
-from .trigger_words import ClipWithWords, Tokens, clip_with_words, trigger_masks
+from .trigger_words import Tokens, literal, trigger_masks
 
 
 def encode_locked(clip: CLIP, text: str) -> list[list]:
@@ -31,7 +31,7 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
     marks = trigger_masks(tokens, knowing.tokenizer)
     if not marks:
         return encoded
-    others = knowing.tokenize(replace_triggers(text, {trigger: f" {_literal(word)} " for trigger, word in superclasses.items()}))
+    others = knowing.tokenize(replace_triggers(text, {trigger: f" {literal(word)} " for trigger, word in superclasses.items()}))
     index = alignment(tokens, others, marks, {t: _length(knowing, superclasses[t]) for t in marks})
     keys = knowing.encode_from_tokens_scheduled(others)
     return [
@@ -40,14 +40,9 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
     ]
 
 
-def _literal(text: str) -> str:
-    """Escape the parentheses in a text, so that they are not parsed as weights."""
-    return re.sub(r"([()])", r"\\\1", text)
-
-
 def _length(clip: CLIP, text: str) -> int:
     """Return the number of tokens of a text."""
-    tokens = clip.tokenize(_literal(text))
+    tokens = clip.tokenize(literal(text))
     end = next(iter(encoders_of(clip).values())).end_token
     return [token[0] for token in next(iter(tokens.values()))[0]].index(end) - 1
 

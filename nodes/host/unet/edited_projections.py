@@ -21,8 +21,8 @@ class Observer(Protocol):
 class Comparer(Protocol):
     """Receives the projections that are computed, with and without the edit."""
 
-    def compare(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
-        """Receive a layer's keys or values without an edit, and with each set of edits."""
+    def compare(self, layer: str, keys: bool, plain: Sequence[Tensor], edited: Sequence[Tensor]) -> None:
+        """Receive a layer's keys or values without and with each set of edits."""
 
 
 class Projections:
@@ -39,17 +39,23 @@ class Projections:
         named: Tensor | None = None,
         locked: Tensor | None = None,
         locks: Tensor | None = None,
+        regional: Tensor | None = None,
     ) -> None:
         """Compute the coefficients of an encoding [B, N, d], once for all layers.
 
-        For `named`, `locked` and `locks` see `perfusion_state.EXTRA_MODEL_INPUTS`.
+        For `named`, `locked`, `locks` and `regional` see `perfusion_state.EXTRA_MODEL_INPUTS`.
         """
         self.edits, self.encoding, self.named, self.locked = edits, encoding, named, locked
+        self.read = list(regional.chunk(len(edits), 2)) if regional is not None else [encoding] * max(len(edits), 1)
+        """The encoding that each set of edits reads."""
         self.observer: Observer | None = None
         self.comparer: Comparer | None = None
-        self.by = [edit.coefficients(encoding, named) for edit in edits]
-        self.key_encoding = encoding if locks is None else torch.where(locked > 0, locks.to(encoding), encoding)
-        self.change = any(by.any() for by in self.by) or locks is not None
+        self.by = [edit.coefficients(each, named) for edit, each in zip(edits, self.read, strict=False)]
+        self.key_encodings = self.read
+        if locks is not None:
+            self.key_encodings = [torch.where(locked > 0, locks.to(each), each) for each in self.read]
+        differ = any(each is not encoding and not torch.equal(each, encoding) for each in self.read)
+        self.change = any(by.any() for by in self.by) or locks is not None or differ
         """Whether the output of any layer changes."""
         self.kept: dict[tuple[str, bool], list[Tensor]] | None = None
         """(Layer, whether its keys) -> the cached projections of this encoding; None if nothing is to be cached."""
@@ -61,34 +67,39 @@ class Projections:
 
     def only_first(self) -> None:
         """Drop the edits of all regions."""
-        self.edits, self.by = self.edits[:1], self.by[:1]
+        self.edits, self.by, self.read, self.key_encodings = (
+            each[:1] for each in (self.edits, self.by, self.read, self.key_encodings)
+        )
 
-    def _coefficients(self, edit: Edit, known: Coefficients, x: Tensor) -> Coefficients:
-        if x is self.encoding or x is self.key_encoding:
-            return known
-        # An attention patch has passed in other tokens: no trigger word has reached those that it appended.
+    def _coefficients(self, edit: Edit, x: Tensor) -> Coefficients:
+        """Return the coefficients of other tokens than the encoding's, which an attention patch has passed in."""
         if self.named is None or x.shape[0] != self.named.shape[0]:
             return edit.coefficients(x)
+        # No trigger word has reached the tokens that it appended.
         missing = max(x.shape[1] - self.named.shape[1], 0)
         return edit.coefficients(x, nn.functional.pad(self.named, (0, 0, 0, missing))[:, : x.shape[1]])
 
     def _made(self, plain: Callable[..., Tensor], layer: str, keys: bool, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Compute a layer's keys or values of x with each set of edits; the host may hand its Linear more than x."""
+        own = x is self.encoding
+        read = (self.key_encodings if keys else self.read) if own else [x] * max(len(self.edits), 1)
+        outputs = {id(each): each for each in read}
+        outputs = {key: plain(each, *args, **kwargs) for key, each in outputs.items()}
+        before = [outputs[id(each)] for each in read]
 
         def project(vectors: Tensor) -> Tensor:
             return plain(vectors.to(x.device, x.dtype))
 
-        output = plain(x, *args, **kwargs)
-        results = [] if self.edits else [output]
-        for edit, known in zip(self.edits, self.by, strict=True):
-            by = self._coefficients(edit, known, x)
-            if keys and x is self.key_encoding and self.locked is not None:
+        results = [] if self.edits else before
+        for i, edit in enumerate(self.edits):
+            by = self.by[i] if own else self._coefficients(edit, x)
+            if keys and own and self.locked is not None:
                 # Locked keys are the superclass prompt's own and are not edited.
                 by = Coefficients(by.remove * (1 - self.locked), by.add * (1 - self.locked))
             corrected = (edit.key_correction if keys else edit.value_correction)(layer, by, project)
-            results.append(output + corrected.to(output.dtype))
+            results.append(before[i] + corrected.to(before[i].dtype))
         if self.comparer is not None:
-            self.comparer.compare(layer, keys, output, results)
+            self.comparer.compare(layer, keys, before, results)
         return results
 
     def _forward(self, plain: Callable[..., Tensor], layer: str, keys: bool) -> Callable[..., Tensor]:
@@ -96,8 +107,6 @@ class Projections:
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             kept = self.kept if x is self.encoding else None
-            if keys and x is self.encoding:
-                x = self.key_encoding  # under global key-locking, keys read the superclass prompt
             results = None if kept is None else kept.get((layer, keys))
             if results is None:
                 results = self._made(plain, layer, keys, x, *args, **kwargs)

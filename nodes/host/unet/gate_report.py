@@ -33,11 +33,11 @@ class ChangeMeter:
     keys: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
 
-    def compare(self, layer: str, keys: bool, plain: Tensor, edited: Sequence[Tensor]) -> None:
+    def compare(self, layer: str, keys: bool, plain: Sequence[Tensor], edited: Sequence[Tensor]) -> None:
         """See `Comparer.compare`; of several sets of edits, the one with the largest change counts."""
-        base = plain.float().norm().clamp(min=1e-12)
-        share = max(float((each.float() - plain.float()).norm() / base) for each in edited)
-        (self.keys if keys else self.values)[layer] = share
+        both = zip(plain, edited, strict=True)
+        shares = [float((after.float() - before.float()).norm() / before.float().norm().clamp(min=1e-12)) for before, after in both]
+        (self.keys if keys else self.values)[layer] = max(shares)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from ....perfusion_core.attention_maps import attention, layer_resolution
 from ..execution import check_interrupt
 from ..model.families import layers_of
 from ..model.loading import load
+from ..text.clip_with_words import clip_with_words
 from ..text.encoding_notes import WORD_POSITIONS, notes_of
-from ..text.trigger_words import clip_with_words
 from .projection_hooks import observe_queries_and_keys
 
 LAYOUT_TIMES = (0.3, 0.5, 0.7)

@@ -17,18 +17,19 @@ from .projection_cache import ProjectionCache
 KEY = "perfusion"
 
 
-EXTRA_MODEL_INPUTS = "named stands locks locked regions where columns".split()
+EXTRA_MODEL_INPUTS = "named stands locks locked regional regions where columns".split()
 """Model inputs passed along with an encoding, as `perfusion_…`, for J concepts of which R have a region:
 
 `named` [B, N, J]: nonzero where a concept's trigger word can have reached a token; only in exact mode.
 `locks` [B, N, d], `locked` [B, 1, 1]: under global key-locking, the encoding that keys read, and whether they read it.
+`regional` [B, N, (1 + R) d]: the encodings that are read outside of all regions and in each of them, if they are not all the same.
 `regions` [B, R, h, w], `stands` [B, N, R]: where concepts may appear, and the tokens of their words.
 `where` [B, 2, h, w]: row and column of each latent pixel, for recording attention maps.
 `columns` [B, N, 1]: the token of another image's prompt whose map a token takes, or -1.
 """
 
 
-PROJECTION_INPUTS = "context named locked locks stands regions".split()
+PROJECTION_INPUTS = "context named locked locks regional stands regions".split()
 """Names of the UNet inputs on which keys and values depend."""
 
 
@@ -64,11 +65,11 @@ class PerfusionState:
 
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
         """Return the edited projections for a UNet call."""
-        context, named, locked, locks, stands, regions = given = [inputs.get(name) for name in PROJECTION_INPUTS]
+        context, named, locked, locks, regional, stands, regions = given = [inputs.get(name) for name in PROJECTION_INPUTS]
         edits = self.edits(context.device)
 
         def make() -> Projections:
-            made = Projections(edits, context, named, locked, locks)
+            made = Projections(edits, context, named, locked, locks, regional)
             if regions is None or not (made.change or bool(stands.any())):
                 made.only_first()
             return made

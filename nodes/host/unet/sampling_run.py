@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import EXACT
 from ....perfusion_core.stack import Stack
-from ..text.encoding_notes import KEYS, TRIGGER_INFLUENCE, WORD_POSITIONS, note_mask, notes_of, token_words
+from ..text.encoding_notes import KEYS, REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, note_mask, notes_of, token_words
+from ..text.regional_prompts import OUTSIDE
 from .attention_recorder import PromptRecord
 from .perfusion_state import KEY, PerfusionState
 
@@ -47,7 +48,7 @@ def prepare_conds(
                 cond = cond | {"model_conds": cond["model_conds"] | build_model_conds(cross.cond, applied, size)}
             prepared.append(cond)
         guider.conds[kind] = prepared
-    add_neutral_locks([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
+    add_neutral_encodings([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
     for trigger in (concept.trigger for concept in applied.stack):
         if trigger not in said:
             log.warning(
@@ -106,6 +107,10 @@ def build_model_conds(encoding: Tensor, applied: PerfusionState, size: tuple[int
     if placed:
         masks = [nn.functional.interpolate(c.region[None, None].float(), size, mode="area") for c in placed]
         beside |= {"stands": marks(WORD_POSITIONS, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
+        read = notes_of(encoding, REGIONAL)
+        if read:
+            names = (OUTSIDE, *(concept.trigger for concept in placed))
+            beside["regional"] = CONDCrossAttn(torch.cat([read.get(name, plain).to(plain) for name in names], 2))
     if applied.recorder is not None:
         rows, columns = (torch.arange(n, device=plain.device) for n in size)
         beside["where"] = CONDNoiseShape(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])
@@ -114,12 +119,19 @@ def build_model_conds(encoding: Tensor, applied: PerfusionState, size: tuple[int
     return {"c_crossattn": CONDCrossAttn(plain)} | {f"{KEY}_{name}": cond for name, cond in beside.items()}
 
 
-def add_neutral_locks(conds: list[dict[str, CONDRegular]]) -> None:
-    """If any prompt has globally locked keys, give the others neutral entries: the host only batches prompts with equal inputs."""
-    locks, locked = f"{KEY}_locks", f"{KEY}_locked"
-    if any(locks in each for each in conds):
-        for each in conds:
-            if locks not in each and "c_crossattn" in each:
-                encoding = each["c_crossattn"].cond
-                each[locks] = CONDCrossAttn(encoding)
-                each[locked] = CONDRegular(torch.zeros(1, 1, 1, device=encoding.device))
+def add_neutral_encodings(conds: list[dict[str, CONDRegular]]) -> None:
+    """If any prompt has locked keys or regions that read other encodings, give the others neutral entries.
+
+    The host only batches prompts with equal inputs.
+    """
+    locks, locked, regional = (f"{KEY}_{name}" for name in ("locks", "locked", "regional"))
+    widths = {each[regional].cond.shape[2] for each in conds if regional in each}
+    for each in conds:
+        if "c_crossattn" not in each:
+            continue
+        encoding = each["c_crossattn"].cond
+        if any(locks in other for other in conds) and locks not in each:
+            each[locks] = CONDCrossAttn(encoding)
+            each[locked] = CONDRegular(torch.zeros(1, 1, 1, device=encoding.device))
+        for width in widths if regional not in each else ():
+            each[regional] = CONDCrossAttn(encoding.repeat(1, 1, width // encoding.shape[2]))

@@ -1,0 +1,100 @@
+"""A CLIP that knows trigger words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from comfy.sd import CLIP
+from torch import Tensor
+
+from ....perfusion_core import PerfusionError
+from ....perfusion_core.stack import Stack, combine, with_outputs
+from ..model.families import encoders_of
+from .encoding_notes import REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
+from .regional_prompts import regional_prompts
+from .trigger_words import Tokens, token_labels, tokenizer_with_words, trigger_masks
+
+
+class ClipWithWords(CLIP):
+    """A CLIP that knows the trigger words of `stack` and returns `AnnotatedEncoding` encodings."""
+
+    stack: Stack = ()
+
+    def clone(self, *args: Any, **kwargs: Any) -> "ClipWithWords":  # noqa: D102
+        cloned = super().clone(*args, **kwargs)
+        cloned.__class__ = ClipWithWords
+        cloned.stack = self.stack
+        return cloned
+
+    def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False) -> Any:  # noqa: D102
+        out = super().encode_from_tokens(tokens, return_pooled, return_dict)
+        regional = {name: super(ClipWithWords, self).encode_from_tokens(each) for name, each in self._of_regions(tokens).items()}
+        if return_dict:
+            return out | {"cond": self._note(out["cond"], tokens, regional)}
+        return (self._note(out[0], tokens, regional), *out[1:]) if return_pooled else self._note(out, tokens, regional)
+
+    def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> list[list]:  # noqa: D102
+        encoded = super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
+        if all(isinstance(cond, AnnotatedEncoding) for cond, *_ in encoded):
+            return encoded
+        # With hooks on its weights the host encodes by itself, once for each of their strengths.
+        regional = {
+            name: super(ClipWithWords, self).encode_from_tokens_scheduled(each, *args, **kwargs)
+            for name, each in self._of_regions(tokens).items()
+        }
+        return [
+            [self._note(cond, tokens, {name: found[i][0].as_subclass(Tensor) for name, found in regional.items()}), *rest]
+            for i, (cond, *rest) in enumerate(encoded)
+        ]
+
+    def _of_regions(self, tokens: Tokens) -> dict[str, Tokens]:
+        """Return the prompts that regions read if it is not the whole one; see `regional_prompts`."""
+        superclasses = {concept.trigger: concept.superclass for concept in self.stack if concept.region is not None}
+        return regional_prompts(self, tokens, superclasses) if superclasses else {}
+
+    def _note(self, cond: Tensor, tokens: Tokens, regional: Mapping[str, Tensor]) -> Tensor:
+        """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.
+
+        As the encoders are causal, a word reaches its own tokens and those after it in the same section. The reach of concepts
+        that are a word alone is not needed, since they edit no layer.
+        """
+        if isinstance(cond, AnnotatedEncoding):
+            return cond
+
+        def column(true: Tensor) -> Tensor:
+            return true[: cond.shape[1]].to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
+
+        section = len(next(iter(tokens.values()))[0])
+        editing = {concept.trigger for concept in with_outputs(self.stack)}
+        notes = {Note(REGIONAL, name): encoding for name, encoding in regional.items()}
+        for trigger, places in trigger_masks(tokens, self.tokenizer).items():
+            if trigger in editing:
+                reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])
+                notes[Note(TRIGGER_INFLUENCE, trigger)] = column(reached)
+        said = token_labels(tokens, self.tokenizer)
+        for word in dict.fromkeys(said):
+            notes[Note(WORD_POSITIONS, word)] = column(torch.tensor([one == word for one in said]))
+        return AnnotatedEncoding.of(cond, notes)
+
+
+def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
+    """Return a clone of a CLIP that also knows the trigger words of the concepts.
+
+    Raises:
+        PerfusionError: a concept's word was trained for other text encoders, or the concepts cannot be combined with those that
+            the CLIP knows already.
+    """
+    encoders = encoders_of(clip)
+    for concept in stack:
+        for name, tokenizer in encoders.items():
+            if name not in concept.word or concept.word[name].shape[1] != tokenizer.embedding_size:
+                taught = ", ".join(f"{name} (width {vectors.shape[1]})" for name, vectors in concept.word.items())
+                found = ", ".join(f"{name} (width {each.embedding_size})" for name, each in encoders.items())
+                raise PerfusionError(f"{concept.trigger} was taught to the text encoders {taught}; this CLIP has {found}.")
+    cloned = clip.clone()
+    cloned.__class__ = ClipWithWords
+    # Vectors are recognised by their storage, so no two words may share one, not even one concept under two trigger words.
+    words = {c.trigger: {name: vectors.clone() for name, vectors in c.word.items()} for c in stack}
+    cloned.tokenizer = tokenizer_with_words(clip.tokenizer, words)
+    cloned.stack = combine(getattr(clip, "stack", ()), stack)
+    return cloned
