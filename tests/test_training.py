@@ -22,6 +22,7 @@ from perfusion_core.training.loop import (
     BatchSample,
     edit_in_training,
     gradients,
+    gradients_in_range,
     held_out_loss,
     initial_state,
     masked_error,
@@ -29,7 +30,7 @@ from perfusion_core.training.loop import (
     train,
 )
 from perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
-from perfusion_core.training.state import TrainingState, inference_gate
+from perfusion_core.training.state import MAX_SCALE, TrainingState, inference_gate
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -51,7 +52,7 @@ class Painter:
         def matrix(*shape: int) -> Tensor:
             return (torch.randn(*shape, generator=generator) / shape[-1] ** 0.5).to(dtype).requires_grad_()
 
-        self.dtype, self.encoder = dtype, encoder
+        self.dtype, self.encoder, self.half = dtype, encoder, dtype == torch.float16
         self.places, self.own, self.before = matrix(N, WIDTH), matrix(D, WIDTH), matrix(D, WIDTH)
         self.into, self.out, self.clock = matrix(8, CHANNELS), matrix(CHANNELS, 8), matrix(8, 2)
         self.queries = {layer: matrix(m, 8) for layer, m in LAYERS.items()}
@@ -384,6 +385,31 @@ def test_micro_batches_give_the_gradients_of_the_batch(micro: int, inverse: Tens
     assert again == pytest.approx(loss, rel=1e-6) and torch.equal(seen, seen_again)
     for one, other in zip(whole, parts, strict=True):
         assert (one - other).norm() <= 2e-6 * one.norm() and one.norm() > 0
+
+
+@pytest.mark.parametrize(("strength", "scaled"), [(2e-5, True), (30.0, False)])
+def test_in_half_precision_the_loss_is_scaled_as_far_as_nothing_overflows(
+    strength: float, scaled: bool, inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    """Gradients that would vanish are those of float32; where scaled ones overflow, the scale is halved, and kept so."""
+    painters = [Painter(torch.float16), Painter()]
+    for half, whole in zip(painters[0].parameters(), painters[1].parameters(), strict=True):
+        whole.data = half.data.float()
+    for painter in painters:
+        painter.out.data *= strength
+    settings, (low, high) = settings_of(steps=300), (initial_state(each, "teddy bear", settings_of()) for each in painters)
+    draw = BatchSample.of(settings, 0, latents[:, 0])
+    given = draw, latents, masks, inverse, settings
+    wanted = gradients(painters[1], high, *given)[0]
+    found = gradients_in_range(painters[0], low, *given)[0]
+    plain = gradients(painters[0], low, *given)[0]
+
+    def off(one: list[Tensor]) -> float:
+        return max(float((a - b).norm() / b.norm()) for a, b in zip(one, wanted, strict=True))
+
+    assert off(found) < 0.05
+    assert (low.scale == MAX_SCALE) == scaled and (off(plain) > 0.3) == scaled
+    assert TrainingState.from_tensors(low.tensors()).scale == low.scale
 
 
 def test_a_layer_that_no_gradient_reaches_ends_the_training(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:

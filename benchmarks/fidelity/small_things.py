@@ -21,14 +21,16 @@ from torch import Tensor
 from benchmarks.fidelity import plots, sheet
 from benchmarks.fidelity.ablations import Change
 from benchmarks.fidelity.bench import named
+from benchmarks.fidelity.characters import TAUGHT_ON
 from benchmarks.fidelity.concepts import Concept, which
 from benchmarks.fidelity.demo_quality import taught, workshop
-from benchmarks.fidelity.methods import NO_MASK
+from benchmarks.fidelity.methods import NO_MASK, Recipe, batch
 from benchmarks.fidelity.trials import Store, Trial, Workshop
 from benchmarks.lab import RESULTS
 from benchmarks.world.judges import left
 from demo.individuals import STYLES
 from scripts.generate.make_workflows import ALONE, TRAINING
+from scripts.harness.graphs import Graph
 from scripts.setup import bootstrap
 
 UNKNOWN: tuple[Concept, ...] = tuple((f"development-{i}", kind) for i, kind in enumerate(STYLES))
@@ -114,6 +116,21 @@ def shown(shop: Workshop, row: Row) -> list[Tensor]:
     return strips
 
 
+def decoded(shop: Workshop) -> list[str]:
+    """Return the page's lines on what is left of the individuals in their own pictures once the autoencoder has seen them."""
+    found: dict[str, list[Tensor]] = {"as they are": [], "encoded and decoded by the base's autoencoder": []}
+    for concept in UNKNOWN:
+        graph, names = Graph(), shop.shown(concept, Recipe(pictures=len(TAUGHT_ON)))
+        _, _, vae = graph.checkpoint(shop.bed.checkpoint)
+        loaded = batch(graph, "image", [[graph.add("LoadImage", image=name), 0] for name in names])
+        latents = graph.add("VAEEncode", pixels=loaded, vae=vae)
+        both = shop.lab.pictures(graph, loaded, [graph.add("VAEDecode", samples=[latents, 0], vae=vae), 0])
+        for each, pictures in zip(found.values(), both, strict=True):
+            each.append(shop.bed.details(concept, pictures))
+    shares = [f"{name} {100 * torch.cat(each).mean():.0f} %" for name, each in found.items()]
+    return [f"Details in the individuals' own pictures: {', '.join(shares)}.", ""]
+
+
 def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
     """Return the page's lines with all scores."""
     rows = [
@@ -154,7 +171,8 @@ def main() -> None:
             pictures[row.name.replace(", ", ",\n")] = shown(shop, row)
             print(row.name, scores[row.name], flush=True)
         plots.sheet(pictures, list(STYLES), RESULTS / SHEET)
-    (RESULTS / "small_things.md").write_text("\n".join(page(scores)), encoding="utf-8")
+        lines = [*page(scores), *decoded(shop)]
+    (RESULTS / "small_things.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,13 @@ class Encoded:
 
 
 class Base(Protocol):
-    """The model that a concept is trained on. Shapes: P prompts, B pictures, d the width of an encoding."""
+    """The model that a concept is trained on. Shapes: P prompts, B pictures, d the width of an encoding.
+
+    Attributes:
+        half: whether gradients are computed in float16, in which small ones vanish unless the loss is scaled.
+    """
+
+    half: bool
 
     def embed(self, text: str) -> dict[str, Tensor]:
         """Return the embedding vectors of the text's tokens, float32 [n, width] for each text encoder."""

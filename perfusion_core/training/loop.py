@@ -19,7 +19,7 @@ from ..gated_edit import Edit
 from ..prompts import TEMPLATES
 from .base_model import Base
 from .settings import NO_EDIT, TRAINED, Settings
-from .state import TrainingState
+from .state import MAX_SCALE, TrainingState
 
 HELD_OUT = 16
 """Number of noises that the held-out loss is measured with, or one per picture if there are more pictures."""
@@ -106,10 +106,21 @@ def masked_error(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
     return ((error * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))).mean()
 
 
+Gradients = tuple[list[Tensor], Tensor, float]
+"""The gradients of the learned tensors, the concept's mean encoding [d], and the loss."""
+
+
 def gradients(
-    base: Base, state: TrainingState, draw: BatchSample, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
-) -> tuple[list[Tensor], Tensor, float]:
-    """Return the gradients of the learned tensors, the concept's mean encoding [d] and the loss, for the draw of one step."""
+    base: Base,
+    state: TrainingState,
+    draw: BatchSample,
+    latents: Tensor,
+    masks: Tensor,
+    inverse: Tensor,
+    settings: Settings,
+    scale: float = 1.0,
+) -> Gradients:
+    """Return the gradients and the loss for the draw of one step; in between, the loss is multiplied by `scale`."""
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
         distinct, which = draw.templates.unique(return_inverse=True)
@@ -129,7 +140,7 @@ def gradients(
             prompts = leaves.of_prompts(which[part].to(device))
             prediction, target = base.objective(latents[shown], noise, time, prompts, edit)
             loss = masked_error(prediction, target, masks[shown]) * len(part) / settings.batch
-            found = torch.autograd.grad(loss, [*leaves.parts(), *state.outputs()], allow_unused=True)
+            found = torch.autograd.grad(scale * loss, [*leaves.parts(), *state.outputs()], allow_unused=True)
             if any(gradient is None for gradient in found):
                 raise PerfusionError(missing_gradient(state, found[len(outer) :]))
             for summed, gradient in zip([*outer, *sums[words:]], found, strict=True):
@@ -140,7 +151,31 @@ def gradients(
     finally:
         for tensor in learned:
             tensor.requires_grad_(False)
-    return sums, leaves.at_word().mean(0).detach(), total
+    return [each / scale for each in sums], leaves.at_word().mean(0).detach(), total
+
+
+def gradients_in_range(
+    base: Base, state: TrainingState, draw: BatchSample, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
+) -> Gradients:
+    """Return the result of `gradients`, with the loss scaled in half precision: half as much until nothing overflows.
+
+    Small gradients vanish in float16 and large ones overflow. The state keeps the scale; every hundred steps it may grow again.
+
+    Raises:
+        PerfusionError: the loss or a gradient is not finite.
+    """
+    if state.step % 100 == 0:
+        state.scale = min(2 * state.scale, MAX_SCALE)
+    while True:
+        scale = state.scale if base.half else 1.0
+        sums, seen, loss = gradients(base, state, draw, latents, masks, inverse, settings, scale)
+        if math.isfinite(loss) and all(bool(gradient.isfinite().all()) for gradient in sums):
+            return sums, seen, loss
+        if scale <= 1 or not math.isfinite(loss):
+            raise PerfusionError(
+                f"Training stopped at step {state.step + 1}: the loss is no longer a number. Use a higher precision or lower rates."
+            )
+        state.scale /= 2
 
 
 def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) -> str:
@@ -220,11 +255,7 @@ def _steps(
 ) -> Iterator[float]:
     while state.step < settings.steps:
         draw = BatchSample.of(settings, state.step, latents[:, 0])
-        sums, seen, loss = gradients(base, state, draw, latents, masks, inverse, settings)
-        if not math.isfinite(loss) or not all(bool(g.isfinite().all()) for g in sums):
-            raise PerfusionError(
-                f"Training stopped at step {state.step + 1}: the loss is no longer a number. Use a higher precision or lower rates."
-            )
+        sums, seen, loss = gradients_in_range(base, state, draw, latents, masks, inverse, settings)
         state.optimizer.step(sums, *rates(settings, state.step))
         state.target_input.lerp_(seen, 1 - settings.ema)
         state.losses.append(loss)

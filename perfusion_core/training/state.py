@@ -18,6 +18,9 @@ from .settings import Settings
 LOSSES = 25
 """Number of last steps over which a concept's recorded loss is averaged; all steps if there are fewer."""
 
+MAX_SCALE = 2.0**16
+"""The factor of the loss that a training in half precision begins with, and the largest."""
+
 OPENED = 0.05
 """How much further a concept's gate may open at similarity 0 than in training."""
 
@@ -47,6 +50,7 @@ class TrainingState:
         target_input: i*, a moving average of the concept's encodings, float32 [d].
         superclass_encoding: float32 [d].
         losses: one per step.
+        scale: the factor of the loss in half precision, at which no gradient overflows.
         optimizer: updates all tensors that are learned by gradients.
     """
 
@@ -56,6 +60,7 @@ class TrainingState:
     target_input: Tensor
     superclass_encoding: Tensor
     losses: list[float] = field(default_factory=list)
+    scale: float = MAX_SCALE
     optimizer: Adam = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +84,7 @@ class TrainingState:
         named = {f"word.{k}": v for k, v in self.word.items()}
         named |= {f"value.{k}": v for k, v in self.values.items()} | {f"key.{k}": v for k, v in self.keys.items()}
         named |= {"target_input": self.target_input, "superclass_encoding": self.superclass_encoding}
+        named |= {"scale": torch.tensor(self.scale)}
         return named | self.optimizer.state_dict() | {"losses": torch.tensor(self.losses, dtype=torch.float64)}
 
     @classmethod
@@ -95,7 +101,7 @@ class TrainingState:
         def group(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}
 
-        if not {"target_input", "superclass_encoding", "losses"} <= set(named) or named["losses"].ndim != 1:
+        if not {"target_input", "superclass_encoding", "losses", "scale"} <= set(named) or named["losses"].ndim != 1:
             raise PerfusionError("This training checkpoint is not whole; delete it and train anew.")
         state = cls(
             group("word."),
@@ -104,6 +110,7 @@ class TrainingState:
             named["target_input"],
             named["superclass_encoding"],
             named["losses"].tolist(),
+            float(named["scale"]),
         )
         state.optimizer.load_state_dict(group("moment."), state.step)
         return state

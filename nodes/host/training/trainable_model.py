@@ -72,6 +72,7 @@ class TrainableModel:
         self.device, self.encoder_device = self.model.load_device, self.clip.patcher.load_device
         same = self.encoder_device.type == self.device.type
         self.encoder_precision = precision if same else best_precision(self.encoder_device)
+        self.half = torch.float16 in (self.precision, self.encoder_precision)
         self.layers = layers_of(self.model)
         self.pooled = kind_of(self.model).pooled
         self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
