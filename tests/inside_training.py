@@ -21,10 +21,13 @@ inside.enter_with_pack(COMFYUI)
 import comfy.ldm.modules.attention as host_attention  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: E402
 from torch import Tensor  # noqa: E402
+
+from scripts.harness.differences import worst  # noqa: E402
 
 host, training, checkpoints, session, folders = (
     inside.part(name)
@@ -46,7 +49,7 @@ def main() -> dict:
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
         concept = Concept.load(CONCEPT)
         found = {"identities": identities(model, clip, vae)} | unwritable(concept)
-    return found | attention_without_backward(model, clip)
+    return found | attention_without_backward(model, clip) | {"channels": further_channels(model, clip, concept)}
 
 
 def identities(model: Any, clip: Any, vae: Any) -> dict:
@@ -104,6 +107,58 @@ def attention_without_backward(model: Any, clip: Any) -> dict:
         host.predict_from_noise(model, host.conditionings(clip, ("a monster",)), 64, 1, 0)
         host_attention.optimized_attention = plain
     return {"attention": {"apart": apart, "in sampling": seen, "left": comfy.model_management.in_training}}
+
+
+def further_channels(model: Any, clip: Any, concept: Any) -> dict:
+    """Bases whose first layer reads more channels, as inpainting's and InstructPix2Pix's do, made of the demo's base.
+
+    With weights of 0 for the further channels they are that base; with others they are not, and are predicted as the host does.
+    """
+    first, found = "model.diffusion_model.input_blocks.0.0.weight", {}
+    for name, count in (("inpainting", 5), ("InstructPix2Pix", 4)):
+        mine = {}
+        for kind, strength in (("as it is", 0.0), ("other", 0.2)):
+            with torch.inference_mode():
+                weights = comfy.utils.load_torch_file(str(CHECKPOINT))
+                more = torch.randn(len(weights[first]), count, 3, 3, generator=torch.Generator().manual_seed(0))
+                weights[first] = torch.cat([weights[first], (strength * more).to(weights[first])], 1)
+                wide = comfy.sd.load_state_dict_guess_config(weights)[0]
+            mine[kind] = {"model": type(wide.model).__name__, "reads": wide.model.diffusion_model.in_channels}
+            mine[kind] |= compared(wide, model, clip, concept)
+        found[name] = mine
+    return found
+
+
+def compared(wide: Any, model: Any, clip: Any, concept: Any) -> dict:
+    """A base against the demo's: gradients, a concept's pictures, and what training predicts against what the host does."""
+    latents, masks = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.ones(2, 2, 1, 8, 8)
+    gradients, drawn = [], []
+    with host.gradients_enabled():
+        for each in (model, wide):
+            student = host.TrainableModel(each, clip, torch.float32)
+            state = training.initial_state(student, "monster", SETTINGS)
+            given = training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, torch.eye(768).double(), SETTINGS
+            gradients.append(training.gradients(student, state, *given)[0])
+    with torch.no_grad():
+        noise, time, sampling = torch.randn(1, 4, 8, 8), torch.tensor([0.5]), wide.model.model_sampling
+        encoded = student.encode(["a {}"], state.word)
+        prediction, _ = student.objective(latents[:1, 0], noise, time, encoded, None)
+        sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
+        noised = sampling.noise_scaling(sigma, noise, latents[:1, 0])
+        told = {"cross_attn": encoded.tokens, "noise": noise, "latent_image": torch.zeros_like(noise), "device": "cpu"}
+        conds = {name: each.cond for name, each in wide.model.extra_conds(**told, width=64, height=64).items()}
+        wanted = wide.model.apply_model(noised, sigma, **conds)
+        denoised = sampling.calculate_denoised(sigma, prediction, noised)
+    for each in (model, wide):
+        edited, words = host.model_with_edit(each, (concept,), "exact"), host.clip_with_words(clip, (concept,))
+        prompts = host.conditionings(words, ("a monster", f"a {concept.trigger}"))
+        drawn.append(host.predict_from_noise(edited, prompts, 64, 1, 0))
+    return {
+        "gradients": max(worst(a, b) for a, b in zip(*gradients, strict=True)),
+        "denoised": worst(denoised, wanted),
+        "drawn": worst(*drawn),
+        "the concept": worst(drawn[1][0], drawn[1][1]),
+    }
 
 
 def unwritable(concept: Any) -> dict:

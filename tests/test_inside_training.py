@@ -28,6 +28,18 @@ def test_training_differentiates_whatever_attention_the_server_uses(measured: di
     assert found["apart"] < 1e-4 and found["in sampling"] and not any(found["in sampling"]) and not found["left"]
 
 
+@pytest.mark.parametrize(("kind", "channels"), [("inpainting", 9), ("InstructPix2Pix", 8)])
+def test_bases_that_read_further_channels_are_taught_with_blank_ones(measured: dict, kind: str, channels: int) -> None:
+    """As the host draws with them where no picture is given; and they take a concept that was taught to the plain base."""
+    found = measured["channels"][kind]
+    assert {each["reads"] for each in found.values()} == {channels}
+    same, other = found["as it is"], found["other"]
+    assert same["gradients"] < 1e-4 and same["drawn"] < 1e-3
+    # InstructPix2Pix reads a picture of zeros where there is none, so that its further weights do not matter.
+    assert all((other[each] > 1e-2) == (kind == "inpainting") for each in ("gradients", "drawn"))
+    assert all(each["denoised"] < 1e-5 and each["the concept"] > 0.01 for each in found.values())
+
+
 def test_a_folder_that_cannot_be_written_is_passed_over(measured: dict) -> None:
     assert measured["next folder"]
 

@@ -142,7 +142,7 @@ class TrainableModel:
             opened.enter_context(edited())
             if self.twice:
                 opened.enter_context(activation_checkpointing(self.unet, self.unet_weights, edited))
-            inputs = (sampling.calculate_input(sigma, x), sampling.timestep(sigma).float())
+            inputs = (self._with_blank_channels(sampling.calculate_input(sigma, x)), sampling.timestep(sigma).float())
             chosen = {"optimized_attention_override": attention_with_backward}
             options = {"context": encoded.tokens, "transformer_options": chosen, **self._conditions(encoded, latents)}
             prediction = torch.func.functional_call(self.unet, self.unet_weights, inputs, options)
@@ -153,6 +153,11 @@ class TrainableModel:
             scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
             prediction, target = scale * prediction, scale * target
         return prediction, target
+
+    def _with_blank_channels(self, x: Tensor) -> Tensor:
+        """Return the UNet's input with the further channels that inpainting and editing models read, as for an empty picture."""
+        blank = self.model.model.concat_cond(noise=x, latent_image=torch.zeros_like(x), device=x.device)
+        return x if blank is None else torch.cat([x, blank.to(x)], 1)
 
     def _conditions(self, encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
         """Return the UNet's additional input if it reads a pooled output: that output and the size of the images, embedded."""
