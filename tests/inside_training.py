@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.generate.make_workflows import TRAINING
 from scripts.harness import inside
 
 COMFYUI, CHECKPOINT, CONCEPT, FOLDER = map(Path, sys.argv[1:])
@@ -40,6 +41,10 @@ host, training, checkpoints, session, folders = (
     )
 )
 Concept, PerfusionError = inside.part("perfusion_core.concept").Concept, inside.part("perfusion_core").PerfusionError
+WIDGETS: dict[str, object] = {
+    "superclass": "monster", "trigger": "<it>", "size": 64, "seed": 0, "lock": "local", "edit_mode": "exact", "at_once": 4,
+    "precision": "auto", "preview_every": 0,
+}  # fmt: skip
 SETTINGS = training.Settings(steps=4, batch=2, micro=2, word_rate=1e-3, output_rate=0.1, seed=1)
 
 
@@ -49,6 +54,7 @@ def main() -> dict:
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
         concept = Concept.load(CONCEPT)
         found = {"identities": identities(model, clip, vae)} | unwritable(concept)
+        found |= {"refused": refused(model, clip, vae), "grey": grey()}
     return found | attention_without_backward(model, clip) | {"channels": further_channels(model, clip, concept)}
 
 
@@ -107,6 +113,49 @@ def attention_without_backward(model: Any, clip: Any) -> dict:
         host.predict_from_noise(model, host.conditionings(clip, ("a monster",)), 64, 1, 0)
         host_attention.optimized_attention = plain
     return {"attention": {"apart": apart, "in sampling": seen, "left": comfy.model_management.in_training}}
+
+
+class GGMLTensor(torch.Tensor):
+    """As the loader of GGUF files has them."""
+
+
+def refused(model: Any, clip: Any, vae: Any) -> dict[str, str]:
+    """What Train Concept says to what it cannot train on, before it measures the text encoder."""
+    train = inside.part("nodes.training.train_concept")
+    train.measure = lambda *_: 1 / 0
+    widgets = {name: [value] for name, value in (TRAINING | WIDGETS).items()}
+    usual = {"model": model, "clip": clip, "vae": vae, "images": torch.rand(2, 64, 64, 3)}
+    layer = model.model.diffusion_model.time_embed[0]
+    numbers, found = layer.weight, {}
+    broken = types.SimpleNamespace(first_stage_model=1, encode=lambda _: torch.tensor(torch.nan))
+    for name, changes, weight in (
+        ("no model", {"model": None}, numbers),
+        ("no text encoder", {"clip": None}, numbers),
+        ("no VAE", {"vae": None}, numbers),
+        ("an empty VAE", {"vae": types.SimpleNamespace(first_stage_model=None)}, numbers),
+        ("a GGUF model", {}, torch.nn.Parameter(torch.zeros(2).as_subclass(GGMLTensor), False)),
+        ("a model of integers", {}, torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), False)),
+        (
+            "a VAE that gives NaN",
+            {"vae": broken},
+            numbers,
+        ),
+        ("a picture of NaN", {"images": torch.full((1, 64, 64, 3), torch.nan)}, numbers),
+    ):
+        layer.weight = weight
+        try:
+            train.PerfusionTrain.execute(**{key: [value] for key, value in (usual | changes).items()}, **widgets)
+        except PerfusionError as error:
+            found[name] = str(error)
+        layer.weight = numbers
+    return found
+
+
+def grey() -> bool:
+    """Whether a picture of one channel, or of one and transparency, is taken as grey."""
+    prepare, one = inside.part("nodes.training.training_pictures").prepare, torch.rand(1, 8, 8, 1)
+    wanted = prepare([one.expand(-1, -1, -1, 3)], None, 8)[0]
+    return all(torch.equal(prepare([each], None, 8)[0], wanted) for each in (one, torch.cat([one, torch.ones_like(one)], 3)))
 
 
 def further_channels(model: Any, clip: Any, concept: Any) -> dict:

@@ -28,6 +28,25 @@ def test_training_differentiates_whatever_attention_the_server_uses(measured: di
     assert found["apart"] < 1e-4 and found["in sampling"] and not any(found["in sampling"]) and not found["left"]
 
 
+def test_what_cannot_be_trained_on_is_refused_in_one_sentence_before_any_work(measured: dict) -> None:
+    wanted = {
+        "no model": "There is no model",
+        "no text encoder": "load one with Load CLIP",
+        "no VAE": "load one with Load VAE",
+        "an empty VAE": "load one with Load VAE",
+        "a GGUF model": "is a GGMLTensor of torch.float32",
+        "a model of integers": "is a Tensor of torch.uint8",
+        "a VAE that gives NaN": "--fp32-vae",
+        "a picture of NaN": "Picture 1 of 1 holds values that are not numbers",
+    }
+    assert measured["refused"].keys() == wanted.keys()
+    assert all(said in measured["refused"][name] for name, said in wanted.items())
+
+
+def test_a_picture_of_one_channel_is_grey(measured: dict) -> None:
+    assert measured["grey"]
+
+
 @pytest.mark.parametrize(("kind", "channels"), [("inpainting", 9), ("InstructPix2Pix", 8)])
 def test_bases_that_read_further_channels_are_taught_with_blank_ones(measured: dict, kind: str, channels: int) -> None:
     """As the host draws with them where no picture is given; and they take a concept that was taught to the plain base."""

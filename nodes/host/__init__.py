@@ -11,7 +11,7 @@ from .model.families import encoders_of, family_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import lora_names, projections
 from .page_routes import serve
-from .sampling import Preview, draw, latents_of, predict_from_noise, sample, samplers
+from .sampling import Preview, check_vae, draw, latents_of, predict_from_noise, sample, samplers
 from .text.clip_with_words import clip_with_words
 from .text.encoding import (
     POSITIONS,
@@ -27,7 +27,7 @@ from .text.encoding import (
 from .text.encoding_notes import END, START
 from .text.global_key_locking import encode_locked
 from .training.activation_memory import MemoryNeed, free_memory
-from .training.trainable_model import TrainableModel, best_precision, gradients_enabled
+from .training.trainable_model import TrainableModel, best_precision, check_trainable, gradients_enabled
 from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
 from .unet.object_attention import object_attention
@@ -51,6 +51,8 @@ __all__ = [
     "caption_encodings",
     "check_fit",
     "check_interrupt",
+    "check_trainable",
+    "check_vae",
     "clip_with_words",
     "conditionings",
     "draw",

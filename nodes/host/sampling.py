@@ -11,6 +11,7 @@ from comfy.samplers import KSampler
 from comfy.sd import CLIP, VAE
 from torch import Tensor
 
+from ...perfusion_core import PerfusionError
 from .execution import check_interrupt
 from .text.encoding import conditionings
 
@@ -25,9 +26,25 @@ Preview = tuple[str, Any, int]
 
 
 def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
-    """Encode images [B, H, W, 3] in 0…1 as latents [B, c, h, w] in the model's own scaling."""
+    """Encode images [B, H, W, 3] in 0…1 as latents [B, c, h, w] in the model's own scaling.
+
+    Raises:
+        PerfusionError: there is no VAE, or its latents are not numbers.
+    """
+    check_vae(vae)
     encoded = vae.encode(pixels[..., :3])
+    if not encoded.isfinite().all():
+        raise PerfusionError(
+            "The VAE made latents that are not numbers, as some do in half precision; start ComfyUI with --fp32-vae, or load "
+            "another VAE with Load VAE."
+        )
     return model.model.process_latent_in(encoded.to(torch.float32))
+
+
+def check_vae(vae: VAE | None) -> None:
+    """Raise PerfusionError if there is no VAE; loaders give none, or an empty one, for a file that holds none."""
+    if vae is None or vae.first_stage_model is None:
+        raise PerfusionError("There is no VAE: the checkpoint holds none; load one with Load VAE.")
 
 
 def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed: int, steps: int = 20, cfg: float = 6.0) -> Tensor:

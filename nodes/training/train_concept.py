@@ -306,7 +306,9 @@ class PerfusionTrain(io.ComfyNode):
         superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
         settings = settings_of(chosen)
         family = host.family_of(model)
+        host.check_vae(vae)
         check(clip, superclass, trigger, size, covariance, settings)
+        host.check_trainable(model, clip)
         ready, marks = training_pictures.prepare(images, masks, size)
         show_lesson(ready, marks)
 
@@ -315,8 +317,8 @@ class PerfusionTrain(io.ComfyNode):
             # Drawn before the text encoder is measured, which takes long if it has not been measured yet.
             plain = portrait(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready, marks, plain)
-        covariance = covariance or measure(clip, None)
         latents, weights = training_pictures.latent_forms(model, vae, ready, marks, settings.small > 0)
+        covariance = covariance or measure(clip, None)
         keep = chosen.get("keep", LAST)
         session = TrainingSession(
             model=model,

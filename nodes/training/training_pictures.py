@@ -30,7 +30,7 @@ def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Ten
     Returns:
         Picture [size, size, 3] and mask [size, size], both in 0…1.
     """
-    picture = picture[..., :3].movedim(-1, 0)[None].float()
+    picture = colours(picture).movedim(-1, 0)[None].float()
     height, width = picture.shape[2:]
     if mask is None:
         mask = torch.ones(height, width)
@@ -44,15 +44,24 @@ def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Ten
     return picture[0].movedim(0, -1).clamp(0, 1), mask[0, 0].clamp(0, 1)
 
 
+def colours(picture: Tensor) -> Tensor:
+    """Return a picture's red, green and blue [H, W, 3]; one of one or two channels is grey, with or without transparency."""
+    return picture[..., :3] if picture.shape[-1] > 2 else picture[..., :1].expand(*picture.shape[:-1], 3)
+
+
 def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) -> tuple[Tensor, Tensor]:
     """Return training pictures [B, size, size, 3] and soft masks [B, size, size] from images of any size.
 
     Raises:
-        PerfusionError: if there are no images, if the number of masks differs from theirs, or if a mask is empty.
+        PerfusionError: if there are no images, if one holds values that are not numbers, if the number of masks differs from
+            theirs, or if a mask is empty.
     """
     pictures, marks = flatten(images), flatten(masks)
     if not pictures:
         raise PerfusionError("Training needs at least one picture of the concept; connect some to images.")
+    for i, picture in enumerate(pictures):
+        if not picture.isfinite().all():
+            raise PerfusionError(f"Picture {i + 1} of {len(pictures)} holds values that are not numbers; leave it out.")
     if marks and len(marks) != len(pictures):
         raise PerfusionError(
             f"There are {len(pictures)} images and {len(marks)} masks; give one mask for each image, or none at all."

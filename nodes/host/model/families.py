@@ -40,7 +40,13 @@ def layers_of(model: ModelPatcher) -> dict[str, int]:
 
 
 def width_of(model: ModelPatcher) -> int:
-    """Return the width d of the encodings that a MODEL's cross-attention reads, or 0 if its configuration gives no single width."""
+    """Return the width d of the encodings that a MODEL's cross-attention reads, or 0 if its configuration gives no single width.
+
+    Raises:
+        PerfusionError: there is no model; a loader gives none for a file that holds none.
+    """
+    if model is None:
+        raise PerfusionError("There is no model: the file that it was loaded from holds none; load one with Load Diffusion Model.")
     width = model.model.model_config.unet_config.get("context_dim") or 0
     return width if isinstance(width, int) else 0
 
@@ -72,6 +78,8 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
     Raises:
         PerfusionError: there is no text encoder of Stable Diffusion's kind, or one of another kind.
     """
+    if clip is None:
+        raise PerfusionError("There is no text encoder: the checkpoint holds none; load one with Load CLIP or DualCLIPLoader.")
     found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, SDTokenizer)}
     if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
         raise PerfusionError("Perfusion needs the text encoder of a Stable Diffusion checkpoint; this CLIP is of another kind.")

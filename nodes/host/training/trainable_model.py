@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
+from ....perfusion_core import PerfusionError
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
 from ..model.families import clip_model, kind_of, layers_of
@@ -31,6 +32,21 @@ def best_precision(device: torch.device) -> torch.dtype:
     """Return bfloat16 if the device computes faster in it, else float32."""
     fast = processor_has_bfloat16() if device.type == "cpu" else comfy.model_management.should_use_bf16(device)
     return torch.bfloat16 if fast else torch.float32
+
+
+def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
+    """Raise PerfusionError if a model or a text encoder has weights that only its own loader can compute with.
+
+    GGUF files and some others are loaded as tensors of a class of their own, or as integers.
+    """
+    for what, patcher in (("model", model), ("text encoder", clip.patcher)):
+        for name, weight in patcher.model.named_parameters():
+            kind = type(weight.data).__name__
+            if kind != "Tensor" or not weight.is_floating_point():
+                raise PerfusionError(
+                    f"Training cannot read this {what}: its weight {name} is a {kind} of {weight.dtype}, as in GGUF files. Train "
+                    "on the same checkpoint in full, half or fp8 precision; the concept fits this one too."
+                )
 
 
 @contextlib.contextmanager
