@@ -1,5 +1,7 @@
 """Patch a model and its text encoder with concepts."""
 
+import logging
+
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
@@ -8,6 +10,24 @@ from ..perfusion_core.gated_edit import MODES
 from ..perfusion_core.stack import Stack
 from . import host
 from .io_types import CATEGORY, ConceptType
+
+log = logging.getLogger("perfusion")
+
+
+def warn_of_layers(stack: Stack, clip: CLIP) -> None:
+    """Say which concepts were taught with another layer of the text encoder than the one that it is set to."""
+    layer = host.clip_layer(clip)
+    for concept in stack:
+        taught = concept.training.get("clip_layer", layer)
+        if taught != layer:
+            log.warning(
+                "%s was taught on layer %s of the text encoder, which is set to layer %s here: its gate may stay closed. Put CLIP "
+                "Set Last Layer with %s before Apply Concept.",
+                concept.trigger,
+                taught,
+                layer,
+                taught,
+            )
 
 
 class PerfusionApply(io.ComfyNode):
@@ -48,6 +68,7 @@ class PerfusionApply(io.ComfyNode):
         active = tuple(one for one in concept if one.strength > 0)
         if not active:
             return io.NodeOutput(model, clip)
+        warn_of_layers(active, clip)
         return io.NodeOutput(host.model_with_edit(model, active, edit_mode), host.clip_with_words(clip, active))
 
 

@@ -7,7 +7,7 @@ the host looks for concepts. `page_routes`: HTTP routes for the host's web page.
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
 from .folders import FOLDER, listed
-from .model.families import encoders_of, family_of, layers_of, width_of
+from .model.families import clip_layer, encoders_of, family_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import lora_names, projections
 from .page_routes import serve
@@ -53,6 +53,7 @@ __all__ = [
     "check_interrupt",
     "check_trainable",
     "check_vae",
+    "clip_layer",
     "clip_with_words",
     "conditionings",
     "draw",

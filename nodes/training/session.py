@@ -108,7 +108,8 @@ class TrainingSession:
 
     def so_far(self) -> Concept:
         """Return the concept in its current state."""
-        return self.state.concept(self.inverse, self.trigger, self.superclass, self.family, self.settings)
+        concept = self.state.concept(self.inverse, self.trigger, self.superclass, self.family, self.settings)
+        return replace(concept, training={**concept.training, "clip_layer": host.clip_layer(self.clip)})
 
     def result(self) -> Concept:
         """Return the result of the training: the best concept if concepts are judged, otherwise the current one."""

@@ -89,3 +89,11 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
 def clip_model(clip: CLIP, name: str) -> nn.Module | None:
     """Return a CLIP's text encoder of this name, or None if there is none."""
     return getattr(clip.cond_stage_model, name, None)
+
+
+def clip_layer(clip: CLIP) -> int:
+    """Return the layer whose output a CLIP gives, counted from the end: -1 is the last; of several encoders the first one's."""
+    encoder = clip_model(clip, next(iter(encoders_of(clip))))
+    kind, index, _ = encoder.options_default
+    own = index if kind == "hidden" else -1
+    return own if clip.layer_idx is None else clip.layer_idx
