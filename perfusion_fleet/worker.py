@@ -88,7 +88,11 @@ class Worker:
         return f"process {os.getpid()} on {socket.gethostname()}, {get_torch_device()}"
 
     def teach(self, job: Job) -> Answer:
-        """Train a concept, as a graph with the same node would."""
+        """Train a concept, as a graph with the same node would.
+
+        A fault can leave a graphics card's context in a state in which all that follows fails as well. Then this process ends, so
+        that Ray starts another one and the job is tried again.
+        """
         import torch
 
         core = inside.part("perfusion_core")
@@ -97,6 +101,21 @@ class Worker:
                 return Answer(saved(job, self.place.precision, self.models))
         except core.PerfusionError as error:
             return Answer(fault=str(error))
+        except Exception:
+            if not device_computes():
+                os._exit(1)
+            raise
+
+
+def device_computes() -> bool:
+    """Return whether the host's device still does a sum."""
+    import torch
+    from comfy.model_management import get_torch_device
+
+    try:
+        return float(torch.ones(2, device=get_torch_device()).sum()) == 2
+    except RuntimeError:
+        return False
 
 
 def faults_of(job: Job) -> list[str]:

@@ -19,10 +19,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+import perfusion_core
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
-from perfusion_fleet import schedule, table
-from perfusion_fleet.worker import Answer
+from perfusion_fleet import schedule, table, worker
+from perfusion_fleet.worker import Answer, Worker
 from scripts.harness.graphs import Graph
 from scripts.harness.moments import forget_finished
 from scripts.harness.server import Server
@@ -223,20 +224,42 @@ def test_what_ends_three_workers_or_fails_of_itself_is_given_up_and_the_rest_is_
                 raise ValueError("no such thing")
             return Answer(content=job.name.encode())
 
-    jobs = [table.Job(name, (), (), "", "", "", "", {}) for name in ("deadly", "first", "faulty", "second")]
+    class Carded(Worker):
+        """Its card stops computing when it gets the poisonous job, and all that follows in the same process fails."""
+
+        def ready(self) -> str:
+            def saved(job: table.Job, *_: object) -> bytes:
+                if job.name == "poisonous" or not works:
+                    works.clear()
+                    raise RuntimeError("an illegal memory access was encountered")
+                return job.name.encode()
+
+            works = [True]
+            worker.saved, worker.device_computes = saved, lambda: bool(works)
+            worker.inside.part = lambda name: perfusion_core
+            return "here"
+
+    def run(actor: type, *names: str) -> dict[str, schedule.Outcome]:
+        made = [schedule.ray.remote(max_restarts=-1)(actor).remote(*arguments.get(actor, ())) for _ in range(2)]
+        jobs = [table.Job(name, (), (), "", "", "", "", {}) for name in names]
+        return {each.job.name: each for each in schedule.outcomes(made, jobs, told.append)}
+
+    arguments = {Carded: [worker.Place("", "", "", True, "half")]}
     told, before = [], signal.getsignal(signal.SIGTERM)
     schedule.connect(schedule.LOCAL, 2, cpu=True)
     try:
-        actor = schedule.ray.remote(max_restarts=-1)(Fragile)
-        found = {each.job.name: each for each in schedule.outcomes([actor.remote() for _ in range(2)], jobs, told.append)}
+        found = run(Fragile, "deadly", "first", "faulty", "second")
+        carded = run(Carded, "poisonous", "one", "two", "three")
     finally:
         schedule.ray.shutdown()
         signal.signal(signal.SIGTERM, before)  # Ray has one of its own
-    assert set(found) == {job.name for job in jobs} and found["deadly"].tries == 3
+    assert set(found) == {"deadly", "first", "faulty", "second"} and found["deadly"].tries == 3
     assert found["deadly"].answer.fault.startswith("3 workers were lost while they trained it")
     assert found["faulty"].answer.fault == "Its training failed: no such thing." and found["faulty"].tries == 1
     assert [found[name].answer.content for name in ("first", "second")] == [b"first", b"second"]
     assert told.count("A worker was lost while it trained deadly.") == 3
+    assert carded["poisonous"].answer.fault.startswith("3 workers were lost while they trained it")
+    assert [carded[name].answer.content for name in ("one", "two", "three")] == [b"one", b"two", b"three"]
 
 
 def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_server_teaches(
