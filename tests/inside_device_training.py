@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from tests import tiny  # noqa: E402
 
 host, training = (inside.part(name) for name in ("nodes.host", "perfusion_core.training.loop"))
-SETTINGS = training.Settings(steps=4, batch=2, micro=2, seed=1)
+SETTINGS = training.Settings(steps=4, batch=1, micro=1, seed=1)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLACES = ("get_torch_device", "unet_offload_device", "text_encoder_device", "text_encoder_offload_device", "vae_device")
 
@@ -43,12 +43,7 @@ def main() -> dict:
     ours.patcher.load_device = ours.patcher.offload_device = here.load_device
     found = {"SD1.5": compared(model, clip, known, words), "SDXL": compared(there, theirs, here, ours)}
     wanted = gradients(known, words, torch.float32)
-    found["places"] = [
-        model.load_device.type,
-        clip.patcher.load_device.type,
-        known.load_device.type,
-        words.patcher.load_device.type,
-    ]
+    found["places"] = [each.load_device.type for each in (model, clip.patcher, known, words.patcher)]
     found["the encoder on the processor"] = apart(gradients(model, words, torch.bfloat16), wanted)
     patched = [with_lora(each) for each in (clip, words)]
     of_lora = gradients(known, patched[1], torch.float32)

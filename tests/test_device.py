@@ -49,6 +49,29 @@ def test_a_concept_is_taught_in_either_precision(measured: dict) -> None:
     assert abs(half / whole - 1) < 0.02 and measured["projected"]
 
 
+@pytest.fixture(scope="module")
+def trained(setup: Setup, base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT
+    library = accelerator.build(setup.python, CACHE / "accelerator")
+    return measure(setup.python, "inside_device_training", setup.comfyui, checkpoint, library, tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("layout", ["SD1.5", "SDXL"])
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-4), ("float16", 0.1), ("bfloat16", 0.25)])
+def test_gradients_are_those_of_the_processor(trained: dict, layout: str, precision: str, apart: float) -> None:
+    """In half precision but for what it rounds."""
+    assert trained[layout][precision] < apart
+
+
+def test_an_encoder_on_the_processor_teaches_a_unet_elsewhere(trained: dict) -> None:
+    assert trained["places"] == [accelerator.NAME, accelerator.NAME, "cpu", "cpu"]
+    assert trained["the encoder on the processor"] < 0.25
+
+
+def test_a_lora_on_the_encoder_alone_takes_part(trained: dict) -> None:
+    assert trained["a LoRA on the encoder"] < 0.02 < 0.5 < trained["without that LoRA"]
+
+
 def test_the_base_stays_one_that_other_nodes_can_use(measured: dict) -> None:
     assert measured["whole"]
 
