@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from tests import tiny  # noqa: E402
 
 host, training = (inside.part(name) for name in ("nodes.host", "perfusion_core.training.loop"))
-SETTINGS = training.Settings(steps=4, batch=1, micro=1, seed=1)
+SETTINGS = training.Settings(steps=4, batch=2, micro=2, seed=1)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PLACES = ("get_torch_device", "unet_offload_device", "text_encoder_device", "text_encoder_offload_device", "vae_device")
 
