@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.generate.make_workflows import TRAINING
 from scripts.harness import inside
 from tests import accelerator
 
@@ -56,7 +57,37 @@ def main() -> dict:
             "plain prompt": worst(sample(edited, knowing, plain), sample(model, clip, plain)),
             "concept": worst(drawn[state], sample(model, knowing, named)),
         }
-    return {name: each | {"against all there": worst(drawn[name], drawn["HIGH_VRAM"])} for name, each in found.items()}
+    found = {name: each | {"against all there": worst(drawn[name], drawn["HIGH_VRAM"])} for name, each in found.items()}
+    return found | {"taught": taught(*comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3])}
+
+
+def taught(model: Any, clip: Any, vae: Any) -> dict:
+    """A training with previews and a LoRA, where weights wait beside the device and where all are there."""
+    usual, drawn = host.draw, []
+    host.draw = lambda *given, **how: drawn.append(usual(*given, **how, steps=1)) or drawn[-1]
+    train, host_state = inside.part("nodes.training.train_concept"), comfy.model_management
+    estimate = inside.part("perfusion_core.covariance").Estimate(768)
+    estimate.add(torch.randn(2000, 768, generator=torch.Generator().manual_seed(0)))
+    covariance = estimate.finish(host.identity_of(clip))
+    with_lora, (name, *_) = model.clone(), [f"diffusion_model.{layer}.to_v.weight" for layer in host.layers_of(model)]
+    shape = dict(model.model.named_parameters())[name].shape
+    assert with_lora.add_patches({name: ("diff", (0.1 * torch.randn(shape),))}, 1.0)
+    widgets = TRAINING | {"superclass": "monster", "trigger": "<it>", "size": 64, "steps": 2, "batch": 1, "at_once": 1}
+    widgets |= {"lock": "local", "edit_mode": "exact", "precision": "auto", "preview_every": 1, "seed": 0}
+    images, losses, base = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1)), {}, []
+    for state in ("LOW_VRAM", "HIGH_VRAM"):
+        host_state.unload_all_models()
+        host_state.vram_state = host_state.VRAMState[state]
+        base.append(sample(with_lora, clip, TEXT.format("monster")))
+        given = {"model": with_lora, "clip": clip, "vae": vae, "images": images, "covariance": covariance} | widgets
+        concept = train.PerfusionTrain.execute(**{key: [value] for key, value in given.items()}).args[0]
+        losses[state] = concept[0].training["loss"]
+        base.append(sample(with_lora, clip, TEXT.format("monster")))
+    return {
+        "losses": losses,
+        "the base afterwards": max(worst(base[0], base[1]), worst(base[2], base[3])),
+        "pictures": [bool(picture.isfinite().all()) for picture in drawn],
+    }
 
 
 if __name__ == "__main__":

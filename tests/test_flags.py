@@ -92,6 +92,16 @@ def divided(setup: Setup, base_dir: Path) -> dict:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
+def test_where_weights_wait_beside_the_device_a_concept_is_taught_with_previews_and_a_lora(divided: dict) -> None:
+    """As where all of them are there; and the base with its LoRA is then what it was, to the bit."""
+    found = divided["taught"]
+    low, high = found["losses"]["LOW_VRAM"], found["losses"]["HIGH_VRAM"]
+    assert abs(low / high - 1) < 1e-3 and found["the base afterwards"] == 0
+    # Of the plain word, of each step and of the concept, in both trainings.
+    assert found["pictures"] == [True] * 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
 @pytest.mark.parametrize(
     ("state", "least", "most"),
     [("LOW_VRAM", 0.1, 0.9), ("NO_VRAM", 0, 0.05), ("HIGH_VRAM", 1, 1)],

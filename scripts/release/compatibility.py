@@ -198,6 +198,55 @@ TABLES = [
         ],
     ),
     Table(
+        "Training",
+        "What *Train Concept* is tested with or refuses. The device is that of `test_device.py`, which keeps weights apart, computes "
+        "in half precision and, under it all, on the processor; its gradients are compared with the processor's.",
+        ("what", "test", "what to know"),
+        [
+            (
+                "float32, fp16 and bf16 on a device, on SD1.5's and SDXL's layouts",
+                Tried("test_device.py::test_gradients_are_those_of_the_processor"),
+                "fp16 scales its loss.",
+            ),
+            (
+                "The text encoder on the processor, the UNet on the device",
+                Tried("test_device.py::test_an_encoder_on_the_processor_teaches_a_unet_elsewhere"),
+                "As with `device: cpu` of the loaders.",
+            ),
+            ("A LoRA on the text encoder alone", Tried("test_device.py::test_a_lora_on_the_encoder_alone_takes_part"), ""),
+            (
+                "`--lowvram`, with previews and a LoRA",
+                Tried("test_flags.py::test_where_weights_wait_beside_the_device_a_concept_is_taught_with_previews_and_a_lora"),
+                "",
+            ),
+            (
+                "Dynamic VRAM, which moves models in parts",
+                Tried("test_device.py::test_what_the_host_moves_in_parts_is_taught_as_a_whole"),
+                "They are loaded as a whole for training.",
+            ),
+            (
+                "`--use-sage-attention`, `--use-flash-attention`",
+                Tried("test_inside_training.py::test_training_differentiates_whatever_attention_the_server_uses"),
+                "These have no backward pass: training uses PyTorch's attention, pictures the flag's. Tested with a function in "
+                "their place.",
+            ),
+            *(
+                (
+                    f"{kind} checkpoints",
+                    Tried(
+                        "test_inside_training.py::test_bases_that_read_further_channels_are_taught_with_blank_ones"
+                        f"[{kind}-{channels}]"
+                    ),
+                    "Their further channels are blank, as where no picture is given; and they take concepts of the plain base.",
+                )
+                for kind, channels in (("inpainting", 9), ("InstructPix2Pix", 8))
+            ),
+            ("GGUF and other quantised checkpoints", "Refused: *Training cannot read this model …*", "Concepts apply to them."),
+            ("Files without a text encoder or a VAE", "Refused: *There is no text encoder …*, *There is no VAE …*", ""),
+            ("A VAE whose latents are not numbers", "Refused: *The VAE made latents that are not numbers …*", ""),
+        ],
+    ),
+    Table(
         "Flags of ComfyUI",
         "Prompts without the trigger word are the base's bit for bit under each. Attention of another kind gives the default's "
         "pictures but for rounding; with fewer bits a concept does the same to the pictures that the base then gives. Computing in "
