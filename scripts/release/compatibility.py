@@ -199,8 +199,8 @@ TABLES = [
     ),
     Table(
         "Training",
-        "What *Train Concept* is tested with or refuses. The device is that of `test_device.py`, which keeps weights apart, computes "
-        "in half precision and, under it all, on the processor; its gradients are compared with the processor's.",
+        "What *Train Concept* is tested with or refuses. The device is that of `test_device.py`, which keeps weights apart and "
+        "computes in half precision, on the processor; its gradients are compared with the processor's own.",
         ("what", "test", "what to know"),
         [
             (
