@@ -126,7 +126,7 @@ class Disk:
         self.folder.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", self.folder], check=True)
         for name, content in before.items():
-            (self.folder / name).parent.mkdir(exist_ok=True)
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / name).write_bytes(content)
         return self
 
@@ -473,7 +473,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
     arguments = parser.parse_args()
     if ELSEWHERE not in os.environ:
-        command = ["unshare", "--map-root-user", "--mount", sys.executable, *sys.argv]
+        command = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "benchmarks.robustness.faults", *sys.argv[1:]]
         os.execvpe(command[0], command, os.environ | {ELSEWHERE: "1"})
     steps.stop_when_terminated()
     kept, bench = RESULTS / "faults.json", Bench()

@@ -369,8 +369,8 @@ def page(outcome: Outcome, answers: dict[str, float], cases: int, seed: int) -> 
             f"({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of the processor's time, of {MOST_SECONDS} s allowed; the "
             f"largest ({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size, of {MOST_MB} MB allowed.",
             "",
-            f"While *Import Concept* of a running server reads {importing.EACH} files of each damage, the server's slowest answer to "
-            f"another request takes (limit: {importing.MOST_MS} ms):",
+            f"While *Import Concept* of a running server reads {importing.EACH} files of each damage, the server's slowest answer "
+            f"to another request takes (limit: {importing.MOST_MS} ms):",
             "",
             "| damage | slowest answer |",
             "| --- | --- |",
