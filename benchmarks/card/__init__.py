@@ -1,0 +1,1 @@
+"""Measurements on a graphics card, in one command: see `__main__`."""
