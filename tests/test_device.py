@@ -57,13 +57,14 @@ def trained(setup: Setup, base_dir: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("layout", ["SD1.5", "SDXL"])
-@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-4), ("float16", 0.1), ("bfloat16", 0.25)])
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 1e-4), ("float16", 0.1)])
 def test_gradients_are_those_of_the_processor(trained: dict, layout: str, precision: str, apart: float) -> None:
     """In half precision but for what it rounds."""
     assert trained[layout][precision] < apart
 
 
 def test_an_encoder_on_the_processor_teaches_a_unet_elsewhere(trained: dict) -> None:
+    """In bf16, on both."""
     assert trained["places"] == [accelerator.NAME, accelerator.NAME, "cpu", "cpu"]
     assert trained["the encoder on the processor"] < 0.25
 

@@ -65,19 +65,6 @@ def embedding(server: Server, name: str, **vectors: torch.Tensor) -> None:
     save_file(vectors, server.base / "models" / "embeddings" / f"{name}.safetensors")
 
 
-def test_a_concept_says_on_which_layer_of_the_text_encoder_it_was_taught(server: Server, trained: tuple) -> None:
-    assert Concept.load(trained[0]).training["clip_layer"] == -1
-    said = []
-    for layer in (-1, -2):
-        graph, start = Graph(), len(server.log())
-        model, clip, _ = graph.checkpoint()
-        other = [graph.add("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer), 0]
-        model, clip = graph.apply(model, other, graph.load(trained[0].name))
-        latents(server, graph, graph.sample(model, graph.text(clip, f"a {TRIGGER}"), graph.text(clip, "")))
-        said.append("was taught on layer -1 of the text encoder, which is set to layer -2" in server.log()[start:])
-    assert said == [False, True]
-
-
 def base_and(server: Server, concept: str, prompts: list[str], negative: str = "", **how: object) -> tuple[list, list]:
     """Latents of prompts from the untouched base, and from the base with a concept applied."""
     graph = Graph()
@@ -907,3 +894,16 @@ def test_a_concept_is_not_saved_outside_of_its_folder(server: Server, strong: st
     graph.save(graph.load(strong), "../../elsewhere")
     refused(server, graph, "outside")
     assert not list(server.base.rglob("elsewhere*"))
+
+
+def test_a_concept_says_on_which_layer_of_the_text_encoder_it_was_taught(server: Server, trained: tuple) -> None:
+    assert Concept.load(trained[0]).training["clip_layer"] == -1
+    said = []
+    for layer in (-1, -2):
+        graph, start = Graph(), len(server.log())
+        model, clip, _ = graph.checkpoint()
+        other = [graph.add("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer), 0]
+        model, clip = graph.apply(model, other, graph.load(trained[0].name))
+        latents(server, graph, graph.sample(model, graph.text(clip, f"a {TRIGGER}"), graph.text(clip, "")))
+        said.append("was taught on layer -1 of the text encoder, which is set to layer -2" in server.log()[start:])
+    assert said == [False, True]

@@ -36,12 +36,11 @@ LIMITS = {"losses apart": 0.05, "learned apart": 0.3}
 def plan(rehearsal: bool) -> dict[str, tuple[bool, list[str], list[str]]]:
     """Return name -> (whether on the processor, flags, parts) of each process, in order."""
     cpu = rehearsal
-    jobs = {
-        "the processor": (True, [], ["reference"]),
-        "the card": (cpu, [], list(ON_THE_CARD)),
-        "without dynamic VRAM": (cpu, ["--disable-dynamic-vram"], ["same", "taught"]),
-    }
-    return jobs | {flag: (cpu, [flag], ["same"]) for flag in (() if rehearsal else ATTENTION)}
+    jobs = {"the processor": (True, [], ["reference"]), "the card": (cpu, [], list(ON_THE_CARD))}
+    if rehearsal:
+        return jobs
+    jobs["without dynamic VRAM"] = (cpu, ["--disable-dynamic-vram"], ["same", "taught"])
+    return jobs | {flag: (cpu, [flag], ["same"]) for flag in ATTENTION}
 
 
 def run(comfyui: Path, folder: Path, rehearsal: bool) -> dict[str, dict]:

@@ -204,14 +204,14 @@ TABLES = [
         ("what", "test", "what to know"),
         [
             (
-                "float32, fp16 and bf16 on a device, on SD1.5's and SDXL's layouts",
+                "float32 and fp16 on a device, on SD1.5's and SDXL's layouts",
                 Tried("test_device.py::test_gradients_are_those_of_the_processor"),
                 "fp16 scales its loss.",
             ),
             (
                 "The text encoder on the processor, the UNet on the device",
                 Tried("test_device.py::test_an_encoder_on_the_processor_teaches_a_unet_elsewhere"),
-                "As with `device: cpu` of the loaders.",
+                "As with `device: cpu` of the loaders; tested in bf16.",
             ),
             ("A LoRA on the text encoder alone", Tried("test_device.py::test_a_lora_on_the_encoder_alone_takes_part"), ""),
             (
