@@ -35,9 +35,9 @@ PLACES = ("get_torch_device", "unet_offload_device", "text_encoder_device", "tex
 def main() -> dict:
     """All that is measured."""
     with torch.inference_mode():
-        model, clip = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:2]
+        model, clip = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), te_model_options=tiny.FEW)[:2]
         with on_the_processor():
-            known, words = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:2]
+            known, words = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), te_model_options=tiny.FEW)[:2]
         (there, theirs), (here, ours) = tiny.sdxl(FOLDER), tiny.sdxl(FOLDER)
     there.load_device = theirs.patcher.load_device = model.load_device
     ours.patcher.load_device = ours.patcher.offload_device = here.load_device
@@ -67,7 +67,7 @@ def on_the_processor() -> Iterator[None]:
 
 def with_lora(clip: Any) -> Any:
     """A CLIP with a change of one of its weights, as a LoRA makes one."""
-    name, patched = "clip_l.transformer.text_model.encoder.layers.5.mlp.fc1.weight", clip.clone()
+    name, patched = "clip_l.transformer.text_model.encoder.layers.1.mlp.fc1.weight", clip.clone()
     shape = dict(clip.patcher.model.named_parameters())[name].shape
     change = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
     assert patched.patcher.add_patches({name: ("diff", (change,))}, 1.0)
