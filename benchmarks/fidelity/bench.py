@@ -1,40 +1,20 @@
-"""Measure fidelity to the training pictures and to the prompt, for this method, other methods, and ablations of this method.
-
-    python -m benchmarks.fidelity [PART ...] [--minutes N] [--servers N]
-    python -m benchmarks.fidelity --again METHOD INDIVIDUAL KIND
-    python -m benchmarks.fidelity --quick [--out DIR]
-    python -m benchmarks.fidelity --checkpoint FILE --pictures DIR --superclass WORD --clip FILE [--prompts FILE] [--out DIR]
-
-Trains concepts and generates images in a real server, lets judges score the images, and writes tables and plots into `results/`.
-All scores are kept in a JSON file there and nothing is measured twice: it can be interrupted at any time (or stops after
-`--minutes`) and resumes where it was. It trains some hundreds of concepts, which takes a day on two cores. Settings are chosen on
-the development concepts; reported numbers are measured on the test concepts. `--again` measures one concept by one method anew,
-without the kept scores and trainings, and prints both: at most ten minutes. `--quick` takes a minute or two: the demo's concept
-from its committed pictures, two methods, few images. With `--checkpoint`, it measures a user's own checkpoint and pictures instead
-(see `real`).
-"""
+"""The measurements of the fidelity benchmark and the lines of their pages, over one store of scores; see `__main__`."""
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.fidelity import characters, concepts, pairs, plots, real, sheet
+from benchmarks.fidelity import characters, plots
 from benchmarks.fidelity.ablations import ABLATIONS, Ablation, Change
 from benchmarks.fidelity.concepts import MEASURED, Concept
 from benchmarks.fidelity.fronts import Curve, cells, lead, mean_lead, rows
 from benchmarks.fidelity.lengths import Lengths
 from benchmarks.fidelity.methods import METHODS, PERFUSION, Method, Recipe, Use
-from benchmarks.fidelity.trials import PARTS as SCORES
-from benchmarks.fidelity.trials import SEEDS, Bed, Prompt, Store, Trial, Workshop, bytes_key
-from benchmarks.lab import RESULTS, Lab, open_labs
-from demo.base import PACKED
+from benchmarks.fidelity.trials import SEEDS, Prompt, Store, Trial, bytes_key
+from benchmarks.lab import RESULTS
 from demo.individuals import NAMES
-from scripts.setup import bootstrap
 
 TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
 LEVELS = (0.6, 0.7, 0.8, 0.9)
@@ -422,118 +402,6 @@ def quickest_first(trials: list[Trial]) -> list[Trial]:
     return sorted(trials, key=lambda trial: trial.recipe is not None and trial.recipe.teacher != PERFUSION)
 
 
-Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]]]
-PARTS: dict[str, Part] = {
-    "tuning": ("Every method tuned alike", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
-    "fidelity": ("All methods", lambda b, s: s.run(b.fidelity_trials()), Bench.fidelity_page),
-    "unnamed": ("Prompts that do not name the concept", lambda b, s: s.run(b.unnamed_trials()), Bench.unnamed_page),
-    "sheet": (
-        "Pictures",
-        lambda b, s: sheet.run(s, b.shown(), b.out),
-        lambda b: sheet.page(b.store.kept, b.out),
-    ),
-    "pairs": (
-        "Two concepts in one picture",
-        lambda b, s: pairs.run(s, b.best(OURS), b.lora(), b.out),
-        lambda b: pairs.page(b.store.kept, b.best(OURS), b.lora(), b.out),
-    ),
-    "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
-    "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),
-}
-"""Maps a part's name to its title, the function that measures it (returns False if time is up), and that of its page's lines."""
-
-
-def report(bench: Bench, parts: Iterable[str]) -> None:
-    """Write the page with everything measured so far."""
-    page = ["# Fidelity", "", "Written by `python -m benchmarks.fidelity`.", ""]
-    for name in parts:
-        title, _, lines = PARTS[name]
-        told = lines(bench)
-        if told:
-            page += [f"## {title}", "", *told, "", *took(bench.store, name)]
-    bench.out.mkdir(parents=True, exist_ok=True)
-    (bench.out / "fidelity.md").write_text("\n".join(page), encoding="utf-8")
-
-
-def took(store: Store, name: str) -> list[str]:
-    """Return the page's lines on the time that a part took, and the commit that measured it last; empty if that is unknown."""
-    found = store.kept.get(f"took/{name}")
-    if not found:
-        return []
-    return [f"*{found['seconds'] / 60:.0f} minutes in all, last at commit {found['commit']}; trainings have seed 0.*", ""]
-
-
-def timed(store: Store, name: str, measured: Callable[[], bool]) -> bool:
-    """Measure a part, and add the time to that which it took before, if anything was measured; return its result."""
-    start, before = time.time(), len(store.kept)
-    done = measured()
-    if len(store.kept) > before:
-        spent = store.kept.get(f"took/{name}", {}).get("seconds", 0) + time.time() - start
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        head = subprocess.run(git, cwd=bootstrap.ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        store.keep({f"took/{name}": {"seconds": round(spent), "commit": head or "unknown"}})
-    return done
-
-
-def again(name: str, concept: Concept) -> None:
-    """Measure one concept by one method anew, in an empty folder, and print both scores."""
-    concepts.check_packages()
-    kept, setup = whole(), bootstrap.locate()
-    (trial,) = kept.trials(METHODS[name], kept.best(name), [concept])
-    with open_labs(setup, bootstrap.fresh_base(setup, "again"), 1) as labs:
-        store = Store(labs[0].server.base / "scores.json")
-        Workshop(labs, characters.CharacterBed(labs[0].judges), store).run([trial])
-    for value in trial.values:
-        for told, scores in (("kept", kept.store.get(trial, value)), ("anew", store.get(trial, value))):
-            means = {part: round(float(getattr(scores, part).mean()), 3) for part in SCORES} if scores else "not measured"
-            print(f"{name}, {' '.join(concept)}, dial {value:g}, {told}: {means}")
-
-
-def main() -> None:
-    """Run the requested measurements and write the page after each."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
-    parser.add_argument("--servers", type=int, default=1, help="so many side by side; on processors that is faster than one")
-    parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: a minute or two")
-    parser.add_argument("--out", type=Path, help="where --quick's results go, or those for one's own pictures")
-    parser.add_argument("--again", nargs=3, metavar=("METHOD", "INDIVIDUAL", "KIND"), help="one concept by one method, anew")
-    real.add_arguments(parser)
-    arguments = parser.parse_args()
-    if arguments.again:
-        again(arguments.again[0], tuple(arguments.again[1:]))
-        return
-    setup = bootstrap.locate()
-    bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
-    checkpoint = arguments.checkpoint or setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
-    # The digest of the demo's base is that of the packed file: the expanded one differs between processors in its last bits.
-    digest = bench.store.belongs_to(arguments.checkpoint or PACKED)
-    # The quick run's concepts are kept with its results, so that a new output folder means new trainings.
-    base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
-    bootstrap.stocked_base(setup, base, checkpoint)
-    with open_labs(setup, base, arguments.servers) as labs:
-        shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
-        for name in parts:
-            done = timed(bench.store, name, lambda name=name: PARTS[name][1](bench, shop))
-            report(bench, PARTS)
-            if not done:
-                print(f"{name} is not finished yet; run this again to go on")
-                return
-
-
-Plan = tuple[Bench, Callable[[Lab], Bed], list[str]]
-"""The bench, the constructor of its bed, and the parts to measure."""
-
-
-def of_the_world(arguments: argparse.Namespace) -> Plan:
-    """Return the plan for the demo's world: the full benchmark or the quick run."""
-    if arguments.quick:
-        bench = quick(arguments.out or bootstrap.CACHE / "fidelity-quick")
-        return bench, lambda lab: characters.DemoBed(lab.judges), ["fidelity"]
-    concepts.check_packages()
-    return whole(), lambda lab: characters.CharacterBed(lab.judges), arguments.parts or list(PARTS)
-
-
 def whole() -> Bench:
     """Return the full benchmark: the test concepts and all methods with all their candidates."""
     candidates = {name: method.candidates for name, method in METHODS.items()}
@@ -546,15 +414,3 @@ def quick(out: Path) -> Bench:
     best = {name: tuned.best(name) for name in QUICK}
     recipes = {name: (replace(recipe, widgets=recipe.widgets | QUICK_WIDGETS),) for name, recipe in best.items()}
     return Bench(Store(out / "fidelity.json"), out, (characters.DEMO,), lambda _: characters.QUICK, recipes, every=3)
-
-
-def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:
-    """Return the plan for a user's own checkpoint and pictures."""
-    real.check(arguments)
-    shown, asked = real.files(arguments.pictures), real.prompts(arguments.prompts)
-    out = arguments.out or arguments.pictures.with_name(f"results-{arguments.pictures.name}")
-    concept = (arguments.pictures.name, arguments.superclass)
-    recipes = real.candidates(arguments.steps, arguments.batch, len(shown))
-    bench = Bench(Store(out / "fidelity.json"), out, (concept,), lambda _: asked, recipes)
-    bed = real.RealBed(arguments.checkpoint.name, arguments.side, tuple(shown), real.Clip(setup.comfyui, arguments.clip))
-    return bench, lambda _: bed, [part for part in arguments.parts or OWN_PARTS if part in OWN_PARTS]
