@@ -24,6 +24,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from scripts.harness import seeded_models  # noqa: E402
 from tests import tiny  # noqa: E402
 
 host, training = (inside.part(name) for name in ("nodes.host", "perfusion_core.training.loop"))
@@ -35,9 +36,9 @@ PLACES = ("get_torch_device", "unet_offload_device", "text_encoder_device", "tex
 def main() -> dict:
     """All that is measured."""
     with torch.inference_mode():
-        model, clip = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), te_model_options=tiny.FEW)[:2]
+        model, clip = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), te_model_options=seeded_models.FEW)[:2]
         with on_the_processor():
-            known, words = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), te_model_options=tiny.FEW)[:2]
+            known, words = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT), te_model_options=seeded_models.FEW)[:2]
         (there, theirs), (here, ours) = tiny.sdxl(FOLDER), tiny.sdxl(FOLDER)
     there.load_device = theirs.patcher.load_device = model.load_device
     ours.patcher.load_device = ours.patcher.offload_device = here.load_device
@@ -67,10 +68,8 @@ def on_the_processor() -> Iterator[None]:
 
 def with_lora(clip: Any) -> Any:
     """A CLIP with a change of one of its weights, as a LoRA makes one."""
-    name, patched = "clip_l.transformer.text_model.encoder.layers.1.mlp.fc1.weight", clip.clone()
-    shape = dict(clip.patcher.model.named_parameters())[name].shape
-    change = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert patched.patcher.add_patches({name: ("diff", (change,))}, 1.0)
+    patched = clip.clone()
+    seeded_models.change(patched.patcher, "clip_l.transformer.text_model.encoder.layers.1.mlp.fc1.weight", 0.02)
     return patched
 
 

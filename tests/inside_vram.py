@@ -25,6 +25,7 @@ import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from scripts.harness import seeded_models  # noqa: E402
 from scripts.harness.differences import worst  # noqa: E402
 
 host = inside.part("nodes.host")
@@ -66,12 +67,7 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
     usual, drawn = host.draw, []
     host.draw = lambda *given, **how: drawn.append(usual(*given, **how, steps=1)) or drawn[-1]
     train, host_state = inside.part("nodes.training.train_concept"), comfy.model_management
-    estimate = inside.part("perfusion_core.covariance").Estimate(768)
-    estimate.add(torch.randn(2000, 768, generator=torch.Generator().manual_seed(0)))
-    covariance = estimate.finish(host.identity_of(clip))
-    with_lora, (name, *_) = model.clone(), [f"diffusion_model.{layer}.to_v.weight" for layer in host.layers_of(model)]
-    shape = dict(model.model.named_parameters())[name].shape
-    assert with_lora.add_patches({name: ("diff", (0.1 * torch.randn(shape),))}, 1.0)
+    covariance, with_lora = seeded_models.covariance_of(clip), seeded_models.with_changed_values(model, 0.1)
     widgets = TRAINING | {"superclass": "monster", "trigger": "<it>", "size": 64, "steps": 2, "batch": 1, "at_once": 1}
     widgets |= {"lock": "local", "edit_mode": "exact", "precision": "auto", "preview_every": 1, "seed": 0}
     images, losses, base = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1)), {}, []

@@ -26,6 +26,7 @@ HALF = 0.03
 """What weights or numbers of 16 bits may change."""
 SEEN = 0.01
 """What counts as a difference."""
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
 
 FLAGS = {
     "split attention, nothing cached": (["--use-split-cross-attention", "--cache-none"], "split optimization", ROUNDING),
@@ -91,7 +92,7 @@ def divided(setup: Setup, base_dir: Path) -> dict:
     return measure(setup.python, "inside_vram", setup.comfyui, *given)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
+@ON_LINUX
 def test_where_weights_wait_beside_the_device_a_concept_is_taught_with_previews_and_a_lora(divided: dict) -> None:
     """As where all of them are there; and the base with its LoRA is then what it was, to the bit."""
     found = divided["taught"]
@@ -101,7 +102,7 @@ def test_where_weights_wait_beside_the_device_a_concept_is_taught_with_previews_
     assert len(found["pictures"]) >= 6 and all(found["pictures"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the device is written for torch as it is built on Linux")
+@ON_LINUX
 @pytest.mark.parametrize(
     ("state", "least", "most"),
     [("LOW_VRAM", 0.1, 0.9), ("NO_VRAM", 0, 0.05), ("HIGH_VRAM", 1, 1)],

@@ -14,6 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from scripts.harness.seeded_models import FEW, made
+
 SD2 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
     "channel_mult": [1] * 4, "transformer_depth": [1] + [0] * 7, "transformer_depth_middle": 1,
@@ -40,8 +42,6 @@ SDXL = WHOLE | {
     "model_channels": 32, "num_head_channels": 16, "num_res_blocks": [1, 1, 1], "transformer_depth": [0, 1, 2],
     "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 1, 1, 2, 2],
 }  # fmt: skip
-
-FEW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
 
 
 def sdxl(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
@@ -93,27 +93,3 @@ def reloaded(folder: Path, model: ModelPatcher, clip: comfy.sd.CLIP) -> tuple[Mo
     )
     path.unlink()
     return found[:2]
-
-
-def made(
-    config: comfy.supported_models_base.BASE,
-    kind: type,
-    target: comfy.supported_models_base.ClipTarget,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[ModelPatcher, comfy.sd.CLIP]:
-    """Both, with seeded weights."""
-    config.set_inference_dtype(dtype, None)
-    model, cpu = kind(config, device=torch.device("cpu")), torch.device("cpu")
-    clip = comfy.sd.CLIP(target, model_options={**FEW, "dtype": dtype})
-    for module in (model.diffusion_model, clip.cond_stage_model):
-        seeded(module)
-    return ModelPatcher(model, load_device=cpu, offload_device=cpu), clip
-
-
-def seeded(module: nn.Module) -> None:
-    """Give weights that keep the size of what passes through them; norms 1, biases 0, embeddings small."""
-    for name, weight in module.named_parameters():
-        if weight.ndim < 2:
-            nn.init.constant_(weight, float(name.endswith("weight")))
-        else:
-            nn.init.normal_(weight, std=0.02 if "embedding" in name else weight[0].numel() ** -0.5)

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from scripts.setup import bootstrap
@@ -59,8 +60,6 @@ def write(path: Path, wheels: bool = True) -> float:
 
 def fetched(folder: Path) -> list[Path]:
     """Download the wheels, unless they were before, in the versions that the set-up has where it has them."""
-    from importlib.metadata import PackageNotFoundError, version
-
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []
     for name in WHEELS:

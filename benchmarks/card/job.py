@@ -72,6 +72,9 @@ class Card:
             model.write(Path(job.checkpoint), job.small)
         self.model, self.clip, self.vae = model.load(Path(job.checkpoint), job.small)
         self.device = self.model.load_device
+        self.seeded = importlib.import_module("scripts.harness.seeded_models")
+        self.patched = self.seeded.with_changed_values(self.model, 0.05)
+        """The MODEL with a LoRA."""
 
     def about(self) -> dict:
         """Return what this process computes with."""
@@ -123,10 +126,10 @@ class Card:
     def taught(self) -> dict:
         """Train with previews and a LoRA through the node; the base must be the same afterwards."""
         steps = 4 if self.job.small else 60
-        before = self.drawn(self.with_lora())
+        before = self.drawn(self.patched)
         with measured() as cost:
-            concept = self.node(self.with_lora(), steps=steps, preview_every=steps // 2)
-        after = self.drawn(self.with_lora())
+            concept = self.node(self.patched, steps=steps, preview_every=steps // 2)
+        after = self.drawn(self.patched)
         return {"steps": steps, "loss": concept.training["loss"], "base the same to the bit": torch.equal(before, after)} | cost
 
     def presets(self) -> dict:
@@ -146,26 +149,16 @@ class Card:
             "preview_every": 0, "min_snr": 0.0, **RATES,
         }  # fmt: skip
         images = torch.rand(2, self.job.side, self.job.side, 3, generator=torch.Generator().manual_seed(1))
-        objects = {"model": model, "clip": self.clip, "vae": self.vae, "images": images, "covariance": self.metric()}
+        objects = {
+            "model": model,
+            "clip": self.clip,
+            "vae": self.vae,
+            "images": images,
+            "covariance": self.seeded.covariance_of(self.clip),
+        }
         with torch.inference_mode():
             lists = {name: [value] for name, value in (objects | given | widgets).items()}
             return self.train.PerfusionTrain.execute(**lists).args[0][0]
-
-    def metric(self) -> Any:
-        """Return a covariance that needs no measurement."""
-        estimate = inside.part("perfusion_core.covariance").Estimate(768)
-        estimate.add(torch.randn(2000, 768, generator=torch.Generator().manual_seed(0)))
-        return estimate.finish(self.host.identity_of(self.clip))
-
-    def with_lora(self) -> Any:
-        """Return the MODEL with a LoRA of one layer's values."""
-        patched, layer = self.model.clone(), next(iter(self.host.layers_of(self.model)))
-        name = f"diffusion_model.{layer}.to_v.weight"
-        shape = dict(self.model.model.named_parameters())[name].shape
-        change = 0.05 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
-        if not patched.add_patches({name: ("diff", (change,))}, 1.0):
-            raise RuntimeError(f"the host takes no patch of {name}")
-        return patched
 
     @torch.inference_mode()
     def drawn(self, model: Any) -> Tensor:

@@ -26,8 +26,7 @@ from benchmarks.fidelity import characters, concepts, pairs, real, sheet
 from benchmarks.fidelity.bench import OURS, OWN_PARTS, Bench, quick, whole
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import METHODS
-from benchmarks.fidelity.trials import PARTS as SCORES
-from benchmarks.fidelity.trials import Bed, Store, Workshop
+from benchmarks.fidelity.trials import SCORES, Bed, Store, Workshop
 from benchmarks.lab import Lab, open_labs
 from demo.base import PACKED
 from scripts.setup import bootstrap

@@ -104,9 +104,8 @@ def said(clip: Any, name: str) -> Tensor:
 
 def error(job: Job, base: Any, latents: Tensor, captions: Tensor, rng: random.Random) -> Tensor:
     """Return the mean squared error of the noise that is predicted for one batch."""
-    clean, encodings = (known[[rng.randrange(len(known)) for _ in range(job.batch)]] for known in (latents, captions))
-    known = base.model_sampling.sigmas
-    sigmas = known[[rng.randrange(len(known)) for _ in range(job.batch)]]
+    among = (latents, captions, base.model_sampling.sigmas)
+    clean, encodings, sigmas = (each[[rng.randrange(len(each)) for _ in range(job.batch)]] for each in among)
     wide, noise = sigmas[:, None, None, None], torch.randn(clean.shape)
     denoised = base.apply_model(clean + wide * noise, sigmas, c_crossattn=encodings)
     return ((clean - denoised) / wide).square().mean()

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from benchmarks.fidelity.trials import PARTS, Store, Trial
+from benchmarks.fidelity.trials import SCORES, Store, Trial
 
 RESAMPLES = 2000
 INTERVAL = (2.5, 97.5)
@@ -33,7 +33,7 @@ class Curve:
         found = [[store.get(trial, value) for trial in trials] for value in trials[0].values]
         if any(scores is None for row in found for scores in row):
             return None
-        return cls(trials[0].values, *(np.array([[getattr(scores, name) for scores in row] for row in found]) for name in PARTS))
+        return cls(trials[0].values, *(np.array([[getattr(scores, name) for scores in row] for row in found]) for name in SCORES))
 
     def means(self, concepts: np.ndarray | None = None, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return mean text and likeness at each value, [V] each, over the given concepts and seeds (indices) or over all."""

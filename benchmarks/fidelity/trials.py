@@ -34,7 +34,7 @@ from scripts.setup import bootstrap
 
 T = TypeVar("T")
 SEEDS = 4
-PARTS = ("likeness", "text", "identity")
+SCORES = ("likeness", "text", "identity")
 """The parts of `Scores`."""
 ROUNDED = {8: INT8, 4: UINT4}
 """Maps the bits of a concept file's numbers to the precision with which it is saved."""
@@ -144,7 +144,7 @@ class Store:
     def get(self, trial: Trial, value: float) -> Scores | None:
         """Return the scores of a trial at a value, or None if they were not measured."""
         found = self.kept.get(trial.key(value))
-        return None if found is None else Scores(**{name: np.array(found[name], dtype=float) for name in PARTS})
+        return None if found is None else Scores(**{name: np.array(found[name], dtype=float) for name in SCORES})
 
     def missing(self, trial: Trial) -> list[float]:
         """Return the values that were not measured yet."""
@@ -154,7 +154,7 @@ class Store:
         """Store scores of a trial, rounded to three digits."""
 
         def rounded(scores: Scores) -> dict:
-            return {name: getattr(scores, name).astype(float).round(3).tolist() for name in PARTS}
+            return {name: getattr(scores, name).astype(float).round(3).tolist() for name in SCORES}
 
         self.keep({trial.key(value): rounded(scores) for value, scores in found.items()})
 

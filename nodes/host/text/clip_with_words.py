@@ -1,7 +1,7 @@
 """A CLIP that knows trigger words."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from comfy.sd import CLIP
@@ -13,6 +13,8 @@ from ..model.families import encoders_of
 from .encoding_notes import REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
 from .regional_prompts import regional_prompts
 from .trigger_words import Tokens, token_labels, tokenizer_with_words, trigger_masks
+
+T = TypeVar("T")
 
 
 class ClipWithWords(CLIP):
@@ -28,7 +30,7 @@ class ClipWithWords(CLIP):
 
     def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False) -> Any:  # noqa: D102
         out = super().encode_from_tokens(tokens, return_pooled, return_dict)
-        regional = {name: super(ClipWithWords, self).encode_from_tokens(each) for name, each in self._of_regions(tokens).items()}
+        regional = self._of_regions(tokens, super().encode_from_tokens)
         if return_dict:
             return out | {"cond": self._note(out["cond"], tokens, regional)}
         return (self._note(out[0], tokens, regional), *out[1:]) if return_pooled else self._note(out, tokens, regional)
@@ -38,19 +40,17 @@ class ClipWithWords(CLIP):
         if all(isinstance(cond, AnnotatedEncoding) for cond, *_ in encoded):
             return encoded
         # With hooks on its weights the host encodes by itself, once for each of their strengths.
-        regional = {
-            name: super(ClipWithWords, self).encode_from_tokens_scheduled(each, *args, **kwargs)
-            for name, each in self._of_regions(tokens).items()
-        }
+        scheduled = super().encode_from_tokens_scheduled
+        regional = self._of_regions(tokens, lambda each: scheduled(each, *args, **kwargs))
         return [
             [self._note(cond, tokens, {name: found[i][0].as_subclass(Tensor) for name, found in regional.items()}), *rest]
             for i, (cond, *rest) in enumerate(encoded)
         ]
 
-    def _of_regions(self, tokens: Tokens) -> dict[str, Tokens]:
-        """Return the prompts that regions read if it is not the whole one; see `regional_prompts`."""
+    def _of_regions(self, tokens: Tokens, encode: Callable[[Tokens], T]) -> dict[str, T]:
+        """Return what regions read if it is not the whole prompt; see `regional_prompts`."""
         superclasses = {concept.trigger: concept.superclass for concept in self.stack if concept.region is not None}
-        return regional_prompts(self, tokens, superclasses) if superclasses else {}
+        return regional_prompts(self, tokens, superclasses, encode) if superclasses else {}
 
     def _note(self, cond: Tensor, tokens: Tokens, regional: Mapping[str, Tensor]) -> Tensor:
         """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.

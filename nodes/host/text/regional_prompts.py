@@ -4,7 +4,8 @@ The text encoders are causal: a concept's word changes the encodings of all word
 concepts have regions, each region reads the prompt with the words of all other regions replaced by their superclasses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from comfy.sd import CLIP
 from torch import Tensor
@@ -13,26 +14,28 @@ from ..model.families import encoders_of
 from .encoding import own_tokens
 from .trigger_words import Tokens, literal, trigger_masks
 
+T = TypeVar("T")
 OUTSIDE = ""
 """The name of what lies outside of all regions, where no concept with a region is."""
 
 
-def regional_prompts(clip: CLIP, tokens: Tokens, superclasses: Mapping[str, str]) -> dict[str, Tokens]:
-    """Return the prompt of each region, and of OUTSIDE, by trigger word; those that read the prompt as it is are left out.
+def regional_prompts(clip: CLIP, tokens: Tokens, superclasses: Mapping[str, str], encode: Callable[[Tokens], T]) -> dict[str, T]:
+    """Return what each region reads, and OUTSIDE, by trigger word; those that read the prompt as it is are left out.
 
     Args:
         clip: a CLIP whose tokenizer knows the trigger words.
         tokens: a tokenized prompt.
         superclasses: trigger word -> superclass, for all concepts with a region.
+        encode: encodes a tokenized prompt; called once for each prompt that differs.
     """
     named = [trigger for trigger in trigger_masks(tokens, clip.tokenizer) if trigger in superclasses]
-    made: dict[tuple[str, ...], Tokens] = {}
+    made: dict[tuple[str, ...], T] = {}
     found = {}
     for name in (OUTSIDE, *superclasses):
         others = tuple(trigger for trigger in named if trigger != name)
         if others:
             if others not in made:
-                made[others] = replaced(clip, tokens, {trigger: superclasses[trigger] for trigger in others})
+                made[others] = encode(replaced(clip, tokens, {trigger: superclasses[trigger] for trigger in others}))
             found[name] = made[others]
     return found
 

@@ -83,8 +83,7 @@ class Projections:
         """Compute a layer's keys or values of x with each set of edits; the host may hand its Linear more than x."""
         own = x is self.encoding
         read = (self.key_encodings if keys else self.read) if own else [x] * max(len(self.edits), 1)
-        outputs = {id(each): each for each in read}
-        outputs = {key: plain(each, *args, **kwargs) for key, each in outputs.items()}
+        outputs = {id(each): plain(each, *args, **kwargs) for each in {id(each): each for each in read}.values()}
         before = [outputs[id(each)] for each in read]
 
         def project(vectors: Tensor) -> Tensor:

@@ -125,13 +125,14 @@ def add_neutral_encodings(conds: list[dict[str, CONDRegular]]) -> None:
     The host only batches prompts with equal inputs.
     """
     locks, locked, regional = (f"{KEY}_{name}" for name in ("locks", "locked", "regional"))
-    widths = {each[regional].cond.shape[2] for each in conds if regional in each}
+    any_locked = any(locks in each for each in conds)
+    width = max((each[regional].cond.shape[2] for each in conds if regional in each), default=0)
     for each in conds:
         if "c_crossattn" not in each:
             continue
         encoding = each["c_crossattn"].cond
-        if any(locks in other for other in conds) and locks not in each:
+        if any_locked and locks not in each:
             each[locks] = CONDCrossAttn(encoding)
             each[locked] = CONDRegular(torch.zeros(1, 1, 1, device=encoding.device))
-        for width in widths if regional not in each else ():
+        if width and regional not in each:
             each[regional] = CONDCrossAttn(encoding.repeat(1, 1, width // encoding.shape[2]))
