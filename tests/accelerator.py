@@ -37,7 +37,7 @@ def build(python: Path, folder: Path) -> Path:
             "expected g++, which compiles the device that tests run on; install it (Debian: apt install g++)"
         )
         folder.mkdir(parents=True, exist_ok=True)
-        part = library.with_suffix(".part")
+        part = library.with_suffix(f".{os.getpid()}.part")  # each of the suite's processes compiles its own
         command = [
             "g++",
             "-std=c++20",
