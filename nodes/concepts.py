@@ -17,7 +17,7 @@ from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT
 from ..perfusion_core.quantization import INT8, UINT4
 from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata, stays_inside
 from ..perfusion_core.stack import Stack, combine
-from .folders import check_prefix, concept_files, home, new_name, version_of
+from .folders import check_prefix, concept_files, home, listed_as, new_name, version_of
 from .host import FOLDER
 from .io_types import CATEGORY, ConceptType, concept_outputs, validation_result
 
@@ -26,6 +26,7 @@ NO_CONCEPT = "(no concept saved yet)"
 
 def path_of(name: str) -> Path:
     """Return the path of the named concept file; raises PerfusionError if it does not exist."""
+    name = listed_as(name)
     path = folder_paths.get_full_path(FOLDER, name) if stays_inside(name) else None
     if path is None:
         raise PerfusionError(f"There is no concept {name[:200]!r} in models/{FOLDER}; train one, or put a concept file there.")

@@ -19,8 +19,15 @@ def concept_files() -> list[str]:
     return [name for name in host.listed(FOLDER) if not name.startswith((f"{WORKROOM}/", f"{WORKROOM}\\"))]
 
 
+def listed_as(name: str) -> str:
+    """Return the name under which this system lists a concept file; a workflow from another one may have other separators."""
+    names = concept_files()
+    return name if name in names else next((n for n in names if n.replace("\\", "/") == name.replace("\\", "/")), name)
+
+
 def version_of(name: str) -> str:
     """Return a string that changes when a file of the user's is replaced: its name, time and size, or its name if there is none."""
+    name = listed_as(name)
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None:
         return name

@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +38,16 @@ from .concept_file import (
 from .quantization import INT8, SCALES, UINT4, dequantize, quantize
 from .safe_files import parse, read, require, shown, write
 
-TRIGGER = re.compile(r"<[\w-]{1,64}>")
+TRIGGER = re.compile(r"<[\w-][^<>]{0,63}>")
+
+
+def is_trigger(text: str) -> bool:
+    """Return whether a text is `<name>`, with a name of letters and the marks on them, digits, `_` and `-`."""
+
+    def fits(char: str) -> bool:
+        return char in "_-" or char.isalnum() or unicodedata.category(char).startswith("M")
+
+    return bool(TRIGGER.fullmatch(text)) and all(map(fits, text[1:-1]))
 
 
 def check_trigger(trigger: str) -> str:
@@ -46,7 +56,7 @@ def check_trigger(trigger: str) -> str:
     Raises:
         PerfusionError: it is not `<name>` with a name of letters, digits, `_` and `-`.
     """
-    if not TRIGGER.fullmatch(trigger):
+    if not is_trigger(trigger):
         raise PerfusionError(
             f"A trigger word is a name in angle brackets, of letters, digits, - and _, such as <my-teddy>; {trigger[:80]!r} is not."
         )
@@ -56,7 +66,7 @@ def check_trigger(trigger: str) -> str:
 def search_words(metadata: Mapping[str, object]) -> tuple[str, str]:
     """Return the trigger word and the superclass in a file's metadata; empty where it is none that a concept can have."""
     trigger, superclass = metadata.get("modelspec.trigger_phrase"), metadata.get("superclass")
-    named = isinstance(trigger, str) and TRIGGER.fullmatch(trigger)
+    named = isinstance(trigger, str) and is_trigger(trigger)
     known = isinstance(superclass, str) and len(superclass) <= SUPERCLASS_LENGTH
     return trigger if named else "", superclass if known else ""
 
@@ -201,7 +211,7 @@ class Concept:
         version = metadata.get("version", "")[:20]
         require(version == str(VERSION), path, f"its format version is {version!r} and this pack reads {VERSION}; update the pack")
         trigger, superclass = metadata.get("modelspec.trigger_phrase", ""), metadata.get("superclass", "")
-        require(bool(TRIGGER.fullmatch(trigger)), path, "its trigger word is not a name in angle brackets")
+        require(is_trigger(trigger), path, "its trigger word is not a name in angle brackets")
         require(bool(superclass.strip()), path, "its superclass is missing")
         require(len(superclass) <= SUPERCLASS_LENGTH, path, f"its superclass has more than {SUPERCLASS_LENGTH} characters")
         family = metadata.get("modelspec.base_model", "")

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 EXACT = "exact"
 PAPER = "paper"
@@ -46,6 +46,15 @@ OVERLAP_SHRINKAGE = 2.5e-7
 PINV_RTOL = 1e-4
 """In static mode, singular values of the overlap matrix below this share of its largest are dropped: concepts whose i* differ by
 less than about two percent then share their edits, instead of requiring an unbounded edit between them."""
+
+OWN_SIMILARITY = 0.4
+"""A token of less similarity than this is not taken for a concept's own word where that is unknown; its own comes to about 1 times
+its weight in the prompt, unrelated words stay below 0.3."""
+
+OWN_LEAD = 0.25
+"""A token is taken for a concept's own word only if it is nearer to the target input than to the superclass's encoding, by this
+share of the distance between the two. Distances are differences of cosines, which a word's weight in the prompt does not change.
+"""
 
 Project = Callable[[Tensor], Tensor]
 """The host's own projection: [n, d] -> [n, m]."""
@@ -187,6 +196,29 @@ class Edit:
     def gates(self, encoding: Tensor) -> Tensor:
         """Return each concept's own gate at every token, [B, N, J]."""
         return gate(similarity(encoding, self.probes), self.bias, self.temperature)
+
+    def own_tokens(self, encoding: Tensor) -> Tensor:
+        """Return the tokens that are each concept's own word, told by the numbers alone, bool [B, N, J].
+
+        The superclass's own word has similarities of up to 0.7, more where a prompt emphasises it, so similarity alone does not
+        tell the two apart; but it is nearer to the superclass's encoding than to the concept's.
+        """
+        with torch.autocast(encoding.device.type, enabled=False):
+            encoding, inputs, supers = promote_dtypes(encoding, self.target_inputs, self.superclass_encodings)
+            unit, inputs, supers = (nn.functional.normalize(each, dim=-1) for each in (encoding, inputs, supers))
+            lead = unit @ inputs.T - unit @ supers.T
+            apart = 1 - (inputs * supers).sum(1)
+        return (similarity(encoding, self.probes) >= OWN_SIMILARITY) & (lead > OWN_LEAD * apart)
+
+    def influenced(self, encoding: Tensor, section: int) -> Tensor:
+        """Return the tokens that each concept's word can have influenced, told by the numbers alone, float [B, N, J].
+
+        The text encoders are causal: these are the word's own tokens and those after it in the same section. An encoding that is
+        not made of sections of `section` tokens counts as a single one.
+        """
+        own = self.own_tokens(encoding).float()
+        length = section if own.shape[1] % section == 0 else own.shape[1]
+        return torch.cat([part.cumsum(1) for part in own.split(length, 1)], 1).clamp(max=1)
 
     def coefficients(self, encoding: Tensor, named: Tensor | None = None) -> Coefficients:
         """Return the coefficients for an encoding [B, N, d].

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 TEMPLATES = (
     "a photo of a {}",
@@ -17,8 +17,10 @@ TEMPLATES = (
 """Training prompts; `{}` stands for the concept's word."""
 
 
-BRACKETED = re.compile(r"<[^<>]*>")
-"""What may be a trigger word in a prompt."""
+MENTION = re.compile(r"(?:embedding:)?[<＜]([^<>＜＞:]*)(?::\s*([-+]?\d*\.?\d+)[^<>＜＞]*)?[>＞]", re.IGNORECASE)
+"""What may be a trigger word in a prompt, as people write it: `<my-teddy>`, with the prefix that embeddings have, with the weight
+that LoRA tags have (`<my-teddy:0.8>`), in the wide brackets of East Asian keyboards. Groups: the name, the weight.
+"""
 
 
 def word_key(word: str) -> str:
@@ -33,10 +35,30 @@ def word_key(word: str) -> str:
 
 def has_trigger(text: str, trigger: str) -> bool:
     """Return whether a prompt contains a trigger word."""
-    return word_key(trigger) in map(word_key, BRACKETED.findall(text))
+    return word_key(trigger) in (word_key(f"<{found[1]}>") for found in MENTION.finditer(text))
 
 
 def replace_triggers(text: str, words: Mapping[str, str]) -> str:
-    """Return a prompt with its trigger words replaced; `words`: trigger word -> replacement text, which is left as it is."""
+    """Return a prompt with its trigger words replaced; `words`: trigger word -> replacement text, which is left as it is.
+
+    A weight in the brackets becomes one of the prompt's own: `<my-teddy:0.8>` is (replacement:0.8).
+    """
     known = {word_key(trigger): word for trigger, word in words.items()}
-    return BRACKETED.sub(lambda found: known.get(word_key(found[0]), found[0]), text)
+
+    def replacement(found: re.Match) -> str:
+        word = known.get(word_key(f"<{found[1]}>"))
+        if word is None:
+            return found[0]
+        return word if found[2] is None else f"({word}:{found[2]})"
+
+    return MENTION.sub(replacement, text)
+
+
+def bare_triggers(text: str, triggers: Iterable[str]) -> list[str]:
+    """Return the trigger words whose name stands in a prompt without its brackets, and nowhere with them."""
+    key, found = word_key(text), []
+    for trigger in triggers:
+        name = re.escape(word_key(trigger)[1:-1])
+        if not has_trigger(text, trigger) and re.search(rf"(?<![\w<＜-]){name}(?![\w>＞-])", key):
+            found.append(trigger)
+    return found

@@ -28,10 +28,11 @@ from torch import Tensor  # noqa: E402
 
 from scripts.harness.differences import worst  # noqa: E402
 
-host, locking, words_of, patched_model, sampling_run, attention, projected = (
+host, annotated, locking, words_of, patched_model, sampling_run, attention, projected = (
     inside.part(f"nodes.host{name}")
     for name in (
         "",
+        ".text.annotated_encoding",
         ".text.global_key_locking",
         ".text.clip_with_words",
         ".unet.patched_model",
@@ -75,7 +76,7 @@ def main() -> dict:
     """All that is measured."""
     model, clip, _ = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
     concept = Concept.load(CONCEPT)
-    parts = (locked, recorded, regional, apart, kept)
+    parts = (locked, recorded, regional, apart, kept, coupled, through_torch, lengths)
     found = {name: value for part in parts for name, value in part(model, clip, concept).items()}
     return (
         found
@@ -451,7 +452,8 @@ def apart(model: object, clip: object, concept: object) -> dict:
     hooked = host.clip_with_words(clip, stack)
     hooked.patcher.forced_hooks, hooked.use_clip_schedule = comfy.hooks.create_hook_lora({}, 1.0, 1.0), True
     both = [
-        encode(each, text.format(concept.trigger, "<other>"))[0][0].notes for each in (hooked, host.clip_with_words(clip, stack))
+        notes_in(encode(each, text.format(concept.trigger, "<other>"))[0][0])
+        for each in (hooked, host.clip_with_words(clip, stack))
     ]
     return {
         "regions that read": {len(each) for each in read.values()} == {3} and {len(each) for each in plain.values()} == {1},
@@ -460,6 +462,11 @@ def apart(model: object, clip: object, concept: object) -> dict:
         "with hooks": sorted(map(str, both[0])) == sorted(map(str, both[1]))
         and all(torch.equal(both[0][n], both[1][n]) for n in both[0]),
     }
+
+
+def notes_in(encoding: Tensor) -> dict:
+    """All notes of an encoding."""
+    return {note: annotated.note_of(encoding, note) for note in annotated.known_notes(encoding)}
 
 
 def mixed(model: object, clip: object, stack: tuple, text: str) -> dict[tuple[str, bool], list[Tensor]]:
@@ -484,6 +491,78 @@ def read_by(model: object, clip: object, stack: tuple, text: str) -> dict[tuple[
     words = host.clip_with_words(clip, stack)
     sample(watched, encode(words, text), encode(words, ""), cfg=1.0)
     return seen
+
+
+def coupled(model: object, clip: object, concept: object) -> dict:
+    """Two encodings that a patch has layers read in place of the UNet's own, with notes and without.
+
+    Keys and values of the one that names the concept, against those by itself; whether the other's are the base's.
+    """
+    knowing, applied = host.clip_with_words(clip, (concept,)), host.model_with_edit(model, (concept,), "exact")
+    named, plain = (encode(knowing, f"a photo of a {word}")[0][0] for word in (concept.trigger, concept.superclass))
+    found = {}
+    for kind, change in (("with notes", lambda t: t), ("without notes", lambda t: t.as_subclass(Tensor).clone())):
+        patched = applied.clone()
+        read = torch.cat([change(named), change(plain)])
+        patched.set_model_attn2_patch(lambda q, k, v, options, read=read: (q.repeat(2, 1, 1)[: len(q) * 2], read, read))
+        patched.set_model_attn2_output_patch(lambda out, options: out[: len(out) // 2])
+        seen = projections(patched, encode(clip, "a house"), [], cfg=1.0)
+        alone = projections(applied, encode(knowing, f"a photo of a {concept.trigger}"), [], cfg=1.0)
+        layers = [key for key in alone if key[1] != "to_q"]
+        bare = {key: model.model.diffusion_model.get_submodule(".".join(key)).weight for key in layers}
+        found[kind] = [
+            max(worst(seen[key][0][1][0], alone[key][0][1][0]) for key in layers),
+            all(torch.equal(seen[key][0][1][1], (read.as_subclass(Tensor) @ bare[key].T)[1]) for key in layers),
+        ]
+    return {"coupled": found}
+
+
+def through_torch(model: object, clip: object, concept: object) -> dict:
+    """What each function of torch makes of an encoding, of those that keep its shape.
+
+    Whether that still says what it names, and whether the concept acts where the numbers stayed what they were.
+    """
+    knowing, applied = host.clip_with_words(clip, (concept,)), host.model_with_edit(model, (concept,), "exact")
+    state = patched_model.get_perfusion_state(applied)
+    cond = encode(knowing, f"a photo of a {concept.trigger} on the grass")[0][0][:, :16]
+    silent, idle, count = [], [], 0
+    for name in sorted({f.__name__ for f in torch.overrides.get_testing_overrides() if not f.__name__.startswith("__")}):
+        func = getattr(Tensor, name, None) or getattr(torch, name, None)
+        try:
+            result = func(cond.clone())
+        except Exception:
+            continue
+        if not isinstance(result, Tensor) or result.shape != cond.shape or not result.is_floating_point():
+            continue
+        count += 1
+        said = sampling_run.named_by(result, state)
+        if not said and name not in CONSTANT:
+            silent.append(name)
+        edit = state.everywhere(result.device)
+        by = edit.coefficients(result.as_subclass(Tensor), sampling_run.influenced_tokens(result, edit, state.triggers))
+        if torch.equal(result.as_subclass(Tensor), cond.as_subclass(Tensor)) and not by.add.any():
+            idle.append(name)
+    return {"functions of torch": count, "that say nothing": silent, "that do not act": idle}
+
+
+def lengths(model: object, clip: object, concept: object) -> dict:
+    """Words of many vectors near the end of a section: how many of them are in the prompt, are marked, and whether it is named."""
+    found = []
+    state = patched_model.get_perfusion_state(host.model_with_edit(model, (concept,), "exact"))
+    for count in (8, 32):
+        words = {name: v[:1].repeat(count, 1) + 0.01 * torch.randn(count, v.shape[1]) for name, v in concept.word.items()}
+        knowing = host.clip_with_words(clip, (replace(concept, word=words),))
+        for before in (66, 70, 73, 75):
+            tokens = knowing.tokenize("very " * before + f"{concept.trigger}, at night")
+            vectors = sum(isinstance(token, Tensor) for section in tokens["l"] for token, _ in section)
+            cond = knowing.encode_from_tokens_scheduled(tokens)[0][0]
+            marked = int(annotated.note_of(cond, annotated.Note("place", concept.trigger)).any(2).sum())
+            found.append([count, vectors, marked, bool(sampling_run.named_by(cond, state))])
+    return {"words of many vectors": found}
+
+
+CONSTANT = frozenset("empty_like logical_not_ ones_like rand_like randn_like zeros_like zero_ new_empty new_zeros new_ones".split())
+"""Functions whose result does not depend on the numbers that they are given."""
 
 
 def kept(model: object, clip: object, concept: object) -> dict:

@@ -16,6 +16,8 @@ from perfusion_core.gated_edit import (
     GATE_CUTOFF,
     MODES,
     OVERLAP_SHRINKAGE,
+    OWN_LEAD,
+    OWN_SIMILARITY,
     PAPER,
     STATIC,
     Coefficients,
@@ -624,3 +626,33 @@ def test_gradients_are_finite_where_gates_are_exactly_zero(strength: float) -> N
     assert all(gradient.isfinite().all() for gradient in found)
     assert (found[0][2] == 0).all()
     assert bool((found[0][0, 1:] != 0).any()) == (strength > 0)
+
+
+# ---- a concept's own word, told by the numbers alone
+
+
+@pytest.mark.parametrize("weight", [0.6, 1.0, 1.5])
+def test_a_concepts_own_word_is_told_from_its_superclass_whatever_they_weigh(weight: float) -> None:
+    world = World.of(2, alike=0.0)
+    edit = world.edit(EXACT)
+    own, supers = world.target_inputs, world.superclass
+    encoding = weight * torch.stack([own[0], supers[0], own[1], supers[1], torch.zeros_like(own[0])])[None].float()
+    assert edit.own_tokens(encoding)[0].tolist() == [[True, False], [False, False], [False, True], [False, False], [False, False]]
+
+
+def test_own_words_follow_the_definition_in_float64() -> None:
+    world = World.of(3)
+    edit, unit = world.edit(EXACT), nn.functional.normalize
+    inputs, supers = unit(world.target_inputs, dim=1), unit(world.superclass, dim=1)
+    lead = unit(world.encoding, dim=2) @ (inputs - supers).T
+    wanted = (world.sims() >= OWN_SIMILARITY) & (lead > OWN_LEAD * (1 - (inputs * supers).sum(1)))
+    assert torch.equal(edit.own_tokens(world.encoding.float()), wanted)
+    assert 0 < wanted.sum() < wanted.numel()
+
+
+@pytest.mark.parametrize(("section", "wanted"), [(3, [0, 1, 1, 0, 0, 1]), (6, [0, 1, 1, 1, 1, 1]), (4, [0, 1, 1, 1, 1, 1])])
+def test_a_word_reaches_the_tokens_behind_it_in_its_section(section: int, wanted: list[int]) -> None:
+    world = World.of(1)
+    encoding = torch.zeros(1, 6, D)
+    encoding[0, 1] = encoding[0, 5] = world.target_inputs[0].float()
+    assert world.edit(EXACT).influenced(encoding, section)[0, :, 0].tolist() == wanted

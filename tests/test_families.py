@@ -58,6 +58,13 @@ def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
     assert measured["a prompt without the word"] and measured["a prompt with it"] > 0.01
 
 
+def test_a_prompt_for_either_text_encoder_names_the_concept(measured: dict, family: str) -> None:
+    if family == "sdxl":
+        assert measured["two prompts"] == [True] * 5 + [False]
+    else:
+        assert "two prompts" not in measured
+
+
 def test_freeu_acts_beside_the_concept(measured: dict, family: str) -> None:
     """It has nothing to scale in blocks that are all as narrow as the first, as this SD2's and the demo base's are."""
     assert measured["FreeU, a prompt without the word"] and measured["FreeU, the concept"] > 0.01

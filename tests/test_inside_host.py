@@ -112,6 +112,22 @@ def test_a_mask_with_nothing_in_the_square_is_refused(measured: dict) -> None:
     assert measured["made small"]["nothing in the square"].startswith("Mask 1 of 1 has nothing in the middle square")
 
 
+@pytest.mark.parametrize("kind", ["with notes", "without notes"])
+def test_of_two_encodings_that_a_patch_brings_the_named_one_alone_is_edited(measured: dict, kind: str) -> None:
+    edited, other_is_the_bases = measured["coupled"][kind]
+    assert edited < ROUNDING and other_is_the_bases
+
+
+def test_words_of_many_vectors_are_known_at_the_end_of_a_section(measured: dict) -> None:
+    for count, vectors, marked, named in measured["words of many vectors"]:
+        assert vectors == marked == count and named
+
+
+def test_what_torch_makes_of_an_encoding_still_says_what_it_names(measured: dict) -> None:
+    assert measured["functions of torch"] > 100
+    assert not measured["that say nothing"] and not measured["that do not act"]
+
+
 def test_keys_and_values_are_made_once_in_a_run_and_nothing_else_comes_of_it(measured: dict) -> None:
     """Unless weights change between steps: then they are made anew at each."""
     assert all(measured["kept"].values()) and measured["what hooks change"] > 0.01

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from perfusion_core import PerfusionError
-from perfusion_core.concept import TRIGGER
-from perfusion_core.prompts import has_trigger, replace_triggers, word_key
+from perfusion_core.concept import is_trigger
+from perfusion_core.prompts import bare_triggers, has_trigger, replace_triggers, word_key
 from perfusion_core.stack import combine
 from tests.test_concept_file import concept_of
 
@@ -45,7 +45,7 @@ def test_words_that_only_some_languages_tell_apart_are_the_same() -> None:
 def test_whatever_matches_a_trigger_without_regard_to_case_is_it() -> None:
     """Character by character, over all of Unicode: so no prompt loses its word."""
     everything = "".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
-    letters = [char for char in everything if TRIGGER.fullmatch(f"<{char}>")]
+    letters = [char for char in everything if is_trigger(f"<{char}>")]
     cased = [char for char in letters if len({char, char.lower(), char.upper(), char.casefold(), char.swapcase()}) > 1]
     assert len(letters) > 100_000 and len(cased) > 2_000
     text = "".join(cased)
@@ -59,6 +59,43 @@ def test_whatever_matches_a_trigger_without_regard_to_case_is_it() -> None:
 def test_an_accent_may_be_encoded_either_way_in_a_prompt() -> None:
     assert replace_triggers("a <cafe\u0301> and cafe\u0301", {"<caf\u00e9>": "X"}) == "a X and cafe\u0301"
     assert has_trigger("a <cafe\u0301>", "<CAF\u00c9>") and not has_trigger("a cafe\u0301", "<caf\u00e9>")
+
+
+@pytest.mark.parametrize("name", ["बिल्ली", "cafe\u0301", "แมว", "my-teddy_2", "猫"])
+def test_names_of_any_script_are_triggers(name: str) -> None:
+    assert is_trigger(f"<{name}>") and has_trigger(f"a photo of a <{name}>", f"<{name}>")
+
+
+@pytest.mark.parametrize("text", ["<\u0301a>", "<a b>", "<a:b>", "<>", "<a>b", "<a\n>", "a", "<" + "a" * 65 + ">"])
+def test_what_a_prompt_could_not_keep_whole_is_no_trigger(text: str) -> None:
+    assert not is_trigger(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("a embedding:<cit>, (EMBEDDING:<cit>:1.2)", "a X, (X:1.2)"),
+        ("<cit:0.8> <cit:1> <cit: -.5> <cit:0.8:1.0>", "(X:0.8) (X:1) (X:-.5) (X:0.8)"),
+        ("<cit:> <cit:high> <lora:cit:0.8> <lora:cit>", "<cit:> <cit:high> <lora:cit:0.8> <lora:cit>"),
+        ("＜CIT＞ ＜cit:0.5＞", "X (X:0.5)"),
+    ],
+)
+def test_triggers_are_read_as_people_write_them(prompt: str, wanted: str) -> None:
+    assert replace_triggers(prompt, {"<cit>": "X"}) == wanted
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bare"),
+    [
+        ("a photo of a my-teddy at night", ["<my-teddy>"]),
+        ("MY-TEDDY, <ann>", ["<my-teddy>"]),
+        ("my-teddy and <my-teddy>", []),
+        ("not-my-teddy, my-teddybear, my-teddys, <my-teddy", []),
+        ("ann, my-teddy:1.2", ["<my-teddy>", "<ann>"]),
+    ],
+)
+def test_names_without_brackets_are_found(prompt: str, bare: list[str]) -> None:
+    assert bare_triggers(prompt, ["<my-teddy>", "<ann>"]) == bare
 
 
 @pytest.mark.parametrize(

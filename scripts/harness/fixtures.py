@@ -36,7 +36,8 @@ def base_dir(setup: bootstrap.Setup) -> Path:
     for folder in ("input", "output", "temp", "models", "user"):
         shutil.rmtree(base / folder, ignore_errors=True)
     bootstrap.stocked_base(setup, base)
-    shutil.copyfile(bootstrap.ROOT / "tests" / "other_packs.py", base / "custom_nodes" / "other_packs.py")
+    for name in ("other_packs.py", "other_prompts.py"):
+        shutil.copyfile(bootstrap.ROOT / "tests" / name, base / "custom_nodes" / name)
     return base
 
 

@@ -51,6 +51,11 @@ def rows_of(test: str, rows: dict[str, tuple[str, str]]) -> list[tuple[str, Cell
     return [(name, Tried(f"{test}[{run}]"), note) for run, (name, note) in rows.items()]
 
 
+def packs(name: str) -> Tried:
+    """Return the test of what other packs do to prompts, `name` being the rest of its id."""
+    return Tried(f"test_other_prompts.py::test_{name}")
+
+
 TABLES = [
     Table(
         "Families of models",
@@ -162,6 +167,71 @@ TABLES = [
                 "a prompt of two sections": ("Prompts of unequal length in one batch", ""),
             },
         ),
+    ),
+    Table(
+        "Packs that read prompts or draw pictures their own way",
+        "Nodes of the tests do to prompts, encodings and pictures what these packs do; the packs themselves are not part of the "
+        "tests. Where the name of a concept survives in an encoding, its word acts as usual. Where a pack makes an encoding anew, a"
+        " token that resembles the concept's own word more than its superclass's is taken for that word, and the console says so.",
+        ("pack", "test", "what to know"),
+        [
+            (
+                "Any node that copies, saves, reshapes or mixes an encoding",
+                packs("an_encoding_that_was_rebuilt_says_what_it_said"),
+                "",
+            ),
+            (
+                "BlenderNeko's Advanced CLIP Text Encode, prompt-control",
+                packs("beside_encoders_that_weight_words_their_own_way[TestWeightedEncode]"),
+                "With SDXL, Advanced Encode asks the text encoders past the CLIP; its encodings are read by resemblance.",
+            ),
+            (
+                "CLIP NegPip",
+                packs("beside_negative_weights_in_keys_and_values_apart"),
+                "A concept of negative weight gets no edit.",
+            ),
+            (
+                "Attention Couple (PPM, cgem156), COUPLE of prompt-control",
+                packs("each_of_two_regional_prompts_has_its_own_concept[coupled]"),
+                "A regional prompt names its own concepts. Painted **regions** of concepts do not reach it.",
+            ),
+            (
+                "Attention Couple (laksjdjf), ComfyCouple",
+                packs("each_of_two_regional_prompts_has_its_own_concept[copied]"),
+                "As above.",
+            ),
+            (
+                "Wrappers that hand the model only the conditions that they know",
+                packs("a_wrapper_that_drops_conditions_leaves_the_concept"),
+                "Not with a **region**, *Watch Attention* or *Keep Layout*.",
+            ),
+            (
+                "Ultimate SD Upscale",
+                packs("regions_stay_where_they_are_in_tiles"),
+                "Tile by tile, with a version from 2025 on. In its batches, and in older versions, every tile has the whole region.",
+            ),
+            (
+                "FaceDetailer, TiledKSampler",
+                "",
+                "They do not say which part they draw: give the detail a concept without a **region**.",
+            ),
+            (
+                "smZNodes' CLIP Text Encode++",
+                packs("another_packs_tokenizer_is_said_to_know_no_trigger"),
+                "It reads prompts with a tokenizer of its own, which knows no trigger words: the console says so, and nothing acts.",
+            ),
+            ("Efficient Loader", "", "It encodes with a CLIP that it loads itself. Apply the concept behind it and encode again."),
+            (
+                "Old FreeU Advanced, DeepCache",
+                packs("a_replaced_forward_is_named"),
+                "They run the model by themselves and leave out what packs add to it: the console says so, and nothing acts.",
+            ),
+            (
+                "LoRA tag loaders",
+                packs("a_trigger_without_brackets_and_one_that_was_removed_are_warned_of"),
+                "They remove whatever stands in angle brackets. Add the trigger word behind them.",
+            ),
+        ],
     ),
     Table(
         "Guiders",

@@ -1,5 +1,6 @@
 """A CLIP that knows trigger words."""
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -8,13 +9,16 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
+from ....perfusion_core.prompts import bare_triggers, has_trigger, word_key
 from ....perfusion_core.stack import Stack, combine, with_outputs
 from ..model.families import encoders_of
-from .encoding_notes import REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
+from .annotated_encoding import REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
+from .picture_window import PLACES, place_map
 from .regional_prompts import regional_prompts
-from .trigger_words import Tokens, token_labels, tokenizer_with_words, trigger_masks
+from .trigger_words import Tokens, token_labels, tokenizer_with_words, trigger_masks, understood
 
 T = TypeVar("T")
+log = logging.getLogger("perfusion")
 
 
 class ClipWithWords(CLIP):
@@ -28,11 +32,31 @@ class ClipWithWords(CLIP):
         cloned.stack = self.stack
         return cloned
 
+    def tokenize(self, text: str | list[str], *args: Any, **kwargs: Any) -> Tokens:  # noqa: D102
+        for each in [text] if isinstance(text, str) else text:
+            for warning in self._unread(each):
+                log.warning("%s", warning)
+        return super().tokenize(text, *args, **kwargs)
+
+    def _unread(self, text: str) -> list[str]:
+        """Return a sentence for each trigger word that a prompt means and that will not be read as one."""
+        triggers, superclasses = [c.trigger for c in self.stack], {word_key(c.superclass) for c in self.stack}
+        bare = [trigger for trigger in bare_triggers(text, triggers) if word_key(trigger)[1:-1] not in superclasses]
+        lines = [f"A prompt says {trigger[1:-1]} without brackets, which is no trigger word: write {trigger}." for trigger in bare]
+        if any("tokenize_with_weights" in vars(part) for part in encoders_of(self).values()):
+            lines += [
+                f"A node pack reads prompts with a tokenizer of its own, which does not know {trigger}: encode this prompt with "
+                "CLIP Text Encode."
+                for trigger in triggers
+                if has_trigger(text, trigger)
+            ]
+        return lines
+
     def encode_from_tokens(self, tokens: Tokens, return_pooled: bool | str = False, return_dict: bool = False) -> Any:  # noqa: D102
         out = super().encode_from_tokens(tokens, return_pooled, return_dict)
         regional = self._of_regions(tokens, super().encode_from_tokens)
         if return_dict:
-            return out | {"cond": self._note(out["cond"], tokens, regional)}
+            return out | {"cond": self._note(out["cond"], tokens, regional)} | self._placed()
         return (self._note(out[0], tokens, regional), *out[1:]) if return_pooled else self._note(out, tokens, regional)
 
     def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> list[list]:  # noqa: D102
@@ -40,31 +64,41 @@ class ClipWithWords(CLIP):
         if all(isinstance(cond, AnnotatedEncoding) for cond, *_ in encoded):
             return encoded
         # With hooks on its weights the host encodes by itself, once for each of their strengths.
+        placed = self._placed()
         scheduled = super().encode_from_tokens_scheduled
         regional = self._of_regions(tokens, lambda each: scheduled(each, *args, **kwargs))
         return [
-            [self._note(cond, tokens, {name: found[i][0].as_subclass(Tensor) for name, found in regional.items()}), *rest]
-            for i, (cond, *rest) in enumerate(encoded)
+            [self._note(cond, tokens, {name: found[i][0].as_subclass(Tensor) for name, found in regional.items()}), extra | placed]
+            for i, (cond, extra) in enumerate(encoded)
         ]
+
+    def _placed(self) -> dict[str, list[Tensor]]:
+        """Return what tells a sampler's run which part of the picture it draws, for a conditioning; only regions ask for it."""
+        return {PLACES: [place_map()]} if any(concept.region is not None for concept in self.stack) else {}
 
     def _of_regions(self, tokens: Tokens, encode: Callable[[Tokens], T]) -> dict[str, T]:
         """Return what regions read if it is not the whole prompt; see `regional_prompts`."""
         superclasses = {concept.trigger: concept.superclass for concept in self.stack if concept.region is not None}
-        return regional_prompts(self, tokens, superclasses, encode) if superclasses else {}
+        return regional_prompts(self, tokens, superclasses, encode) if superclasses and understood(tokens) else {}
 
     def _note(self, cond: Tensor, tokens: Tokens, regional: Mapping[str, Tensor]) -> Tensor:
         """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.
 
         As the encoders are causal, a word reaches its own tokens and those after it in the same section. The reach of concepts
-        that are a word alone is not needed, since they edit no layer.
+        that are a word alone is not needed, since they edit no layer. Where another pack made more of a prompt than an encoding
+        for each of its tokens, it is unknown which belongs to which, and the encoding stays without notes.
         """
-        if isinstance(cond, AnnotatedEncoding):
+        section = len(next(iter(tokens.values()))[0])
+        if (
+            isinstance(cond, AnnotatedEncoding)
+            or not understood(tokens)
+            or cond.shape[1] > max(map(len, tokens.values())) * section
+        ):
             return cond
 
         def column(true: Tensor) -> Tensor:
-            return true[: cond.shape[1]].to(cond.device, torch.float32)[None, :, None].expand(cond.shape[0], -1, 1)
+            return true[: cond.shape[1], None].to(cond.device)
 
-        section = len(next(iter(tokens.values()))[0])
         editing = {concept.trigger for concept in with_outputs(self.stack)}
         notes = {Note(REGIONAL, name): encoding for name, encoding in regional.items()}
         for trigger, places in trigger_masks(tokens, self.tokenizer).items():

@@ -15,7 +15,8 @@ from ....perfusion_core.concept_file import MAX_VECTORS
 from ....perfusion_core.prompts import TEMPLATES
 from ..model.families import clip_model, encoders_of
 from ..model.loading import load
-from .encoding_notes import TRIGGER_INFLUENCE, note_mask
+from .annotated_encoding import TRIGGER_INFLUENCE
+from .encoding_notes import note_mask
 from .trigger_words import Tokenizer
 
 log = logging.getLogger("perfusion")

@@ -9,8 +9,9 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.prompts import replace_triggers
 from ..model.families import encoders_of
+from .annotated_encoding import KEYS, Note
 from .clip_with_words import ClipWithWords, clip_with_words
-from .encoding_notes import KEYS, AnnotatedEncoding, Note
+from .encoding_notes import with_notes
 from .trigger_words import Tokens, literal, trigger_masks
 
 
@@ -35,7 +36,7 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
     index = alignment(tokens, others, marks, {t: _length(knowing, superclasses[t]) for t in marks})
     keys = knowing.encode_from_tokens_scheduled(others)
     return [
-        [AnnotatedEncoding.of(cond.as_subclass(Tensor), cond.notes | {Note(KEYS): key.as_subclass(Tensor)[:, index]}), *rest]
+        [with_notes(cond, {Note(KEYS): key.as_subclass(Tensor)[:, index]}), *rest]
         for (cond, *rest), (key, *_) in zip(encoded, keys, strict=True)
     ]
 

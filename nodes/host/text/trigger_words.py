@@ -70,9 +70,18 @@ def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, 
     return taught
 
 
+def understood(tokens: Tokens) -> bool:
+    """Whether a tokenized prompt has the host's form; tokenizers of other packs make others."""
+    return all(isinstance(token, tuple) for sections in tokens.values() for section in sections for token in section)
+
+
 def trigger_masks(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """Return trigger word -> bool [N], true at the positions of its vectors in a tokenized prompt."""
+    """Return trigger word -> bool [N], true at the positions of its vectors in a tokenized prompt.
+
+    Text encoders may be given different prompts; N is the length of the longest.
+    """
     found: dict[str, Tensor] = {}
+    length = max(sum(map(len, sections)) for sections in tokens.values())
     for part in vars(tokenizer).values():
         if not isinstance(part, _KnowsWords):
             continue
@@ -82,7 +91,7 @@ def trigger_masks(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
             for n, token in enumerate(row):
                 trigger = storages.get(token.untyped_storage().data_ptr()) if isinstance(token, Tensor) else None
                 if trigger is not None:
-                    found.setdefault(trigger, torch.zeros(len(row), dtype=torch.bool))[n] = True
+                    found.setdefault(trigger, torch.zeros(length, dtype=torch.bool))[n] = True
     return found
 
 

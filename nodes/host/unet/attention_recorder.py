@@ -158,7 +158,7 @@ class Recorder:
 
     def _positives(self, options: Mapping[str, Any], count: int) -> Sequence[tuple[PromptRecord, slice]]:
         """Return the positive prompts of a call and their rows in the batch."""
-        kinds, keys = options["cond_or_uncond"], options["uuids"]
+        kinds, keys = options["cond_or_uncond"], options.get("uuids", [None] * len(options["cond_or_uncond"]))
         rows = count // len(kinds)
         found = []
         for i, (kind, key) in enumerate(zip(kinds, keys, strict=True)):

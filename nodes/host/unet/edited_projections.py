@@ -2,12 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ....perfusion_core.gated_edit import Coefficients, Edit
+from ....perfusion_core.gated_edit import EXACT, Coefficients, Edit
+from .named_tokens import influenced_tokens
 from .projection_hooks import replace_key_value_forwards
 
 
@@ -23,6 +25,46 @@ class Comparer(Protocol):
 
     def compare(self, layer: str, keys: bool, plain: Sequence[Tensor], edited: Sequence[Tensor]) -> None:
         """Receive a layer's keys or values without and with each set of edits."""
+
+
+class Report(Protocol):
+    """Receives the coefficients of encodings that layers read."""
+
+    def add(self, by: Coefficients) -> None:
+        """Receive the coefficients of an encoding [B, N, d]."""
+
+
+@dataclass(frozen=True)
+class OtherEncodings:
+    """Encodings that a patch has layers read in place of the UNet's own: regional prompts, appended tokens.
+
+    Attributes:
+        edit: the edit of all concepts, wherever their regions are.
+        triggers: their trigger words.
+        report: is told what they do.
+    """
+
+    edit: Edit
+    triggers: Sequence[str]
+    report: Report
+
+    def named(self, x: Tensor, own: Tensor, named: Tensor | None) -> Tensor:
+        """Return the tokens of an encoding [B, N, d] that trigger words can have influenced, [B, N, J].
+
+        Where it begins with the UNet's own encoding, `named` tells for that part, and no trigger word has reached what follows.
+        """
+        found = influenced_tokens(x, self.edit, self.triggers)
+        more = x.shape[1] - own.shape[1]
+        if named is None or more < 0 or x.shape[0] != own.shape[0]:
+            return found
+        # Compared on the device, since this is asked in every layer.
+        return torch.where((x[:, : own.shape[1]] == own).all(), nn.functional.pad(named, (0, 0, 0, more)), found)
+
+    def coefficients(self, edit: Edit, x: Tensor, own: Tensor, named: Tensor | None) -> Coefficients:
+        """Return an edit's coefficients for an encoding."""
+        by = edit.coefficients(x.as_subclass(Tensor), self.named(x, own, named) if edit.mode == EXACT else None)
+        self.report.add(by)
+        return by
 
 
 class Projections:
@@ -50,6 +92,7 @@ class Projections:
         """The encoding that each set of edits reads."""
         self.observer: Observer | None = None
         self.comparer: Comparer | None = None
+        self.others: OtherEncodings | None = None
         self.by = [edit.coefficients(each, named) for edit, each in zip(edits, self.read, strict=False)]
         self.key_encodings = self.read
         if locks is not None:
@@ -71,27 +114,25 @@ class Projections:
             each[:1] for each in (self.edits, self.by, self.read, self.key_encodings)
         )
 
-    def _coefficients(self, edit: Edit, x: Tensor) -> Coefficients:
-        """Return the coefficients of other tokens than the encoding's, which an attention patch has passed in."""
-        if self.named is None or x.shape[0] != self.named.shape[0]:
-            return edit.coefficients(x)
-        # No trigger word has reached the tokens that it appended.
-        missing = max(x.shape[1] - self.named.shape[1], 0)
-        return edit.coefficients(x, nn.functional.pad(self.named, (0, 0, 0, missing))[:, : x.shape[1]])
+    def _edits(self, x: Tensor) -> Sequence[Edit]:
+        """Return the sets of edits for an encoding; regions are for as many images as the UNet was called with."""
+        if x is self.encoding or not self.others or (len(self.edits) > 1 and x.shape[0] == self.encoding.shape[0]):
+            return self.edits
+        return [self.others.edit]
 
     def _made(self, plain: Callable[..., Tensor], layer: str, keys: bool, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Compute a layer's keys or values of x with each set of edits; the host may hand its Linear more than x."""
-        own = x is self.encoding
-        read = (self.key_encodings if keys else self.read) if own else [x] * max(len(self.edits), 1)
+        own, edits = x is self.encoding, self._edits(x)
+        read = (self.key_encodings if keys else self.read) if own else [x.as_subclass(Tensor)] * max(len(edits), 1)
         outputs = {id(each): plain(each, *args, **kwargs) for each in {id(each): each for each in read}.values()}
         before = [outputs[id(each)] for each in read]
 
         def project(vectors: Tensor) -> Tensor:
             return plain(vectors.to(x.device, x.dtype))
 
-        results = [] if self.edits else before
-        for i, edit in enumerate(self.edits):
-            by = self.by[i] if own else self._coefficients(edit, x)
+        results = [] if edits else before
+        for i, edit in enumerate(edits):
+            by = self.by[i] if own else self.others.coefficients(edit, x, self.encoding, self.named)
             if keys and own and self.locked is not None:
                 # Locked keys are the superclass prompt's own and are not edited.
                 by = Coefficients(by.remove * (1 - self.locked), by.add * (1 - self.locked))
@@ -111,7 +152,7 @@ class Projections:
                 results = self._made(plain, layer, keys, x, *args, **kwargs)
                 if kept is not None:
                     kept[layer, keys] = results
-            if self.observer is not None:
+            if self.observer is not None and x.shape[0] == self.encoding.shape[0]:
                 self.observer.project(layer, keys, results)
             return results[0]
 

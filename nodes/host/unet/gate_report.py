@@ -9,10 +9,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
-from ..text.encoding_notes import TRIGGER_INFLUENCE, notes_of
 from .attention_recorder import PromptRecord
 from .patched_model import get_perfusion_state, model_with
-from .sampling_run import new_prompt_record
+from .sampling_run import named_by, new_prompt_record
 
 PLACEMENT = frozenset(
     "area area_type strength mask mask_strength set_area_to_bounds control control_apply_to_uncond gligen start_percent "
@@ -78,7 +77,7 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     latents = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
     noise = comfy.sample.prepare_noise(latents, 0)
     comfy.sample.sample(mine, noise, 1, 1.0, "euler", "normal", bare, [], latents, disable_pbar=True, seed=0)
-    said = {trigger for cond, _ in conditioning for trigger in notes_of(cond, TRIGGER_INFLUENCE)}
+    said = {trigger for cond, _ in conditioning for trigger in named_by(cond, applied)}
     options = model.model_options.get("transformer_options", {})
     ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in ("to_k", "to_v"))
     return GateReport(

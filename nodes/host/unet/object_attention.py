@@ -12,8 +12,9 @@ from ....perfusion_core.attention_maps import attention, layer_resolution
 from ..execution import check_interrupt
 from ..model.families import layers_of
 from ..model.loading import load
+from ..text.annotated_encoding import WORD_POSITIONS
 from ..text.clip_with_words import clip_with_words
-from ..text.encoding_notes import WORD_POSITIONS, notes_of
+from ..text.encoding_notes import notes_of
 from .projection_hooks import observe_queries_and_keys
 
 LAYOUT_TIMES = (0.3, 0.5, 0.7)
@@ -88,7 +89,7 @@ def _prompt(clip: CLIP, word: str) -> tuple[Tensor, dict, Tensor]:
     places = [p for said, p in notes_of(encoding, WORD_POSITIONS).items() if said not in frame and not said.startswith("<")]
     if not places:
         raise PerfusionError(f"{word!r} is no word to look for; write the plain word for what the pictures show, such as teddy.")
-    return encoding.as_subclass(Tensor), pooled, torch.stack(places).sum(0)[0, :, 0] > 0
+    return encoding.as_subclass(Tensor), pooled, torch.stack(places).any(0)[0].any(1)
 
 
 def _denoise(model: ModelPatcher, latents: Tensor, encoding: Tensor, beside: dict, generator: torch.Generator, time: float) -> None:

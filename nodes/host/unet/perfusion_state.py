@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....perfusion_core.gated_edit import EXACT, Edit
+from ....perfusion_core.gated_edit import EXACT, Coefficients, Edit
 from ....perfusion_core.stack import Stack, edit_of
 from .attention_recorder import Recorder
-from .edited_projections import Comparer, Projections
+from .edited_projections import Comparer, OtherEncodings, Projections
 from .layout_injection import Layout
 from .projection_cache import ProjectionCache
 
@@ -36,6 +36,28 @@ PROJECTION_INPUTS = "context named locked locks regional stands regions".split()
 OVERRIDE = "optimized_attention_override"
 
 
+@dataclass
+class RunReport:
+    """What concepts did in a run of a sampler.
+
+    Attributes:
+        calls: number of the UNet's calls that the concepts were brought to.
+        acted: device -> bool [J], whether each concept changed the keys or values of any token there.
+    """
+
+    calls: int = 0
+    acted: dict[torch.device, Tensor] = field(default_factory=dict)
+
+    def add(self, by: Coefficients) -> None:
+        """Take the coefficients of an encoding [B, N, d] into account; nothing is read from the device until it is asked for."""
+        acted = by.add.flatten(0, -2).any(0)
+        self.acted[acted.device] = acted | self.acted.get(acted.device, torch.zeros_like(acted))
+
+    def acting(self) -> list[bool]:
+        """Return whether each concept acted; empty if none did."""
+        return torch.stack([each.cpu() for each in self.acted.values()]).any(0).tolist() if self.acted else []
+
+
 @dataclass(frozen=True)
 class PerfusionState:
     """The state that a MODEL carries: the concepts, and what to do with its cross-attention maps."""
@@ -49,6 +71,12 @@ class PerfusionState:
     made: dict[torch.device, list[Edit]] = field(default_factory=dict)
     kept: dict[torch.device, ProjectionCache] | None = None
     """Projections cached from step to step while a sampler runs; None if the weights may change between steps."""
+    report: RunReport = field(default_factory=RunReport)
+
+    @property
+    def triggers(self) -> list[str]:
+        """The trigger words of the concepts, in their order."""
+        return [concept.trigger for concept in self.stack]
 
     def edits(self, device: torch.device) -> list[Edit]:
         """Return the edits on a device: that outside of all regions, then that of each concept's region in the stack's order.
@@ -63,6 +91,11 @@ class PerfusionState:
             self.made[device] = [replace(whole, strength=strength) for strength in strengths]
         return self.made.get(device, [])
 
+    def everywhere(self, device: torch.device) -> Edit:
+        """Return the edit of all concepts, as if none had a region."""
+        edits = self.edits(device)
+        return edits[0] if len(edits) == 1 else replace(edits[0], strength=torch.stack([each.strength for each in edits]).amax(0))
+
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
         """Return the edited projections for a UNet call."""
         context, named, locked, locks, regional, stands, regions = given = [inputs.get(name) for name in PROJECTION_INPUTS]
@@ -70,6 +103,10 @@ class PerfusionState:
 
         def make() -> Projections:
             made = Projections(edits, context, named, locked, locks, regional)
+            if edits:
+                made.others = OtherEncodings(self.everywhere(context.device), self.triggers, self.report)
+                for by in made.by:
+                    self.report.add(by)
             if regions is None or not (made.change or bool(stands.any())):
                 made.only_first()
             return made
@@ -77,4 +114,4 @@ class PerfusionState:
         if self.kept is None:
             return make()
         kept = self.kept.setdefault(context.device, ProjectionCache())
-        return kept.projections(tuple(options["uuids"]), dict(zip(PROJECTION_INPUTS, given, strict=True)), make)
+        return kept.projections(tuple(options.get("uuids", ())), dict(zip(PROJECTION_INPUTS, given, strict=True)), make)

@@ -1,10 +1,11 @@
 """One run of a sampler with concepts: the notes of its prompts are passed to the model along with the encodings."""
 
+import contextlib
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
-from uuid import UUID
 
 import torch
 from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
@@ -13,13 +14,17 @@ from comfy.samplers import CFGGuider
 from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import EXACT
-from ....perfusion_core.stack import Stack
-from ..text.encoding_notes import KEYS, REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, note_mask, notes_of, token_words
+from ..text.annotated_encoding import KEYS, REGIONAL
+from ..text.encoding_notes import notes_of, token_words
+from ..text.picture_window import WHOLE, Window, cut, window_of
 from ..text.regional_prompts import OUTSIDE
 from .attention_recorder import PromptRecord
-from .perfusion_state import KEY, PerfusionState
+from .named_tokens import decided_by_numbers, influenced_tokens, own_tokens
+from .perfusion_state import KEY, PerfusionState, RunReport
 
 log = logging.getLogger("perfusion")
+STRETCHED = 0.05
+"""Logarithm of the ratio of two aspect ratios from which a region counts as stretched; latents are rounded to 8 pixels."""
 
 
 def prepare_conds(
@@ -32,38 +37,78 @@ def prepare_conds(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Wrap a sampling run: pass the notes that encodings carry to the model along with them."""
-    applied: PerfusionState = extra_args["model_options"]["transformer_options"][KEY]
-    size = tuple(noise.shape[-2:])
-    prompts: dict[UUID, PromptRecord] = {}
-    said: set[str] = set()
+    """Wrap a sampling run: pass what encodings name to the model along with them, and say what did not act."""
+    options = extra_args["model_options"]["transformer_options"]
+    # Hooks may change weights between steps.
+    hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ())
+    applied: PerfusionState = replace(options[KEY], kept=None if hooked else {}, report=RunReport())
+    size, prompts = tuple(noise.shape[-2:]), {}
+    window = window_of(cond for conds in guider.conds.values() for cond in conds or ())
+    for line in stretched_regions(applied, size, window):
+        log.warning("%s", line)
+    named: set[str] = set()
     for kind, conds in guider.conds.items():
         prepared = []
         for cond in conds or ():
             cross = cond.get("model_conds", {}).get("c_crossattn")
             if cross is not None:
-                said |= set(notes_of(cross.cond, TRIGGER_INFLUENCE))
+                named |= named_by(cross.cond, applied)
                 if kind == "positive":
                     prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied)
-                cond = cond | {"model_conds": cond["model_conds"] | build_model_conds(cross.cond, applied, size)}
+                cond = cond | {"model_conds": cond["model_conds"] | build_model_conds(cross.cond, applied, size, window)}
             prepared.append(cond)
         guider.conds[kind] = prepared
     add_neutral_encodings([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
-    for trigger in (concept.trigger for concept in applied.stack):
-        if trigger not in said:
-            log.warning(
-                "The concept %s is applied, but no prompt names it: write %s in a prompt whose CLIP comes from Apply Concept.",
-                trigger,
-                trigger,
-            )
-    if not any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ()):
-        extra_args = with_applied(extra_args, replace(applied, kept={}))
-    if applied.recorder is None:
-        return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-    with applied.recorder.recording(size, prompts) as done:
+    extra_args = with_applied(extra_args, applied)
+    recording = applied.recorder.recording(size, prompts) if applied.recorder else contextlib.nullcontext()
+    with recording as done:
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
-        done(guider.inner_model.process_latent_out(samples.float()))
+        if done is not None:
+            done(guider.inner_model.process_latent_out(samples.float()))
+    if len(sigmas) > 1:
+        for line in idle_concepts(applied, named, guider.inner_model.diffusion_model):
+            log.warning("%s", line)
     return samples
+
+
+def named_by(encoding: Tensor, applied: PerfusionState) -> set[str]:
+    """Return the trigger words that an encoding names, and say so if the numbers had to tell."""
+    if not applied.stack:
+        return set()
+    edit = applied.everywhere(encoding.device)
+    for trigger in decided_by_numbers(encoding, edit, applied.triggers):
+        log.warning(
+            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, so that it no longer says what it names; %s "
+            "acts where a token resembles its own word.",
+            trigger,
+        )
+    found = influenced_tokens(encoding, edit, applied.triggers).flatten(0, 1).any(0).tolist()
+    return {trigger for trigger, there in zip(applied.triggers, found, strict=True) if there}
+
+
+def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> list[str]:
+    """Return a sentence for each concept that did not act in a run, with the reason as far as it is known."""
+    acting = applied.report.acting() or [False] * len(applied.stack)
+    idle = [trigger for trigger, acted in zip(applied.triggers, acting, strict=True) if not acted]
+    by = type(unet).forward.__module__
+    lines = []
+    for trigger in idle:
+        if not applied.report.calls:
+            lines.append(
+                f"The concept {trigger} is applied but did not act, nor can any: the model is run by {by}, which leaves out what "
+                "Apply Concept adds to it; remove that node pack, or the node of it that patches the model."
+            )
+        elif trigger in named:
+            lines.append(
+                f"A prompt names {trigger}, but its gate stayed closed in this run: the word weighs too little in the prompt, or a "
+                "node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far it opens."
+            )
+        else:
+            lines.append(
+                f"The concept {trigger} is applied, but no prompt names it: write {trigger} in a prompt whose CLIP comes from "
+                "Apply Concept. Nodes that read <lora:…> tags may have removed it."
+            )
+    return lines
 
 
 def with_applied(extra_args: dict, applied: PerfusionState) -> dict:
@@ -75,38 +120,60 @@ def with_applied(extra_args: dict, applied: PerfusionState) -> dict:
 def new_prompt_record(encoding: Tensor, applied: PerfusionState) -> PromptRecord:
     """Return the words of a prompt, and how far each concept's gate opens at each of its tokens."""
     gates = {}
-    edits = applied.edits(encoding.device)
-    if edits:
-        opened = edits[0].gates(encoding.as_subclass(Tensor))[0]
-        reach = notes_of(encoding, TRIGGER_INFLUENCE)
-        for j, concept in enumerate(applied.stack):
-            reached = 1
-            if applied.mode == EXACT:
-                reached = reach[concept.trigger][0, :, 0] != 0 if concept.trigger in reach else 0
-            gates[concept.trigger] = opened[:, j] * reached
+    if applied.stack:
+        edit = applied.everywhere(encoding.device)
+        opened = edit.gates(encoding.as_subclass(Tensor))[0]
+        if applied.mode == EXACT:
+            opened = opened * (influenced_tokens(encoding, edit, applied.triggers)[0] > 0)
+        gates = dict(zip(applied.triggers, opened.unbind(1), strict=True))
     return PromptRecord(token_words(encoding), gates)
 
 
-def build_model_conds(encoding: Tensor, applied: PerfusionState, size: tuple[int, int]) -> dict[str, CONDRegular]:
-    """Return the host's conditioning objects for an encoding, as a plain tensor, and for the inputs in EXTRA_MODEL_INPUTS."""
+def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Window) -> list[str]:
+    """Return a sentence for each concept whose region has another aspect ratio than the picture of which a run draws `window`."""
+    left, top, right, bottom = window
+    wanted, lines = size[0] / (bottom - top) * (right - left) / size[1], []
+    for concept in applied.stack:
+        region = concept.region
+        if region is None or bool((region == region[0, 0]).all()):
+            continue
+        height, width = region.shape
+        if abs(math.log(height / width / wanted)) > STRETCHED:
+            turned = abs(math.log(width / height / wanted)) <= STRETCHED
+            lines.append(
+                f"The region of {concept.trigger} is {width} by {height} pixels and is stretched over a picture of "
+                f"{8 * size[1]} by {8 * size[0]}: "
+                + ("it is turned on its side, as a photo's mask may be; " if turned else "")
+                + "paint it on a picture of the same shape. Where the picture is drawn in parts, this node does not say which one "
+                "it draws."
+            )
+    return lines
+
+
+def build_model_conds(
+    encoding: Tensor, applied: PerfusionState, size: tuple[int, int], window: Window = WHOLE
+) -> dict[str, CONDRegular]:
+    """Return the host's conditioning objects for an encoding, as a plain tensor, and for the inputs in EXTRA_MODEL_INPUTS.
+
+    `size` is that of the latents, and `window` the part of the picture that they are.
+    """
     plain = encoding.as_subclass(Tensor)
     keys = notes_of(encoding, KEYS)
-
-    def marks(kind: str, concepts: Stack) -> CONDCrossAttn:
-        return CONDCrossAttn(note_mask(encoding, kind, [concept.trigger for concept in concepts]))
-
     beside: dict[str, CONDRegular] = {}
     if applied.mode == EXACT and applied.stack:
-        beside["named"] = marks(TRIGGER_INFLUENCE, applied.stack)
+        edit = applied.everywhere(plain.device)
+        beside["named"] = CONDCrossAttn(influenced_tokens(encoding, edit, applied.triggers))
     if keys:
         beside |= {
             "locks": CONDCrossAttn(keys[""].to(plain.device)),
             "locked": CONDRegular(torch.ones(1, 1, 1, device=plain.device)),
         }
-    placed = tuple(concept for concept in applied.stack if concept.region is not None)
-    if placed:
-        masks = [nn.functional.interpolate(c.region[None, None].float(), size, mode="area") for c in placed]
-        beside |= {"stands": marks(WORD_POSITIONS, placed), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
+    places = [j for j, concept in enumerate(applied.stack) if concept.region is not None]
+    if places:
+        placed = [applied.stack[j] for j in places]
+        masks = [cut(concept.region, window, size) for concept in placed]
+        stands = own_tokens(encoding, applied.everywhere(plain.device), applied.triggers)[..., places]
+        beside |= {"stands": CONDCrossAttn(stands), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
         read = notes_of(encoding, REGIONAL)
         if read:
             names = (OUTSIDE, *(concept.trigger for concept in placed))

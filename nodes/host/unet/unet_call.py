@@ -8,9 +8,9 @@ from comfy.patcher_extension import WrapperExecutor
 from torch import Tensor
 
 from ....perfusion_core.gated_edit import EXACT
-from ..text.encoding_notes import TRIGGER_INFLUENCE, note_mask
 from .attention_control import AttentionControl, Injection, Watch
 from .attention_recorder import POSITIVE
+from .named_tokens import influenced_tokens
 from .perfusion_state import EXTRA_MODEL_INPUTS, KEY, OVERRIDE, PerfusionState
 from .regions import regions_of
 
@@ -28,10 +28,12 @@ def run_edited(
     """Wrap a UNet's forward: run it with the concepts, recorder and layout that `transformer_options` carry."""
     options = transformer_options if transformer_options is not None else {}
     applied: PerfusionState = options[KEY]
+    applied.report.calls += 1
     beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in EXTRA_MODEL_INPUTS}
     if applied.mode == EXACT and applied.stack and beside["named"] is None:
-        # The host's dual-model guider prepares the negative prompt by itself: it has no additional inputs, but still its notes.
-        beside["named"] = note_mask(context, TRIGGER_INFLUENCE, [concept.trigger for concept in applied.stack])
+        # The host's dual-model guider prepares the negative prompt by itself, and wrappers of other packs drop what they do not
+        # know: then there are no additional inputs.
+        beside["named"] = influenced_tokens(context, applied.everywhere(context.device), applied.triggers)
         context = context.as_subclass(Tensor)
     where, columns = beside.pop("where"), beside.pop("columns")
     inputs = {"x": x, "timesteps": timesteps, "context": context, "y": y} | beside
@@ -40,7 +42,7 @@ def run_edited(
         seen: dict[str, Tensor] = {}
         first, count = options["cond_or_uncond"].index(POSITIVE), len(options["cond_or_uncond"])
         rows = slice(first * len(x), (first + 1) * len(x))
-        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": options["uuids"][first : first + 1]}
+        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": options.get("uuids", [])[first : first + 1]}
         mine = [_rows(value, rows, count * len(x)) for value in (control, kwargs)]
         call_unet(executor, {"x": x, "timesteps": times, **given}, alone, *mine, lambda layer, maps, _: seen.update({layer: maps}))
         return seen
@@ -74,7 +76,7 @@ def call_unet(
     projections.observer, projections.comparer = attention, applied.comparer
     given = (x, inputs["timesteps"], projections.encoding, inputs.get("y"), control)
     # If nothing changes, nothing is wrapped: the output for such a prompt is bit for bit that of the base model.
-    if attention is None and applied.comparer is None and not projections.change:
+    if attention is None and applied.comparer is None and not projections.change and not reads_other_encodings(options):
         return executor(*given, options, **kwargs)
     unet = executor.class_obj
     with contextlib.ExitStack() as opened:
@@ -83,6 +85,11 @@ def call_unet(
             opened.enter_context(attention.within(unet, applied.layers))
             options = options | {OVERRIDE: attention.override(options.get(OVERRIDE))}
         return executor(*given, options, **kwargs)
+
+
+def reads_other_encodings(options: Mapping[str, Any]) -> bool:
+    """Whether patches may have cross-attention read other encodings than the UNet is called with."""
+    return bool(options.get("patches", {}).get("attn2_patch") or options.get("patches_replace", {}).get("attn2"))
 
 
 def _rows(value: Any, rows: slice, count: int) -> Any:

@@ -1,0 +1,67 @@
+// Load Concept: a card of the chosen concept, and a search that narrows its list.
+import { Card } from "./card.js";
+import { forgetWords, listed, metadataIn, wordsOfAll } from "./server.js";
+import { say } from "./texts.js";
+import { after, isLinked, named, setOptions, settled } from "./widgets.js";
+
+const TYPING = 250; // milliseconds without a key after which the list is narrowed
+const NO_CONCEPT = "(no concept saved yet)"; // as in nodes/concepts.py
+
+export function setUpLoading(node) {
+  const chosen = named(node, "concept_name");
+  const find = node.addWidget("text", "find", "", () => narrow(), { serialize: false });
+  find.serialize = false;
+  find.label = say("find");
+  find.tooltip = say("findHelp");
+  const card = new Card(node);
+  let all = [...chosen.options.values];
+  let ran = null; // the name that the last run loaded, where it came by a link
+
+  async function show() {
+    const name = isLinked(node, "concept_name") ? ran : chosen.value;
+    if (name === null) return card.say(say("linked"));
+    if (name === NO_CONCEPT) return card.say(say("noneSaved"));
+    try {
+      const metadata = await metadataIn(name);
+      if (name !== (isLinked(node, "concept_name") ? ran : chosen.value)) return; // another was chosen in the meantime
+      if (metadata) card.show(metadata);
+      else card.say(say(all.includes(name) ? "broken" : "missing"));
+    } catch (error) {
+      card.say(error.message);
+    }
+  }
+
+  const showSoon = settled(show);
+  const narrow = settled(async () => {
+    const text = find.value.trim().toLowerCase();
+    const words = text ? await wordsOfAll() : {};
+    if (text !== find.value.trim().toLowerCase()) return; // the text has changed in the meantime
+    const found = all.filter((name) => [name, ...(words[name] ?? [])].some((each) => each.toLowerCase().includes(text)));
+    if (found.length) {
+      setOptions(node, chosen, found);
+      showSoon();
+    } else card.say(say("noneFound", { text }));
+  }, TYPING);
+
+  after(chosen, "callback", showSoon);
+  after(node, "onConfigure", showSoon);
+  after(node, "onConnectionsChange", showSoon);
+  after(node, "onExecuted", (message) => {
+    if (message?.concept_name) ran = message.concept_name[0];
+    showSoon();
+  });
+  // The host calls this when its user presses R, and this pack when a concept was saved.
+  node.refreshComboInNode = settled(async () => {
+    forgetWords();
+    try {
+      all = await listed();
+    } catch {
+      all = [...chosen.options.values]; // the host has put the new names there
+    }
+    if (!all.length) all = [NO_CONCEPT];
+    narrow();
+    showSoon();
+  });
+  showSoon();
+  node.setSize(node.computeSize());
+}

@@ -1,0 +1,67 @@
+// What the page asks the server about concepts.
+import { api } from "../../scripts/api.js";
+import { say } from "./texts.js";
+
+async function answered(address) {
+  let answer;
+  try {
+    answer = await api.fetchApi(address);
+  } catch {
+    throw new Error(say("unreachable"));
+  }
+  if (answer.ok) return answer;
+  let told = "";
+  try {
+    told = (await answer.json()).error;
+  } catch {
+    // not JSON: a proxy's page, for example
+  }
+  throw new Error(told || `${say("unreachable")} (${answer.status})`);
+}
+
+export async function listed() {
+  const names = await (await answered("/models/perfusion")).json();
+  return names.filter((name) => !/^\.work[\\/]/.test(name));
+}
+
+// Metadata of the file of this name; null if the host finds none in it, because it is broken or not there.
+export async function metadataIn(name) {
+  let answer;
+  try {
+    answer = await api.fetchApi(`/view_metadata/perfusion?filename=${encodeURIComponent(name)}`);
+  } catch {
+    throw new Error(say("unreachable"));
+  }
+  try {
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
+
+export async function contentOf(name) {
+  const answer = await answered(`/perfusion/file?name=${encodeURIComponent(name)}`);
+  return new Uint8Array(await answer.arrayBuffer());
+}
+
+let words = null;
+
+// Name of each concept file -> its trigger word and superclass; kept until `forgetWords`.
+export function wordsOfAll() {
+  words ??= answered("/perfusion/words")
+    .then((answer) => answer.json())
+    .catch(() => {
+      words = null; // searching by name still works, and the next question asks again
+      return {};
+    });
+  return words;
+}
+
+export function forgetWords() {
+  words = null;
+}
+
+// The address of a concept's picture.
+export function pictureAddress(name) {
+  return api.apiURL(`/perfusion/picture?name=${encodeURIComponent(name)}`);
+}

@@ -1,0 +1,59 @@
+// The sentences of this pack's scripts in the page's language: English here, other languages in locales/LANGUAGE/main.json.
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+
+export const ENGLISH = {
+  all: "all settings",
+  browse: "browse with pictures…",
+  bias: "own",
+  biasHelp: "Bias; empty: the concept's own. Lower: more of the concept; higher: more of the prompt.",
+  broken: "This file is not a concept that can be used.",
+  by: "by {value}",
+  choose: "choose a concept…",
+  copied: "copied",
+  copy: "Copy the trigger word {trigger}",
+  find: "find",
+  findHelp: "Part of a trigger word, a superclass or a name: the list then has only these concepts.",
+  fewer: "fewer settings",
+  gallery: "Your concepts",
+  hold: "hold",
+  holdHelp: "A file in models/perfusion, which is copied into this node.",
+  holdsNone: "Holds no concept yet. Choose one below: it is stored in this workflow and in its pictures.",
+  holdsOther: "What this node holds is not a concept.",
+  inWorkflow: "{size} KB in the workflow",
+  large: "{size} KB in the workflow: too much for JPEG pictures, which hold 64 KB in all; PNG and WebP pictures hold it",
+  kind: "a {superclass}, for {base}",
+  licence: "licence {value}",
+  linked: "The name comes from another node. What was loaded is shown here after a run.",
+  made: "made {value}",
+  missing: "There is no concept of this name in models/perfusion.",
+  noBrackets: "{trigger} is the trigger word, with its brackets",
+  noneFound: "No concept has “{text}” in its name, its trigger word or its superclass.",
+  noneSaved: "There is no concept yet: train one, or put a concept file into models/perfusion.",
+  preview: "A preview of {trigger}",
+  rowAdd: "add a concept…",
+  rowName: "Choose another concept",
+  rowOn: "Use {name}",
+  rowRemove: "Remove {name}",
+  selectToCopy: "press Ctrl+C",
+  strength: "Strength: the share of the edit",
+  triggers: "Trigger words",
+  unreachable: "The server does not answer.",
+};
+
+let translated = {};
+
+// Waits for the translations; until then, and where there are none, texts are English.
+export async function loadTexts() {
+  try {
+    const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+    translated = (await api.getCustomNodesI18n())?.[language]?.perfusion ?? {};
+  } catch {
+    translated = {}; // an older host, or a server that does not answer: English will do
+  }
+}
+
+export function say(key, values = {}) {
+  const text = translated[key] ?? ENGLISH[key];
+  return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
