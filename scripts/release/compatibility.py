@@ -208,7 +208,7 @@ TABLES = [
             (
                 "Ultimate SD Upscale",
                 packs("regions_stay_where_they_are_in_tiles"),
-                "Tile by tile, with a version from 2025 on. In its batches, and in older versions, every tile has the whole region.",
+                "With a version from 2025 on, tile by tile. In its batches, and in older versions, each tile has the whole region.",
             ),
             (
                 "FaceDetailer, TiledKSampler",
@@ -218,7 +218,7 @@ TABLES = [
             (
                 "smZNodes' CLIP Text Encode++",
                 packs("another_packs_tokenizer_is_said_to_know_no_trigger"),
-                "It reads prompts with a tokenizer of its own, which knows no trigger words: the console says so, and nothing acts.",
+                "It has a tokenizer of its own, which knows no trigger words: the console says so, and nothing acts.",
             ),
             ("Efficient Loader", "", "It encodes with a CLIP that it loads itself. Apply the concept behind it and encode again."),
             (
