@@ -14,6 +14,7 @@ from .nodes import (
     host,
     import_concept,
     inspect_gates,
+    many_concepts,
     measure_text_encoder,
 )
 from .nodes.training import train_concept
@@ -26,6 +27,7 @@ MODULES = (
     attention,
     find_bias,
     concepts,
+    many_concepts,
     measure_text_encoder,
     export_concept,
     import_concept,
@@ -41,9 +43,10 @@ class PerfusionExtension(ComfyExtension):
     """The extension that registers the pack's nodes with ComfyUI."""
 
     async def on_load(self) -> None:
-        """Register the routes by which the page fetches concept files and the words to search them by."""
+        """Register the routes by which the page fetches concept files, their pictures and the words to search them by."""
         host.serve("/perfusion/file", concepts.content_of)
         host.serve("/perfusion/words", concepts.words)
+        host.serve("/perfusion/picture", concepts.picture_of, "image/jpeg", kept=60)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return all nodes of the pack."""

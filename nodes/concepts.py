@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..perfusion_core import PerfusionError
 from ..perfusion_core.concept import Concept, check_trigger, search_words
-from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT
+from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT, PREVIEW, parse_preview
 from ..perfusion_core.quantization import INT8, UINT4
 from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata, stays_inside
 from ..perfusion_core.stack import Stack, combine
@@ -40,9 +40,14 @@ def describe(concept: Concept) -> str:
     return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
 
 
-def concept_output(concept: Concept) -> io.NodeOutput:
-    """Return the outputs of a node that provides one concept, with its description as the preview text."""
-    return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=ui.PreviewText(describe(concept)))
+def concept_output(concept: Concept, **more: str) -> io.NodeOutput:
+    """Return the outputs of a node that provides one concept, with its description as the preview text; for `more` see `shown`."""
+    return io.NodeOutput((concept,), concept.trigger, concept.superclass, ui=shown(describe(concept), **more))
+
+
+def shown(text: str, **more: str) -> dict[str, tuple[str, ...]]:
+    """Return what a node tells the page: a text to show on the node, and further entries for the page's scripts."""
+    return ui.PreviewText(text).as_dict() | {name: (value,) for name, value in more.items()}
 
 
 class PerfusionLoadConcept(io.ComfyNode):
@@ -80,7 +85,7 @@ class PerfusionLoadConcept(io.ComfyNode):
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
         """Load the concept."""
-        return concept_output(Concept.load(path_of(concept_name)))
+        return concept_output(Concept.load(path_of(concept_name)), concept_name=listed_as(concept_name))
 
 
 class PerfusionConceptInWorkflow(io.ComfyNode):
@@ -168,6 +173,15 @@ def words(_: str) -> bytes:
     return json.dumps({name: words_of(name, version_of(name)) for name in concept_files()}).encode()
 
 
+def picture_of(name: str) -> bytes:
+    """Return the named concept file's preview, a JPEG picture; raises PerfusionError if it has none that can be shown."""
+    path = path_of(name)
+    picture = parse_preview(read_metadata(path).get(PREVIEW), path)
+    if not picture:
+        raise PerfusionError(f"{name[:200]!r} has no preview.")
+    return picture
+
+
 PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": INT8, "4 bit": UINT4}
 
 
@@ -225,7 +239,7 @@ class PerfusionSaveConcept(io.ComfyNode):
             raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
         saved = signed(concept[0], author, license)
         listed = save(saved, filename_prefix, overwrite, PRECISIONS[precision])
-        return io.NodeOutput(listed, ui=ui.PreviewText(f"saved as {listed}\n{describe(saved)}"))
+        return io.NodeOutput(listed, ui=shown(f"saved as {listed}\n{describe(saved)}", perfusion_saved=listed))
 
 
 class PerfusionConceptSettings(io.ComfyNode):

@@ -25,6 +25,7 @@ from .concept_file import (
     FORMAT,
     MAX_BYTES,
     MAX_TEXT,
+    PREVIEW,
     READABLE,
     SUPERCLASS_LENGTH,
     VERSION,
@@ -171,7 +172,7 @@ class Concept:
         }
         metadata |= {f"modelspec.{name}": text for name, text in self.details.items() if text}
         if self.preview:
-            metadata["ssmd_cover_images"] = json.dumps([base64.b64encode(self.preview).decode()])
+            metadata[PREVIEW] = json.dumps([base64.b64encode(self.preview).decode()])
         return metadata
 
     @classmethod
@@ -242,6 +243,6 @@ class Concept:
             temperature=temperature,
             strength=strength,
             training=parse_training(metadata.get("training", "{}"), path),
-            preview=parse_preview(metadata.get("ssmd_cover_images"), path),
+            preview=parse_preview(metadata.get(PREVIEW), path),
             details={k: str(metadata[f"modelspec.{k}"])[:2000] for k in DETAILS if f"modelspec.{k}" in metadata},
         )

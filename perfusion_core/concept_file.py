@@ -27,6 +27,8 @@ VERSION = 1
 MAX_BYTES = 16 * 2**20
 
 
+PREVIEW = "ssmd_cover_images"
+"""The metadata entry that holds the preview."""
 MAX_PREVIEW = 12 * 1024
 
 

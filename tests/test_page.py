@@ -145,15 +145,20 @@ def test_a_concept_is_found_by_its_trigger_word_or_its_superclass(page: Page, fr
     script = "([id]) => app.graph.getNodeById(id).widgets.find(each => each.name === 'concept_name').options.values"
     page.wait(lambda: "found.safetensors" in page.ask(script, node), "the new name in the list")
     every = page.ask(script, node)
+    page.choose(node, "concept_name", "demo-monster")
     for text in ("grandma", "KETTLE", "found.s"):
         page.number(node, "find", text)
         page.wait(lambda: page.ask(script, node) == ["found.safetensors"], f"what {text} finds")
-        assert page.value(node, "concept_name") == "found.safetensors"
-        page.wait(lambda: "a kettle, for sd1" in page.card(node).inner_text(), "the concept that was found")
+        assert page.value(node, "concept_name") == "demo-monster.safetensors"  # a search chooses nothing
         page.number(node, "find", "nothing like it")
         page.wait(lambda: "No concept has" in page.card(node).inner_text(), "that there is none")
         page.number(node, "find", "")
         page.wait(lambda: page.ask(script, node) == every, "the whole list")
+        page.wait(lambda: "a monster, for sd1" in page.card(node).inner_text(), "the concept that is chosen")
+    page.number(node, "find", "kettle")
+    page.wait(lambda: page.ask(script, node) == ["found.safetensors"], "what was searched for")
+    page.choose(node, "concept_name", "found")
+    page.wait(lambda: "a kettle, for sd1" in page.card(node).inner_text(), "the concept that was found")
     assert page.errors == []
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scripts.harness.server import Server
 from scripts.setup.bootstrap import ROOT
 
-LANGUAGES = ("de", "fr", "zh")
+LANGUAGES = ("fr", "zh")
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)")
 
@@ -28,7 +28,7 @@ def inputs(info: dict) -> dict[str, list]:
 
 
 def test_every_node_input_and_output_says_what_it_is(nodes: dict) -> None:
-    assert len(nodes) == 18
+    assert len(nodes) == 19
     for name, info in nodes.items():
         assert info["description"] and info["display_name"].endswith(" (Perfusion)") and info["category"] == "perfusion", name
         for given, (_, options, *_) in inputs(info).items():
@@ -62,6 +62,21 @@ def test_every_text_of_the_nodes_is_translated(server: Server, nodes: dict, lang
             assert given["name"] and given["tooltip"], f"{name}.{part}"
         for given, (_, options, *_) in inputs(info).items():
             assert own["inputs"][given]["tooltip"] != options["tooltip"], f"{name}.{given}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_sentence_of_the_pages_scripts_is_translated(server: Server, language: str) -> None:
+    english = dict(re.findall(r'^  (\w+): "(.*)",$', (ROOT / "web" / "texts.js").read_text(encoding="utf-8"), re.M))
+    told = json.loads((ROOT / "locales" / language / "main.json").read_text(encoding="utf-8"))["perfusion"]
+    assert len(english) > 30 and list(told) == list(english) and server.get("/i18n")[language]["perfusion"] == told
+    for key, text in english.items():
+        assert told[key] != text and set(re.findall(r"{\w+}", told[key])) == set(re.findall(r"{\w+}", text)), key
+    used = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").glob("*.js"))
+    assert all(f'"{key}"' in used for key in english)
+
+
+def test_no_language_is_shipped_that_the_host_does_not_have() -> None:
+    assert {path.name for path in (ROOT / "locales").iterdir()} == set(LANGUAGES)
 
 
 def test_every_node_is_used_by_a_workflow(nodes: dict) -> None:

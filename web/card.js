@@ -3,6 +3,7 @@ import { previewOf } from "./preview.js";
 import { say } from "./texts.js";
 
 const HEIGHT = 108; // pixels; the new renderer gives a widget no height of its own, so percentages have nothing to refer to
+export const WIDTH = 300; // of a node with a card, at least
 const DETAILS = { author: "by", license: "licence", date: "made" };
 const MAX_LINE = 2000; // characters of a text from a file that are shown
 const JPEG_LIMIT = 64 - 16; // KB of a concept in base64 beside which a workflow still fits into a JPEG picture

@@ -1,5 +1,5 @@
 // Concept in Workflow: a card of the concept that the node holds, and a list to choose one from.
-import { Card } from "./card.js";
+import { Card, WIDTH } from "./card.js";
 import { contentOf, listed } from "./server.js";
 import { say } from "./texts.js";
 import { after, changing, named, setOptions, settled } from "./widgets.js";
@@ -69,5 +69,5 @@ export function setUpHolding(node) {
   });
   node.refreshComboInNode();
   show();
-  node.setSize(node.computeSize());
+  node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
 }

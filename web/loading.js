@@ -1,8 +1,9 @@
 // Load Concept: a card of the chosen concept, and a search that narrows its list.
-import { Card } from "./card.js";
+import { Card, WIDTH } from "./card.js";
+import { chooseConcept } from "./gallery.js";
 import { forgetWords, listed, metadataIn, wordsOfAll } from "./server.js";
 import { say } from "./texts.js";
-import { after, isLinked, named, setOptions, settled } from "./widgets.js";
+import { after, changing, isLinked, named, setOptions, settled } from "./widgets.js";
 
 const TYPING = 250; // milliseconds without a key after which the list is narrowed
 const NO_CONCEPT = "(no concept saved yet)"; // as in nodes/concepts.py
@@ -13,6 +14,9 @@ export function setUpLoading(node) {
   find.serialize = false;
   find.label = say("find");
   find.tooltip = say("findHelp");
+  const browse = node.addWidget("button", "browse", null, () => choose(), { serialize: false });
+  browse.serialize = false;
+  browse.label = say("browse");
   const card = new Card(node);
   let all = [...chosen.options.values];
   let ran = null; // the name that the last run loaded, where it came by a link
@@ -26,6 +30,17 @@ export function setUpLoading(node) {
       if (name !== (isLinked(node, "concept_name") ? ran : chosen.value)) return; // another was chosen in the meantime
       if (metadata) card.show(metadata);
       else card.say(say(all.includes(name) ? "broken" : "missing"));
+    } catch (error) {
+      card.say(error.message);
+    }
+  }
+
+  async function choose() {
+    try {
+      const name = await chooseConcept();
+      if (name) changing(() => (chosen.value = name));
+      chosen.callback?.(chosen.value);
+      node.setDirtyCanvas?.(true, true);
     } catch (error) {
       card.say(error.message);
     }
@@ -63,5 +78,5 @@ export function setUpLoading(node) {
     showSoon();
   });
   showSoon();
-  node.setSize(node.computeSize());
+  node.setSize([Math.max(WIDTH, node.size[0]), node.computeSize()[1]]);
 }

@@ -6,7 +6,11 @@ import { after } from "./widgets.js";
 const REMEMBERED = "all settings";
 
 export function setUpSettings(node) {
-  for (const widget of node.widgets) if (widget.options?.advanced) widget.advanced = true;
+  for (const widget of node.widgets.filter((each) => each.options?.advanced)) {
+    widget.advanced = true;
+    // The classic canvas leaves room for what is advanced, but none for what is hidden.
+    Object.defineProperty(widget, "hidden", { get: () => !node.showAdvanced && !window.LiteGraph?.vueNodesMode, set: () => {}, configurable: true });
+  }
   const button = node.addWidget("button", "all settings", null, () => open(!node.showAdvanced), { serialize: false, canvasOnly: true });
   button.serialize = false;
 

@@ -40,12 +40,16 @@ def may_have(request: web.Request) -> bool:
     return request.secure or "Sec-Fetch-Site" in request.headers or own_name(request.headers.get("Host", ""))
 
 
-def serve(address: str, content_of: Callable[[str], bytes]) -> None:
+def serve(
+    address: str, content_of: Callable[[str], bytes], content_type: str = "application/octet-stream", kept: int = 0
+) -> None:
     """Answer GET `address`?name=… with the bytes of the named item, or with status 400 (403) and {"error": message}.
 
     Args:
         address: path of the route, such as /perfusion/file.
         content_of: returns the bytes for a name; raises PerfusionError if there are none for it.
+        content_type: what the bytes are.
+        kept: seconds for which the page may keep an answer.
     """
 
     async def answer(request: web.Request) -> web.Response:
@@ -55,6 +59,7 @@ def serve(address: str, content_of: Callable[[str], bytes]) -> None:
             content = await asyncio.to_thread(content_of, request.query.get("name", ""))
         except PerfusionError as error:
             return web.json_response({"error": str(error)}, status=400)
-        return web.Response(body=content, content_type="application/octet-stream")
+        headers = {"X-Content-Type-Options": "nosniff"} | ({"Cache-Control": f"private, max-age={kept}"} if kept else {})
+        return web.Response(body=content, content_type=content_type, headers=headers)
 
     PromptServer.instance.routes.get(address)(answer)

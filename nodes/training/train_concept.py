@@ -113,6 +113,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "word_rate",
+                    display_name="learning rate: word",
                     default=DEFAULTS.word_rate,
                     min=1e-7,
                     max=1.0,
@@ -122,6 +123,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "output_rate",
+                    display_name="learning rate: outputs",
                     default=DEFAULTS.output_rate,
                     min=1e-7,
                     max=10.0,

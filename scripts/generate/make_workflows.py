@@ -468,7 +468,11 @@ A gate of nearly 0 at its own word: lower the **bias**. Open at all other words 
 
 def use_two_concepts(sheet: Drawing) -> None:
     """Use two concepts that were trained separately in one image."""
-    base, model, clip = concept_pair(sheet)
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    rows = [{"name": name, "on": True, "strength": 1, "bias": TOGETHER["bias"]} for name in (MONSTER, ROBOT)]
+    loaded = sheet.add("PerfusionLoadConcepts", 0, 340, 150, concepts=json.dumps(rows))
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=loaded[0])
+    model, clip = applied[0], applied[1]
     text = "a photo of a <demo-monster> and a <demo-robot> in the snow"
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=clip, text=text)
     draw(sheet, base, model, clip, positive[0], 1170, width=2 * SIDE)
@@ -476,8 +480,8 @@ def use_two_concepts(sheet: Drawing) -> None:
         "How to",
         """## Two concepts in one picture
 
-Concepts are taught apart and joined with *Combine Concepts*, as many as you like. Each has its own trigger word and its own
-settings. If one takes over the other's place, give each a region (*two_places*), or raise its **bias**."""
+Concepts are taught apart and used together, as many as you like. In *Load Concepts* each has a row: a switch, its file, a strength
+and a bias (empty: the concept's own). If one takes over the other's place, give each a region (*two_places*), or raise its **bias**."""
         + advice(
             sheet,
             """

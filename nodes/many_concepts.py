@@ -1,0 +1,101 @@
+"""Load several concepts in one node."""
+
+import json
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..perfusion_core import PerfusionError
+from ..perfusion_core.concept import Concept
+from ..perfusion_core.stack import Stack, combine
+from .concepts import path_of
+from .folders import version_of
+from .io_types import CATEGORY, ConceptType, validation_result
+
+MOST = 64
+"""Maximum number of rows."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the node: a concept's file, whether it is used, and its settings; `bias` None stands for the concept's own."""
+
+    name: str
+    on: bool = True
+    strength: float = 1.0
+    bias: float | None = None
+
+    def concept(self) -> Concept:
+        """Load the concept and apply the settings; raises PerfusionError if the file or a setting is unusable."""
+        own = {} if self.bias is None else {"bias": self.bias}
+        return Concept.load(path_of(self.name)).with_settings(strength=self.strength, **own)
+
+
+def rows_of(text: str) -> list[Row]:
+    """Parse the node's rows; raises PerfusionError if they are not a JSON list of objects with the attributes of `Row`."""
+    expected = PerfusionError(
+        'Load Concepts needs a JSON list of rows such as [{"name": "teddy.safetensors", "on": true, "strength": 1, "bias": null}], '
+        f"at most {MOST} of them; {text[:80]!r} is none. Add the concepts in the node."
+    )
+    try:
+        given = json.loads(text or "[]")
+        rows = [Row(**each) for each in given]
+    except (ValueError, TypeError, RecursionError):
+        raise expected from None
+    numbers = [n for row in rows for n in (row.strength, 0.0 if row.bias is None else row.bias)]
+    good = isinstance(given, list) and len(rows) <= MOST and all(isinstance(row.name, str) for row in rows)
+    if not good or not all(isinstance(n, int | float) and -2 <= n <= 2 for n in numbers):
+        raise expected
+    return rows
+
+
+def stack_of(text: str) -> Stack:
+    """Load the concepts of all rows that are on; raises PerfusionError if one is unusable or two do not fit together."""
+    return combine(*((row.concept(),) for row in rows_of(text) if row.on))
+
+
+class PerfusionLoadConcepts(io.ComfyNode):
+    """Loads several concepts from files."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's schema."""
+        return io.Schema(
+            node_id="PerfusionLoadConcepts",
+            display_name="Load Concepts (Perfusion)",
+            category=CATEGORY,
+            description="Loads several concepts, each with a switch, a strength and a bias of its own. The same as several Load "
+            "Concept nodes joined by Combine Concepts.",
+            search_aliases=["perfusion", "stack concepts", "lora stack", "load concepts"],
+            inputs=[
+                io.String.Input(
+                    "concepts",
+                    default="[]",
+                    socketless=True,
+                    extra_dict={"hidden": True},
+                    tooltip="The rows as a JSON list. The node's own buttons fill it in; programs may too.",
+                )
+            ],
+            outputs=[ConceptType.Output(display_name="concept", tooltip="All concepts that are switched on, for Apply Concept.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, concepts: str) -> bool | str:
+        """Reject unusable rows and files before the graph runs."""
+        return validation_result(lambda: stack_of(concepts))
+
+    @classmethod
+    def fingerprint_inputs(cls, concepts: str) -> str:
+        """Return the rows and the files' versions, so that a changed file is loaded again."""
+        try:
+            return concepts + "".join(version_of(row.name) for row in rows_of(concepts))
+        except PerfusionError:
+            return concepts
+
+    @classmethod
+    def execute(cls, concepts: str) -> io.NodeOutput:
+        """Load the concepts."""
+        return io.NodeOutput(stack_of(concepts))
+
+
+NODES = [PerfusionLoadConcepts]
