@@ -174,12 +174,9 @@ def words(_: str) -> bytes:
 
 
 def picture_of(name: str) -> bytes:
-    """Return the named concept file's preview, a JPEG picture; raises PerfusionError if it has none that can be shown."""
+    """Return the named concept file's preview, a JPEG picture, or nothing; raises PerfusionError if it cannot be shown."""
     path = path_of(name)
-    picture = parse_preview(read_metadata(path).get(PREVIEW), path)
-    if not picture:
-        raise PerfusionError(f"{name[:200]!r} has no preview.")
-    return picture
+    return parse_preview(read_metadata(path).get(PREVIEW), path)
 
 
 PRECISIONS = {"half": torch.float16, "float32": torch.float32, "8 bit": INT8, "4 bit": UINT4}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from perfusion_core.concept import Concept
 from perfusion_core.judgement import Judgement
 from perfusion_core.safe_files import parse
+from scripts.harness.fixtures import measured_before
 from scripts.harness.graphs import TRIGGER, Graph, concepts, latents
 from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import CHECKPOINT, Setup, fresh_base
@@ -276,7 +277,7 @@ def test_a_training_that_ended_before_a_crash_is_there_still(setup: Setup) -> No
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(2)
     graph.save([graph.train(model, clip, vae, images, masks, steps=3, batch=2, seed=9, keep="best"), 0], "ended")
-    base = fresh_base(setup, "ended-base")
+    base = measured_before(fresh_base(setup, "ended-base"))
     for times, gone_on in ((1, 0), (2, 1)):
         with Server(setup, base=base) as server:
             for _ in range(times):

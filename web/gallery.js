@@ -40,7 +40,7 @@ function entry(name, [trigger, superclass], close) {
   text.textContent = trigger ? `${trigger} · ${superclass}` : "";
   const file = document.createElement("small");
   file.textContent = name.replace(/\.safetensors$/, "");
-  button.append(pictureOf(name, ""), text, file);
+  button.append(...(trigger ? [pictureOf(name, "")] : []), text, file);
   button.addEventListener("click", () => close(name));
   return button;
 }
@@ -77,7 +77,10 @@ export async function chooseConcept() {
     };
     find.addEventListener("input", narrow);
     find.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") grid.querySelector("button")?.click();
+      if (event.key === "Enter") {
+        event.preventDefault(); // or it would press the button that has the focus once the list is closed
+        grid.querySelector("button")?.click();
+      }
       if (event.key === "ArrowDown") grid.querySelector("button")?.focus();
     });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());

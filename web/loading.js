@@ -8,6 +8,9 @@ import { after, changing, isLinked, named, setOptions, settled } from "./widgets
 const TYPING = 250; // milliseconds without a key after which the list is narrowed
 const NO_CONCEPT = "(no concept saved yet)"; // as in nodes/concepts.py
 
+// A workflow from another system may have other separators.
+const plain = (name) => String(name).replaceAll("\\", "/");
+
 export function setUpLoading(node) {
   const chosen = named(node, "concept_name");
   const find = node.addWidget("text", "find", "", () => narrow(), { serialize: false });
@@ -25,11 +28,12 @@ export function setUpLoading(node) {
     const name = isLinked(node, "concept_name") ? ran : chosen.value;
     if (name === null) return card.say(say("linked"));
     if (name === NO_CONCEPT) return card.say(say("noneSaved"));
+    if (!all.some((each) => plain(each) === plain(name))) return card.say(say("missing"));
     try {
       const metadata = await metadataIn(name);
       if (name !== (isLinked(node, "concept_name") ? ran : chosen.value)) return; // another was chosen in the meantime
       if (metadata) card.show(metadata);
-      else card.say(say(all.includes(name) ? "broken" : "missing"));
+      else card.say(say("broken"));
     } catch (error) {
       card.say(error.message);
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import sys
 import threading
@@ -177,6 +178,8 @@ class Card:
         ours = self.lesson(count, self.host.best_precision(self.device), batch)[2]
         node = importlib.import_module("comfy_extras.nodes_train").TrainLoraNode
         widgets = importlib.import_module("benchmarks.fidelity.methods").WIDGETS["lora"]
+        known = inspect.signature(node.execute).parameters  # older hosts have fewer of these
+        widgets = {name: value for name, value in widgets.items() if name in known}
         size = self.job.side // 8
         seconds = []
         for steps in (1, 1 + count):

@@ -23,6 +23,7 @@ from benchmarks.fidelity.trials import Prompt, Scores, Store, Trial, Workshop
 from benchmarks.world.judges import Judges
 from demo import make_pictures, world
 from demo.individuals import MOODS, STYLES, Individual
+from scripts.harness.fixtures import measured_before
 from scripts.harness.graphs import Graph
 from scripts.setup import bootstrap
 
@@ -323,6 +324,7 @@ def test_the_quick_run_recognises_what_was_taught(setup: bootstrap.Setup, tmp_pa
 
     Trainings this short do not tell the methods apart.
     """
+    measured_before(tmp_path / "server")
     run = [sys.executable, "-m", "benchmarks.fidelity", "--quick", "--out", str(tmp_path)]
     subprocess.run(run, cwd=bootstrap.ROOT, check=True, stdout=subprocess.DEVNULL)
     curves = bench.quick(tmp_path).curves()

@@ -76,7 +76,7 @@ class Drawing:
                 self._link(value, node, name)
         return Node(key)
 
-    def note(self, title: str, text: str, left: int, wide: int = 420, high: int = 240, top: int | None = None) -> None:
+    def note(self, title: str, text: str, left: int, wide: int = 370, high: int = 270, top: int | None = None) -> None:
         """Add a note in Markdown. Lines of a paragraph are joined, because the page renders every line break."""
         text = re.sub(r"(?<!\n)\n(?!\n|[-#*|]|\d\.)", " ", text.strip())
         node = self._place(len(self.nodes) + 1, "MarkdownNote", left, top, wide, high)

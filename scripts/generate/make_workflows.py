@@ -149,7 +149,7 @@ def share_a_workflow(sheet: Drawing) -> None:
     """As `use_concepts`, with a concept that is stored inside the workflow."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(MONSTER))
-    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=held[0], **SETTINGS)
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=held[0], **SETTINGS)
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
     text = "a photo of a <demo-monster> on the grass"
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text=text)
@@ -173,7 +173,7 @@ and the node shows them.""",
 def compare_settings(sheet: Drawing) -> None:
     """A concept under three biases and three temperatures, with two seeds."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name="monster_00001.safetensors")
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=loaded[0])
     positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text="a photo of a <my-monster> on the grass")
     negative = sheet.add("CLIPTextEncode", 760, 360, 100, "Negative prompt", clip=applied[1], text="")
@@ -206,7 +206,7 @@ prompts are encoded once. At most 100 pictures."""
 def find_the_bias(sheet: Drawing) -> None:
     """Find the bias of a concept with the model itself, and generate an image with it."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=MONSTER)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name=MONSTER)
     text = sheet.add("PrimitiveStringMultiline", 0, 340, 140, "Prompt", value="a photo of a <demo-monster> on the beach")
     links = {"model": base[0], "clip": base[1], "concept": loaded[0], "prompt": text[0]}
     found = sheet.add("PerfusionAutoBias", 390, 320, **links, size=SIDE)
@@ -305,8 +305,8 @@ here are for the small demo base.""",
 def export_a_concept(sheet: Drawing) -> None:
     """Export a concept as a LoRA and an embedding, and show the images that these will give beside the concept's own."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name="monster_00001.safetensors")
-    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name="monster_00001.safetensors")
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=loaded[0], **SETTINGS)
     sheet.add("PerfusionExport", 390, 320, 320, model=base[0], clip=base[1], concept=chosen[0], filename_prefix="monster")
     for mode, prompt in (("exact", "The concept"), ("static", "As the LoRA will be")):
         applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0], edit_mode=mode)
@@ -328,7 +328,7 @@ of a embedding:monster_00001 on the grass`. The LoRA is made for the model that 
         0,
         710,
         300,
-        790,
+        880,
     )
 
 
@@ -480,8 +480,9 @@ def use_two_concepts(sheet: Drawing) -> None:
         "How to",
         """## Two concepts in one picture
 
-Concepts are taught apart and used together, as many as you like. In *Load Concepts* each has a row: a switch, its file, a strength
-and a bias (empty: the concept's own). If one takes over the other's place, give each a region (*two_places*), or raise its **bias**."""
+Concepts are taught apart and used together, as many as you like. In *Load Concepts* each has a row: a switch, its file, a
+strength and a bias (empty: the concept's own). If one takes over the other's place, give each a region (*two_places*), or raise its
+**bias**."""
         + advice(
             sheet,
             """
@@ -593,7 +594,7 @@ def in_base64(name: str) -> str:
 def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
     """Load the demo's four pictures and their masks, as batches; no masks unless `masked`."""
     loaded = [
-        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 180 + 370 * (i // 2), image=f"monster-{i}.png")
+        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 196 + 370 * (i // 2), image=f"monster-{i}.png")
         for i in range(4)
     ]
     images = sheet.add("BatchImagesNode", 640, top=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
@@ -617,8 +618,8 @@ def training(sheet: Drawing, prefix: str, **changed: object) -> None:
 def concept(sheet: Drawing, name: str = "monster_00001.safetensors") -> tuple[Node, tuple, tuple]:
     """Apply a concept to a checkpoint; return the checkpoint's node and the MODEL and CLIP with the concept."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, concept_name=name)
-    chosen = sheet.add("PerfusionConceptSettings", 0, 340, concept=loaded[0], **SETTINGS)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name=name)
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=loaded[0], **SETTINGS)
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
     return base, applied[0], applied[1]
 
@@ -629,7 +630,7 @@ def concept_pair(sheet: Drawing, *regions: Node) -> tuple[Node, tuple, tuple]:
     chosen = []
     for i, name in enumerate((MONSTER, ROBOT)):
         title = ("First concept", "Second concept")[i]
-        loaded = sheet.add("PerfusionLoadConcept", 0, 340, 200, title, concept_name=name)
+        loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, title, concept_name=name)
         own = SETTINGS | {"region": regions[i][0]} if regions else TOGETHER
         chosen.append(sheet.add("PerfusionConceptSettings", 390, 320, concept=loaded[0], **own))
     both = sheet.add("PerfusionCombineConcepts", 390, **{f"concepts__concept{i}": each[0] for i, each in enumerate(chosen)})
