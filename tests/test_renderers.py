@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,13 +58,7 @@ def visited(setup: bootstrap.Setup, renderer: tuple[str, bool]) -> Iterator[Serv
     (base / "models" / "perfusion" / "zz-broken.safetensors").write_bytes(b"no concept")
     given = [] if version == "own" else ["--front-end-root", str(frontend(version))]
     with Server(setup, base=base, arguments=given) as running:
-        choice = urllib.request.Request(
-            f"{running.address}/settings/Comfy.VueNodes.Enabled",
-            json.dumps(new).encode(),
-            {"Content-Type": "application/json"},
-            method="POST",
-        )
-        urllib.request.urlopen(choice).close()
+        running.post("/settings", {"Comfy.VueNodes.Enabled": new})
         yield running
 
 

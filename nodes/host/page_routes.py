@@ -33,9 +33,9 @@ def own_name(host: str) -> bool:
 def may_have(request: web.Request) -> bool:
     """Return whether the page that asks cannot be that of a stranger's web site, whose name was made to point here.
 
-    Newer hosts compare a page's name with the name that it asked for, and in that attack (DNS rebinding) both are the stranger's. But
-    browsers send Sec-Fetch-Site, which no page can set, only over https and to localhost: over plain http it is missing, and over
-    https the server's certificate would have to be for the stranger's name. So tunnels and proxies with https pass.
+    Newer hosts compare a page's name with the name that it asked for, and in that attack (DNS rebinding) both are the stranger's.
+    But browsers send Sec-Fetch-Site, which no page can set, only over https and to localhost: over plain http it is missing, and
+    over https the server's certificate would have to be for the stranger's name. So tunnels and proxies with https pass.
     """
     site = request.headers.get("Sec-Fetch-Site", "")
     return site != "cross-site" and (request.secure or bool(site) or own_name(request.headers.get("Host", "")))

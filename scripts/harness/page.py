@@ -40,7 +40,10 @@ TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.
 class Page:
     """The page of a server and the actions of a user on it. Nodes are identified by their ids."""
 
-    def __init__(self, browser: Browser, server: Server) -> None:
+    def __init__(self, browser: Browser, server: Server, new_renderer: bool | None = None) -> None:
+        """Open the page; `new_renderer` chooses between Nodes 2.0 and the classic canvas for the server's user, None leaves it."""
+        if new_renderer is not None:
+            server.post("/settings", {"Comfy.VueNodes.Enabled": new_renderer})
         self.server, self.errors, self.done = server, [], set()
         self.tab: Tab = browser.new_context(
             viewport={"width": 1800, "height": 1100}, permissions=["clipboard-read", "clipboard-write"]
