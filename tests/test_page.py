@@ -70,7 +70,12 @@ def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> No
     ):  # fmt: skip
         page.connect(*link)
     page.choose(loaded, "concept_name", "demo-monster")
-    page.write(positive, "text", "a photo of a <demo-monster> on the grass")
+    page.write(positive, "text", "a photo of a ")
+    page.type(positive, "text", "<demo-m")
+    page.tab.locator(".perfusion-words").wait_for()
+    page.tab.keyboard.press("Enter")
+    page.type(positive, "text", " on the grass")
+    assert page.value(positive, "text") == "a photo of a <demo-monster> on the grass"
     for node, widget, value in ((latent, "width", 64), (latent, "height", 64), (sampler, "steps", 4)):
         page.number(node, widget, value)
     (picture,) = fresh.outputs(page.run(), saved)

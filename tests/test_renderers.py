@@ -165,6 +165,12 @@ def test_a_linked_name_shows_what_ran(page: Page, visited: Server) -> None:
     page.ask("([id, name]) => { app.graph.getNodeById(id).widgets[0].value = name; }", text, "demo-robot.safetensors")
     page.run()
     page.wait(lambda: "a robot, for sd1" in page.card(node).inner_text(), "what ran")
+    # A widget that a subgraph shows outside keeps its value there: what the node inside says after the run counts.
+    inner = put(page, "PerfusionLoadConcept", 400, 400)
+    page.ask("([id]) => app.graph.getNodeById(id).onExecuted({ concept_name: ['demo-robot.safetensors'] })", inner)
+    page.wait(lambda: "a robot, for sd1" in page.card(inner).inner_text(), "what ran inside")
+    page.ask(SET, inner, "concept_name", "demo-monster.safetensors")
+    page.wait(lambda: "a monster, for sd1" in page.card(inner).inner_text(), "what was chosen since")
     assert page.errors == []
 
 

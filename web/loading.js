@@ -22,16 +22,17 @@ export function setUpLoading(node) {
   browse.label = say("browse");
   const card = new Card(node);
   let all = [...chosen.options.values];
-  let ran = null; // the name that the last run loaded, where it came by a link
+  let ran = null; // the name that the last run loaded: it may have come by a link, or from outside of a subgraph
+  const nameNow = () => ran ?? (isLinked(node, "concept_name") ? null : chosen.value);
 
   async function show() {
-    const name = isLinked(node, "concept_name") ? ran : chosen.value;
+    const name = nameNow();
     if (name === null) return card.say(say("linked"));
     if (name === NO_CONCEPT) return card.say(say("noneSaved"));
     if (!all.some((each) => plain(each) === plain(name))) return card.say(say("missing"));
     try {
       const metadata = await metadataIn(name);
-      if (name !== (isLinked(node, "concept_name") ? ran : chosen.value)) return; // another was chosen in the meantime
+      if (name !== nameNow()) return; // another was chosen in the meantime
       if (metadata) card.show(metadata);
       else card.say(say("broken"));
     } catch (error) {
@@ -62,9 +63,13 @@ export function setUpLoading(node) {
     } else card.say(say("noneFound", { text }));
   }, TYPING);
 
-  after(chosen, "callback", showSoon);
-  after(node, "onConfigure", showSoon);
-  after(node, "onConnectionsChange", showSoon);
+  const changed = () => {
+    ran = null;
+    showSoon();
+  };
+  after(chosen, "callback", changed);
+  after(node, "onConfigure", changed);
+  after(node, "onConnectionsChange", changed);
   after(node, "onExecuted", (message) => {
     if (message?.concept_name) ran = message.concept_name[0];
     showSoon();

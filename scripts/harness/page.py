@@ -182,6 +182,14 @@ class Page:
         assert isinstance(box, ElementHandle)
         box.fill(text)
 
+    def type(self, node: int, widget: str, text: str) -> None:
+        """Type at the end of a text box, key by key."""
+        box = self.tab.evaluate_handle(TEXT_BOX, [node, widget]).as_element()
+        assert isinstance(box, ElementHandle)
+        box.focus()
+        self.tab.keyboard.press("Control+End")
+        self.tab.keyboard.type(text)
+
     def number(self, node: int, widget: str, value: float | str) -> None:
         """Type a number, or a line of text, into a widget."""
         self.tab.mouse.dblclick(*self.at(*self.ask(WIDGET, node, widget)))
