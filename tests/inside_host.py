@@ -87,6 +87,7 @@ def main() -> dict:
         | halved()
         | portions()
         | made_small()
+        | windows()
     )
 
 
@@ -332,6 +333,32 @@ def made_small() -> dict:
     except PerfusionError as error:
         found["nothing in the square"] = str(error)
     return {"made small": found}
+
+
+def windows() -> dict:
+    """Parts of a picture, told from a map that was scaled to its latents, cut, and scaled to a tile's, as upscalers do it."""
+    places, scaled = inside.part("nodes.host.text.picture_window"), torch.nn.functional.interpolate
+    apart = []
+    for (height, width), (top, left, high, wide), tile in (
+        ((64, 128), (0, 0, 64, 64), (64, 64)),
+        ((64, 128), (0, 64, 64, 64), (64, 64)),
+        ((96, 96), (20, 40, 50, 30), (100, 60)),
+        ((256, 192), (200, 130, 56, 62), (64, 71)),
+        ((16, 16), (0, 8, 8, 8), (8, 8)),
+    ):
+        whole = scaled(places.place_map(), (height, width), mode="bilinear")
+        part = scaled(whole[..., top : top + high, left : left + wide], tile, mode="bilinear")
+        wanted = (left / width, top / height, (left + wide) / width, (top + high) / height)
+        found = places.window_of([{}, {"reference_latents": [torch.zeros(1, 4, 8, 8), part]}])
+        apart.append(max(abs(one - other) for one, other in zip(found, wanted, strict=True)))
+    mask = torch.zeros(64, 128)
+    mask[:, 64:] = 1
+    cuts = [places.cut(mask, window, (8, 8)).mean().item() for window in ((0, 0, 0.5, 1), (0.5, 0, 1, 1), (0.25, 0, 0.75, 1))]
+    return {
+        "windows": max(apart),
+        "no window": places.window_of([{}, {"reference_latents": [torch.zeros(1, 4, 8, 8)]}]) == places.WHOLE,
+        "regions in windows": cuts,
+    }
 
 
 def recorded(model: object, clip: object, concept: object) -> dict:

@@ -118,6 +118,11 @@ def test_of_two_encodings_that_a_patch_brings_the_named_one_alone_is_edited(meas
     assert edited < ROUNDING and other_is_the_bases
 
 
+def test_a_tile_is_told_from_what_was_cut_with_it(measured: dict) -> None:
+    assert measured["windows"] < 0.01 and measured["no window"]
+    assert measured["regions in windows"] == [0, 1, 0.5]
+
+
 def test_words_of_many_vectors_are_known_at_the_end_of_a_section(measured: dict) -> None:
     for count, vectors, marked, named in measured["words of many vectors"]:
         assert vectors == marked == count and named

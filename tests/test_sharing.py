@@ -131,7 +131,7 @@ def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
         ({"Host": "["}, 403),
     ],
 )
-@pytest.mark.parametrize("address", [f"/perfusion/file?name={MONSTER}", "/perfusion/words"])
+@pytest.mark.parametrize("address", [f"/perfusion/file?name={MONSTER}", f"/perfusion/picture?name={MONSTER}", "/perfusion/words"])
 def test_a_page_of_another_name_gets_no_concepts(server: Server, address: str, headers: dict[str, str], status: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("GET", address, headers=headers)
@@ -165,3 +165,62 @@ def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> N
         assert words()[path.name] == found
     path.unlink()
     assert path.name not in words()
+
+
+def test_the_page_gets_a_concepts_picture_and_nothing_that_is_none(server: Server) -> None:
+    folder = server.base / "models" / "perfusion"
+    one, path = Concept.load(folder / MONSTER), folder / "pictured.safetensors"
+    address = f"{server.address}/perfusion/picture?name="
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address + MONSTER) as answer:
+        assert answer.read() == one.preview and answer.headers.get_content_type() == "image/jpeg"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    replace(one, preview=b"").save(path)
+    assert server.get(f"/perfusion/picture?name={path.name}") == b""
+    save_file({"probe": torch.ones(1)}, path, {"ssmd_cover_images": json.dumps([base64.b64encode(b"<svg/>").decode()])})
+    for name in (path.name, "missing.safetensors", "../secret.safetensors"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.get(f"/perfusion/picture?name={name}")
+        assert refused.value.code == 400
+    path.unlink()
+
+
+ROW = '{"name": "demo-monster.safetensors"'
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("{", "needs a JSON list of rows"),
+        ("{}", "needs a JSON list of rows"),
+        ('[{"file": "a"}]', "needs a JSON list of rows"),
+        (f'[{ROW}, "strength": "much"}}]', "needs a JSON list of rows"),
+        (f'[{ROW}, "bias": 1e999}}]', "needs a JSON list of rows"),
+        ("[" * 5000, "needs a JSON list of rows"),
+        (f"[{', '.join([ROW + '}'] * 65)}]", "at most 64"),
+        ('[{"name": "missing.safetensors"}]', "There is no concept"),
+        ('[{"name": "../secret.safetensors"}]', "There is no concept"),
+        (f"[{ROW}}}, {ROW}}}]", "Two concepts have the trigger word"),
+    ],
+)
+def test_rows_that_cannot_be_loaded_are_refused_before_the_graph_runs(server: Server, rows: str, said: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    applied = graph.apply(model, clip, [graph.add("PerfusionLoadConcepts", concepts=rows), 0])
+    graph.sample(*applied[:1], graph.text(applied[1], "a"), graph.text(clip, ""), steps=1)
+    graph.add("PreviewAny", source=graph.text(applied[1], "a"))
+    with pytest.raises(GraphError, match=said) as refused:
+        server.run(graph.nodes)
+    assert "Custom validation failed" in str(refused.value)
+
+
+def test_rows_that_are_off_bring_nothing(server: Server) -> None:
+    """Not even a concept whose file is gone."""
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    rows = json.dumps([{"name": "missing.safetensors", "on": False}])
+    with_model, with_clip = graph.apply(model, clip, [graph.add("PerfusionLoadConcepts", concepts=rows), 0])
+    drawn = [
+        graph.sample(m, graph.text(c, "a monster"), graph.text(clip, ""), steps=1)
+        for m, c in ((with_model, with_clip), (model, clip))
+    ]
+    assert torch.equal(*latents(server, graph, *drawn))
