@@ -110,7 +110,14 @@ def main() -> None:
     real.add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.again:
-        again(arguments.again[0], tuple(arguments.again[1:]))
+        name, *concept = arguments.again
+        known = [*concepts.DEVELOPMENT, *concepts.TEST]
+        if name not in METHODS or tuple(concept) not in known:
+            parser.error(
+                f"expected one of the methods {', '.join(METHODS)}, and an individual such as test-0 with its kind, but got "
+                f"{name!r} and {' '.join(concept)!r}"
+            )
+        again(name, tuple(concept))
         return
     setup = bootstrap.locate()
     bench, bed, parts = own(arguments, setup) if arguments.checkpoint else of_the_world(arguments)
