@@ -299,7 +299,7 @@ def test_no_boxes_of_a_shipped_workflow_overlap(page: Page, renderer: tuple[str,
         page.ask("async ([graph]) => { await app.loadGraphData(graph); }", json.loads(path.read_text(encoding="utf-8")))
         page.tab.evaluate("() => Object.assign(app.canvas.ds, { scale: 0.4, offset: [700, 500] })")
         page.tab.evaluate("() => app.canvas.setDirty(true, true)")
-        page.tab.wait_for_timeout(500)
+        page.tab.wait_for_timeout(300)
         boxes = page.ask(BOXES, renderer[1])
         for i, (one, *a) in enumerate(boxes):
             for other, *b in boxes[i + 1 :]:

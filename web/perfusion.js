@@ -53,6 +53,9 @@ app.registerExtension({
       for (const node of nodesOf(app.rootGraph ?? app.graph)) if (node.comfyClass in LISTING) node.refreshComboInNode?.();
     });
   },
+  refreshComboInNodes() {
+    forgetWords(); // R was pressed
+  },
   nodeCreated(node) {
     (LISTING[node.comfyClass] ?? OTHERS[node.comfyClass])?.(node);
   },

@@ -44,10 +44,14 @@ export async function contentOf(name) {
   return new Uint8Array(await answer.arrayBuffer());
 }
 
+const KEPT = 10_000; // milliseconds; files also come from elsewhere
 let words = null;
+let asked = 0;
 
-// Name of each concept file -> its trigger word and superclass; kept until `forgetWords`.
+// Name of each concept file -> its trigger word and superclass; kept for a while, so that not every key asks the server.
 export function wordsOfAll() {
+  if (Date.now() - asked > KEPT) words = null;
+  if (!words) asked = Date.now();
   words ??= answered("/perfusion/words")
     .then((answer) => answer.json())
     .catch(() => {

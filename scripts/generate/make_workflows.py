@@ -148,7 +148,7 @@ latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
 def share_a_workflow(sheet: Drawing) -> None:
     """As `use_concepts`, with a concept that is stored inside the workflow."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
-    held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 220, data=in_base64(MONSTER))
+    held = sheet.add("PerfusionConceptInWorkflow", 0, 340, 270, data=in_base64(MONSTER))
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=held[0], **SETTINGS)
     applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
     text = "a photo of a <demo-monster> on the grass"
