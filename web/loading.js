@@ -67,7 +67,8 @@ export function setUpLoading(node) {
     ran = null;
     showSoon();
   };
-  after(chosen, "callback", changed);
+  // Some pages call this once more for a linked name, after the run.
+  after(chosen, "callback", () => (chosen.value === ran ? showSoon() : changed()));
   after(node, "onConfigure", changed);
   after(node, "onConnectionsChange", changed);
   after(node, "onExecuted", (message) => {
