@@ -19,7 +19,7 @@ from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadat
 from ..perfusion_core.stack import Stack, combine
 from .folders import check_prefix, concept_files, home, listed_as, new_name, version_of
 from .host import FOLDER
-from .io_types import CATEGORY, ConceptType, concept_outputs, validation_result
+from .io_types import CATEGORY, ConceptType, concept_outputs, page_input, validation_result
 
 NO_CONCEPT = "(no concept saved yet)"
 
@@ -103,12 +103,10 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
             "the picture has the concept.",
             search_aliases=["perfusion", "embed concept", "inline concept", "share concept"],
             inputs=[
-                io.String.Input(
+                page_input(
                     "data",
-                    default="",
-                    socketless=True,
-                    extra_dict={"hidden": True},
-                    tooltip="The concept file's bytes in base64. The node fills it in when a concept is chosen; programs may too.",
+                    "",
+                    "The concept file's bytes in base64. The node fills it in when a concept is chosen; programs may too.",
                 )
             ],
             outputs=concept_outputs(),

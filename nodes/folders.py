@@ -27,8 +27,8 @@ def listed_as(name: str) -> str:
 
 def version_of(name: str) -> str:
     """Return a string that changes when a file of the user's is replaced: its name, time and size, or its name if there is none."""
-    name = listed_as(name)
-    path = folder_paths.get_full_path(FOLDER, name)
+    # The page asks for the versions of all files: their list is made only for a name that is not one of them.
+    path = folder_paths.get_full_path(FOLDER, name) or folder_paths.get_full_path(FOLDER, listed_as(name))
     if path is None:
         return name
     try:

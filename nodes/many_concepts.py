@@ -10,7 +10,7 @@ from ..perfusion_core.concept import Concept
 from ..perfusion_core.stack import Stack, combine
 from .concepts import path_of
 from .folders import version_of
-from .io_types import CATEGORY, ConceptType, validation_result
+from .io_types import CATEGORY, ConceptType, page_input, validation_result
 
 MOST = 64
 """Maximum number of rows."""
@@ -67,15 +67,7 @@ class PerfusionLoadConcepts(io.ComfyNode):
             description="Loads several concepts, each with a switch, a strength and a bias of its own. The same as several Load "
             "Concept nodes joined by Combine Concepts.",
             search_aliases=["perfusion", "stack concepts", "lora stack", "load concepts"],
-            inputs=[
-                io.String.Input(
-                    "concepts",
-                    default="[]",
-                    socketless=True,
-                    extra_dict={"hidden": True},
-                    tooltip="The rows as a JSON list. The node's own buttons fill it in; programs may too.",
-                )
-            ],
+            inputs=[page_input("concepts", "[]", "The rows as a JSON list. The node's own buttons fill it in; programs may too.")],
             outputs=[ConceptType.Output(display_name="concept", tooltip="All concepts that are switched on, for Apply Concept.")],
         )
 

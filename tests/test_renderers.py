@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Route
 
 from perfusion_core.concept import Concept
+from scripts.harness.graphs import Graph, latents
 from scripts.harness.page import Page
 from scripts.harness.server import Server
 from scripts.setup import bootstrap
@@ -311,8 +312,6 @@ def test_no_boxes_of_a_shipped_workflow_overlap(page: Page, renderer: tuple[str,
 
 def test_ten_concepts_in_one_node_are_ten_in_a_row(server: Server) -> None:
     """The same latents to the bit."""
-    from scripts.harness.graphs import Graph, latents
-
     folder, names = server.base / "models" / "perfusion", [f"many-{i}.safetensors" for i in range(10)]
     one = Concept.load(folder / "demo-monster.safetensors")
     for i, name in enumerate(names):

@@ -27,7 +27,7 @@ export const ENGLISH = {
   linked: "The name comes from another node. What was loaded is shown here after a run.",
   made: "made {value}",
   missing: "There is no concept of this name in models/perfusion.",
-  noBrackets: "{trigger} is the trigger word, with its brackets",
+  noBrackets: "is the trigger word, with its brackets",
   noneFound: "No concept has “{text}” in its name, its trigger word or its superclass.",
   noneSaved: "There is no concept yet: train one, or put a concept file into models/perfusion.",
   preview: "A preview of {trigger}",

@@ -101,7 +101,7 @@ async function offer(box, firstNames) {
     const about = document.createElement("div");
     about.textContent = trigger;
     const more = document.createElement("small");
-    more.textContent = typed.startsWith("<") ? ` ${superclass}` : ` ${say("noBrackets", { trigger: "" }).trim()}`;
+    more.textContent = typed.startsWith("<") ? ` ${superclass}` : ` ${say("noBrackets")}`;
     about.append(more);
     option.append(pictureOf(name, ""), about);
     option.addEventListener("pointerdown", (event) => {
@@ -122,7 +122,7 @@ async function offer(box, firstNames) {
 function press(event) {
   if (!open || event.target !== open.box || event.isComposing) return;
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  if (step && (open.moved || open.words.length)) {
+  if (step) {
     if (!open.moved) open.chosen = step > 0 ? -1 : 0;
     open.moved = true;
     mark(open.chosen + step);

@@ -5,17 +5,13 @@ They show all nodes of the pack on ComfyUI's page, in the classic renderer and i
 
 from __future__ import annotations
 
-import io
 import json
 
-from PIL import Image
-
+from scripts.generate.make_walk import shot
 from scripts.harness.page import Page
 from scripts.harness.server import Server
 from scripts.setup import bootstrap, browser, steps
 
-PICTURES = bootstrap.ROOT / "docs" / "pictures"
-WIDTH = 1280
 COLUMNS = (
     ("PerfusionTrain", "PerfusionSaveConcept"),
     ("PerfusionLoadConcept", "PerfusionConceptInWorkflow", "PerfusionLoadConcepts"),
@@ -65,13 +61,6 @@ def main() -> int:
             shot(page, name)
             page.close()
     return 0
-
-
-def shot(page: Page, name: str) -> None:
-    """Write a screenshot into docs/pictures."""
-    with Image.open(io.BytesIO(page.tab.screenshot())) as image:
-        scaled = image.convert("RGB").resize((WIDTH, round(image.height * WIDTH / image.width)), Image.Resampling.LANCZOS)
-        scaled.save(PICTURES / f"{name}.jpg", quality=82)
 
 
 if __name__ == "__main__":

@@ -178,17 +178,19 @@ class Page:
 
     def write(self, node: int, widget: str, text: str) -> None:
         """Type into a text box."""
-        box = self.tab.evaluate_handle(TEXT_BOX, [node, widget]).as_element()
-        assert isinstance(box, ElementHandle)
-        box.fill(text)
+        self._box(node, widget).fill(text)
 
     def type(self, node: int, widget: str, text: str) -> None:
         """Type at the end of a text box, key by key."""
-        box = self.tab.evaluate_handle(TEXT_BOX, [node, widget]).as_element()
-        assert isinstance(box, ElementHandle)
-        box.focus()
+        self._box(node, widget).focus()
         self.tab.keyboard.press("Control+End")
         self.tab.keyboard.type(text)
+
+    def _box(self, node: int, widget: str) -> ElementHandle:
+        """Return the element of a text box."""
+        box = self.tab.evaluate_handle(TEXT_BOX, [node, widget]).as_element()
+        assert isinstance(box, ElementHandle)
+        return box
 
     def number(self, node: int, widget: str, value: float | str) -> None:
         """Type a number, or a line of text, into a widget."""

@@ -53,7 +53,7 @@ def prepare_conds(
             cross = cond.get("model_conds", {}).get("c_crossattn")
             if cross is not None:
                 named |= named_by(cross.cond, applied)
-                if kind == "positive":
+                if kind == "positive" and applied.recorder is not None:
                     prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied)
                 cond = cond | {"model_conds": cond["model_conds"] | build_model_conds(cross.cond, applied, size, window)}
             prepared.append(cond)
