@@ -34,6 +34,7 @@ from scripts.setup import bootstrap
 Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]]]
 PARTS: dict[str, Part] = {
     "tuning": ("Every method tuned alike", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
+    "levers": ("What moves the front", lambda b, s: s.run(t for each in b.levers().values() for t in each), Bench.lever_page),
     "fidelity": ("All methods", lambda b, s: s.run(b.fidelity_trials()), Bench.fidelity_page),
     "unnamed": ("Prompts that do not name the concept", lambda b, s: s.run(b.unnamed_trials()), Bench.unnamed_page),
     "sheet": (

@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.fidelity import characters, plots
 from benchmarks.fidelity.ablations import ABLATIONS, Ablation, Change
 from benchmarks.fidelity.concepts import MEASURED, Concept
 from benchmarks.fidelity.fronts import Curve, cells, lead, mean_lead, rows
 from benchmarks.fidelity.lengths import Lengths
+from benchmarks.fidelity.levers import AS_TUNED, LEVERED, LEVERS, VALUES
 from benchmarks.fidelity.methods import METHODS, PERFUSION, Method, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Prompt, Store, Trial, bytes_key
 from benchmarks.lab import RESULTS
@@ -348,6 +351,42 @@ class Bench:
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
             "",
+        ]
+
+    # ---- levers --------------------------------------------------------------------------------------------------------------
+
+    def levers(self) -> dict[str, list[Trial]]:
+        """Return the trials of each lever: the demo's settings with one thing changed."""
+        found, ours = {}, METHODS[OURS]
+        for name, change in LEVERS.items():
+            recipe, use = change.of(ours.candidates[0], ours.use)
+            found[name] = self.trials(replace(ours, use=use), recipe, LEVERED, change.values or VALUES)
+        return found
+
+    def lever_page(self) -> list[str]:
+        """Return the page's lines on what moves the front."""
+        trials = self.levers()
+        curves = {name: curve for name, each in trials.items() if (curve := Curve.of(self.store, each))}
+        if AS_TUNED not in curves:
+            return []
+        lines = []
+        for name, curve in curves.items():
+            i, (text, likeness) = curve.best(), curve.means()
+            low, high = curve.harmonic_interval(i)
+            sizes = [self.store.kept.get(bytes_key(trial), {}) for trial in trials[name]]
+            size, seconds = (np.mean([each.get(part, np.nan) for each in sizes]) for part in ("bytes", "seconds"))
+            details = 2 * likeness[i] - curve.identity[i].mean()
+            columns = [name, f"{curve.values[i]:g}", f"{curve.identity[i].mean():.2f}", f"{details:.2f}", f"{text[i]:.2f}"]
+            columns += [f"{curve.harmonic()[i]:.3f} ({low:.2f}–{high:.2f})", f"{size / 1000:.0f} kB", f"{seconds:.0f} s"]
+            lines.append(f"| {' | '.join(columns)} |")
+        return [
+            f"The demo's settings with one thing changed, on {len(LEVERED)} development individuals, one of each kind; at the "
+            f"better of the biases {' and '.join(f'{value:g}' for value in VALUES)}. Details: the share of an individual's "
+            "features that are there.",
+            "",
+            "| changed | bias | recognised | details | text | harmonic mean | file | training |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            *lines,
         ]
 
     def lora(self) -> Recipe | None:

@@ -34,7 +34,7 @@ class Recipe:
 
     Attributes:
         teacher: PERFUSION for Train Concept, LORA for the host's Train LoRA, TUNED for `fine_tune`.
-        widgets: Differences from the `WIDGETS` of that node, or that module.
+        widgets: Differences from the `WIDGETS` of that node, or that module; {0} in `initial_word` stands for the superclass.
         pictures: Number of training pictures.
         masks: PAINTED silhouettes; PLAIN ones, which weight a latent by its share of the object instead of that share squared;
             masks FOUND by Find Object; or NO_MASK. Only Train Concept takes masks.
@@ -122,7 +122,9 @@ def teach(
         more["covariance"] = [graph.add("PerfusionCovariance", clip=clip, captions="", positions=recipe.positions), 0]
     more |= {"superclass": word, "trigger": f"<{file}>", "size": side, "seed": seed}
     given = {"model": model, "clip": clip, "vae": vae, "images": images}
-    taught = graph.add("PerfusionTrain", **given, **more, **recipe.all_widgets())
+    widgets = recipe.all_widgets()
+    widgets["initial_word"] = str(widgets.get("initial_word", "")).format(word)
+    taught = graph.add("PerfusionTrain", **given, **more, **widgets)
     graph.add("PerfusionSaveConcept", concept=[taught, 0], filename_prefix=file, overwrite=True, precision="half")
 
 

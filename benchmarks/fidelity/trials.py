@@ -241,11 +241,12 @@ class Workshop:
         recipe = trial.recipe
         names = self.shown(trial.concept, recipe)
         file.parent.mkdir(exist_ok=True)
+        start = time.time()
         if recipe.teacher == TUNED:
             self.fine_tuned(trial, lab, names, file)
         else:
             self.taught_by_a_node(trial, lab, names, file)
-        self.store.keep({bytes_key(trial): {"bytes": file.stat().st_size}})
+        self.store.keep({bytes_key(trial): {"bytes": file.stat().st_size, "seconds": round(time.time() - start)}})
 
     def taught_by_a_node(self, trial: Trial, lab: Lab, names: list[str], file: Path) -> None:
         """Train with the pack's or the host's own node on the pictures with these names in the input folder."""
