@@ -17,7 +17,7 @@ from .nodes import (
     many_concepts,
     measure_text_encoder,
 )
-from .nodes.training import train_concept
+from .nodes.training import options, train_concept
 
 WEB_DIRECTORY = "web"
 """Folder that the host serves to the page: its scripts, and each node's help in docs/NODE_ID.md."""
@@ -36,6 +36,7 @@ MODULES = (
     encode_keys_locked,
     compare_settings,
     train_concept,
+    options,
 )
 
 

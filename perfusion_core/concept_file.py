@@ -62,7 +62,7 @@ DETAILS = ("author", "license", "description", "date", "tags")
 
 NUMBERS = {
     *("steps", "batch", "word_rate", "output_rate", "bias", "temperature", "flip", "small", "seed", "min_snr"),
-    *("loss", "held_out_loss", "followed", "clip_layer"),
+    *("loss", "held_out_loss", "followed", "likeness", "prompted", "clip_layer"),
 }
 """Training metadata of this pack that are numbers."""
 

@@ -82,3 +82,43 @@ class Judgement:
         if min(self.followed, other.followed) >= least:
             return self.loss < other.loss
         return self.followed > other.followed
+
+
+@dataclass(frozen=True)
+class PictureJudgement:
+    """Quality measures of a concept during training from pictures drawn with it, embedded by a vision model.
+
+    Attributes:
+        likeness: how far its pictures have come from the plain word's to the training pictures, between 0 and 1.
+        prompted: how far prompts have the effect on its pictures that they have on the plain word's, between 0 and 1.
+    """
+
+    likeness: float
+    prompted: float
+
+    @classmethod
+    def of(cls, told: Tensor, plain: Tensor, pictures: Tensor) -> "PictureJudgement":
+        """Judge embeddings of length 1.
+
+        Args:
+            told: of pictures drawn with the concept, [K, S, d] for K prompts, at least 2, and S noises.
+            plain: of those drawn with the superclass in its place and the same noises, [K, S, d].
+            pictures: of the training pictures, [P, d].
+        """
+        before, now = (float((each @ pictures.T).mean()) for each in (plain, told))
+        # A picture is not compared with itself; a single one can be met exactly.
+        count = len(pictures)
+        alike = (pictures @ pictures.T).sum() - count
+        best = float(alike / (count * (count - 1))) if count > 1 else 1.0
+        # Effects of the prompts: what is left of each prompt's mean picture without the mean over prompts.
+        mine, theirs = (each.mean(1) - each.mean((0, 1)) for each in (told, plain))
+        share = float((mine * theirs).sum() / theirs.square().sum().clamp(min=1e-12))
+        return cls(*(min(max(each, 0.0), 1.0) for each in ((now - before) / max(best - before, 1e-6), share)))
+
+    def harmonic(self) -> float:
+        """Return the harmonic mean of both."""
+        return 2 * self.likeness * self.prompted / max(self.likeness + self.prompted, 1e-12)
+
+    def beats(self, other: "PictureJudgement") -> bool:
+        """Return whether this is the better judgement."""
+        return self.harmonic() > other.harmonic()

@@ -47,13 +47,15 @@ def main() -> dict:
     metric = inverse.finish("").inverse()
     student = host.TrainableModel(model, clip, torch.float32)
     latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
+    lessons = inside.part("perfusion_core.training.lesson")
+    lesson = lessons.Lesson((lessons.Bucket(latents, masks),), metric)
     with host.gradients_enabled():
         state = training.initial_state(student, "teddy", SETTINGS)
         # KOALA's layers are SDXL's, and finite differences over all of its weights would take half a minute.
         found = gradients(student, state, latents, masks, metric) if FAMILY != "koala" else {}
-        before = training.held_out_loss(student, state, latents, masks, metric, SETTINGS)
-        list(training.train(student, state, latents, masks, metric, SETTINGS))
-        after = training.held_out_loss(student, state, latents, masks, metric, SETTINGS)
+        before = training.held_out_loss(student, state, lesson, SETTINGS)
+        list(training.train(student, state, lesson, SETTINGS))
+        after = training.held_out_loss(student, state, lesson, SETTINGS)
     with torch.inference_mode():
         found |= {"loss": [before, after]} | as_the_host(student, state)
         concept = state.concept(metric, "<it>", "teddy", host.family_of(model), SETTINGS)
@@ -83,7 +85,7 @@ def gradients(student: object, state: object, latents: Tensor, masks: Tensor, in
 @torch.no_grad()
 def loss_of(student: object, state: object, draw: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> float:
     """The loss of a step's draw."""
-    distinct, which = draw.templates.unique(return_inverse=True)
+    distinct, which = draw.prompts.unique(return_inverse=True)
     encoded = student.encode([training.TEMPLATES[i] for i in distinct], state.word).of_prompts(which)
     shown, edit = (draw.pictures, draw.forms()), training.edit_in_training(state, inverse, SETTINGS)
     prediction, target = student.objective(latents[shown], draw.noise, draw.time, encoded, edit)

@@ -168,7 +168,7 @@ def short_of_memory(model: object, clip: object) -> dict:
     def taught(micro: int) -> object:
         settings = training.Settings(steps=3, batch=4, micro=micro)
         state, student.twice = training.initial_state(student, "monster", settings), False
-        assert len(list(events.steps(student, state, given, settings))) == 3
+        assert len(list(events.steps(student, state, lesson, settings))) == 3
         return state
 
     def kept(forward: Callable[[], Tensor], weights: dict[str, Tensor]) -> int:
@@ -186,10 +186,11 @@ def short_of_memory(model: object, clip: object) -> dict:
         return sum(tensor.untyped_storage().nbytes() for address, tensor in held.items() if address not in own)
 
     events, training = inside.part("nodes.training.schedule"), inside.part("perfusion_core.training.loop")
-    counts, room = [], 2
+    lessons, counts, room = inside.part("perfusion_core.training.lesson"), [], 2
     with host.gradients_enabled():
         latents = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         given = latents, torch.ones(2, 2, 1, 8, 8), torch.eye(768).double()
+        lesson = lessons.Lesson((lessons.Bucket(*given[:2]),), given[2])
         student = Small(model, clip, torch.float32)
         found, wanted = taught(4), taught(2)
         tried, room = counts[:7], 0
@@ -208,7 +209,7 @@ def short_of_memory(model: object, clip: object) -> dict:
         student.twice = False
 
         def step() -> Tensor:
-            return training.trial_forward(student, state, latents, given[2], settings)
+            return training.trial_forward(student, state, lesson, settings)
 
         def encode() -> Tensor:
             return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in state.word.items()}).tokens
@@ -236,6 +237,10 @@ def unjudged(model: object, clip: object) -> dict:
     sessions, schedule = inside.part("nodes.training.session"), inside.part("nodes.training.schedule")
     settings = inside.part("perfusion_core.training.settings").Settings(steps=1, batch=1, micro=1)
 
+    lessons = inside.part("perfusion_core.training.lesson")
+    pictures = lessons.Bucket(torch.randn(1, 2, 4, 8, 8), torch.ones(1, 2, 1, 8, 8))
+    lesson = lessons.Lesson((pictures,), torch.eye(768).double())
+
     class Unjudged(sessions.TrainingSession):
         @property
         def adherence(self) -> object:
@@ -246,11 +251,11 @@ def unjudged(model: object, clip: object) -> dict:
         before, places[host.FOLDER] = places[host.FOLDER], ([folder], {".safetensors"})
         try:
             session = Unjudged(
-                model, clip, None, "monster", "<it>", 64, settings, "sd1", torch.eye(768).double(), "digest", None,
+                model, clip, None, "monster", "<it>", 64, settings, "sd1", lesson, "digest", None, None, None,
                 schedule.Schedule(1, 0, 0, judged=True), "auto",
             )  # fmt: skip
             with host.gradients_enabled():
-                session.run(host.TrainableModel(model, clip, torch.float32), torch.randn(1, 2, 4, 8, 8), torch.ones(1, 2, 1, 8, 8))
+                session.run(host.TrainableModel(model, clip, torch.float32))
             told = session.result().training
         finally:
             places[host.FOLDER] = before

@@ -154,8 +154,8 @@ def refused(model: Any, clip: Any, vae: Any) -> dict[str, str]:
 def grey() -> bool:
     """Whether a picture of one channel, or of one and transparency, is taken as grey."""
     prepare, one = inside.part("nodes.training.training_pictures").prepare, torch.rand(1, 8, 8, 1)
-    wanted = prepare([one.expand(-1, -1, -1, 3)], None, 8)[0]
-    return all(torch.equal(prepare([each], None, 8)[0], wanted) for each in (one, torch.cat([one, torch.ones_like(one)], 3)))
+    wanted = prepare([one.expand(-1, -1, -1, 3)], None, 8)[0].images
+    return all(torch.equal(prepare([each], None, 8)[0].images, wanted) for each in (one, torch.cat([one, torch.ones_like(one)], 3)))
 
 
 def further_channels(model: Any, clip: Any, concept: Any) -> dict:

@@ -65,7 +65,7 @@ def main() -> dict:
 def taught(model: Any, clip: Any, vae: Any) -> dict:
     """A training with previews and a LoRA, where weights wait beside the device and where all are there."""
     usual, drawn = host.draw, []
-    host.draw = lambda *given, **how: drawn.append(usual(*given, **how, steps=1)) or drawn[-1]
+    host.draw = lambda *given, **how: drawn.append(usual(*given, **how | {"steps": 1})) or drawn[-1]
     train, host_state = inside.part("nodes.training.train_concept"), comfy.model_management
     covariance, with_lora = seeded_models.covariance_of(clip), seeded_models.with_changed_values(model, 0.1)
     widgets = TRAINING | {"superclass": "monster", "trigger": "<it>", "size": 64, "steps": 2, "batch": 1, "at_once": 1}

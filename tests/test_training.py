@@ -18,6 +18,7 @@ from perfusion_core.prompts import TEMPLATES
 from perfusion_core.safe_files import read, write
 from perfusion_core.training import loop
 from perfusion_core.training.base_model import Encoded, Word
+from perfusion_core.training.lesson import Bucket, Lesson, as_templates
 from perfusion_core.training.loop import (
     BatchSample,
     edit_in_training,
@@ -164,6 +165,11 @@ def settings_of(**changed: object) -> Settings:
     return replace(Settings(steps=12, batch=8, micro=8, word_rate=0.01, output_rate=0.05, seed=5), **changed)
 
 
+def lesson_of(latents: Tensor, masks: Tensor, inverse: Tensor) -> Lesson:
+    """Pictures of one size, without captions."""
+    return Lesson((Bucket(latents, masks),), inverse)
+
+
 def teach(
     painter: Painter,
     state: TrainingState,
@@ -174,7 +180,7 @@ def teach(
     after_step: Callable[[TrainingState], None] = lambda state: None,
 ) -> TrainingState:
     """Train to the end; `after_step` is told of every step."""
-    for loss in train(painter, state, latents, masks, inverse, settings):
+    for loss in train(painter, state, lesson_of(latents, masks, inverse), settings):
         assert loss == state.losses[-1]
         after_step(state)
     return state
@@ -279,7 +285,7 @@ def by_hand(
     settings: Settings,
 ) -> Tensor:
     """The loss of a step in float64, Eq. 3 and its exact mode written out; `state` tells what is fixed."""
-    kinds, which = draw.templates.unique(return_inverse=True)
+    kinds, which = draw.prompts.unique(return_inverse=True)
     templates = [TEMPLATES[i] for i in kinds]
     encodings = painter.encode(templates, {"clip": learned["word"]}).tokens[which]
     target = state.target_input.double()
@@ -695,7 +701,7 @@ def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: 
     def check(now: TrainingState) -> None:
         # The word as it was in this step's prompts.
         draw = BatchSample.of(settings, now.step - 1, latents[:, 0])
-        encoded = painter.encode([TEMPLATES[i] for i in sorted(set(draw.templates.tolist()))], word)
+        encoded = painter.encode([TEMPLATES[i] for i in sorted(set(draw.prompts.tolist()))], word)
         encodings, places = encoded.tokens, encoded.places
         seen = torch.stack([row[place] for row, place in zip(encodings, places, strict=True)]).mean(0).detach()
         wanted.mul_(0.9).add_(seen, alpha=0.1)
@@ -801,20 +807,27 @@ def test_a_model_that_fails_leaves_no_gradients_asked_for(inverse: Tensor, laten
 # ---- the random choices --------------------------------------------------------------------------------------------------
 
 
+def choices(draw: BatchSample) -> dict[str, Tensor]:
+    """What was chosen for each picture."""
+    return {name: value for name, value in vars(draw).items() if name != "texts"}
+
+
 def test_a_step_s_choices_come_from_seed_and_step_alone() -> None:
     settings, latents = settings_of(batch=16), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
     one = BatchSample.of(settings, 7, latents)
     torch.manual_seed(9)
     BatchSample.of(settings, 8, latents)
     again = BatchSample.of(settings, 7, latents)
-    assert all(torch.equal(value, vars(again)[name]) for name, value in vars(one).items())
+    assert all(torch.equal(value, choices(again)[name]) for name, value in choices(one).items())
     for other in (BatchSample.of(settings, 8, latents), BatchSample.of(replace(settings, seed=6), 7, latents)):
         assert not torch.equal(one.noise, other.noise) and not torch.equal(one.time, other.time)
     assert BatchSample.of(replace(settings, seed=2**63 - 1), 10**6, latents).noise.isfinite().all()
     noises = {float(BatchSample.of(replace(settings, seed=s), n, latents).noise[0, 0, 0, 0]) for s in range(20) for n in range(20)}
     assert len(noises) == 400
     other = BatchSample.of(replace(settings, small=0.7), 7, latents)
-    assert other.small.any() and all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items() if name != "small")
+    assert other.small.any() and all(
+        torch.equal(value, choices(other)[name]) for name, value in choices(one).items() if name != "small"
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
@@ -824,9 +837,9 @@ def test_the_statistics_of_the_choices(batch: int) -> None:
     for draw in draws:
         # One time in each of B equal parts.
         assert ((draw.time * batch).floor() == torch.arange(batch)).all() and (draw.time < 1).all()
-        assert len(set(draw.templates.tolist())) <= 2
+        assert len(set(draw.prompts.tolist())) <= 2
         assert draw.noise.shape == (batch, CHANNELS, SIZE, SIZE)
-    drawn = {name: torch.cat([vars(draw)[name] for draw in draws]) for name in vars(draws[0])}
+    drawn = {name: torch.cat([choices(draw)[name] for draw in draws]) for name in choices(draws[0])}
     count = 400 * batch
     # Five standard deviations of what they should be.
     for name in ("flipped", "small"):
@@ -836,7 +849,7 @@ def test_the_statistics_of_the_choices(batch: int) -> None:
     assert abs(float((drawn["time"] * batch % 1).mean()) - 0.5) < 5 * (1 / 12 / count) ** 0.5
     assert abs(float(drawn["noise"].mean())) < 5 * (1 / drawn["noise"].numel()) ** 0.5
     assert abs(float(drawn["noise"].var()) - 1) < 5 * (2 / drawn["noise"].numel()) ** 0.5
-    for which, kinds, picks in (("pictures", PICTURES, count), ("templates", len(TEMPLATES), 400 * min(batch, 2))):
+    for which, kinds, picks in (("pictures", PICTURES, count), ("prompts", len(TEMPLATES), 400 * min(batch, 2))):
         shares = drawn[which].bincount(minlength=kinds) / count
         assert len(shares) == kinds
         assert (shares - 1 / kinds).abs().max() < 5 * (1 / kinds * (1 - 1 / kinds) / picks) ** 0.5
@@ -870,7 +883,7 @@ def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_lear
     state = initial_state(painter, "bear", settings)
 
     def measured(micro: int = 2) -> float:
-        return held_out_loss(painter, state, latents, masks, inverse, replace(settings, micro=micro))
+        return held_out_loss(painter, state, lesson_of(latents, masks, inverse), replace(settings, micro=micro))
 
     first = measured()
     assert measured() == first and measured(5) == pytest.approx(first, rel=1e-5)
@@ -883,17 +896,97 @@ def test_the_held_out_loss_is_the_same_whenever_it_is_asked_and_falls_as_it_lear
     changed = latents.clone()
     changed[:, 1] += 5
     last = measured()
-    assert held_out_loss(painter, state, changed, masks, inverse, settings) == last
+    assert held_out_loss(painter, state, lesson_of(changed, masks, inverse), settings) == last
     changed[:, 0] += 5 * (masks[:, 0] == 0)
-    assert held_out_loss(painter, state, changed, masks, inverse, settings) == pytest.approx(last, rel=1e-5)
+    assert held_out_loss(painter, state, lesson_of(changed, masks, inverse), settings) == pytest.approx(last, rel=1e-5)
 
 
 def test_the_held_out_loss_has_every_picture(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     painter, settings = Painter(), Settings(batch=3)
     state = initial_state(painter, "bear", settings)
     many = latents.repeat(7, 1, 1, 1, 1), masks.repeat(7, 1, 1, 1, 1)
-    first = held_out_loss(painter, state, *many, inverse, settings)
+    first = held_out_loss(painter, state, lesson_of(*many, inverse), settings)
     for i in range(len(many[0])):
         changed = many[0].clone()
         changed[i] += 1
-        assert held_out_loss(painter, state, changed, many[1], inverse, settings) != first
+        assert held_out_loss(painter, state, lesson_of(changed, many[1], inverse), settings) != first
+
+
+CAPTIONED = ("a {} on a table", "one red {} here", "the {} at night")
+
+
+def test_a_caption_comes_with_its_own_picture_as_often_as_is_asked() -> None:
+    settings, latents = settings_of(batch=40), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)
+    texts = (*TEMPLATES, *CAPTIONED)
+    always, half, never = (BatchSample.of(settings, 3, latents, TEMPLATES, CAPTIONED, share) for share in (1.0, 0.5, 0.0))
+    assert [texts[i] for i in always.prompts] == [CAPTIONED[i] for i in always.pictures]
+    own = half.prompts >= len(TEMPLATES)
+    assert 8 < own.sum() < 32 and (half.prompts[own] == len(TEMPLATES) + half.pictures[own]).all()
+    plain = BatchSample.of(settings, 3, latents)
+    assert torch.equal(half.prompts[~own], plain.prompts[~own]) and torch.equal(never.prompts, plain.prompts)
+    for name in ("pictures", "flipped", "time", "noise", "small"):
+        assert torch.equal(getattr(always, name), getattr(plain, name)), name
+
+
+def test_what_a_caption_says_is_encoded_with_its_picture(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    """By hand: as many trainings of one picture each, with a caption for the only template, have the same gradients."""
+    settings, state = settings_of(batch=6, target_gradient=True, ema=1.0), initial_state(Painter(), "teddy bear", settings_of())
+    draw = BatchSample.of(settings, 0, latents[:, 0], TEMPLATES, CAPTIONED)
+    _, seen, loss = gradients(Painter(), state, draw, latents, masks, inverse, settings)
+    used = sorted(set(draw.pictures.tolist()))
+    encoded = Painter().encode([CAPTIONED[i] for i in used], state.word)
+    assert torch.allclose(seen, encoded.at_word().mean(0), atol=1e-6)
+    edit = edit_in_training(state, inverse, settings)
+    total = 0.0
+    for row, picture in enumerate(draw.pictures.tolist()):
+        form = int(draw.forms()[row])
+        prompt = encoded.of_prompts(torch.tensor([used.index(picture)]))
+        given = latents[[picture], form], draw.noise[[row]], draw.time[[row]]
+        error = masked_error(*Painter().objective(*given, prompt, edit), masks[[picture], form])
+        total += error.item() / settings.batch
+    assert loss == pytest.approx(total, rel=1e-5)
+
+
+def test_a_training_without_captions_is_as_before_and_one_with_them_is_another(
+    inverse: Tensor, latents: Tensor, masks: Tensor
+) -> None:
+    def learned(captions: tuple[str, ...], share: float) -> dict[str, Tensor]:
+        lesson = Lesson((Bucket(latents, masks, captions),), inverse, captioned=share)
+        settings, painter = settings_of(steps=4), Painter()
+        state = initial_state(painter, "teddy bear", settings)
+        list(train(painter, state, lesson, settings))
+        return state.tensors()
+
+    plain = learned((), 1.0)
+    assert all(torch.equal(each, plain[name]) for name, each in learned(CAPTIONED, 0.0).items())
+    assert any(not torch.equal(each, plain[name]) for name, each in learned(CAPTIONED, 1.0).items())
+
+
+def test_pictures_of_several_sizes_take_turns_by_their_number(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
+    wide, marks = latents[:1].repeat(1, 1, 1, 1, 2), masks[:1].repeat(1, 1, 1, 1, 2)
+    buckets = Bucket(latents, masks), Bucket(wide, marks, ("a wide {}",))
+    lesson = Lesson(buckets, inverse)
+
+    def turns(seed: int) -> list[bool]:
+        return [lesson.bucket_of(seed, step) is buckets[0] for step in range(400)]
+
+    assert 250 < sum(turns(5)) < 350 and turns(5) == turns(5) != turns(6)
+    settings, painter = settings_of(steps=12), Painter()
+    state = initial_state(painter, "teddy bear", settings)
+    before = held_out_loss(painter, state, lesson, settings)
+    list(train(painter, state, lesson, settings))
+    assert state.step == 12 and held_out_loss(painter, state, lesson, settings) < before
+    parts = [held_out_loss(painter, state, Lesson((bucket,), inverse), settings) for bucket in buckets]
+    share = PICTURES / (PICTURES + 1)
+    assert held_out_loss(painter, state, lesson, settings) == pytest.approx(share * parts[0] + (1 - share) * parts[1])
+
+
+def test_a_text_of_a_user_names_the_concept_once() -> None:
+    given = ["a photo of <my-teddy> on a {table}", "{} at night", "(a <MY-TEDDY>:1.2) and <other>", "embedding:<my-teddy>"]
+    made = as_templates(given, "<my-teddy>", "Caption")
+    assert [each.format("it") for each in made] == ["a photo of it on a {table}", "it at night", "(a it:1.2) and <other>", "it"]
+    for wrong in ("a photo on a table", "<my-teddy> and {}", "<my-teddy2>"):
+        with pytest.raises(PerfusionError, match="Caption 2 of 2 should name the concept once, as <my-teddy>"):
+            as_templates(["a {}", wrong], "<my-teddy>", "Caption")
+    with pytest.raises(PerfusionError, match="has 1001 characters"):
+        as_templates(["{}" + "x" * 999], "<my-teddy>", "Template")

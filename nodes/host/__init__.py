@@ -1,8 +1,9 @@
 """The only package that depends on ComfyUI's internals; support for a new host version is implemented here.
 
 `model`: MODEL and CLIP objects, and their weights. `text`: trigger words, encodings, global key-locking. `unet`: a MODEL with
-concepts applied, and its attention. `training`: a checkpoint that can be trained. `sampling`: images and latents. `folders`: where
-the host looks for concepts. `page_routes`: HTTP routes for the host's web page. `execution`: interrupts and out-of-memory errors.
+concepts applied, and its attention. `training`: a checkpoint that can be trained. `sampling`: images and latents. `vision`:
+embeddings of pictures. `folders`: where the host looks for concepts. `page_routes`: HTTP routes for the host's web page.
+`execution`: interrupts and out-of-memory errors.
 """
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
@@ -32,6 +33,7 @@ from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
 from .unet.object_attention import object_attention
 from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
+from .vision import picture_embeddings
 
 __all__ = [
     "END",
@@ -79,6 +81,7 @@ __all__ = [
     "model_with_layout",
     "model_with_settings",
     "object_attention",
+    "picture_embeddings",
     "predict_from_noise",
     "prepare_clip",
     "projections",

@@ -47,16 +47,26 @@ def check_vae(vae: VAE | None) -> None:
         raise PerfusionError("There is no VAE: the checkpoint holds none; load one with Load VAE.")
 
 
-def draw(model: ModelPatcher, clip: CLIP, vae: VAE, prompt: str, size: int, seed: int, steps: int = 20, cfg: float = 6.0) -> Tensor:
+def draw(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    prompt: str,
+    size: int,
+    seed: int,
+    negative: str = "",
+    steps: int = 20,
+    cfg: float = 6.0,
+    sampler: str = "ddim",
+    scheduler: str = "normal",
+) -> Tensor:
     """Return one image [1, size, size, 3] in 0…1 for a prompt, drawn by the host's sampler."""
     with torch.inference_mode():
-        positive, negative = conditionings(clip, (prompt, ""))
+        encoded = conditionings(clip, (prompt, negative))
         scale = vae.spacial_compression_encode()
         latent = torch.zeros(1, model.model.latent_format.latent_channels, size // scale, size // scale)
         noise = comfy.sample.prepare_noise(latent, seed)
-        samples = comfy.sample.sample(
-            model, noise, steps, cfg, "ddim", "normal", positive, negative, latent, disable_pbar=True, seed=seed
-        )
+        samples = comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, *encoded, latent, disable_pbar=True, seed=seed)
         return vae.decode(samples).clamp(0, 1)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...perfusion_core import PerfusionError
 from ...perfusion_core.concept import Concept
-from ...perfusion_core.judgement import Judgement
+from ...perfusion_core.judgement import Judgement, PictureJudgement
 from ...perfusion_core.safe_files import read, require, write
 from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
@@ -32,15 +32,22 @@ _ended_here: set[Path] = set()
 
 
 def fingerprint(
-    model: ModelPatcher, clip: CLIP, vae: VAE, settings: Settings, superclass: str, keep: str, tensors: Sequence[Tensor]
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    settings: Settings,
+    superclass: str,
+    keep: str,
+    tensors: Sequence[Tensor],
+    options: str = "",
 ) -> str:
     """Return a digest of everything that a training depends on, so that a checkpoint is used for the same training only.
 
     How many pictures are computed at once is left out: it affects memory alone, and a training that ran out of memory can be
-    resumed with fewer. `tensors` are pictures, masks and covariance.
+    resumed with fewer. `tensors` are pictures, masks and covariance, and `options` tells which further options were chosen.
     """
     told = replace(settings, micro=1), superclass, keep, host.identity_of(clip), host.identity_of_weights(model, vae)
-    digest = hashlib.sha256(str(told).encode())
+    digest = hashlib.sha256((str(told) + options).encode())
     # The embedding of that name may have been replaced by one with other vectors.
     initial = host.embed(clip, settings.initial_word or superclass)
     for tensor in (*tensors, *initial.values()):
@@ -132,7 +139,9 @@ def unless_unwritable(what: str) -> Iterator[None]:
         log.warning("%s Training goes on without %s.", error, what)
 
 
-def judgement_of(concept: Concept) -> Judgement:
+def judgement_of(concept: Concept) -> Judgement | PictureJudgement:
     """Return the judgement that training recorded in a concept; a measure that was no number counts as the worst."""
     told = concept.training
+    if "likeness" in told:
+        return PictureJudgement(float(told["likeness"]), float(told.get("prompted", 0.0)))
     return Judgement(float(told.get("held_out_loss", math.inf)), float(told.get("followed", -math.inf)))

@@ -3,8 +3,7 @@
 import logging
 from dataclasses import dataclass
 
-from torch import Tensor
-
+from ...perfusion_core.training.lesson import Lesson
 from ...perfusion_core.training.loop import trial_forward
 from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
@@ -49,18 +48,15 @@ def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     return next((each for each in wanted if each.bytes <= free), tried[-1])
 
 
-def fit(
-    model: host.TrainableModel, state: TrainingState, given: tuple[Tensor, Tensor, Tensor], settings: Settings, memory: str
-) -> tuple[int, bool]:
+def fit(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settings: Settings, memory: str) -> tuple[int, bool]:
     """Return how many pictures a session computes at once, and whether parts of the model are computed twice; both are logged.
 
-    `given` holds latents, masks and C⁻¹ as for `loop.train`. `memory` is AUTO or a key of CARDS.
+    `memory` is AUTO or a key of CARDS.
     """
     free = host.free_memory(model.device)
     if memory in CARDS:
         free = min(free, CARDS[memory] - ELSEWHERE - model.bytes())
-    latents, _, inverse = given
-    need = model.need(state.word, lambda: trial_forward(model, state, latents, inverse, settings))
+    need = model.need(state.word, lambda: trial_forward(model, state, lesson, settings))
     found = portion(need, free, settings.micro)
     log.info(
         "Training computes %d pictures at once%s; this takes about %.1f GB beside the models, and %.1f GB are free.",

@@ -1,6 +1,7 @@
 """The display of a running training: pictures of the concept so far, the loss, and the remaining time."""
 
 import time
+from collections.abc import Sequence
 
 import torch
 from comfy.utils import ProgressBar
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..charts import loss_image, to_pil
 from ..picture_grid import labelled_grid
+from .training_pictures import Sized
 
 SIDE, LINE = 288, 26
 """Side of each half of the preview, and height of its heading, in pixels."""
@@ -29,24 +31,29 @@ def format_duration(seconds: float) -> str:
 
 
 def add_heading(parts: list[Image.Image], heading: str) -> Image.Image:
-    """Arrange pictures of one size side by side under a heading."""
-    wide, high = parts[0].size
-    whole = Image.new("RGB", (wide * len(parts), high + LINE), "white")
-    for i, part in enumerate(parts):
-        whole.paste(part, (i * wide, LINE))
+    """Arrange pictures of one height side by side under a heading."""
+    whole, x = Image.new("RGB", (sum(part.width for part in parts), parts[0].height + LINE), "white"), 0
+    for part in parts:
+        whole.paste(part, (x, LINE))
+        x += part.width
     size = next((size for size in range(16, 8, -1) if ImageFont.load_default(size).getlength(heading) <= whole.width - 12), 8)
     ImageDraw.Draw(whole).text((6, 3), heading, "black", ImageFont.load_default(size))
     return whole
 
 
-def show_lesson(images: Tensor, masks: Tensor, plain: Tensor | None = None) -> None:
-    """Show on the node what is about to be learned: pictures [B, h, w, 3], darkened outside of their masks [B, h, w].
+def tile(picture: Tensor, high: int) -> Image.Image:
+    """Return a picture [h, w, 3] in 0…1 scaled to a height of `high` pixels."""
+    height, width = picture.shape[:2]
+    return to_pil(picture).resize((max(1, round(high * width / height)), high), Image.Resampling.BICUBIC)
 
-    `plain` [h, w, 3], the model's picture of the superclass, is shown beside them once it has been drawn.
+
+def show_lesson(pictures: Sequence[Sized], plain: Tensor | None = None) -> None:
+    """Show on the node what is about to be learned: the training pictures, darkened outside of their masks.
+
+    `plain` [K, h, w, 3], the model's pictures of the superclass, are shown beside them once they have been drawn.
     """
-    seen = images * (0.25 + 0.75 * masks[..., None])
-    row = [*seen[:IN_A_ROW], *([] if plain is None else [plain])]
-    parts = [to_pil(each).resize((TILE, TILE), Image.Resampling.BICUBIC) for each in row]
+    seen = [each for group in pictures for each in group.images * (0.25 + 0.75 * group.masks[..., None])]
+    parts = [tile(each, TILE) for each in [*seen[:IN_A_ROW], *([] if plain is None else plain[:1])]]
     heading = "What is learned" + (f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else "")
     heading += "; preparing" if plain is None else ", and the plain word; preparing"
     ProgressBar(1).update_absolute(0, 1, ("JPEG", add_heading(parts, heading), None))
@@ -62,9 +69,9 @@ class Progress:
         self.bar = ProgressBar(steps)
         self.bar.update_absolute(step, steps)
 
-    def portrait(self, step: int, picture: Tensor) -> None:
-        """Add a picture [h, w, 3] in 0…1 of the concept after a step; it is shown with the next update."""
-        self.portraits.append((step, picture.cpu()))
+    def portrait(self, step: int, pictures: Tensor) -> None:
+        """Add pictures [K, h, w, 3] in 0…1 of the concept after a step; they are shown with the next update."""
+        self.portraits.append((step, pictures.cpu()))
         self.drawn = 0.0
 
     def update(self, losses: list[float]) -> None:
@@ -79,15 +86,18 @@ class Progress:
         left = (time.monotonic() - self.began) / max(1, step - self.first) * (self.steps - step)
         halves = [loss_image(losses, SIDE, SIDE, self.steps)]
         if self.portraits:
-            halves.insert(0, to_pil(self.portraits[-1][1]).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+            halves = [*(tile(picture, SIDE) for picture in self.portraits[-1][1]), *halves]
         return add_heading(
             halves, f"step {step} of {self.steps}" + (f", about {format_duration(left)} left" if step < self.steps else "")
         )
 
     def sheet(self, last: Tensor) -> Tensor:
-        """Arrange up to ON_SHEET pictures of the concept side by side, [1, H, W, 3]; `last` is that of the training's result."""
+        """Arrange the pictures of up to ON_SHEET steps, [1, H, W, 3]: a column for each step, a row for each preview.
+
+        `last` [K, h, w, 3] are those of the training's result.
+        """
         shown = [*self.portraits, (self.steps, last.cpu())]
         if len(shown) > ON_SHEET:
             shown = [shown[round(i * (len(shown) - 1) / (ON_SHEET - 1))] for i in range(ON_SHEET)]
         columns = [*(f"step {step}" for step, _ in shown[:-1]), "the concept"]
-        return labelled_grid(torch.stack([picture for _, picture in shown]), [""], columns)
+        return labelled_grid(torch.stack([pictures for _, pictures in shown], 1).flatten(0, 1), [""] * len(last), columns)

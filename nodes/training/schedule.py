@@ -5,9 +5,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from ...perfusion_core import PerfusionError
+from ...perfusion_core.training.lesson import Lesson
 from ...perfusion_core.training.loop import train
 from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
@@ -68,22 +67,17 @@ class Schedule:
 def events(
     model: host.TrainableModel,
     state: TrainingState,
-    given: tuple[Tensor, Tensor, Tensor],
+    lesson: Lesson,
     settings: Settings,
     schedule: Schedule,
 ) -> Iterator[Event]:
-    """Train to the end, yielding the events due after each step once the state is updated.
-
-    `given` holds latents, masks and C⁻¹; all arguments but the schedule as for `loop.train`.
-    """
+    """Train to the end, yielding the events due after each step once the state is updated; arguments as for `loop.train`."""
     yield from schedule.due_on_resuming(state.step)
-    for _ in steps(model, state, given, settings):
+    for _ in steps(model, state, lesson, settings):
         yield from schedule.due(state.step)
 
 
-def steps(
-    model: host.TrainableModel, state: TrainingState, given: tuple[Tensor, Tensor, Tensor], settings: Settings
-) -> Iterator[float]:
+def steps(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settings: Settings) -> Iterator[float]:
     """Yield the losses of `loop.train`; if memory runs out nevertheless, continue from that step with a smaller footprint.
 
     That is with half the pictures at once, or with parts of the model computed twice; the result is the same.
@@ -93,7 +87,7 @@ def steps(
     """
     while state.step < settings.steps:
         try:
-            yield from train(model, state, *given, settings)
+            yield from train(model, state, lesson, settings)
         except RuntimeError as error:
             if not host.memory_ran_out(error):
                 raise

@@ -14,6 +14,7 @@ from comfy.sd import CLIP, VAE
 from torch import Tensor
 
 from ...perfusion_core.concept import Concept
+from ...perfusion_core.training.lesson import Lesson
 from ...perfusion_core.training.loop import held_out_loss, initial_state
 from ...perfusion_core.training.settings import Settings
 from ...perfusion_core.training.state import TrainingState
@@ -23,6 +24,8 @@ from ..folders import home
 from ..prompt_adherence import PromptAdherence
 from .checkpoints import Checkpoints, unless_unwritable
 from .memory import fit
+from .picture_judge import PictureJudge
+from .previews import Previews
 from .progress import Progress
 from .schedule import Event, Schedule, events
 
@@ -37,9 +40,11 @@ class TrainingSession:
         model, clip, vae: the host's objects; they are not modified.
         superclass, trigger, size, settings: as set in the node.
         family: base family of the model.
-        inverse: C⁻¹, float64 [d, d].
+        lesson: the pictures, their prompts and C⁻¹.
         digest: fingerprint of the training.
-        plain: picture [size, size, 3] of the superclass, i.e. of the concept before its first step; None without previews.
+        previews: how previews are drawn.
+        judge: chooses the best step by pictures; None if it is chosen by the loss.
+        plain: previews of the superclass, i.e. of the concept before its first step; None without previews.
         schedule: when each event is due.
         memory: memory preset, as for `memory.fit`.
         state: state of the training; set by `run`.
@@ -54,35 +59,35 @@ class TrainingSession:
     size: int
     settings: Settings
     family: str
-    inverse: Tensor
+    lesson: Lesson
     digest: str
+    previews: Previews
+    judge: PictureJudge | None
     plain: Tensor | None
     schedule: Schedule
     memory: str
     state: TrainingState = field(init=False)
     progress: Progress = field(init=False)
 
-    def run(self, model: host.TrainableModel, latents: Tensor, masks: Tensor) -> None:
-        """Train to the end; must be called within `host.gradients_enabled`. Latents and masks are as for `loop.train`."""
-        # Copied, since tensors created in the node's inference mode cannot take part in a backward pass.
-        latents, masks = (tensor.to(model.device, torch.float32, copy=True) for tensor in (latents, masks))
-        given = latents, masks, self.inverse.clone()
+    def run(self, model: host.TrainableModel) -> None:
+        """Train to the end; must be called within `host.gradients_enabled`."""
+        lesson = self.lesson.to(model.device)
         self.state = self.checkpoints.resume(initial_state(model, self.superclass, self.settings))
-        micro, model.twice = fit(model, self.state, given, self.settings, self.memory)
+        micro, model.twice = fit(model, self.state, lesson, self.settings, self.memory)
         settings = replace(self.settings, micro=micro)
         self.progress = Progress(self.state.step, self.settings.steps)
         if self.plain is not None:
             self.progress.portrait(0, self.plain)
         judged: dict[int, Concept] = {}  # by step
         try:
-            for event in events(model, self.state, given, settings, self.schedule):
+            for event in events(model, self.state, lesson, settings, self.schedule):
                 match event:
                     case Event.STEP:
                         self.progress.update(self.state.losses)
                     case Event.CHECKPOINT:
                         self.checkpoints.keep(self.state)
                     case Event.JUDGEMENT:
-                        concept = self._judged(model, given, settings)
+                        concept = self._judged(model, lesson, settings)
                         if concept:
                             self.checkpoints.keep_best(concept)
                             judged = {self.state.step: concept}
@@ -108,7 +113,7 @@ class TrainingSession:
 
     def so_far(self) -> Concept:
         """Return the concept in its current state."""
-        concept = self.state.concept(self.inverse, self.trigger, self.superclass, self.family, self.settings)
+        concept = self.state.concept(self.lesson.inverse, self.trigger, self.superclass, self.family, self.settings)
         return replace(concept, training={**concept.training, "clip_layer": host.clip_layer(self.clip)})
 
     def result(self) -> Concept:
@@ -122,25 +127,31 @@ class TrainingSession:
         # A training resumes whatever its trigger, so the best concept may have been judged under another one.
         return replace(best, trigger=self.trigger)
 
-    def picture(self, concept: Concept) -> Tensor:
-        """Draw a picture [size, size, 3] of a concept."""
+    def pictures(self, concept: Concept) -> Tensor:
+        """Draw the previews [K, size, size, 3] of a concept."""
         taught = host.model_with_edit(self.model, (concept,), self.settings.mode), host.clip_with_words(self.clip, (concept,))
-        return portrait(*taught, self.vae, self.trigger, self.size, self.settings.seed)
+        return self.previews.draw(*taught, self.vae, self.trigger, self.size, self.settings.seed)
 
-    def _judged(self, model: host.TrainableModel, given: tuple[Tensor, Tensor, Tensor], settings: Settings) -> Concept | None:
+    def _judged(self, model: host.TrainableModel, lesson: Lesson, settings: Settings) -> Concept | None:
         """Return the concept in its current state, with its judgement among its training metadata; None if memory runs out."""
         concept = self.so_far()
         with self._spared("the judgement"):
-            loss = held_out_loss(model, self.state, *given, settings)
-            model.release_weights()
-            (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
-            return replace(concept, training={**concept.training, "held_out_loss": loss, "followed": score})
+            if self.judge is not None:
+                model.release_weights()
+                found = self.judge.judgement(concept)
+                told = {"likeness": round(found.likeness, 4), "prompted": round(found.prompted, 4)}
+            else:
+                loss = held_out_loss(model, self.state, lesson, settings)
+                model.release_weights()
+                (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
+                told = {"held_out_loss": loss, "followed": score}
+            return replace(concept, training={**concept.training, **told})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
-        """Show a picture of the concept."""
+        """Show the previews of the concept."""
         model.release_weights()
         with self._spared("the picture"):
-            self.progress.portrait(self.state.step, self.picture(concept))
+            self.progress.portrait(self.state.step, self.pictures(concept))
 
     @contextlib.contextmanager
     def _spared(self, what: str) -> Iterator[None]:
@@ -157,7 +168,7 @@ class TrainingSession:
         """Save the concept of the current step with the picture shown last; return its name as Load Concept lists it."""
         shown = [picture for at, picture in self.progress.portraits if at]
         if shown:
-            concept = replace(concept, preview=preview_bytes(shown[-1]))
+            concept = replace(concept, preview=preview_bytes(shown[-1][0]))
         # The digest lets a resumed training save to the same folder.
         name = re.sub(r"[^\w-]+", "-", self.trigger).strip("-") or "concept"
         listed = Path("steps") / f"{name}-{self.digest[:8]}" / f"{self.state.step:05}.safetensors"
@@ -172,9 +183,3 @@ class TrainingSession:
             with unless_unwritable("the concept so far"):
                 told += f" The concept so far is {self._save(self.so_far())} in Load Concept."
         log.info("%s", told)
-
-
-def portrait(model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
-    """Draw a picture [size, size, 3] of what a word stands for, in a setting that shows whether prompts are still followed."""
-    # Low guidance: a high scale exaggerates what the concept has not learned well yet.
-    return host.draw(model, clip, vae, f"a photo of a {word} on the grass", size, seed, cfg=3.0)[0]

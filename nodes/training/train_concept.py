@@ -1,5 +1,6 @@
 """Train a concept."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
@@ -14,17 +15,22 @@ from ...perfusion_core.covariance import Covariance
 from ...perfusion_core.gated_edit import MODES
 from ...perfusion_core.prompts import word_key
 from ...perfusion_core.stack import Stack
+from ...perfusion_core.training.lesson import Lesson
 from ...perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
 from .. import host
 from ..charts import loss_plot, preview_bytes
 from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, validation_result
 from ..measure_text_encoder import check_covariance, measure
-from . import training_pictures
 from .checkpoints import fingerprint
 from .memory import AUTO, CARDS
+from .options import TrainingOptions, TrainingOptionsType
+from .picture_judge import PictureJudge
+from .preparation import Preparation
 from .progress import show_lesson
 from .schedule import CHECKPOINT_EVERY, Schedule
-from .session import TrainingSession, portrait
+from .session import TrainingSession
+
+log = logging.getLogger("perfusion")
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAST, BEST = "last", "best"
@@ -274,6 +280,11 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="How often the thing is shown in one half of the frame, at most half as large: for a concept that will "
                     "stand beside another one, or far away.",
                 ),
+                TrainingOptionsType.Input(
+                    "options",
+                    optional=True,
+                    tooltip="From Training Options: captions, shapes, cut-outs, previews, and a choice that looks at pictures.",
+                ),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
@@ -299,11 +310,13 @@ class PerfusionTrain(io.ComfyNode):
         images: list,
         masks: list | None = None,
         covariance: list | None = None,
+        options: list | None = None,
         **widgets: list,
     ) -> io.NodeOutput:
         """Train the concept."""
         model, clip, vae = model[0], clip[0], vae[0]
         covariance = covariance[0] if covariance else None
+        given: TrainingOptions = options[0] if options else TrainingOptions()
         chosen = {name: value[0] for name, value in widgets.items()}
         superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
         settings = settings_of(chosen)
@@ -311,17 +324,24 @@ class PerfusionTrain(io.ComfyNode):
         host.check_vae(vae)
         check(clip, superclass, trigger, size, covariance, settings)
         host.check_trainable(model, clip)
-        ready, marks = training_pictures.prepare(images, masks, size)
-        show_lesson(ready, marks)
-
-        plain = None
+        ready = Preparation.of(images, masks, size, trigger, given)
+        keep, plain, judge = chosen.get("keep", LAST), None, None
+        if given.vision is not None and keep == BEST:
+            judge = PictureJudge(
+                given.vision, ready.pictures, model, clip, vae, superclass, size, settings.seed, ready.previews, settings.mode
+            )
+        elif given.vision is not None:
+            log.warning("A CLIP vision model is connected, but keep is %s: set it to %s to choose by pictures.", keep, BEST)
+        show_lesson(ready.pictures)
         if chosen["preview_every"]:
             # Drawn before the text encoder is measured, which takes long if it has not been measured yet.
-            plain = portrait(model, clip, vae, superclass, size, settings.seed)
-            show_lesson(ready, marks, plain)
-        latents, weights = training_pictures.latent_forms(model, vae, ready, marks, settings.small > 0)
+            plain = ready.previews.draw(model, clip, vae, superclass, size, settings.seed)
+            show_lesson(ready.pictures, plain)
+        buckets = ready.encoded(model, vae, settings.small > 0)
         covariance = covariance or measure(clip, None)
-        keep = chosen.get("keep", LAST)
+        digest = fingerprint(
+            model, clip, vae, settings, superclass, keep, (*ready.tensors(), covariance.matrix), given.fingerprint()
+        )
         session = TrainingSession(
             model=model,
             clip=clip,
@@ -331,20 +351,22 @@ class PerfusionTrain(io.ComfyNode):
             size=size,
             settings=settings,
             family=family,
-            inverse=covariance.inverse(),
-            digest=fingerprint(model, clip, vae, settings, superclass, keep, (ready, marks, covariance.matrix)),
+            lesson=Lesson(buckets, covariance.inverse(), ready.templates, given.captioned),
+            digest=digest,
+            previews=ready.previews,
             plain=plain,
+            judge=judge,
             schedule=Schedule(settings.steps, chosen["preview_every"], chosen.get("save_every", 0), keep == BEST),
             memory=chosen.get("memory", AUTO),
         )
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
         with host.gradients_enabled():
-            session.run(host.TrainableModel(model, clip, precision, settings.min_snr), latents, weights)
+            session.run(host.TrainableModel(model, clip, precision, settings.min_snr))
         taught = session.result()
-        picture = session.picture(taught)
-        concept: Stack = (replace(taught, preview=preview_bytes(picture)),)
+        pictures = session.pictures(taught)
+        concept: Stack = (replace(taught, preview=preview_bytes(pictures[0])),)
         session.checkpoints.finish(session.state)
-        return io.NodeOutput(concept, loss_plot(session.state.losses), picture[None], session.progress.sheet(picture))
+        return io.NodeOutput(concept, loss_plot(session.state.losses), pictures, session.progress.sheet(pictures))
 
 
 NODES = [PerfusionTrain]

@@ -1,4 +1,6 @@
-"""Preparation of training pictures: cropped to squares, masked, scaled down and encoded."""
+"""Preparation of training pictures: cropped to squares or to buckets of similar shape, masked, scaled and encoded."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,28 +21,66 @@ def flatten(batches: list[Tensor] | None) -> list[Tensor]:
     return pictures
 
 
-def square(picture: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """Crop a picture and its mask to the largest square around the object (or the picture's centre), resized to `size` pixels.
+@dataclass(frozen=True)
+class Sized:
+    """Training pictures of one size.
+
+    Attributes:
+        numbers: the number of each among all pictures, from 0.
+        images: [P, h, w, 3] in 0…1.
+        masks: [P, h, w], soft, in 0…1.
+    """
+
+    numbers: tuple[int, ...]
+    images: Tensor
+    masks: Tensor
+
+
+SQUARE, WHOLE = "square", "whole"
+"""Whether the largest square is cut out of a picture, or it is used as a whole, in its own shape."""
+WIDEST = 3.0
+"""Largest ratio of sides of a picture that is used as a whole; of a longer one, so much is used."""
+
+
+def shape_of(picture: Tensor, size: int, shape: str) -> tuple[int, int]:
+    """Return the height and the width at which a picture [H, W, C] is trained: those of its bucket.
+
+    Buckets have about the area of a square of `size` pixels a side; their sides are multiples of 64 pixels, or of 8 for models of
+    small pictures.
+    """
+    if shape == SQUARE:
+        return size, size
+    height, width = picture.shape[:2]
+    root = min(max(width / height, 1 / WIDEST), WIDEST) ** 0.5
+    step = 64 if size >= 256 else 8
+    high, wide = (max(1, round(size * each / step)) * step for each in (1 / root, root))
+    return (size, size) if high == wide else (high, wide)
+
+
+def framed(picture: Tensor, mask: Tensor | None, high: int, wide: int) -> tuple[Tensor, Tensor]:
+    """Crop a picture and its mask to the largest part of a shape around the object (or the picture's centre), and resize them.
 
     Args:
         picture: [H, W, C] in 0…1.
         mask: mask of the object, [h, w] in 0…1; resized to the picture. None if the whole picture counts.
-        size: side of the result, in pixels.
+        high: height of the result, in pixels.
+        wide: its width.
 
     Returns:
-        Picture [size, size, 3] and mask [size, size], both in 0…1.
+        Picture [high, wide, 3] and mask [high, wide], both in 0…1.
     """
     picture = colours(picture).movedim(-1, 0)[None].float()
     height, width = picture.shape[2:]
     if mask is None:
         mask = torch.ones(height, width)
     mask = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)
-    side = min(height, width)
+    sides = min(height, round(width * high / wide)), min(width, round(height * wide / high))
     rows, columns = mask[0, 0].sum(1), mask[0, 0].sum(0)
     middle = [float((line * torch.arange(len(line))).sum() / line.sum()) + 0.5 for line in (rows, columns)]
-    top, left = (int(min(max(m - side / 2, 0), full - side)) for m, full in zip(middle, (height, width), strict=True))
-    cut = [x[:, :, top : top + side, left : left + side] for x in (picture, mask)]
-    picture, mask = (F.interpolate(x, (size, size), mode="bicubic" if x.shape[1] == 3 else "bilinear", antialias=True) for x in cut)
+    full = (height, width)
+    top, left = (int(min(max(m - side / 2, 0), whole - side)) for m, side, whole in zip(middle, sides, full, strict=True))
+    cut = [x[:, :, top : top + sides[0], left : left + sides[1]] for x in (picture, mask)]
+    picture, mask = (F.interpolate(x, (high, wide), mode="bicubic" if x.shape[1] == 3 else "bilinear", antialias=True) for x in cut)
     return picture[0].movedim(0, -1).clamp(0, 1), mask[0, 0].clamp(0, 1)
 
 
@@ -49,8 +89,12 @@ def colours(picture: Tensor) -> Tensor:
     return picture[..., :3] if picture.shape[-1] > 2 else picture[..., :1].expand(*picture.shape[:-1], 3)
 
 
-def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) -> tuple[Tensor, Tensor]:
-    """Return training pictures [B, size, size, 3] and soft masks [B, size, size] from images of any size.
+def prepare(
+    images: list[Tensor] | None, masks: list[Tensor] | None, size: int, shape: str = SQUARE, invert: bool = False
+) -> list[Sized]:
+    """Return training pictures and soft masks from images of any size, in buckets in the order of their first picture.
+
+    With `invert`, masks are white where the object is not.
 
     Raises:
         PerfusionError: if there are no images, if one holds values that are not numbers, if the number of masks differs from
@@ -66,34 +110,52 @@ def prepare(images: list[Tensor] | None, masks: list[Tensor] | None, size: int) 
         raise PerfusionError(
             f"There are {len(pictures)} images and {len(marks)} masks; give one mask for each image, or none at all."
         )
+    marks = [1 - mark if invert else mark for mark in marks]
     for i, mark in enumerate(marks):
         if not mark.isfinite().all() or mark.max() <= 0:
             raise PerfusionError(f"Mask {i + 1} of {len(marks)} is empty; it should be white where the object is.")
-    made = [square(p, m, size) for p, m in zip(pictures, marks or [None] * len(pictures), strict=True)]
+    shapes = [shape_of(picture, size, shape) for picture in pictures]
+    made = [framed(p, m, *to) for p, m, to in zip(pictures, marks or [None] * len(pictures), shapes, strict=True)]
     for i, (_, mark) in enumerate(made):
         if mark.max() <= 0:
             raise PerfusionError(
                 f"Mask {i + 1} of {len(made)} has nothing in the middle square of its picture, which is what training takes; paint "
                 "one thing, or crop the picture to it."
             )
-    return torch.stack([p for p, _ in made]), torch.stack([m for _, m in made])
+    buckets = {to: tuple(i for i, each in enumerate(shapes) if each == to) for to in shapes}
+    return [Sized(which, *(torch.stack([made[i][part] for i in which]) for part in (0, 1))) for which in buckets.values()]
+
+
+RIM, MIDDLE = 1 / 16, 1 / 4
+"""Shares of a mask's sides: the width of its rim, and half the width of its middle."""
+
+
+def looks_inverted(mask: Tensor) -> bool:
+    """Return whether a mask [h, w] is white along the rim and black in the middle, as a cut-out's that says where nothing is."""
+    high, wide = mask.shape
+    y, x = max(1, round(RIM * high)), max(1, round(RIM * wide))
+    inside = mask[y:-y, x:-x]
+    rim = (mask.sum() - inside.sum()) / (mask.numel() - inside.numel())
+    rows, columns = (slice(round(n * (0.5 - MIDDLE)), round(n * (0.5 + MIDDLE))) for n in (high, wide))
+    return bool(rim > 0.8 and mask[rows, columns].mean() < 0.4 and mask.mean() > 0.3)
 
 
 def small(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the object into the left and the right half of the frame alternately, in pictures [B, size, size, 3] and their masks.
+    """Move the object into the left and the right half of the frame alternately, in pictures [B, h, w, 3] and their masks.
 
     If the object's longer side is more than half of the frame's, it is scaled down to that. The uncovered area repeats the
-    colours of the picture's border and has weight 0 in the masks [B, size, size].
+    colours of the picture's border and has weight 0 in the masks [B, h, w].
     """
-    size, places = masks.shape[-1], []
+    (high, wide), places = masks.shape[1:], []
     for i, mask in enumerate(masks):
         seen = mask > mask.max() / 2
         # Start and end of the object in -1…1, horizontally and vertically.
-        ends = torch.stack([seen.any(axis).nonzero()[[0, -1], 0] + torch.tensor([0, 1]) for axis in (0, 1)]) * 2 / size - 1
+        ends = torch.stack([seen.any(axis).nonzero()[[0, -1], 0] + torch.tensor([0, 1]) for axis in (0, 1)])
+        ends = ends * 2 / torch.tensor([[wide], [high]]) - 1
         grown = max(1.0, float((ends[:, 1] - ends[:, 0]).max()))
         shift = ends.mean(1) - grown * torch.tensor([i % 2 - 0.5, 0.0])
         places.append(torch.cat([grown * torch.eye(2), shift[:, None]], dim=1))
-    grid = F.affine_grid(torch.stack(places), [len(masks), 1, size, size], align_corners=False)
+    grid = F.affine_grid(torch.stack(places), [len(masks), 1, high, wide], align_corners=False)
     frames = F.grid_sample(images.movedim(-1, 1), grid, padding_mode="border", align_corners=False)
     return frames.movedim(1, -1), F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
 

@@ -18,6 +18,7 @@ from ..covariance import probe
 from ..gated_edit import Edit
 from ..prompts import TEMPLATES
 from .base_model import Base
+from .lesson import Bucket, Lesson
 from .settings import NO_EDIT, TRAINED, Settings
 from .state import MAX_SCALE, TrainingState
 
@@ -74,30 +75,50 @@ class BatchSample:
 
     pictures: Tensor
     flipped: Tensor
-    templates: Tensor
+    prompts: Tensor
     time: Tensor
     noise: Tensor
     small: Tensor
+    texts: Sequence[str]
+    """The texts that `prompts` counts in."""
 
     def forms(self) -> Tensor:
         """Return the index of the form in which each picture is used, int [B]: unchanged, mirrored, small, small and mirrored."""
         return self.flipped + 2 * self.small.long()
 
     @classmethod
-    def of(cls, settings: Settings, step: int, latents: Tensor) -> "BatchSample":
-        """Return the choices of a step; times are stratified, one in each of B equal parts of [0, 1), which steadies the loss."""
+    def of(
+        cls,
+        settings: Settings,
+        step: int,
+        latents: Tensor,
+        templates: Sequence[str] = TEMPLATES,
+        captions: Sequence[str] = (),
+        captioned: float = 1.0,
+    ) -> "BatchSample":
+        """Return the choices of a step; times are stratified, one in each of B equal parts of [0, 1), which steadies the loss.
+
+        Args:
+            settings: settings of the training.
+            step: number of the step, from 0.
+            latents: [P, c, h, w], of which only the shape matters.
+            templates: training prompts.
+            captions: each picture's own, or none.
+            captioned: how often a picture comes with its own, if there are any.
+        """
         generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) % 2**63)
         count = settings.batch
-        return cls(
-            pictures=torch.randint(len(latents), (count,), generator=generator),
-            flipped=torch.rand(count, generator=generator) < settings.flip,
-            # A batch uses at most two templates: the text encoder runs once per template and accounts for half of the work.
-            templates=torch.randint(len(TEMPLATES), (min(count, 2),), generator=generator).repeat(count)[:count],
-            time=(torch.arange(count) + torch.rand(count, generator=generator)) / count,
-            noise=torch.randn(count, *latents.shape[1:], generator=generator),
-            # Drawn last, so that it does not affect the other choices.
-            small=torch.rand(count, generator=generator) < settings.small,
-        )
+        pictures = torch.randint(len(latents), (count,), generator=generator)
+        flipped = torch.rand(count, generator=generator) < settings.flip
+        # A batch uses at most two templates: the text encoder runs once per template and accounts for half of the work.
+        prompts = torch.randint(len(templates), (min(count, 2),), generator=generator).repeat(count)[:count]
+        time = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        noise = torch.randn(count, *latents.shape[1:], generator=generator)
+        # What came later is drawn last, so that it does not affect the other choices.
+        small = torch.rand(count, generator=generator) < settings.small
+        if captions:
+            prompts = torch.where(torch.rand(count, generator=generator) < captioned, len(templates) + pictures, prompts)
+        return cls(pictures, flipped, prompts, time, noise, small, (*templates, *captions))
 
 
 def masked_error(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
@@ -123,8 +144,8 @@ def gradients(
     """Return the gradients and the loss for the draw of one step; in between, the loss is multiplied by `scale`."""
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
-        distinct, which = draw.templates.unique(return_inverse=True)
-        encoded = base.encode([TEMPLATES[i] for i in distinct], state.word)
+        distinct, which = draw.prompts.unique(return_inverse=True)
+        encoded = base.encode([draw.texts[i] for i in distinct], state.word)
         leaves, words = encoded.leaves(), len(state.word)
         total, device = 0.0, state.target_input.device
         sums = [torch.zeros_like(tensor) for tensor in learned]
@@ -189,38 +210,46 @@ def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) 
     )
 
 
-def trial_forward(base: Base, state: TrainingState, latents: Tensor, inverse: Tensor, settings: Settings) -> Tensor:
+def trial_forward(base: Base, state: TrainingState, lesson: Lesson, settings: Settings) -> Tensor:
     """Return the model's prediction for one picture with its graph, computed as in a training step, to measure a step's memory.
 
-    Arguments as for `train`.
+    It is one of the largest pictures. Arguments as for `train`.
     """
+    latents = max((bucket.latents for bucket in lesson.buckets), key=lambda each: each[0, 0].numel())
     draw = BatchSample.of(replace(settings, batch=1), state.step, latents[:, 0])
     encoded = base.encode(TEMPLATES[:1], state.word).leaves()
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
-        edit, device = edit_in_training(state, inverse, settings), state.target_input.device
+        edit, device = edit_in_training(state, lesson.inverse, settings), state.target_input.device
         return base.objective(latents[:1, 0], draw.noise.to(device), draw.time.to(device), encoded, edit)[0]
     finally:
         for tensor in learned:
             tensor.requires_grad_(False)
 
 
-def held_out_loss(base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings) -> float:
+def held_out_loss(base: Base, state: TrainingState, lesson: Lesson, settings: Settings) -> float:
     """Return the loss over all pictures, unmirrored, with fixed noises and times that no step draws.
 
-    Arguments as for `train`. The loss of a single step says little, because it depends mostly on the times drawn for that step.
+    Pictures come with their captions if they have some, else with the first template. Arguments as for `train`. The loss of a
+    single step says little, because it depends mostly on the times drawn for that step.
     """
-    count = max(HELD_OUT, len(latents))
+    pictures = sum(len(bucket) for bucket in lesson.buckets)
+    with torch.no_grad():
+        edit = edit_in_training(state, lesson.inverse, settings)
+        return sum(_held_out(base, state, bucket, lesson, settings, edit) * len(bucket) / pictures for bucket in lesson.buckets)
+
+
+def _held_out(base: Base, state: TrainingState, bucket: Bucket, lesson: Lesson, settings: Settings, edit: Edit | None) -> float:
+    """Return the loss over one bucket's pictures."""
+    latents, masks, count = bucket.latents, bucket.masks, max(HELD_OUT, len(bucket))
     draw = BatchSample.of(replace(settings, batch=count), -1, latents[:, 0])
     device, total = state.target_input.device, 0.0
-    with torch.no_grad():
-        encoded = base.encode(TEMPLATES[:1], state.word)
-        edit = edit_in_training(state, inverse, settings)
-        for part in torch.arange(count).split(settings.micro):
-            shown, noise, time = part % len(latents), draw.noise[part].to(device), draw.time[part].to(device)
-            prompts = encoded.of_prompts(torch.zeros(len(part), dtype=torch.long, device=device))
-            prediction, target = base.objective(latents[shown, 0], noise, time, prompts, edit)
-            total += float(masked_error(prediction, target, masks[shown, 0])) * len(part) / count
+    encoded = base.encode(bucket.captions or lesson.templates[:1], state.word)
+    for part in torch.arange(count).split(settings.micro):
+        shown, noise, time = part % len(latents), draw.noise[part].to(device), draw.time[part].to(device)
+        prompts = encoded.of_prompts((shown if bucket.captions else torch.zeros_like(shown)).to(device))
+        prediction, target = base.objective(latents[shown, 0], noise, time, prompts, edit)
+        total += float(masked_error(prediction, target, masks[shown, 0])) * len(part) / count
     return total
 
 
@@ -230,7 +259,7 @@ def rates(settings: Settings, step: int) -> tuple[float, float]:
     return fall * settings.word_rate, fall * settings.output_rate
 
 
-def train(base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings) -> Iterator[float]:
+def train(base: Base, state: TrainingState, lesson: Lesson, settings: Settings) -> Iterator[float]:
     """Train from the current state to the end, and yield the loss of each step after the state has been updated.
 
     To stop early, stop iterating; another call continues from the state.
@@ -238,24 +267,22 @@ def train(base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inve
     Args:
         base: the model.
         state: from `initial_state` or from a checkpoint; updated in place.
-        latents: [pictures, forms, c, h, w]: each picture unchanged and mirrored and, if `small` is above 0, both of these small.
-        masks: [pictures, forms, 1, h, w], soft, each with a maximum of 1.
-        inverse: C⁻¹, float64 [d, d], on the CPU.
+        lesson: the pictures, with their prompts and C⁻¹.
         settings: settings of the training.
 
     Raises:
         PerfusionError: immediately if the settings are invalid; during iteration if the loss or a gradient is not finite.
     """
     settings.check()
-    return _steps(base, state, latents, masks, inverse, settings)
+    return _steps(base, state, lesson, settings)
 
 
-def _steps(
-    base: Base, state: TrainingState, latents: Tensor, masks: Tensor, inverse: Tensor, settings: Settings
-) -> Iterator[float]:
+def _steps(base: Base, state: TrainingState, lesson: Lesson, settings: Settings) -> Iterator[float]:
     while state.step < settings.steps:
-        draw = BatchSample.of(settings, state.step, latents[:, 0])
-        sums, seen, loss = gradients_in_range(base, state, draw, latents, masks, inverse, settings)
+        bucket = lesson.bucket_of(settings.seed, state.step)
+        prompts = lesson.templates, bucket.captions, lesson.captioned
+        draw = BatchSample.of(settings, state.step, bucket.latents[:, 0], *prompts)
+        sums, seen, loss = gradients_in_range(base, state, draw, bucket.latents, bucket.masks, lesson.inverse, settings)
         state.optimizer.step(sums, *rates(settings, state.step))
         state.target_input.lerp_(seen, 1 - settings.ema)
         state.losses.append(loss)

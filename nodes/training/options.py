@@ -1,0 +1,198 @@
+"""Further options of Train Concept, in a node of their own."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from comfy.clip_vision import ClipVisionModel
+from comfy_api.latest import io
+
+from ...perfusion_core.prompts import TEMPLATES
+from ...perfusion_core.training.lesson import as_templates
+from .. import host
+from ..io_types import CATEGORY
+from .previews import ON_THE_GRASS, Previews
+from .training_pictures import SQUARE, WHOLE
+
+TrainingOptionsType = io.Custom("PERFUSION_TRAINING_OPTIONS")
+"""A `TrainingOptions`."""
+
+AS_SET = "as set"
+PRESETS = ("SD1.5", "SD2", "SDXL", "demo")
+"""The page fills the widgets of Train Concept with their values; see web/presets.js."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What Training Options gives to Train Concept; the default is what Train Concept does without it.
+
+    Attributes:
+        captions: one for each picture, in which the trigger word or `{}` stands for the concept; or empty.
+        captioned: how often a picture comes with its own caption rather than with a template.
+        templates: training prompts in place of the built-in ones, if there are any.
+        shape: SQUARE or WHOLE.
+        invert_masks: whether masks are white where the object is not.
+        preview_prompts: in place of the usual one, if there are any.
+        previews: how previews are drawn, apart from their prompts.
+        vision: by whose likeness of pictures the best step is chosen; None if by the loss.
+    """
+
+    captions: tuple[str, ...] = ()
+    captioned: float = 1.0
+    templates: tuple[str, ...] = ()
+    shape: str = SQUARE
+    invert_masks: bool = False
+    preview_prompts: tuple[str, ...] = ()
+    previews: Previews = field(default_factory=Previews)
+    vision: ClipVisionModel | None = None
+
+    def training_prompts(self, trigger: str) -> tuple[str, ...]:
+        """Return the training prompts with `{}` for the concept; raise PerfusionError for one that does not name it once."""
+        return as_templates(self.templates, trigger, "Template") if self.templates else TEMPLATES
+
+    def picture_prompts(self, trigger: str) -> tuple[str, ...]:
+        """Return the prompts of the previews likewise."""
+        return as_templates(self.preview_prompts or (ON_THE_GRASS,), trigger, "Preview prompt")
+
+    def fingerprint(self) -> str:
+        """Return the options that the result of a training depends on as text; empty if they are the defaults.
+
+        Pictures and masks count by themselves, and previews change nothing unless the best step is chosen by pictures.
+        """
+        judged = (self.previews.negative, self.previews.steps, self.previews.cfg, self.previews.sampler, self.previews.scheduler)
+        chosen = (
+            self.captions,
+            self.captioned if self.captions else 1.0,
+            self.templates,
+            judged if self.vision is not None else None,
+        )
+        return "" if chosen == ((), 1.0, (), None) else str(chosen)
+
+
+def lines_of(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the lines of a text, or the items of a list of several texts, each on one line; empty ones are left out."""
+    texts = texts or ()
+    lines = texts[0].splitlines() if len(texts) == 1 else [" ".join(text.split()) for text in texts]
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+class PerfusionTrainingOptions(io.ComfyNode):
+    """Gives Train Concept captions, shapes, previews and a choice by pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's schema."""
+        samplers, schedulers = host.samplers()
+        usual = Previews()
+        return io.Schema(
+            node_id="PerfusionTrainingOptions",
+            display_name="Training Options (Perfusion)",
+            category=CATEGORY,
+            description="Further options for Train Concept: captions, pictures in their own shapes, cut-outs, previews of your "
+            "own, and a choice of the best step that looks at pictures. Its defaults are those of Train Concept.",
+            search_aliases=["perfusion", "captions", "training settings", "aspect ratio buckets"],
+            is_input_list=True,
+            inputs=[
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="One line for each picture, in the pictures' order, with the trigger word in it: a photo of <my-teddy> "
+                    "on a wooden table. What a caption names stays out of the concept. Or a list of texts. Empty: none.",
+                ),
+                io.Float.Input(
+                    "captioned",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.1,
+                    tooltip="How often a picture is shown with its own caption; otherwise it comes with a template.",
+                ),
+                io.String.Input(
+                    "templates",
+                    default="",
+                    multiline=True,
+                    tooltip="Training prompts of your own, one a line, with the trigger word or {} in each. Empty: the built-in "
+                    "ones, such as a photo of a {}.",
+                ),
+                io.Combo.Input(
+                    "shape",
+                    options=[SQUARE, WHOLE],
+                    default=SQUARE,
+                    tooltip="square: the largest square around the thing is cut out of each picture. whole: pictures keep their "
+                    "shape, at about the same number of pixels; for wide and for tall things.",
+                ),
+                io.Boolean.Input(
+                    "invert_masks",
+                    default=False,
+                    tooltip="On for cut-outs: Load Image gives a mask that is white where a picture is transparent. Off for masks "
+                    "that were painted in the mask editor.",
+                ),
+                io.String.Input(
+                    "preview_prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="What previews show: one line for each picture, with the trigger word or {}. Empty: the concept on the "
+                    "grass.",
+                ),
+                io.String.Input("preview_negative", default=usual.negative, tooltip="The negative prompt of previews."),
+                io.Int.Input(
+                    "preview_steps",
+                    default=usual.steps,
+                    min=1,
+                    max=200,
+                    tooltip="Steps of each preview: 4 to 8 for LCM, Lightning and Turbo checkpoints.",
+                ),
+                io.Float.Input(
+                    "preview_cfg",
+                    default=usual.cfg,
+                    min=0.0,
+                    max=30.0,
+                    step=0.5,
+                    tooltip="Guidance of previews: 1 to 2 for LCM, Lightning and Turbo checkpoints.",
+                ),
+                io.Combo.Input("preview_sampler", options=samplers, default=usual.sampler, tooltip="Sampler of previews."),
+                io.Combo.Input("preview_scheduler", options=schedulers, default=usual.scheduler, tooltip="Scheduler of previews."),
+                io.Combo.Input(
+                    "preset",
+                    options=[AS_SET, *PRESETS],
+                    default=AS_SET,
+                    tooltip="Fills size, steps, batch, rates and min_snr of the Train Concept that this is connected to with what "
+                    "suits a base. as set: leaves them as they are.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="With keep set to best: the best step is the one whose pictures are like yours and still like what "
+                    "prompts ask for, as this model sees them, and not the one of the lowest loss. From Load CLIP Vision.",
+                ),
+            ],
+            outputs=[TrainingOptionsType.Output(display_name="options", tooltip="For the socket options of Train Concept.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        captions: list[str],
+        templates: list[str],
+        preview_prompts: list[str],
+        clip_vision: list[ClipVisionModel] | None = None,
+        **widgets: list,
+    ) -> io.NodeOutput:
+        """Collect the options."""
+        chosen: Mapping[str, object] = {name: value[0] for name, value in widgets.items()}
+        how = {name: chosen[f"preview_{name}"] for name in ("negative", "steps", "cfg", "sampler", "scheduler")}
+        return io.NodeOutput(
+            TrainingOptions(
+                captions=lines_of(captions),
+                captioned=chosen["captioned"],
+                templates=lines_of(templates),
+                shape=chosen["shape"],
+                invert_masks=chosen["invert_masks"],
+                preview_prompts=lines_of(preview_prompts),
+                previews=Previews(**how),
+                vision=clip_vision[0] if clip_vision else None,
+            )
+        )
+
+
+NODES = [PerfusionTrainingOptions]

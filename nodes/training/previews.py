@@ -1,0 +1,37 @@
+"""Pictures of a concept while it is taught."""
+
+from dataclasses import dataclass
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from torch import Tensor
+
+from .. import host
+
+ON_THE_GRASS = "a photo of a {} on the grass"
+
+
+@dataclass(frozen=True)
+class Previews:
+    """How previews are drawn.
+
+    Attributes:
+        prompts: one for each picture, with `{}` for the concept. The default shows whether prompts are still followed.
+        negative: the negative prompt.
+        steps, cfg, sampler, scheduler: as in KSampler. The default guidance is low: a high one exaggerates what the concept has not
+            learned well yet.
+    """
+
+    prompts: tuple[str, ...] = (ON_THE_GRASS,)
+    negative: str = ""
+    steps: int = 20
+    cfg: float = 3.0
+    sampler: str = "ddim"
+    scheduler: str = "normal"
+
+    def draw(self, model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
+        """Draw pictures [K, size, size, 3] of what a word stands for, all from the same noise."""
+        how = {"negative": self.negative, "steps": self.steps, "cfg": self.cfg, "sampler": self.sampler}
+        how |= {"scheduler": self.scheduler}
+        return torch.cat([host.draw(model, clip, vae, prompt.format(word), size, seed, **how) for prompt in self.prompts])
