@@ -89,8 +89,9 @@ class PictureJudgement:
     """Quality measures of a concept during training from pictures drawn with it, embedded by a vision model.
 
     Attributes:
-        likeness: how far its pictures have come from the plain word's to the training pictures, between 0 and 1.
-        prompted: how far prompts have the effect on its pictures that they have on the plain word's, between 0 and 1.
+        likeness: how far its pictures have come from the plain word's to the training pictures: 0 if they are no more like those
+            than the plain word's are, 1 if they are as much so as the training pictures among themselves.
+        prompted: how far prompts have the effect on its pictures that they have on the plain word's: 1 if it is the same.
     """
 
     likeness: float
@@ -113,12 +114,14 @@ class PictureJudgement:
         # Effects of the prompts: what is left of each prompt's mean picture without the mean over prompts.
         mine, theirs = (each.mean(1) - each.mean((0, 1)) for each in (told, plain))
         share = float((mine * theirs).sum() / theirs.square().sum().clamp(min=1e-12))
-        return cls(*(min(max(each, 0.0), 1.0) for each in ((now - before) / max(best - before, 1e-6), share)))
+        return cls(min((now - before) / max(best - before, 1e-6), 1.0), min(share, 1.0))
 
     def harmonic(self) -> float:
-        """Return the harmonic mean of both."""
-        return 2 * self.likeness * self.prompted / max(self.likeness + self.prompted, 1e-12)
+        """Return the harmonic mean of both; 0 if one of them is below 0."""
+        one, other = max(self.likeness, 0.0), max(self.prompted, 0.0)
+        return 2 * one * other / max(one + other, 1e-12)
 
     def beats(self, other: "PictureJudgement") -> bool:
-        """Return whether this is the better judgement."""
-        return self.harmonic() > other.harmonic()
+        """Return whether this is the better judgement; early in a training, where both means may be 0, the sums decide."""
+        mine, theirs = ((each.harmonic(), each.likeness + each.prompted) for each in (self, other))
+        return mine > theirs

@@ -1,4 +1,4 @@
-"""Validation of a table's values for the widgets of Train Concept. Import only inside the host (see `inside`)."""
+"""Validation of a table's values for the widgets of Train Concept and its options. Import only inside the host (see `inside`)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ from perfusion_fleet.inside import part
 
 PerfusionError = part("perfusion_core").PerfusionError
 PerfusionTrain = part("nodes.training.train_concept").PerfusionTrain
+Options = part("nodes.training.options")
 WORDS = ("superclass", "trigger")
 """Widgets whose values are fields of `Job` instead of settings."""
+ELSEWHERE = ("captions", "preset")
+"""Widgets of Training Options that are fields of `Job`, or are for the page alone."""
 
 
 def widgets() -> dict[str, io.WidgetInput]:
-    """Return the node's widgets by name, in the node's order, except those in WORDS."""
+    """Return the widgets of Train Concept by name, in its order, except those in WORDS."""
     inputs = PerfusionTrain.define_schema().inputs
     return {each.id: each for each in inputs if isinstance(each, io.WidgetInput) and each.id not in WORDS}
 
 
+def further_widgets() -> dict[str, io.WidgetInput]:
+    """Return the widgets of Training Options likewise, except those in ELSEWHERE."""
+    inputs = Options.PerfusionTrainingOptions.define_schema().inputs
+    return {each.id: each for each in inputs if isinstance(each, io.WidgetInput) and each.id not in ELSEWHERE}
+
+
 def chosen(given: Mapping[str, object]) -> dict[str, object]:
-    """Return the value of every widget: the given value, or else the node's default.
+    """Return the value of every widget of both nodes: the given value, or else the node's default.
 
     Raises:
         PerfusionError: a given name is not a widget, or the widget does not accept its value.
     """
-    known = widgets()
+    known = widgets() | further_widgets()
     for name in given:
         if name not in known:
             raise PerfusionError(f"{name} is no setting of Train Concept; it has {', '.join(known)}.")

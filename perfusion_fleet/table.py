@@ -18,8 +18,12 @@ from perfusion_fleet.pictures import opened
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MASK = "-mask"
 """Suffix of a mask's file name: teddy-1-mask.png is the mask of teddy-1.jpg."""
-NO_MASKS = "none"
-"""Value of the masks column for training without masks, on whole pictures."""
+NONE = "none"
+"""Value of the masks column for training without masks, on whole pictures, and of the captions column for leaving them alone."""
+CAPTION = ".txt"
+"""Suffix of a caption's file: teddy-1.txt is the caption of teddy-1.jpg."""
+LONGEST = 2**14
+"""Maximum size of a caption's file in bytes."""
 TOLD = "concept.json"
 NAME = re.compile(r"[\w-]{1,64}")
 MAX_BYTES, MAX_CONCEPTS, MAX_COLUMNS = 2 * 2**20, 10_000, 100
@@ -27,7 +31,7 @@ MAX_BYTES, MAX_CONCEPTS, MAX_COLUMNS = 2 * 2**20, 10_000, 100
 NO_VALUES = {list: "a list", dict: "an object", type(None): "null"}
 HALF = re.compile("[\ud800-\udfff]")
 """Surrogates: JSON can spell them, but no file and no console can hold them."""
-OWN = ("name", "pictures", "masks", "superclass", "trigger", "author", "license")
+OWN = ("name", "pictures", "masks", "captions", "superclass", "trigger", "author", "license")
 """Columns that are not settings of Train Concept."""
 
 
@@ -42,6 +46,7 @@ class Job:
         superclass, trigger, author, license: as in the nodes.
         settings: given widget values of Train Concept, unconverted: values from a CSV table are text. The node's defaults apply
             to all others.
+        captions: for each picture its caption; empty for none.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Job:
     author: str
     license: str
     settings: Mapping[str, object]
+    captions: tuple[str, ...] = ()
 
 
 def read(path: Path) -> tuple[list[Job], list[str]]:
@@ -180,7 +186,8 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
             raise PerfusionError(f"there is no picture in {brief(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
         for picture in pictures:
             check(picture)
-        masks = () if text["masks"] == NO_MASKS else masks_of(pictures, base / text["masks"] if text["masks"] else folder)
+        captions = () if text["captions"] == NONE else captions_of(pictures, text["captions"])
+        masks = () if text["masks"] == NONE else masks_of(pictures, base / text["masks"] if text["masks"] else folder)
     except PerfusionError:
         raise
     except (OSError, ValueError) as error:  # such as a name that is too long, or has a character that no name can have
@@ -194,6 +201,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
         author=text["author"],
         license=text["license"],
         settings={name: value for name, value in row.items() if name not in OWN},
+        captions=captions,
     )
 
 
@@ -218,13 +226,36 @@ def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
     if any(found) and not all(found):
         without = shown(pictures[found.index(False)])
         raise PerfusionError(
-            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NO_MASKS} for "
-            "masks."
+            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NONE} for masks."
         )
     masks = [files.get(picture.stem) for picture in pictures] if all(found) else []
     for mask in filter(None, masks):
         check(mask)
     return tuple(str(mask or "") for mask in masks)
+
+
+def captions_of(pictures: list[Path], told: str) -> tuple[str, ...]:
+    """Return the caption of each picture, from the text file of its name beside it, on one line; empty if no picture has one.
+
+    Raises:
+        PerfusionError: `told`, the value of the column, is not empty; a file is no text; or only some of the pictures have one.
+    """
+    if told:
+        raise PerfusionError(f"captions lie beside the pictures, as text files of their names; write {NONE} to leave them alone.")
+    files = [picture.with_suffix(CAPTION) for picture in pictures]
+    there = [file.is_file() for file in files]
+    if not any(there):
+        return ()
+    if not all(there):
+        without = shown(pictures[there.index(False)])
+        raise PerfusionError(
+            f"{sum(there)} of {len(there)} pictures have a caption, and {without} has none; give each one, or write {NONE} for "
+            "captions."
+        )
+    try:
+        return tuple(" ".join(read_bytes(file, LONGEST).decode("utf-8-sig").split()) for file in files)
+    except UnicodeDecodeError as error:
+        raise PerfusionError("a caption is no UTF-8 text; save it as plain text.") from error
 
 
 def check(picture: Path) -> None:

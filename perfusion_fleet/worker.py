@@ -126,6 +126,7 @@ def faults_of(job: Job) -> list[str]:
     for check in (
         lambda: settings.chosen(job.settings),
         lambda: train.check_words(job.superclass, job.trigger),
+        lambda: inside.part("perfusion_core.training.lesson").as_templates(job.captions, job.trigger, "Caption"),
     ):
         try:
             check()
@@ -143,7 +144,10 @@ def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
     model, clip, vae = models
     given = {**settings.chosen(job.settings), "superclass": job.superclass, "trigger": job.trigger}
     lists = {name: [value] for name, value in given.items()}
-    made = settings.PerfusionTrain.execute(model=[model], clip=[clip], vae=[vae], images=images, masks=masks, **lists)
+    further = {name: lists.pop(name) for name in settings.further_widgets()}
+    options = settings.Options.PerfusionTrainingOptions.execute(captions=list(job.captions), **further).args
+    tensors = {"images": images, "masks": masks, "options": options}
+    made = settings.PerfusionTrain.execute(model=[model], clip=[clip], vae=[vae], **tensors, **lists)
     (concept,) = made.args[0]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{job.name}.safetensors"

@@ -54,7 +54,8 @@ def main() -> dict:
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(str(CHECKPOINT))[:3]
         concept = Concept.load(CONCEPT)
         found = {"identities": identities(model, clip, vae)} | unwritable(concept)
-        found |= {"refused": refused(model, clip, vae), "grey": grey()}
+        found |= {"refused": refused(model, clip, vae), "grey": grey(), "shapes": shapes(), "inverted": inverted()}
+        found |= {"by pictures": by_pictures(model, clip, vae)}
     return found | attention_without_backward(model, clip) | {"channels": further_channels(model, clip, concept)}
 
 
@@ -156,6 +157,66 @@ def grey() -> bool:
     prepare, one = inside.part("nodes.training.training_pictures").prepare, torch.rand(1, 8, 8, 1)
     wanted = prepare([one.expand(-1, -1, -1, 3)], None, 8)[0].images
     return all(torch.equal(prepare([each], None, 8)[0].images, wanted) for each in (one, torch.cat([one, torch.ones_like(one)], 3)))
+
+
+def shapes() -> dict[str, list]:
+    """Height and width at which pictures of several shapes are trained, where small ones and where large ones are."""
+    of, found = inside.part("nodes.training.training_pictures"), {}
+    for size in (96, 512, 1024):
+        given = [(300, 300), (300, 200), (200, 300), (1080, 1920), (100, 1000)]
+        found[str(size)] = [of.shape_of(torch.zeros(*each, 3), size, of.WHOLE) for each in given]
+    picture = torch.arange(40.0).expand(20, 40)[..., None].expand(-1, -1, 3) / 40
+    (made,) = of.prepare([picture[None]], [torch.ones(1, 20, 40)], 64, of.WHOLE)
+    found["as it is"] = [list(made.images.shape), list(made.masks.shape), float(made.masks.min())]
+    return found
+
+
+def inverted() -> list[bool]:
+    """What looks inverted: a cut-out's mask; not a painted one, one that fills the picture, a small thing at the rim, none."""
+    looks = inside.part("nodes.training.training_pictures").looks_inverted
+    thing, whole = torch.zeros(64, 48), torch.ones(64, 48)
+    thing[10:60, 8:40] = 1
+    rim = whole.clone()
+    rim[:6, :6] = 0
+    return [looks(each) for each in (1 - thing, thing, whole, rim, 0 * whole)]
+
+
+def by_pictures(model: Any, clip: Any, vae: Any) -> dict:
+    """A training whose best step a CLIP vision model of a few seeded layers chooses: what it says of each, and what is kept."""
+    from comfy.clip_vision import ClipVisionModel
+
+    train, options = (inside.part(f"nodes.training.{name}") for name in ("train_concept", "options"))
+    config = {
+        "hidden_size": 32, "image_size": 28, "intermediate_size": 64, "layer_norm_eps": 1e-05, "num_attention_heads": 2,
+        "num_channels": 3, "num_hidden_layers": 2, "patch_size": 14, "projection_dim": 16, "hidden_act": "quick_gelu",
+        "model_type": "clip_vision_model",
+    }  # fmt: skip
+    path = FOLDER / "vision.json"
+    path.write_text(json.dumps(config))
+    vision, generator = ClipVisionModel(str(path)), torch.Generator().manual_seed(3)
+    for weight in vision.model.parameters():
+        weight.copy_(torch.randn(weight.shape, generator=generator) * 0.2)
+    judged: list[dict] = []
+    usual = train.PictureJudge.judgement
+
+    def judgement(self: Any, concept: Any) -> Any:
+        judged.append(usual(self, concept))
+        return judged[-1]
+
+    train.PictureJudge.judgement = judgement
+    paths = folder_paths.folder_names_and_paths[host.FOLDER][0]
+    before, paths[:] = list(paths), [str(FOLDER)]
+    widgets = TRAINING | WIDGETS | {"steps": 50, "batch": 1, "at_once": 1, "keep": "best", "word_rate": 0.01, "trigger": "<seen>"}
+    how = options.Previews(steps=1)
+    images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+    covariance = inside.part("perfusion_core.covariance").Covariance(torch.eye(768), 1, host.identity_of(clip))
+    made = train.PerfusionTrain.execute(
+        model=[model], clip=[clip], vae=[vae], images=[images], covariance=[covariance],
+        options=[options.TrainingOptions(previews=how, vision=vision)], **{name: [value] for name, value in widgets.items()},
+    )  # fmt: skip
+    paths[:] = before
+    (concept,) = made.args[0]
+    return {"judged": [[each.likeness, each.prompted] for each in judged], "kept": dict(concept.training)}
 
 
 def further_channels(model: Any, clip: Any, concept: Any) -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from demo.world import SIDE
-from perfusion_core.judgement import Judgement, adherence_score, lowest_adequate_bias
+from perfusion_core.judgement import Judgement, PictureJudgement, adherence_score, lowest_adequate_bias
 from scripts.harness.graphs import Graph
 from scripts.harness.server import GraphError, Server
 
@@ -56,6 +56,29 @@ def found(server: Server, prompt: str, least: float) -> float:
     bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("demo-monster.safetensors"), **asked)
     shown = graph.add("PreviewAny", source=[bias, 1])
     return float(server.run(graph.nodes)["outputs"][shown]["text"][0])
+
+
+def test_a_judgement_by_pictures_says_how_far_they_have_come_and_what_prompts_still_do() -> None:
+    """Embeddings along axes of their own: 0 the plain word, 1 the training pictures, 2 to 5 the prompts, 6 and 7 the noises."""
+    axes = torch.eye(8)
+
+    def drawn(concept: float, prompts: float) -> torch.Tensor:
+        effects = torch.stack([axes[2 + k] - axes[2:6].mean(0) for k in range(4)])
+        return (1 - concept) * axes[0] + concept * axes[1] + prompts * effects[:, None] + 0.1 * axes[None, 6:8]
+
+    taught, plain = torch.stack([0.8 * axes[1] + 0.6 * axes[7], 0.8 * axes[1] - 0.6 * axes[7]]), drawn(0, 0.5)
+    unmoved = PictureJudgement.of(plain, plain, taught)
+    assert unmoved.likeness == pytest.approx(0, abs=1e-6) and unmoved.prompted == pytest.approx(1)
+    moved = PictureJudgement.of(drawn(0.25, 0.4), plain, taught)
+    # Among themselves the training pictures are 0.64 - 0.36 alike.
+    assert moved.likeness == pytest.approx(0.25 * 0.8 / 0.28) and moved.prompted == pytest.approx(0.8)
+    lost = PictureJudgement.of(drawn(0.3, 0.0), plain, taught)
+    assert lost.prompted == pytest.approx(0, abs=1e-6) and moved.harmonic() == pytest.approx(2 / (1 / moved.likeness + 1 / 0.8))
+    assert moved.beats(unmoved) and moved.beats(lost) and not lost.beats(moved) and not moved.beats(moved)
+    worse = PictureJudgement(-0.1, 0.5)
+    assert worse.harmonic() == 0 and unmoved.beats(worse) and not worse.beats(unmoved)
+    one = PictureJudgement.of(drawn(0.2, 0.5), plain, taught[:1])
+    assert one.likeness == pytest.approx((0.2 * 0.8) / 1.0, abs=0.1)
 
 
 def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from perfusion_core.judgement import PictureJudgement
 from scripts.setup.bootstrap import CHECKPOINT, Setup
 from tests.measuring import measure
 
@@ -68,3 +69,25 @@ def test_without_a_folder_to_write_to_the_best_concept_is_kept_under_the_trigger
     found = measured["unwritable"]
     assert measured["anew"] and found["kept"] == 0.1 and found["trigger"] == "<new>"
     assert len(found["warnings"]) == 4 and all("was not saved" in each and "goes on" in each for each in found["warnings"])
+
+
+def test_pictures_keep_their_shape_in_buckets_of_about_the_same_area(measured: dict) -> None:
+    found = measured["shapes"]
+    assert found["512"] == [[512, 512], [640, 448], [448, 640], [384, 704], [320, 896]]
+    assert found["1024"] == [[1024, 1024], [1280, 832], [832, 1280], [768, 1344], [576, 1792]]
+    assert found["96"] == [[96, 96], [120, 80], [80, 120], [72, 128], [56, 168]]
+    assert found["as it is"] == [[1, 48, 88, 3], [1, 48, 88], 1.0]
+
+
+def test_a_mask_of_a_cut_out_looks_inverted(measured: dict) -> None:
+    assert measured["inverted"] == [True, False, False, False, False]
+
+
+def test_the_best_step_is_chosen_by_pictures(measured: dict) -> None:
+    """Of steps 25 and 50, with what was seen of it in its training metadata."""
+    judged, kept = measured["by pictures"]["judged"], measured["by pictures"]["kept"]
+    assert len(judged) == 2 and judged[0] != judged[1] and all(part <= 1 for each in judged for part in each)
+    first, second = (PictureJudgement(*each) for each in judged)
+    best = judged[int(second.beats(first))]
+    assert kept["steps"] == 25 * (1 + judged.index(best))
+    assert [kept["likeness"], kept["prompted"]] == pytest.approx(best, abs=1e-4) and "followed" not in kept

@@ -132,7 +132,10 @@ RIM, MIDDLE = 1 / 16, 1 / 4
 
 def looks_inverted(mask: Tensor) -> bool:
     """Return whether a mask [h, w] is white along the rim and black in the middle, as a cut-out's that says where nothing is."""
-    high, wide = mask.shape
+    low, top = float(mask.min()), float(mask.max())
+    if top - low < 0.2:
+        return False
+    mask, (high, wide) = (mask - low) / (top - low), mask.shape
     y, x = max(1, round(RIM * high)), max(1, round(RIM * wide))
     inside = mask[y:-y, x:-x]
     rim = (mask.sum() - inside.sum()) / (mask.numel() - inside.numel())

@@ -53,6 +53,15 @@ class Graph:
             inputs["masks"] = masks
         return self.add("PerfusionTrain", model=model, clip=clip, vae=vae, images=images, **inputs | widgets)
 
+    def options(self, **widgets: object) -> Link:
+        """Add further options of a training, all others as the node has them."""
+        usual = {
+            "captions": "", "captioned": 1.0, "templates": "", "shape": "square", "invert_masks": False, "preview_prompts": "",
+            "preview_negative": "", "preview_steps": 20, "preview_cfg": 3.0, "preview_sampler": "ddim",
+            "preview_scheduler": "normal", "preset": "as set",
+        }  # fmt: skip
+        return [self.add("PerfusionTrainingOptions", **usual | widgets), 0]
+
     def save(self, concept: Link, prefix: str, **widgets: object) -> str:
         """Save a concept."""
         return self.add(
