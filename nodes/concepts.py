@@ -16,6 +16,7 @@ from ..perfusion_core.concept import Concept, check_trigger, search_words
 from ..perfusion_core.concept_file import MAX_BYTES, MAX_TEXT, PREVIEW, parse_preview
 from ..perfusion_core.quantization import INT8, UINT4
 from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata, stays_inside
+from ..perfusion_core.schedule import Schedule
 from ..perfusion_core.stack import Stack, combine
 from .folders import check_prefix, concept_files, home, listed_as, new_name, version_of
 from .host import FOLDER
@@ -335,10 +336,70 @@ class PerfusionCombineConcepts(io.ComfyNode):
         return io.NodeOutput(combine(*(stack for stack in concepts.values() if stack)))
 
 
+class PerfusionConceptSchedule(io.ComfyNode):
+    """Says in which part of a sampling run concepts act, and how their bias changes meanwhile.
+
+    A schedule is a setting of one graph, as a region is: *Save Concept* does not store it in the concept's file.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Return the node's schema."""
+        return io.Schema(
+            node_id="PerfusionConceptSchedule",
+            display_name="Concept Schedule (Perfusion)",
+            category=CATEGORY,
+            description="When a concept acts on the way from noise to picture, and how its bias changes meanwhile. Before and "
+            "after, its word alone acts, without the edit. It is a setting of this graph: files do not keep it.",
+            search_aliases=["perfusion", "schedule", "timestep range", "start percent", "end percent", "prompt editing"],
+            inputs=[
+                ConceptType.Input("concept", tooltip="A concept; of several combined ones all get this schedule."),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="From here on it acts; 0 is noise, 1 the picture. As in Apply ControlNet.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Up to here it acts. Must be above start_percent.",
+                ),
+                io.Float.Input(
+                    "bias_change",
+                    default=0.0,
+                    min=-1.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much the bias rises from start to end, evenly; 0: it stays. Below 0 it falls: more of the concept "
+                    "towards the end.",
+                ),
+            ],
+            outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with this schedule.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, start_percent: float | None, end_percent: float | None) -> bool | str:
+        """Reject a start that is not before the end."""
+        return validation_result(lambda: None in (start_percent, end_percent) or Schedule(start_percent, end_percent))
+
+    @classmethod
+    def execute(cls, concept: Stack, start_percent: float, end_percent: float, bias_change: float) -> io.NodeOutput:
+        """Return the concepts with this schedule, in place of one that they had."""
+        schedule = Schedule(start_percent, end_percent, bias_change)
+        return io.NodeOutput(tuple(one.with_settings(schedule=schedule) for one in concept))
+
+
 NODES = [
     PerfusionLoadConcept,
     PerfusionConceptInWorkflow,
     PerfusionSaveConcept,
     PerfusionConceptSettings,
     PerfusionCombineConcepts,
+    PerfusionConceptSchedule,
 ]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..perfusion_core.concept import Concept
 from ..perfusion_core.judgement import CONTEXTS, adherence_score
+from ..perfusion_core.schedule import ALWAYS
 from . import host
 
 SEEDS = 2
@@ -44,5 +45,7 @@ class PromptAdherence:
         """Yield, for each of these biases, how far the prompts are followed with the concept."""
         prompts = self._encoded(host.clip_with_words(self.clip, (concept,)), concept.trigger)
         for bias in biases:
-            changed = host.model_with_edit(self.model, (replace(concept, bias=bias, region=None),), mode)
+            # Everywhere and at all times: the prediction is a single step.
+            alone = replace(concept, bias=bias, region=None, schedule=ALWAYS)
+            changed = host.model_with_edit(self.model, (alone,), mode)
             yield adherence_score(self._foreseen(changed, prompts), self.plain, self.asked)

@@ -38,6 +38,7 @@ from .concept_file import (
 )
 from .quantization import INT8, SCALES, UINT4, dequantize, quantize
 from .safe_files import parse, read, require, shown, write
+from .schedule import ALWAYS, Schedule
 
 TRIGGER = re.compile(r"<[\w-][^<>]{0,63}>")
 
@@ -95,6 +96,7 @@ class Concept:
         region: where in the picture the concept may appear, [H, W] in 0…1 of any size; None for everywhere. It is a setting of
             one graph and is not stored in files.
         details: further ModelSpec metadata: "author", "license", "description" and the like.
+        schedule: in which part of a run it acts, and how its bias changes meanwhile; as the region, it is not stored in files.
     """
 
     trigger: str
@@ -113,14 +115,15 @@ class Concept:
     preview: bytes = b""
     details: Mapping[str, str] = field(default_factory=dict)
     region: Tensor | None = None
+    schedule: Schedule = ALWAYS
 
     @property
     def layers(self) -> dict[str, int]:
         """Layer -> width m of its projections; empty for a word alone."""
         return {layer: output.shape[-1] for layer, output in self.values.items()}
 
-    def with_settings(self, **settings: str | float | Tensor) -> "Concept":
-        """Return a copy of the concept with another bias, temperature, strength, trigger or region.
+    def with_settings(self, **settings: str | float | Tensor | Schedule) -> "Concept":
+        """Return a copy of the concept with another bias, temperature, strength, trigger, region or schedule.
 
         Raises:
             PerfusionError: the trigger is not a valid trigger word.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -202,6 +203,13 @@ def test_the_places_workflow_needs_its_regions(server: Server, object_info: dict
             node["mode"] = NEVER
     (free,) = server.outputs(server.run(to_prompt(workflow, object_info)))
     assert np.abs(pixels(placed) - pixels(free)).max() > 20
+
+
+def test_the_scheduling_workflow_draws_three_pictures(server: Server, object_info: dict) -> None:
+    titles = ("All the way", "From 0.3 on", "A bias that rises")
+    workflow = shortened("schedule_a_concept", object_info, *titles)
+    always, late, rising = (pixels(path) for path in server.outputs(server.run(to_prompt(workflow, object_info))))
+    assert min(np.abs(one - other).max() for one, other in itertools.combinations((always, late, rising), 2)) > 20
 
 
 def test_the_layout_workflow_draws_the_concept_with_and_without_the_layout(server: Server, object_info: dict) -> None:

@@ -153,6 +153,15 @@ def two_places(press: Press) -> Image.Image:
     return sheet(rows, ["two concepts, each with its region; without regions; the plain words, same seeds"])
 
 
+def schedule_a_concept(press: Press) -> Image.Image:
+    """A concept that acts all the way, from a part of the way on, and with a bias that rises, for two seeds."""
+    titles = ["All the way", "From 0.3 on", "A bias that rises"]
+    saved = [f"Picture: {title}" for title in titles]
+    rows = [press.run("schedule_a_concept", *saved, changes={(title, "seed"): seed for title in titles}) for seed in (1, 2)]
+    # Few colours keep the file small.
+    return sheet(rows, ["all the way", "from 0.3 on", "a bias that rises"]).quantize(40, kmeans=3)
+
+
 def keep_layout(press: Press) -> Image.Image:
     """The plain word's image, the concept in its layout, and the concept by itself."""
     titles = ["The plain word", "The concept in its layout", "The concept by itself"]
@@ -193,6 +202,7 @@ DRAWN: list[Callable[[Press], Image.Image]] = [
     train_without_painting,
     inspect_gates,
     two_places,
+    schedule_a_concept,
     keep_layout,
     keep_layout_of_a_picture,
 ]

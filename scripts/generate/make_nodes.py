@@ -18,7 +18,7 @@ COLUMNS = (
     ("PerfusionConceptSettings", "PerfusionCombineConcepts", "PerfusionApply", "PerfusionTextEncode", "PerfusionFindObject"),
     ("PerfusionAutoBias", "PerfusionSweep", "PerfusionInspect"),
     ("PerfusionWatchAttention", "PerfusionShowAttention", "PerfusionKeepLayout", "PerfusionCovariance"),
-    ("PerfusionImport", "PerfusionExport"),
+    ("PerfusionConceptSchedule", "PerfusionImport", "PerfusionExport"),
 )
 ROWS = [
     {"name": "demo-monster.safetensors", "on": True, "strength": 1, "bias": None},

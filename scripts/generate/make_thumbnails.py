@@ -45,6 +45,7 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "measure_a_text_encoder": ("train_without_painting", cells((2, 0), (3, 0), (0, 0), (1, 0))),
     "see_attention": ("see_attention", [(90, 34, 282, 226)]),
     "teach_a_word_alone": ("teach_a_word_alone", SQUARE),
+    "schedule_a_concept": ("schedule_a_concept", SQUARE),
     "share_a_workflow": ("contact_sheet", PLACES),
     "train_a_concept": ("train_without_painting", cells((0, 0), (1, 0), (2, 0), (3, 0))),
     "train_without_painting": ("train_without_painting", SQUARE),

@@ -516,6 +516,37 @@ everywhere.""",
     )
 
 
+def schedule_a_concept(sheet: Drawing) -> None:
+    """The same prompt with a concept that acts all the way, from a part of the way on, and with a bias that rises."""
+    base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name=MONSTER)
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=loaded[0], **SETTINGS)
+    late = sheet.add("PerfusionConceptSchedule", 390, 320, title="Begins at 0.3", concept=chosen[0], start_percent=0.3)
+    rising = sheet.add("PerfusionConceptSchedule", 390, 320, title="Bias rises", concept=chosen[0], bias_change=0.4)
+    ways = (("All the way", chosen), ("From 0.3 on", late), ("A bias that rises", rising))
+    applied = [sheet.add("PerfusionApply", 760, 320, model=base[0], clip=base[1], concept=way[0]) for _, way in ways]
+    clip, text = applied[0][1], "a photo of a <demo-monster> on the beach"
+    positive = sheet.add("CLIPTextEncode", 1130, 360, 140, "Prompt", clip=clip, text=text)
+    negative = sheet.add("CLIPTextEncode", 1130, 360, 100, "Negative prompt", clip=clip, text="")
+    empty = sheet.add("EmptyLatentImage", 1130, width=SIDE, height=SIDE)
+    for (title, _), each in zip(ways, applied, strict=True):
+        sample(sheet, base, each[0], positive[0], negative[0], 1540, title, empty)
+    sheet.note(
+        "How to",
+        """## When a concept acts
+
+On the way from noise, 0, to picture, 1, layout is decided first and detail last. *Concept Schedule* says from where to where the
+concept acts; before and after, its word alone does. **start_percent** 0.3 leaves the layout more to the word and the rest of the
+prompt. **bias_change** is how much the **bias** rises from start to end: here the concept has the say at first and the prompt in
+the end; below 0 it is the other way round. If it falls far, backgrounds are lost.
+
+All three samplers have one seed and one prompt. The schedule belongs to this graph; *Save Concept* does not store it.""",
+        0,
+        560,
+        260,
+    )
+
+
 def keep_layout(sheet: Drawing) -> None:
     """Generate the plain word's image, then the concept's in the same layout and without it."""
     base, model, clip = concept(sheet, MONSTER)
@@ -692,6 +723,7 @@ DRAWN: list[Callable[[Drawing], None]] = [
     measure_a_text_encoder,
     inspect_gates,
     two_places,
+    schedule_a_concept,
     keep_layout,
     keep_layout_of_a_picture,
 ]

@@ -27,13 +27,6 @@ class Comparer(Protocol):
         """Receive a layer's keys or values without and with each set of edits."""
 
 
-class Report(Protocol):
-    """Receives the coefficients of encodings that layers read."""
-
-    def add(self, by: Coefficients) -> None:
-        """Receive the coefficients of an encoding [B, N, d]."""
-
-
 @dataclass(frozen=True)
 class OtherEncodings:
     """Encodings that a patch has layers read in place of the UNet's own: regional prompts, appended tokens.
@@ -41,12 +34,12 @@ class OtherEncodings:
     Attributes:
         edit: the edit of all concepts, wherever their regions are.
         triggers: their trigger words.
-        report: is told what they do.
+        report: is called with the coefficients of each encoding that is read.
     """
 
     edit: Edit
     triggers: Sequence[str]
-    report: Report
+    report: Callable[[Coefficients], None]
 
     def named(self, x: Tensor, own: Tensor, named: Tensor | None) -> Tensor:
         """Return the tokens of an encoding [B, N, d] that trigger words can have influenced, [B, N, J].
@@ -63,7 +56,7 @@ class OtherEncodings:
     def coefficients(self, edit: Edit, x: Tensor, own: Tensor, named: Tensor | None) -> Coefficients:
         """Return an edit's coefficients for an encoding."""
         by = edit.coefficients(x.as_subclass(Tensor), self.named(x, own, named) if edit.mode == EXACT else None)
-        self.report.add(by)
+        self.report(by)
         return by
 
 

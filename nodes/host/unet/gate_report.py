@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
+from ....perfusion_core.schedule import ALWAYS
 from .attention_recorder import PromptRecord
 from .patched_model import get_perfusion_state, model_with
 from .sampling_run import named_by, new_prompt_record
@@ -72,7 +73,9 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     if applied is None or not applied.stack:
         raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
     changes = ChangeMeter()
-    mine = model_with(model, replace(applied, comparer=changes, recorder=None, layout=None))
+    # The one step that is sampled need not be in the part of the run in which a concept acts.
+    stack = tuple(concept.with_settings(schedule=ALWAYS) for concept in applied.stack)
+    mine = model_with(model, replace(applied, stack=stack, comparer=changes, recorder=None, layout=None))
     bare = [[cond, {k: v for k, v in rest.items() if k not in PLACEMENT}] for cond, rest in conditioning]
     latents = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
     noise = comfy.sample.prepare_noise(latents, 0)

@@ -47,7 +47,8 @@ def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
 
 def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     """Return a clone of a MODEL that carries `applied` in place of its previous state."""
-    applied = replace(applied, layers=tuple(layers_of(model)), made={})
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    applied = replace(applied, layers=tuple(layers_of(model)), to_sigma=to_sigma, made={})
     # Detects concepts that do not fit together now, not in the middle of a graph.
     applied.edits(torch.device("cpu"))
     cloned = model.clone()

@@ -1,6 +1,7 @@
 """The Perfusion state that a MODEL carries: concepts, and what to do with its cross-attention maps."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from .attention_recorder import Recorder
 from .edited_projections import Comparer, OtherEncodings, Projections
 from .layout_injection import Layout
 from .projection_cache import ProjectionCache
+from .schedules import Biases, ToSigma, biases_at
 
 KEY = "perfusion"
 
@@ -42,20 +44,27 @@ class RunReport:
 
     Attributes:
         calls: number of the UNet's calls that the concepts were brought to.
-        acted: device -> bool [J], whether each concept changed the keys or values of any token there.
+        reached: numbers of the concepts in whose part of the run there was a call.
+        acted: device, numbers of concepts -> bool, whether each of these changed the keys or values of any token there.
     """
 
     calls: int = 0
-    acted: dict[torch.device, Tensor] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)
+    acted: dict[tuple[torch.device, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
-    def add(self, by: Coefficients) -> None:
-        """Take the coefficients of an encoding [B, N, d] into account; nothing is read from the device until it is asked for."""
+    def add(self, by: Coefficients, concepts: tuple[int, ...]) -> None:
+        """Take the coefficients of an encoding [B, N, d] into account, which are those of the concepts with these numbers.
+
+        Nothing is read from the device until it is asked for.
+        """
         acted = by.add.flatten(0, -2).any(0)
-        self.acted[acted.device] = acted | self.acted.get(acted.device, torch.zeros_like(acted))
+        key = acted.device, concepts
+        self.acted[key] = acted | self.acted.get(key, torch.zeros_like(acted))
 
-    def acting(self) -> list[bool]:
-        """Return whether each concept acted; empty if none did."""
-        return torch.stack([each.cpu() for each in self.acted.values()]).any(0).tolist() if self.acted else []
+    def acting(self) -> set[int]:
+        """Return the numbers of the concepts that acted."""
+        pairs = [zip(concepts, acted.tolist(), strict=True) for (_, concepts), acted in self.acted.items()]
+        return {concept for pair in pairs for concept, did in pair if did}
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,9 @@ class PerfusionState:
     layout: Layout | None = None
     comparer: Comparer | None = None
     layers: tuple[str, ...] = ()
-    made: dict[torch.device, list[Edit]] = field(default_factory=dict)
+    to_sigma: ToSigma | None = None
+    """The host's conversion by which schedules are told; None where there is no model yet."""
+    made: dict[tuple[torch.device, tuple[int, ...]], list[Edit]] = field(default_factory=dict)
     kept: dict[torch.device, ProjectionCache] | None = None
     """Projections cached from step to step while a sampler runs; None if the weights may change between steps."""
     report: RunReport = field(default_factory=RunReport)
@@ -78,35 +89,58 @@ class PerfusionState:
         """The trigger words of the concepts, in their order."""
         return [concept.trigger for concept in self.stack]
 
-    def edits(self, device: torch.device) -> list[Edit]:
+    def edits(self, device: torch.device, concepts: tuple[int, ...] | None = None) -> list[Edit]:
         """Return the edits on a device: that outside of all regions, then that of each concept's region in the stack's order.
 
-        In a region, its own concept and all concepts without a region are active.
+        In a region, its own concept and all concepts without a region are active. With `concepts`, the edits are of the concepts
+        with these numbers alone, just as if there were no others; the regions are still those of all.
         """
-        if self.stack and device not in self.made:
-            whole, regional = edit_of(self.stack, self.mode).to(device), [concept.region is not None for concept in self.stack]
+        concepts = tuple(range(len(self.stack))) if concepts is None else concepts
+        if concepts and (device, concepts) not in self.made:
+            whole = edit_of(tuple(self.stack[i] for i in concepts), self.mode).to(device)
+            regional = [concept.region is not None for concept in self.stack]
             owners = [-1, *(i for i, inside in enumerate(regional) if inside)]
-            actives = [[not inside or i == own for i, inside in enumerate(regional)] for own in owners]
+            actives = [[not regional[i] or i == own for i in concepts] for own in owners]
             strengths = whole.strength * torch.tensor(actives, device=device)
-            self.made[device] = [replace(whole, strength=strength) for strength in strengths]
-        return self.made.get(device, [])
+            self.made[device, concepts] = [replace(whole, strength=strength) for strength in strengths]
+        return self.made.get((device, concepts), [])
+
+    def edits_with(self, device: torch.device, biases: Biases) -> tuple[tuple[int, ...], list[Edit]]:
+        """Return the edits on a device with these biases, and the numbers of the concepts that they are of.
+
+        They are those of the concepts that act. If none does, all are there with a strength of 0, which leaves keys and values
+        as they are; their regions go on keeping their words in place.
+        """
+        acting = tuple(i for i, bias in enumerate(biases) if bias is not None)
+        if not acting:
+            bare = [replace(edit, strength=torch.zeros_like(edit.strength)) for edit in self.edits(device)]
+            return tuple(range(len(self.stack))), bare
+        edits, wanted = self.edits(device, acting), [biases[i] for i in acting]
+        if wanted == [self.stack[i].bias for i in acting]:
+            return acting, edits
+        bias = torch.tensor(wanted, device=device)
+        return acting, [replace(edit, bias=bias) for edit in edits]
 
     def everywhere(self, device: torch.device) -> Edit:
-        """Return the edit of all concepts, as if none had a region."""
-        edits = self.edits(device)
-        return edits[0] if len(edits) == 1 else replace(edits[0], strength=torch.stack([each.strength for each in edits]).amax(0))
+        """Return the edit of all concepts, as if none had a region or a schedule."""
+        return regardless_of_regions(self.edits(device))
 
     def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
         """Return the edited projections for a UNet call."""
         context, named, locked, locks, regional, stands, regions = given = [inputs.get(name) for name in PROJECTION_INPUTS]
-        edits = self.edits(context.device)
+        biases = biases_at(self.stack, options, self.to_sigma)
+        self.report.reached.update(i for i, bias in enumerate(biases) if bias is not None)
 
         def make() -> Projections:
-            made = Projections(edits, context, named, locked, locks, regional)
+            concepts, edits = self.edits_with(context.device, biases)
+            mine = named if named is None or len(concepts) == len(biases) else named[..., list(concepts)]
+            made = Projections(edits, context, mine, locked, locks, regional)
             if edits:
-                made.others = OtherEncodings(self.everywhere(context.device), self.triggers, self.report)
+                report = functools.partial(self.report.add, concepts=concepts)
+                triggers = [self.stack[i].trigger for i in concepts]
+                made.others = OtherEncodings(regardless_of_regions(edits), triggers, report)
                 for by in made.by:
-                    self.report.add(by)
+                    report(by)
             if regions is None or not (made.change or bool(stands.any())):
                 made.only_first()
             return made
@@ -114,4 +148,9 @@ class PerfusionState:
         if self.kept is None:
             return make()
         kept = self.kept.setdefault(context.device, ProjectionCache())
-        return kept.projections(tuple(options.get("uuids", ())), dict(zip(PROJECTION_INPUTS, given, strict=True)), make)
+        return kept.projections(tuple(options.get("uuids", ())), biases, dict(zip(PROJECTION_INPUTS, given, strict=True)), make)
+
+
+def regardless_of_regions(edits: Sequence[Edit]) -> Edit:
+    """Return the edit of all concepts in any of the edits, each with the strength that it has where it is active."""
+    return edits[0] if len(edits) == 1 else replace(edits[0], strength=torch.stack([each.strength for each in edits]).amax(0))

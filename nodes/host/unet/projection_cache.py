@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .edited_projections import Projections
+from .schedules import Biases
 
 KEPT_BYTES = 128 * 2**20
 """Bytes that the cache of a sampling run may hold. SDXL with one image and guidance uses 51 MB of it."""
@@ -16,33 +17,33 @@ Given = Mapping[str, Tensor | None]
 
 
 class ProjectionCache:
-    """Cache of a sampling run's keys and values, which depend only on the prompts and are the same at every step.
+    """Cache of a sampling run's keys and values, which depend only on the prompts and on the concepts' biases at a step.
 
-    Prompts are compared by value, so whatever the host or a patch does to a prompt, a cached result equals the one that would have
+    Both are compared by value, so whatever the host or a patch does to a prompt, a cached result equals the one that would have
     been computed. This requires that the weights do not change: do not use a cache if hooks may change them between steps.
     """
 
     def __init__(self) -> None:
         """Create an empty cache."""
-        self.known: dict[object, tuple[Given, Projections]] = {}
+        self.known: dict[object, tuple[Biases, Given, Projections]] = {}
 
-    def projections(self, call: object, given: Given, make: Callable[[], Projections]) -> Projections:
-        """Return the cached projections of `call` if its inputs are equal; otherwise those from `make`, cached if they fit.
+    def projections(self, call: object, biases: Biases, given: Given, make: Callable[[], Projections]) -> Projections:
+        """Return the cached projections of `call` if biases and inputs are equal; otherwise those from `make`, cached if they fit.
 
-        The oldest entries are evicted to make room.
+        They take the place of earlier ones of the same call. The oldest entries are evicted to make room.
         """
         if call in self.known:
-            before, found = self.known[call]
-            if same(before, given):
+            then, before, found = self.known[call]
+            if then == biases and same(before, given):
                 return found
             del self.known[call]
         made = make()
         size = made.bytes()
         if size <= KEPT_BYTES:
-            while self.known and size + sum(each.bytes() for _, each in self.known.values()) > KEPT_BYTES:
+            while self.known and size + sum(each.bytes() for *_, each in self.known.values()) > KEPT_BYTES:
                 del self.known[next(iter(self.known))]
             made.kept = {}
-            self.known[call] = given, made
+            self.known[call] = biases, given, made
         return made
 
 

@@ -41,7 +41,9 @@ def prepare_conds(
     options = extra_args["model_options"]["transformer_options"]
     # Hooks may change weights between steps.
     hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ())
-    applied: PerfusionState = replace(options[KEY], kept=None if hooked else {}, report=RunReport())
+    # Patches of the noise levels may have come to the model after the concepts.
+    to_sigma = guider.inner_model.model_sampling.percent_to_sigma
+    applied: PerfusionState = replace(options[KEY], to_sigma=to_sigma, kept=None if hooked else {}, report=RunReport())
     size, prompts = tuple(noise.shape[-2:]), {}
     window = window_of(cond for conds in guider.conds.values() for cond in conds or ())
     for line in stretched_regions(applied, size, window):
@@ -88,15 +90,21 @@ def named_by(encoding: Tensor, applied: PerfusionState) -> set[str]:
 
 def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> list[str]:
     """Return a sentence for each concept that did not act in a run, with the reason as far as it is known."""
-    acting = applied.report.acting() or [False] * len(applied.stack)
-    idle = [trigger for trigger, acted in zip(applied.triggers, acting, strict=True) if not acted]
-    by = type(unet).forward.__module__
+    acting, by = applied.report.acting(), type(unet).forward.__module__
     lines = []
-    for trigger in idle:
+    for i, concept in enumerate(applied.stack):
+        trigger, schedule = concept.trigger, concept.schedule
+        if i in acting:
+            continue
         if not applied.report.calls:
             lines.append(
                 f"The concept {trigger} is applied but did not act, nor can any: the model is run by {by}, which leaves out what "
                 "Apply Concept adds to it; remove that node pack, or the node of it that patches the model."
+            )
+        elif i not in applied.report.reached:
+            lines.append(
+                f"The concept {trigger} is applied but did not act: its part of the run ({schedule.start:g} to {schedule.end:g}) "
+                "holds no step of this sampler; widen it in Concept Schedule, or take more steps."
             )
         elif trigger in named:
             lines.append(
