@@ -60,6 +60,13 @@ def write(
     return files
 
 
+def captions(kind: str, count: int) -> list[str]:
+    """Return captions with `{}` for the individual, which say the mood and the place of the pictures that `write` makes."""
+    moods = list(MOODS[kind])
+    said = [moods[i % len(moods)] if kind != "robot" else "" for i in range(count)]  # a robot's mood is not visible
+    return [" ".join(f"a photo of a {mood} {{}} {PLACES[i % len(PLACES)]}".split()) for i, mood in enumerate(said)]
+
+
 def main() -> None:
     """Write the demo's pictures; every run writes the same bytes."""
     out = Path(__file__).parent / "pictures"

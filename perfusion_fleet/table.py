@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -137,7 +138,7 @@ def in_table(path: Path) -> Iterator[dict[str, object]]:
 def in_csv(path: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of a CSV table without their empty cells; raise PerfusionError if it cannot be read."""
     try:
-        lines = csv.reader(read_bytes(path, MAX_BYTES).decode("utf-8-sig").splitlines())
+        lines = csv.reader(io.StringIO(read_bytes(path, MAX_BYTES).decode("utf-8-sig"), newline=""))
         columns = next(lines, [])
         if len(columns) > MAX_COLUMNS:
             raise PerfusionError(f"{brief(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have.")

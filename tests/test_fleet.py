@@ -100,6 +100,30 @@ def test_masks_lie_beside_pictures_or_in_a_folder_or_are_their_alpha(folder: Cal
     assert cat.masks == (str(path / "cat" / "masks" / "a.png"),)
 
 
+def test_captions_lie_beside_the_pictures(folder: Callable[[Told], Path]) -> None:
+    path = folder({"bear": {"superclass": "teddy"}, "cat": {"superclass": "cat", "captions": "none"}, "dog": {"superclass": "dog"}})
+    for name in ("bear", "cat"):
+        (path / name / "a.txt").write_text("a photo of <bear>\n on a table ", encoding="utf-8")
+    (bear, cat, dog), faults = table.read(path)
+    assert not faults and bear.captions == ("a photo of <bear> on a table",) and cat.captions == dog.captions == ()
+    shutil.copyfile(PICTURES[0], path / "bear" / "b.png")
+    (path / "cat" / "concept.json").write_text('{"captions": "here"}', encoding="utf-8")
+    (path / "dog" / "a.txt").write_bytes(b"\xff")
+    jobs, faults = table.read(path)
+    assert not jobs and [fault.split("; ")[0] for fault in faults] == [
+        "bear: 1 of 2 pictures have a caption, and b.png has none",
+        "cat: captions lie beside the pictures, as text files of their names",
+        "dog: a caption is no UTF-8 text",
+    ]
+
+
+def test_a_quoted_cell_has_several_lines(folder: Callable[[Told], Path]) -> None:
+    base = folder({"bear": None}).parent
+    (base / "t.csv").write_text('name,pictures,templates\nbear,set/bear,"a {}\nthe {}"\n', encoding="utf-8")
+    ((bear,), faults) = table.read(base / "t.csv")
+    assert not faults and bear.settings == {"templates": "a {}\nthe {}"}
+
+
 def test_all_that_is_wrong_with_a_table_is_told_at_once(folder: Callable[[Told], Path]) -> None:
     path = folder({"a b": None, "half": None, "torn": None, "bear": None, "none": None, "said": None})
     Image.new("RGB", (8, 8)).save(path / "half" / "b.png")
@@ -193,8 +217,10 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
     """On a cluster, by its address."""
     rows = {"a": {"step": 3}, "b": {"steps": 0}, "c": {"keep": "worst"}, "d": {"trigger": "d"}, "e": {"flip": "often"}, "f": {}}
     rows["g"] = {"flip": 10**400}
+    rows |= {"h": {"shape": "round"}, "i": {}, "j": {"preset": "SDXL"}}
     path = folder({name: {"superclass": "teddy", **row} for name, row in rows.items()})
     (path / "f" / "b.png").write_bytes(b"no picture")
+    (path / "i" / "a.txt").write_text("a teddy on a table", encoding="utf-8")
     address, known = cluster
     given = [*command(setup, base_dir, path, tmp_path / "out"), "--address", address]
     ran = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=known)
@@ -209,6 +235,9 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
         "d: A trigger word is a name in",
         "e: flip should be a number fro",
         "g: flip should be a number fro",
+        "h: shape should be one of squa",
+        "i: Caption 1 of 1 should name ",
+        "j: preset is no setting of Tra",
     ]
 
 
@@ -266,7 +295,10 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
     setup: Setup, server: Server, folder: Callable[[Told], Path], tmp_path: Path
 ) -> None:
     """One worker is killed in the middle of a training, and one concept's mask is black; a second run finds all else done."""
-    path = folder({"one": {"seed": 1}, "two": {"seed": 2}, "three": {"seed": 3, "trigger": "<third>"}, "zero": {}})
+    path = folder(
+        {"one": {"seed": 1}, "two": {"seed": 2}, "three": {"seed": 3, "trigger": "<third>", "captioned": 0.5}, "zero": {}}
+    )
+    (path / "three" / "a.txt").write_text("one <third> on the grass", encoding="utf-8")
     common(path, **TINY)
     Image.new("RGB", (64, 64)).save(path / "zero" / "a-mask.png")
     out = tmp_path / "out"
@@ -320,8 +352,11 @@ def taught_alone(server: Server, picture: Path, name: str, row: dict) -> Path:
     """The file that a graph on the server makes of a concept."""
     shutil.copyfile(picture, server.base / "input" / f"{name}.png")
     graph = Graph()
-    loaded = graph.add("LoadImage", image=f"{name}.png")
-    taught = graph.train(*graph.checkpoint(), [loaded, 0], [loaded, 1], **{**TINY, "save_every": 0, **row})
+    loaded, options, caption = graph.add("LoadImage", image=f"{name}.png"), {}, picture.with_suffix(".txt")
+    if caption.exists():
+        said = {"captions": caption.read_text(encoding="utf-8"), "captioned": row.pop("captioned")}
+        options = {"options": graph.options(**said)}
+    taught = graph.train(*graph.checkpoint(), [loaded, 0], [loaded, 1], **{**TINY, "save_every": 0, **row, **options})
     graph.save([taught, 0], name, overwrite=True)
     server.run(graph.nodes)
     return server.base / "models" / "perfusion" / f"{name}.safetensors"

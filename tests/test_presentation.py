@@ -28,7 +28,7 @@ def inputs(info: dict) -> dict[str, list]:
 
 
 def test_every_node_input_and_output_says_what_it_is(nodes: dict) -> None:
-    assert len(nodes) == 20
+    assert len(nodes) == 21
     for name, info in nodes.items():
         assert info["description"] and info["display_name"].endswith(" (Perfusion)") and info["category"] == "perfusion", name
         for given, (_, options, *_) in inputs(info).items():

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Route
 
 from perfusion_core.concept import Concept
+from scripts.generate.make_workflows import SD15, TRAINING
 from scripts.harness.graphs import Graph, latents
 from scripts.harness.page import Page
 from scripts.harness.server import Server
@@ -43,6 +44,12 @@ IN_SIGHT = """([id, vue]) => {
     const node = app.graph.getNodeById(id), inputs = node.widgets.filter(each => !each.options?.canvasOnly);
     const shown = each => vue ? !each.options?.advanced || node.showAdvanced : node.isWidgetVisible(each);
     return inputs.filter(shown).map(each => each.name); }"""
+TRAINED_WITH = ("steps", "batch", "size", "word_rate", "output_rate", "train_bias", "train_temperature", "flip", "min_snr")
+PRESETS = {
+    name: {setting: given[setting] for setting in TRAINED_WITH}
+    for name, given in (("demo", TRAINING), ("SD1.5", SD15["PerfusionTrain"]))
+}
+"""What the presets should fill in: what the workflows have."""
 EIGHT = ["superclass", "trigger", "steps", "batch", "size", "seed", "word_rate", "output_rate"]
 
 
@@ -228,6 +235,35 @@ def test_most_people_see_eight_settings_of_a_training(page: Page, renderer: tupl
         page.wait(lambda: len(page.ask(IN_SIGHT, again, new)) > 15, "all settings again")
         assert page.ask("([id]) => app.graph.getNodeById(id).size[1]", again) == size
     assert page.errors == []
+
+
+def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(page: Page) -> None:
+    """Whether it is chosen before they are connected or after; as set, and on loading, it leaves them alone."""
+    page.empty()
+    connect = """([from, to]) => {
+        const [options, training] = [from, to].map(id => app.graph.getNodeById(id));
+        options.connect(0, training, training.inputs.findIndex(each => each.name === 'options')); }"""
+    training, options = put(page, "PerfusionTrain", 400), put(page, "PerfusionTrainingOptions")
+    names = list(PRESETS["demo"])
+
+    def values(node: int) -> dict[str, object]:
+        return {name: page.value(node, name) for name in names}
+
+    before = values(training)
+    page.ask(SET, options, "preset", "demo")
+    assert values(training) == before
+    page.ask(connect, options, training)
+    page.wait(lambda: values(training) == PRESETS["demo"], "the demo's settings")
+    page.ask(SET, training, "steps", 77)
+    page.ask(SET, options, "preset", "as set")
+    assert page.value(training, "steps") == 77
+    page.ask(SET, options, "preset", "SD1.5")
+    page.wait(lambda: values(training) == PRESETS["SD1.5"], "the settings for SD1.5")
+    page.ask(SET, training, "steps", 78)
+    page.ask("async () => app.loadGraphData(app.graph.serialize())")
+    (again,) = page.of_type("PerfusionTrain")
+    page.tab.wait_for_timeout(500)
+    assert values(again) == PRESETS["SD1.5"] | {"steps": 78} and page.errors == []
 
 
 def test_a_trigger_is_completed_while_it_is_typed(page: Page, visited: Server) -> None:

@@ -185,6 +185,20 @@ def test_the_unpainted_workflow_finds_monsters_and_teaches(server: Server, objec
     assert len(masks) == 4 and all(0.1 < (pixels(mask) > 127).mean() < 0.7 for mask in masks)
 
 
+def test_the_captioned_workflow_teaches_and_previews_two_prompts(server: Server, object_info: dict) -> None:
+    workflow = read("train_with_captions")
+    set_widget(workflow, "PerfusionTrain", "steps", 2, object_info)
+    set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
+    known = set((server.base / "models" / "perfusion").glob("monster_*"))
+    history = server.run(to_prompt(workflow, object_info))
+    (saved,) = set((server.base / "models" / "perfusion").glob("monster_*")) - known
+    assert Concept.load(saved).training["steps"] == 2
+    (sheet,) = server.outputs(history, find_node(workflow, "The concept, step by step")["id"], "temp")
+    high, wide, _ = pixels(sheet).shape
+    # A row for each prompt; the plain word and the concept.
+    assert min(high, wide) > 2 * 192 and max(high, wide) < 3 * 192
+
+
 def test_the_inspecting_workflow_reports_on_both_concepts(server: Server, object_info: dict) -> None:
     workflow = read("inspect_gates")
     history = server.run(to_prompt(workflow, object_info))

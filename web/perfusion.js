@@ -5,6 +5,7 @@ import { setUpHolding } from "./holding.js";
 import { setUpLoading } from "./loading.js";
 import { setUpMany } from "./many.js";
 import { setUpMessages } from "./messages.js";
+import { setUpOptions } from "./presets.js";
 import { forgetWords } from "./server.js";
 import { setUpSettings } from "./settings.js";
 import { loadTexts } from "./texts.js";
@@ -13,6 +14,7 @@ import { completeTriggers } from "./triggers.js";
 const LISTING = { PerfusionLoadConcept: setUpLoading, PerfusionConceptInWorkflow: setUpHolding, PerfusionLoadConcepts: setUpMany };
 const OTHERS = {
   PerfusionTrain: setUpSettings,
+  PerfusionTrainingOptions: setUpOptions,
   PerfusionSaveConcept: setUpMessages,
   PerfusionExport: setUpMessages,
   PerfusionImport: setUpMessages,

@@ -19,9 +19,16 @@ def rates(word: float, output: float) -> Change:
     return Change({"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]})
 
 
+PAPER: dict[str, object] = {"train_bias": 0.75, "train_temperature": 0.1}
+SHARP = {"settings": {"temperature": 0.1}}
+
 LEVERS: dict[str, Change] = {
     AS_TUNED: Change(),
     "keys trained": Change({"lock": "trained"}),
+    "captions, keys trained": Change({"lock": "trained"}, {"captioned": 1.0}),
+    "the paper's gates, keys trained": Change({"lock": "trained", **PAPER}, use=SHARP, values=(0.5, 0.6)),
+    "captions": Change(recipe={"captioned": 1.0}),
+    "captions, no masks": Change(recipe={"captioned": 1.0, "masks": NO_MASK}),
     "keys trained, no masks": Change({"lock": "trained"}, {"masks": NO_MASK}),
     "no masks": Change(recipe={"masks": NO_MASK}),
     "a word of two vectors": Change({"initial_word": "{0} {0}"}),

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.fidelity.concepts import Concept
+from demo import make_pictures
 from perfusion_core.prompts import TEMPLATES
 from perfusion_core.training.base_model import processor_has_bfloat16
 from scripts.generate.make_workflows import SETTINGS, TRAINING
@@ -39,6 +40,7 @@ class Recipe:
         masks: PAINTED silhouettes; PLAIN ones, which weight a latent by its share of the object instead of that share squared;
             masks FOUND by Find Object; or NO_MASK. Only Train Concept takes masks.
         positions: Tokens at which the covariance is measured; "" leaves the measurement to Train Concept.
+        captioned: How often a picture comes with a caption that names its mood and place; 0 for no captions.
     """
 
     teacher: str = PERFUSION
@@ -46,6 +48,7 @@ class Recipe:
     pictures: int = 4
     masks: str = PAINTED
     positions: str = ""
+    captioned: float = 0.0
 
     def all_widgets(self) -> dict[str, object]:
         """Return all widget values of the training node."""
@@ -53,7 +56,10 @@ class Recipe:
 
     def key(self, concept: Concept, seed: int) -> str:
         """Return a name for the result of training a concept, which is unique to the recipe, the concept and the seed."""
-        parts = [asdict(self) | {"widgets": self.all_widgets()}, concept, seed]
+        told = asdict(self) | {"widgets": self.all_widgets()}
+        if not self.captioned:
+            del told["captioned"]  # Without captions, the names are those of before there were any.
+        parts = [told, concept, seed]
         return f"{concept[0]}-{concept[1]}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
@@ -122,6 +128,9 @@ def teach(
         more["covariance"] = [graph.add("PerfusionCovariance", clip=clip, captions="", positions=recipe.positions), 0]
     more |= {"superclass": word, "trigger": f"<{file}>", "size": side, "seed": seed}
     given = {"model": model, "clip": clip, "vae": vae, "images": images}
+    if recipe.captioned:
+        said = "\n".join(make_pictures.captions(word, len(names)))
+        more["options"] = graph.options(captions=said, captioned=recipe.captioned)
     widgets = recipe.all_widgets()
     widgets["initial_word"] = str(widgets.get("initial_word", "")).format(word)
     taught = graph.add("PerfusionTrain", **given, **more, **widgets)

@@ -156,8 +156,8 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     "preset",
                     options=[AS_SET, *PRESETS],
                     default=AS_SET,
-                    tooltip="Fills size, steps, batch, rates and min_snr of the Train Concept that this is connected to with what "
-                    "suits a base. as set: leaves them as they are.",
+                    tooltip="Fills the numbers of the Train Concept that this is connected to (steps, batch, size, rates, gate, "
+                    "flip, min_snr) with what suits a base. as set: leaves them as they are.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",

@@ -138,6 +138,13 @@ def train_without_painting(press: Press) -> Image.Image:
     return sheet([pictures, found], ['the pictures, and where "monster" is in them, read from the base\'s own attention'])
 
 
+def train_with_captions(press: Press) -> Image.Image:
+    """The sheet of a whole training: a column for each step shown, a row for each preview prompt."""
+    (path,) = press.run("train_with_captions", "The concept, step by step", kind="temp")
+    # Few colours keep the file small.
+    return Image.open(path).convert("RGB").quantize(40, kmeans=3)
+
+
 def inspect_gates(press: Press) -> Image.Image:
     """The image of Inspect Gates."""
     return Image.open(press.run("inspect_gates", "Each concept's gate at each word")[0])
@@ -200,6 +207,7 @@ DRAWN: list[Callable[[Press], Image.Image]] = [
     lock_keys_globally,
     see_attention,
     train_without_painting,
+    train_with_captions,
     inspect_gates,
     two_places,
     schedule_a_concept,

@@ -13,8 +13,8 @@ from scripts.harness.server import Server
 from scripts.setup import bootstrap, browser, steps
 
 COLUMNS = (
-    ("PerfusionTrain", "PerfusionSaveConcept"),
-    ("PerfusionLoadConcept", "PerfusionConceptInWorkflow", "PerfusionLoadConcepts"),
+    ("PerfusionTrain", "PerfusionTrainingOptions"),
+    ("PerfusionLoadConcept", "PerfusionConceptInWorkflow", "PerfusionLoadConcepts", "PerfusionSaveConcept"),
     ("PerfusionConceptSettings", "PerfusionCombineConcepts", "PerfusionApply", "PerfusionTextEncode", "PerfusionFindObject"),
     ("PerfusionAutoBias", "PerfusionSweep", "PerfusionInspect"),
     ("PerfusionWatchAttention", "PerfusionShowAttention", "PerfusionKeepLayout", "PerfusionCovariance"),

@@ -31,6 +31,12 @@ def on_contact_sheet(column: int, row: int) -> Box:
     return x, y, x + demo_job.TALL, y + demo_job.TALL
 
 
+def on_grid(column: int, row: int) -> Box:
+    """Return the box of a picture on the sheet of a training, which has no labels beside its rows (see `labelled_grid`)."""
+    x, y = 19 + column * (SIDE + 9), 41 + row * (SIDE + 9)
+    return x, y, x + SIDE, y + SIDE
+
+
 PLACES = [on_contact_sheet(2, row) for row in range(4)]
 """The concept in four places."""
 CUT: dict[str, tuple[str, list[Box]]] = {
@@ -48,6 +54,7 @@ CUT: dict[str, tuple[str, list[Box]]] = {
     "schedule_a_concept": ("schedule_a_concept", SQUARE),
     "share_a_workflow": ("contact_sheet", PLACES),
     "train_a_concept": ("train_without_painting", cells((0, 0), (1, 0), (2, 0), (3, 0))),
+    "train_with_captions": ("train_with_captions", [on_grid(column, row) for row in (0, 1) for column in (0, 6)]),
     "train_without_painting": ("train_without_painting", SQUARE),
     "two_places": ("two_places", cells((0, 0), (1, 0), wide=2 * SIDE)),
     "use_concepts": ("contact_sheet", PLACES),

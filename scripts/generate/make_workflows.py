@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Callable
 
+from demo.make_pictures import PLACES
 from demo.world import SIDE
 from scripts.generate.drawing import Drawing, Node
 from scripts.harness.server import Server
@@ -116,6 +117,49 @@ The numbers here are for the small demo base, which draws 96 pixels. With an SD1
         0,
         560,
         260,
+        960,
+    )
+
+
+def train_with_captions(sheet: Drawing) -> None:
+    """As `train_a_concept`, with a caption for each picture and with previews of two prompts."""
+    said = "a photo of a <my-monster>"
+    options = sheet.add(
+        "PerfusionTrainingOptions",
+        640,
+        340,
+        700,
+        top=644,
+        captions="\n".join(f"{said} {place}" for place in PLACES),
+        preview_prompts="\n".join(f"{said} {place}" for place in ("on the grass", "on the beach")),
+    )
+    training(sheet, "monster", options=options[0])
+    sheet.note(
+        "How to",
+        """## Captions and other options
+
+*Training Options* plugs into **options** of *Train Concept*.
+
+- **captions**: one line for each picture, in the order of the pictures, with the trigger word in it. Write down what should not
+become part of the concept, such as the place. The captions here describe the demo's pictures. **captioned** below 1 mixes in the
+templates.
+- **invert_masks**: on for cut-outs, pictures with a transparent background; off for masks from the mask editor, as here.
+- **shape** *whole*: wide and tall pictures keep their shape instead of being cropped to a square.
+- **preview_prompts**: one preview for each line; here the sheet has two rows. For an LCM or Turbo checkpoint set
+**preview_steps** to 4 to 8, **preview_cfg** to 1 to 2, and the sampler and scheduler of that checkpoint.
+- **clip_vision**: connect *Load CLIP Vision* and set **keep** of *Train Concept* to *best*. The best step is then chosen by
+pictures instead of by the loss.
+- **preset**: fills in the settings of *Train Concept* for SD1.5, SD2, SDXL or the demo's base."""
+        + advice(
+            sheet,
+            """
+
+The numbers here are for the small demo base. With an SD1.5 checkpoint take `sd15_train_with_captions`, and write captions for
+your own pictures.""",
+        ),
+        0,
+        560,
+        470,
         960,
     )
 
@@ -720,6 +764,7 @@ DRAWN: list[Callable[[Drawing], None]] = [
     lock_keys_globally,
     see_attention,
     train_without_painting,
+    train_with_captions,
     measure_a_text_encoder,
     inspect_gates,
     two_places,
