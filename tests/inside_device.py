@@ -93,21 +93,27 @@ def watched(model: Any, clip: Any, concept: Any) -> dict:
 
 def taught(model: Any, clip: Any, vae: Any) -> dict:
     """A found object, and trainings in half and in whole precision; and what they leave behind."""
-    training, objects, train = (
-        inside.part(name) for name in ("perfusion_core.training.loop", "nodes.find_object", "nodes.training.train_concept")
+    training, lessons, objects, pictures = (
+        inside.part(name)
+        for name in (
+            "perfusion_core.training.loop",
+            "perfusion_core.training.lesson",
+            "nodes.find_object",
+            "nodes.training.training_pictures",
+        )
     )
     picture = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).to(model.load_device)  # as with --gpu-only
     with torch.inference_mode():
         mask = objects.mask_of(model, clip, vae, picture, "monster", 64, 0)
-        prepared = train.training_pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
-        latents, weights = train.training_pictures.latent_forms(model, vae, *prepared, with_small=False)
+        (prepared,) = pictures.prepare([picture[None]], [mask[None].to(model.load_device)], 64)
+        latents, weights = pictures.latent_forms(model, vae, prepared.images, prepared.masks, with_small=False)
     losses, settings = {}, training.Settings(steps=1, batch=1)
     for name, precision in (("half", host.best_precision(model.load_device)), ("whole", torch.float32)):
         with host.gradients_enabled():
             student = host.TrainableModel(model, clip, precision)
             state = training.initial_state(student, "monster", settings)
-            given = *(each.to(student.device, copy=True) for each in (latents, weights)), torch.eye(768).double()
-            list(training.train(student, state, *given, settings))
+            lesson = lessons.Lesson((lessons.Bucket(latents, weights),), torch.eye(768).double()).to(student.device)
+            list(training.train(student, state, lesson, settings))
         losses[name] = state.losses[0]
     projected = host.projections(model, torch.ones(1, 768))
     whole = [each.is_inference() for each in (*model.model.parameters(), *clip.cond_stage_model.parameters())]

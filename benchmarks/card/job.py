@@ -88,13 +88,15 @@ class Card:
     def lesson(self, steps: int, precision: torch.dtype, batch: int = 1) -> tuple[list[float], list[Tensor], float]:
         """Train on seeded latents; return the losses, the learned tensors on the processor, and the seconds of a later step."""
         settings = self.training.Settings(steps=steps, batch=batch, micro=batch, seed=1, **RATES)
+        lessons = inside.part("perfusion_core.training.lesson")
         generator, size = torch.Generator().manual_seed(0), self.job.side // 8
         latents, marks = torch.randn(2, 2, 4, size, size, generator=generator), [time.perf_counter()]
         with self.host.gradients_enabled():
             student = self.host.TrainableModel(self.model, self.clip, precision)
             state = self.training.initial_state(student, "teddy", settings)
-            given = latents.to(student.device), torch.ones(2, 2, 1, size, size, device=student.device), torch.eye(768).double()
-            for _ in self.training.train(student, state, *given, settings):
+            pictures = lessons.Bucket(latents, torch.ones(2, 2, 1, size, size))
+            lesson = lessons.Lesson((pictures,), torch.eye(768).double()).to(student.device)
+            for _ in self.training.train(student, state, lesson, settings):
                 marks.append(time.perf_counter())
             student.release_weights()
         later = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
