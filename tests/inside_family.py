@@ -1,6 +1,6 @@
 """Teaches a family's layout inside the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with sd2, sdxl or koala, prints one JSON object of what was measured.
+`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with the name of a function of `tiny`, prints one JSON object of what was measured.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from scripts.harness.differences import worst  # noqa: E402
 from tests import tiny  # noqa: E402
 
 host, training, exports = (inside.part(name) for name in ("nodes.host", "perfusion_core.training.loop", "nodes.export_concept"))
+empty_latents = inside.part("nodes.host.sampling").empty_latents
+PerfusionError = inside.part("perfusion_core").PerfusionError
 Concept = inside.part("perfusion_core.concept").Concept
-WORD_AT = 2
-"""Of the prompt "an <it>", the token that is the word; it reaches those behind it."""
 OUTPUTS = 3
 """By about so many the derivative is measured, from the first layer to the last."""
 STEPS = {"koala": 3}
@@ -46,7 +46,8 @@ def main() -> dict:
     inverse.add(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
     student = host.TrainableModel(model, clip, torch.float32)
-    latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
+    empty = empty_latents(model, 6, 8, 8)
+    latents, masks = torch.randn(empty.shape).unflatten(0, (3, 2)), torch.ones_like(empty[:, :1]).unflatten(0, (3, 2))
     lessons = inside.part("perfusion_core.training.lesson")
     lesson = lessons.Lesson((lessons.Bucket(latents, masks),), metric)
     with host.gradients_enabled():
@@ -98,15 +99,17 @@ def as_the_host(student: object, state: object) -> dict:
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encoded = student.encode(training.TEMPLATES[:1], state.word)
     sampling = student.model.model.model_sampling
-    latents, noise, time = (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.5]))
+    shape, time = empty_latents(student.model, 1, 8, 8).shape, torch.tensor([0.5])
+    latents, noise = torch.randn(shape), torch.randn(shape)
     prediction, _ = student.objective(latents, noise, time, encoded, None)
     sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
     x = sampling.noise_scaling(sigma, noise, latents)
-    given = {"pooled_output": more["pooled_output"], "cross_attn": cond, "width": 64, "height": 64, "noise": noise, "device": "cpu"}
+    given = more | {"cross_attn": cond, "width": 64, "height": 64, "noise": noise, "device": "cpu"}
     conds = {name: each.cond for name, each in student.model.model.extra_conds(**given).items()}
-    wanted = student.model.model.apply_model(x, sigma, **{k: v.as_subclass(Tensor) for k, v in conds.items()})
+    plain = {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in conds.items()}
+    wanted = student.model.model.apply_model(x, sigma, **plain)
     return {
-        "encoding": worst(encoded.tokens, cond.as_subclass(Tensor)),
+        "encoding": worst(encoded.tokens, host.layer_encodings(student.model, cond.as_subclass(Tensor))),
         "pooled": [] if encoded.pooled is None else [worst(encoded.pooled, more["pooled_output"])],
         "v-prediction": any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__),
         "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),
@@ -121,7 +124,7 @@ def named(state: object, family: str) -> object:
 
 def sampled(model: object, clip: object, text: str) -> Tensor:
     """Latents of a prompt."""
-    latents = torch.zeros(1, 4, 8, 8)
+    latents = empty_latents(model, 1, 8, 8)
     given = (2, 3.0, "euler", "normal", *host.conditionings(clip, (text, "")), latents)
     return comfy.sample.sample(model, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
 
@@ -139,6 +142,7 @@ def used(model: object, clip: object, concept: object) -> dict:
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
         "layers against float64": edited(applied, knowing, concept),
+        "said to another family": said(replace(concept, family="sd3000"), model),
     } | {
         **two_prompts(model, applied, knowing),
         **beside_freeu(model, applied, drawn),
@@ -147,10 +151,23 @@ def used(model: object, clip: object, concept: object) -> dict:
     }
 
 
+def said(concept: object, model: object) -> str:
+    """What is said to a concept."""
+    try:
+        host.check_fit(concept, model)
+    except PerfusionError as error:
+        return str(error)
+    return ""
+
+
 def edited(applied: object, clip: object, concept: object) -> float:
     """The edited keys and values of all layers against the formula in float64, in a prompt with the word and one without."""
-    unet, read = applied.model.diffusion_model, {}
-    projections = [(name, which, getattr(unet.get_submodule(name), f"to_{which}")) for name in concept.values for which in "kv"]
+    unet, family, read = applied.model.diffusion_model, host.kind_of(applied), {}
+    projections = [
+        (name, which, linear)
+        for name in concept.values
+        for which, linear in zip("kv", family.projections(unet.get_submodule(name)), strict=True)
+    ]
     hooks = [
         each.register_forward_hook(lambda each, given, made: read.update({each: (given[0], made)})) for _, _, each in projections
     ]
@@ -158,19 +175,31 @@ def edited(applied: object, clip: object, concept: object) -> float:
     for hook in hooks:
         hook.remove()
     (((cond, _),),) = host.conditionings(clip, ("an <it>",))
-    cond, target, probe = cond.as_subclass(Tensor), concept.target_input.double(), concept.probe.double()
+    unreached = ~reached(clip, "an <it>", family.causal)
+    cond = host.layer_encodings(applied, cond.as_subclass(Tensor))
+    target, probe = concept.target_input.double(), concept.probe.double()
     apart = []
     for layer, which, linear in projections:
         x, made = (each.double() for each in read[linear])
-        weight = linear.weight.double()
+        weight, bias = linear.weight.double(), 0 if linear.bias is None else linear.bias.double()
         output = concept.values[layer].double() if which == "v" else weight @ concept.superclass_encoding.double()
         similarity = (x @ probe / (target @ probe))[..., None]
         gate = torch.sigmoid((similarity - concept.bias) / concept.temperature)
-        names = torch.tensor([torch.equal(row.float(), cond[0]) for row in x])
-        gate[~names], gate[:, :WORD_AT], gate[gate < 1e-3] = 0, 0, 0
+        names = torch.tensor([worst(row.float(), cond[0]) < 1e-6 for row in x])
+        gate[~names], gate[:, unreached], gate[gate < 1e-3] = 0, 0, 0
         assert sum(names) == 1 and gate.max() > 0.5
-        apart.append(worst(made, x @ weight.T + gate * (output - similarity * (weight @ target))))
+        apart.append(worst(made, x @ weight.T + bias + gate * (output - similarity * (weight @ target))))
     return max(apart)
+
+
+def reached(clip: object, text: str, causal: bool) -> Tensor:
+    """The tokens of a prompt that the word has reached, bool [N]: those from it on, or all but padding where encoders look both ways."""
+    section = next(iter(clip.tokenize(text).values()))[0]
+    words = torch.tensor([isinstance(token, Tensor) for token, _ in section])
+    if causal:
+        return words.cumsum(0) > 0
+    end = next(n for n, (token, _) in enumerate(section) if not isinstance(token, Tensor) and token == 1)
+    return torch.arange(len(section)) <= end
 
 
 def combined(model: object, clip: object, concept: object) -> dict:
@@ -217,6 +246,8 @@ def two_prompts(model: object, applied: object, clip: object) -> dict:
 
 def beside_freeu(model: object, applied: object, drawn: Callable[[object, str], Tensor]) -> dict:
     """FreeU on the base and on the model with the concept: it scales blocks of two and four times the model's channels alone."""
+    if not hasattr(model.model.diffusion_model, "output_blocks"):
+        return {}
     freed = [FreeU_V2.execute(one, b1=1.3, b2=1.4, s1=0.9, s2=0.2).result[0] for one in (model, applied)]
     base, named = drawn(freed[0], "a teddy"), drawn(freed[1], "an <it>")
     return {

@@ -1,7 +1,14 @@
-"""Layouts of SD2 and SDXL with few layers, and of SDXL's kin whole, made by the host's own classes; seeded weights know nothing."""
+"""Layouts of base families with few layers, and of SDXL's kin whole, made by the host's own classes; seeded weights know nothing.
+
+The host knows T5-XXL and UMT5-XXL at full size alone, so their encoders are made by its classes with few layers and never loaded;
+LTX-Video's and PixArt's are narrow too, since a vocabulary of T5 in full width has half a gigabyte.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.model_base
@@ -9,11 +16,16 @@ import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.text_encoders.lt
 import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.wan
+import comfy.utils
+import sentencepiece
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from scripts.harness import inside
 from scripts.harness.seeded_models import FEW, made
 
 SD2 = {
@@ -93,3 +105,67 @@ def reloaded(folder: Path, model: ModelPatcher, clip: comfy.sd.CLIP) -> tuple[Mo
     )
     path.unlink()
     return found[:2]
+
+
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 256, "ffn_dim": 256, "num_heads": 2, "num_layers": 2, "in_dim": 16,
+    "out_dim": 16, "freq_dim": 256, "qk_norm": True, "cross_attn_norm": True,
+}  # fmt: skip
+PIECES = 400
+"""Of the vocabulary that takes the place of UMT5's, which has no file here."""
+NARROW = 64
+"""Width of a T5 in place of XXL's 4096."""
+LTXV = {
+    "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 8, "cross_attention_dim": 256, "caption_channels": NARROW,
+}  # fmt: skip
+T5 = {"num_layers": 2, "d_ff": 64, "num_heads": 2}
+
+
+class NarrowT5(comfy.text_encoders.lt.T5XXLTokenizer):
+    """LTX-Video's tokenizer for a narrow T5."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.embedding_size = NARROW
+
+
+def pieces() -> torch.Tensor:
+    """A vocabulary of sentencepiece, learned from the pack's captions, with UMT5's numbers for padding and the end."""
+    file, texts = io.BytesIO(), inside.part("perfusion_core.captions").captions(1000)
+    numbers = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=file, vocab_size=PIECES, hard_vocab_limit=False, minloglevel=2, **numbers
+    )
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def wan(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of Wan's layout, read by the stock loader, and a UMT5 of full width with few layers and a small vocabulary."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.WAN21_T2V(dict(WAN))
+    target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, comfy.text_encoders.wan.te())
+    few = {"umt5xxl_model_config": T5 | {"vocab_size": PIECES}}
+    model, clip = made(config, comfy.model_base.WAN21, target, layers=few, vocabulary={"spiece_model": pieces()})
+    return loaded(folder, model), clip
+
+
+def ltxv(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of LTX-Video's layout, read by the stock loader, and a narrow T5 with few layers."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.LTXV(dict(LTXV))
+    target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.lt.LTXVT5Tokenizer, comfy.text_encoders.lt.ltxv_te())
+    few = {"t5xxl_model_config": T5 | {"d_model": NARROW}}
+    model, clip = made(config, comfy.model_base.LTXV, target, layers=few, vocabulary={"clip_t5xxl_tokenizer_class": NarrowT5})
+    return loaded(folder, model, {"config": json.dumps({"transformer": {"caption_channels": NARROW}})}), clip
+
+
+def loaded(folder: Path, model: ModelPatcher, metadata: Mapping[str, str] | None = None) -> ModelPatcher:
+    """A MODEL with seeded biases, written to a file of its own and read from it in float32 as the stock loader reads one."""
+    for name, weight in model.model.diffusion_model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(weight, std=0.1)
+    path = folder / "model.safetensors"
+    comfy.utils.save_torch_file(model.model.diffusion_model.state_dict(), str(path), metadata)
+    found = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    path.unlink()
+    return found

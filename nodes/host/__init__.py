@@ -8,11 +8,11 @@ embeddings of pictures. `folders`: where the host looks for concepts. `page_rout
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
 from .folders import FOLDER, listed
-from .model.families import clip_layer, encoders_of, family_of, layers_of, width_of
+from .model.families import clip_layer, encoders_of, encodings_adapted, family_of, kind_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
-from .model.loading import lora_names, projections
+from .model.loading import layer_encodings, lora_names, projections
 from .page_routes import serve
-from .sampling import Preview, check_vae, draw, latents_of, predict_from_noise, sample, samplers
+from .sampling import Preview, check_vae, draw, latents_of, pixels_per_latent, predict_from_noise, sample, samplers
 from .text.clip_with_words import clip_with_words
 from .text.encoding import (
     POSITIONS,
@@ -64,6 +64,7 @@ __all__ = [
     "encoders_of",
     "encoding_width",
     "encodings",
+    "encodings_adapted",
     "family_of",
     "free_memory",
     "free_unused",
@@ -71,7 +72,9 @@ __all__ = [
     "gradients_enabled",
     "identity_of",
     "identity_of_weights",
+    "kind_of",
     "latents_of",
+    "layer_encodings",
     "layers_of",
     "listed",
     "lora_names",
@@ -82,6 +85,7 @@ __all__ = [
     "model_with_settings",
     "object_attention",
     "picture_embeddings",
+    "pixels_per_latent",
     "predict_from_noise",
     "prepare_clip",
     "projections",
