@@ -34,6 +34,8 @@ OUTPUTS = 3
 """By about so many the derivative is measured, from the first layer to the last."""
 STEPS = {"koala": 3}
 """Of the training, where it is not 6: a step of the large one takes as long as all of the others."""
+BENT = 0.001
+"""Of a word's length, the step of finite differences with T5, whose attention bends sharply where weights are random."""
 SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
 
 
@@ -73,7 +75,7 @@ def gradients(student: object, state: object, latents: Tensor, masks: Tensor, in
     for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
         direction = gradient / gradient.norm()
         kept, losses = tensor.clone(), []
-        size = 0.02 * float(tensor.norm())
+        size = (0.02 if host.kind_of(student.model).causal else BENT) * float(tensor.norm())
         for sign in (1, -1):
             tensor.copy_(kept + sign * size * direction)
             losses.append(loss_of(student, state, *given[:-1]))

@@ -118,6 +118,8 @@ NARROW = 64
 LTXV = {
     "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 8, "cross_attention_dim": 256, "caption_channels": NARROW,
 }  # fmt: skip
+HEAD = 64
+"""Width of T5's heads."""
 T5 = {"num_layers": 2, "d_ff": 64, "num_heads": 2}
 
 
@@ -146,7 +148,7 @@ def wan(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, comfy.text_encoders.wan.te())
     few = {"umt5xxl_model_config": T5 | {"vocab_size": PIECES}}
     model, clip = made(config, comfy.model_base.WAN21, target, layers=few, vocabulary={"spiece_model": pieces()})
-    return loaded(folder, model), clip
+    return loaded(folder, model), softened(clip)
 
 
 def ltxv(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
@@ -156,7 +158,16 @@ def ltxv(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.lt.LTXVT5Tokenizer, comfy.text_encoders.lt.ltxv_te())
     few = {"t5xxl_model_config": T5 | {"d_model": NARROW}}
     model, clip = made(config, comfy.model_base.LTXV, target, layers=few, vocabulary={"clip_t5xxl_tokenizer_class": NarrowT5})
-    return loaded(folder, model, {"config": json.dumps({"transformer": {"caption_channels": NARROW}})}), clip
+    return loaded(folder, model, {"config": json.dumps({"transformer": {"caption_channels": NARROW}})}), softened(clip)
+
+
+def softened(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
+    """The same CLIP of T5's kind, whose attention does not divide by the root of a head's width, with weights that do instead."""
+    with torch.no_grad():
+        for name, weight in clip.cond_stage_model.named_parameters():
+            if name.endswith("SelfAttention.q.weight"):
+                weight.mul_(HEAD**-0.5)
+    return clip
 
 
 def loaded(folder: Path, model: ModelPatcher, metadata: Mapping[str, str] | None = None) -> ModelPatcher:
