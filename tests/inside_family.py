@@ -1,6 +1,6 @@
 """Teaches a family's layout inside the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with the name of a function of `tiny`, prints one JSON object of what was measured.
+`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with a function of `tiny`, prints one JSON object of what was measured.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> dict:
         # KOALA's layers are SDXL's, and finite differences over all of its weights would take half a minute.
         found = gradients(student, state, latents, masks, metric) if FAMILY != "koala" else {}
         before = training.held_out_loss(student, state, lesson, SETTINGS)
+        found |= {"computed twice": twice(student, state, latents, masks, metric)}
         list(training.train(student, state, lesson, SETTINGS))
         after = training.held_out_loss(student, state, lesson, SETTINGS)
     with torch.inference_mode():
@@ -64,6 +65,14 @@ def main() -> dict:
         concept = state.concept(metric, "<it>", "teddy", host.family_of(model), SETTINGS)
         concept.save(FOLDER / "it.safetensors", torch.float32)
         return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
+
+
+def twice(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> float:
+    """How far gradients move if blocks are computed twice, as where memory is short."""
+    given = (training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
+    once, student.twice = training.gradients(student, state, *given)[0], True
+    again, student.twice = training.gradients(student, state, *given)[0], False
+    return max(worst(one, other) for one, other in zip(again, once, strict=True))
 
 
 def gradients(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
@@ -195,7 +204,7 @@ def edited(applied: object, clip: object, concept: object) -> float:
 
 
 def reached(clip: object, text: str, causal: bool) -> Tensor:
-    """The tokens of a prompt that the word has reached, bool [N]: those from it on, or all but padding where encoders look both ways."""
+    """The tokens of a prompt that the word has reached, bool [N]: from it on, or all but padding if encoders look both ways."""
     section = next(iter(clip.tokenize(text).values()))[0]
     words = torch.tensor([isinstance(token, Tensor) for token, _ in section])
     if causal:

@@ -34,6 +34,7 @@ class Family:
         pooled: the text encoder, if any, whose pooled output the model reads in addition to the encoding.
         causal: whether a token of its text encoders is encoded from those before it alone.
         blocks: the parts of the model that are recomputed when memory is short; they hold most of the activations.
+        in_place: whether these add to their own input in place.
         controlled: whether its attention can be watched, confined to regions and led by another picture's.
         loras: whether the host has LoRA names for its projections.
     """
@@ -51,6 +52,7 @@ class Family:
     pooled: str = ""
     causal: bool = True
     blocks: tuple[type[nn.Module], ...] = (ResBlock, BasicTransformerBlock)
+    in_place: bool = False
     controlled: bool = True
     loras: bool = True
 
@@ -94,6 +96,7 @@ FAMILIES = (
         encoders=("clip_t5xxl",),
         causal=False,
         blocks=(comfy.ldm.lightricks.model.BasicTransformerBlock,),
+        in_place=True,
         controlled=False,
     ),
 )

@@ -16,6 +16,8 @@ from ..unet.projection_hooks import replace_forward
 
 BLOCKS = tuple({block for family in FAMILIES for block in family.blocks})
 """The parts of models that are recomputed when memory is short; they hold most of the activations."""
+CHANGING = tuple({block for family in FAMILIES if family.in_place for block in family.blocks})
+"""Those of them that change their own input."""
 
 
 @dataclass
@@ -140,8 +142,9 @@ def activation_checkpointing(
         alone = _Alone(block)
 
         def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # A copy, since some blocks add to their input in place and are to read the same once more.
-            return torch.func.functional_call(alone, own, (x.clone(), *args), kwargs)
+            # A copy of what the block changes and is to read once more.
+            x = x.clone() if isinstance(block, CHANGING) else x
+            return torch.func.functional_call(alone, own, (x, *args), kwargs)
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             return checkpoint(

@@ -151,7 +151,8 @@ class TrainableModel:
     def _computing(self) -> Iterator[None]:
         """Let the model compute in the precision of training within the context."""
         wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
-        with computing(self.device, self.precision), norms_with_own_input(), wide:
+        norms = norms_with_own_input() if self.family.in_place else contextlib.nullcontext()
+        with computing(self.device, self.precision), norms, wide:
             yield
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
