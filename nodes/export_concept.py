@@ -123,6 +123,9 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
     bare = [one.trigger for one in stack if not one.values]
     if bare and what != EMBEDDING:
         raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
+    family = host.kind_of(model)
+    if what != EMBEDDING and not family.loras:
+        raise PerfusionError(f"The host has no LoRA of keys and values apart for {family.name} models; choose embedding.")
     for one in stack:
         host.check_fit(one, model)
         if word_key(one.trigger) in known:

@@ -32,8 +32,10 @@ PerfusionError = inside.part("perfusion_core").PerfusionError
 Concept = inside.part("perfusion_core.concept").Concept
 OUTPUTS = 3
 """By about so many the derivative is measured, from the first layer to the last."""
-STEPS = {"koala": 3}
-"""Of the training, where it is not 6: a step of the large one takes as long as all of the others."""
+STEPS = {"koala": 3, "pixart": 3}
+"""Of the training, where it is not 6: a step of these large ones takes as long as all of the others."""
+OPEN = 0.1
+"""The least to which a gate opens at the word in a prompt that is none of the training's."""
 BENT = 0.001
 """Of a word's length, the step of finite differences with T5, whose attention bends sharply where weights are random."""
 SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
@@ -48,7 +50,7 @@ def main() -> dict:
     inverse.add(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
     student = host.TrainableModel(model, clip, torch.float32)
-    empty = empty_latents(model, 6, 8, 8)
+    empty = blank(model, 6)
     latents, masks = torch.randn(empty.shape).unflatten(0, (3, 2)), torch.ones_like(empty[:, :1]).unflatten(0, (3, 2))
     lessons = inside.part("perfusion_core.training.lesson")
     lesson = lessons.Lesson((lessons.Bucket(latents, masks),), metric)
@@ -56,8 +58,8 @@ def main() -> dict:
         state = training.initial_state(student, "teddy", SETTINGS)
         # KOALA's layers are SDXL's, and finite differences over all of its weights would take half a minute.
         found = gradients(student, state, latents, masks, metric) if FAMILY != "koala" else {}
+        found |= {"computed twice": twice(student, state, latents, masks, metric)} if FAMILY != "koala" else {}
         before = training.held_out_loss(student, state, lesson, SETTINGS)
-        found |= {"computed twice": twice(student, state, latents, masks, metric)}
         list(training.train(student, state, lesson, SETTINGS))
         after = training.held_out_loss(student, state, lesson, SETTINGS)
     with torch.inference_mode():
@@ -65,6 +67,12 @@ def main() -> dict:
         concept = state.concept(metric, "<it>", "teddy", host.family_of(model), SETTINGS)
         concept.save(FOLDER / "it.safetensors", torch.float32)
         return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
+
+
+def blank(model: object, count: int) -> Tensor:
+    """The smallest latents that a model draws."""
+    side = host.kind_of(model).least
+    return empty_latents(model, count, side, side)
 
 
 def twice(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> float:
@@ -110,12 +118,12 @@ def as_the_host(student: object, state: object) -> dict:
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encoded = student.encode(training.TEMPLATES[:1], state.word)
     sampling = student.model.model.model_sampling
-    shape, time = empty_latents(student.model, 1, 8, 8).shape, torch.tensor([0.5])
+    shape, time = blank(student.model, 1).shape, torch.tensor([0.5])
     latents, noise = torch.randn(shape), torch.randn(shape)
     prediction, _ = student.objective(latents, noise, time, encoded, None)
     sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
     x = sampling.noise_scaling(sigma, noise, latents)
-    given = more | {"cross_attn": cond, "width": 64, "height": 64, "noise": noise, "device": "cpu"}
+    given = more | {"cross_attn": cond, "width": 8 * shape[-1], "height": 8 * shape[-2], "noise": noise, "device": "cpu"}
     conds = {name: each.cond for name, each in student.model.model.extra_conds(**given).items()}
     plain = {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in conds.items()}
     wanted = student.model.model.apply_model(x, sigma, **plain)
@@ -135,7 +143,7 @@ def named(state: object, family: str) -> object:
 
 def sampled(model: object, clip: object, text: str) -> Tensor:
     """Latents of a prompt."""
-    latents = empty_latents(model, 1, 8, 8)
+    latents = blank(model, 1)
     given = (2, 3.0, "euler", "normal", *host.conditionings(clip, (text, "")), latents)
     return comfy.sample.sample(model, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
 
@@ -153,7 +161,7 @@ def used(model: object, clip: object, concept: object) -> dict:
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
         "layers against float64": edited(applied, knowing, concept),
-        "said to another family": said(replace(concept, family="sd3000"), model),
+        "said to another family": said_by(lambda: host.check_fit(replace(concept, family="sd3000"), model)),
     } | {
         **two_prompts(model, applied, knowing),
         **beside_freeu(model, applied, drawn),
@@ -162,10 +170,10 @@ def used(model: object, clip: object, concept: object) -> dict:
     }
 
 
-def said(concept: object, model: object) -> str:
-    """What is said to a concept."""
+def said_by(asked: Callable[[], object]) -> str:
+    """What is said when something is refused."""
     try:
-        host.check_fit(concept, model)
+        asked()
     except PerfusionError as error:
         return str(error)
     return ""
@@ -179,26 +187,34 @@ def edited(applied: object, clip: object, concept: object) -> float:
         for name in concept.values
         for which, linear in zip("kv", family.projections(unet.get_submodule(name)), strict=True)
     ]
-    hooks = [
-        each.register_forward_hook(lambda each, given, made: read.update({each: (given[0], made)})) for _, _, each in projections
-    ]
-    sampled(applied, clip, "an <it>")
-    for hook in hooks:
-        hook.remove()
     (((cond, _),),) = host.conditionings(clip, ("an <it>",))
     unreached = ~reached(clip, "an <it>", family.causal)
     cond = host.layer_encodings(applied, cond.as_subclass(Tensor))
+
+    def see(linear: object, given: tuple, made: Tensor) -> None:
+        if given[0].numel() % cond.numel() == 0:
+            read[linear] = given[0], made
+
+    hooks = [linear.register_forward_hook(see) for _, _, linear in projections]
+    sampled(applied, clip, "an <it>")
+    for hook in hooks:
+        hook.remove()
     target, probe = concept.target_input.double(), concept.probe.double()
     apart = []
     for layer, which, linear in projections:
         x, made = (each.double() for each in read[linear])
-        weight, bias = linear.weight.double(), 0 if linear.bias is None else linear.bias.double()
+        # Where one Linear gives both, it reads all prompts as one.
+        x, half = x.reshape(-1, *cond.shape[1:]), slice(None)
+        if family.fused:
+            half = slice(0, linear.out_features // 2) if which == "k" else slice(linear.out_features // 2, None)
+        made = made.reshape(*x.shape[:2], -1)[..., half]
+        weight, bias = linear.weight.double()[half], 0 if linear.bias is None else linear.bias.double()[half]
         output = concept.values[layer].double() if which == "v" else weight @ concept.superclass_encoding.double()
         similarity = (x @ probe / (target @ probe))[..., None]
         gate = torch.sigmoid((similarity - concept.bias) / concept.temperature)
         names = torch.tensor([worst(row.float(), cond[0]) < 1e-6 for row in x])
         gate[~names], gate[:, unreached], gate[gate < 1e-3] = 0, 0, 0
-        assert sum(names) == 1 and gate.max() > 0.5
+        assert sum(names) == 1 and gate.max() > OPEN
         apart.append(worst(made, x @ weight.T + bias + gate * (output - similarity * (weight @ target))))
     return max(apart)
 
@@ -230,6 +246,8 @@ def combined(model: object, clip: object, concept: object) -> dict:
 
 def exported(model: object, clip: object, concept: object, drawn: Callable[[object, str], Tensor]) -> dict:
     """The LoRA that is exported, through the host's own loader, against the static edit that it holds."""
+    if not host.kind_of(model).loras:
+        return {"said to an export": said_by(lambda: exports.check(model, clip, (concept,), "it", "LoRA"))}
     loaded = comfy.sd.load_lora_for_models(model, clip, exports.lora_of(model, clip, (concept,))[0], 1.0, 0.0)[0]
     static = drawn(host.model_with_edit(model, (concept,), "static"), "an <it>")
     return {"exported": worst(drawn(loaded, "an <it>"), static), "without the LoRA": worst(drawn(model, "an <it>"), static)}
@@ -239,14 +257,14 @@ def two_prompts(model: object, applied: object, clip: object) -> dict:
     """Different prompts for two text encoders: whether the concept acts where one or both name it, at whatever places."""
     if FAMILY != "sdxl":
         return {}
-    found, blank, latents = [], host.conditionings(clip, ("",))[0], torch.zeros(1, 4, 8, 8)
+    found, without, latents = [], host.conditionings(clip, ("",))[0], blank(model, 1)
     long = "very " * 90
     for first, second in (
         ("an <it>", "a red thing"), ("a thing", "an <it>"), ("an <it>", "a very old <it>"), (f"an <it>, {long}", "an <it>"),
         ("a thing", f"an <it>, {long}"), ("a thing", "a teddy"),
     ):  # fmt: skip
         cond = clip.encode_from_tokens_scheduled({"l": clip.tokenize(first)["l"], "g": clip.tokenize(second)["g"]})
-        given = (1, 1.0, "euler", "normal", cond, blank, latents)
+        given = (1, 1.0, "euler", "normal", cond, without, latents)
         drawn = [
             comfy.sample.sample(one, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
             for one in (applied, model)

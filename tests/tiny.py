@@ -17,7 +17,9 @@ import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.text_encoders.lt
+import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.spiece_tokenizer
 import comfy.text_encoders.wan
 import comfy.utils
 import sentencepiece
@@ -180,3 +182,33 @@ def loaded(folder: Path, model: ModelPatcher, metadata: Mapping[str, str] | None
     found = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
     path.unlink()
     return found
+
+
+PIXART = {
+    "image_model": "pixart_sigma", "num_heads": 16, "patch_size": 2, "hidden_size": 1152, "in_channels": 4, "depth": 1,
+    "model_max_length": 300, "micro_condition": False,
+}  # fmt: skip
+
+
+class PixArtPieces(comfy.text_encoders.pixart_t5.T5XXLTokenizer):
+    """PixArt's tokenizer with a small vocabulary."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.tokenizer = comfy.text_encoders.spiece_tokenizer.SPieceTokenizer(pieces())
+        self.inv_vocab = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
+
+
+def pixart(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of PixArt Sigma's width, read by the stock loader, and a T5 of full width with few layers and a small vocabulary."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.PixArtSigma(dict(PIXART))
+    few = {"t5xxl_model_config": T5 | {"vocab_size": PIECES}}
+    model, clip = made(
+        config,
+        comfy.model_base.PixArt,
+        config.clip_target(),
+        layers=few,
+        vocabulary={"clip_t5xxl_tokenizer_class": PixArtPieces},
+    )
+    return loaded(folder, model), softened(clip)

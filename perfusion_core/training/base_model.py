@@ -47,6 +47,11 @@ class Encoded:
         unpadded = None if self.unpadded is None else self.unpadded[which.to(self.unpadded.device)]
         return Encoded(tokens, self.places[which.to(self.places.device)], pooled[0] if pooled else None, unpadded)
 
+    def shortened(self, length: int) -> Encoded:
+        """Return the first `length` tokens of each prompt."""
+        unpadded = None if self.unpadded is None else self.unpadded[:, :length]
+        return replace(self, tokens=self.tokens[:, :length], unpadded=unpadded)
+
     def at_word(self) -> Tensor:
         """Return the encoding of the word's last vector in each prompt, float32 [P, d]."""
         return self.tokens.float()[torch.arange(len(self.places)), self.places]

@@ -1,7 +1,7 @@
 """Properties of the host's MODEL and CLIP objects: base family, cross-attention layers, text encoders."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.ldm.lightricks.model
 import comfy.ldm.pixart.pixartms
@@ -33,6 +33,8 @@ class Family:
         encoders: names of its text encoders.
         pooled: the text encoder, if any, whose pooled output the model reads in addition to the encoding.
         causal: whether a token of its text encoders is encoded from those before it alone.
+        padded: whether short prompts are padded to one length.
+        least: latents a side of the smallest picture that it draws, for looks at what happens inside.
         blocks: the parts of the model that are recomputed when memory is short; they hold most of the activations.
         in_place: whether these add to their own input in place.
         controlled: whether its attention can be watched, confined to regions and led by another picture's.
@@ -51,6 +53,8 @@ class Family:
     encoders: tuple[str, ...] = ()
     pooled: str = ""
     causal: bool = True
+    padded: bool = True
+    least: int = 8
     blocks: tuple[type[nn.Module], ...] = (ResBlock, BasicTransformerBlock)
     in_place: bool = False
     controlled: bool = True
@@ -69,6 +73,25 @@ class Family:
         """Return what the layers of a model read, [B, N, d], of the encodings that it is called with, [B, N, ·]."""
         return unet.get_submodule(self.adapter)(context) if self.adapter else context
 
+
+PIXART = Family(
+    "pixart_alpha",
+    architectures=("pixart_alpha",),
+    layers=r"blocks\.\d+\.cross_attn",
+    keys="kv_linear",
+    values="kv_linear",
+    adapter="y_embedder.y_proj",
+    inputs=("x", "timesteps", "context", "c_size", "c_ar"),
+    asks_wrappers=False,
+    encoders=("clip_t5xxl",),
+    causal=False,
+    padded=False,
+    # Its places are counted in units of 64 latents, and none of them must be nothing.
+    least=34,
+    blocks=(comfy.ldm.pixart.pixartms.PixArtMSBlock,),
+    controlled=False,
+    loras=False,
+)
 
 FAMILIES = (
     Family("sd1", width=768, encoders=("clip_l",)),
@@ -99,6 +122,8 @@ FAMILIES = (
         in_place=True,
         controlled=False,
     ),
+    PIXART,
+    replace(PIXART, name="pixart_sigma", architectures=("pixart_sigma",)),
 )
 """All base families. This is the only place where they are told apart."""
 
@@ -108,7 +133,7 @@ JOINT = {
 }
 """The host's classes of models in which text and picture share one attention."""
 
-KNOWN = "Stable Diffusion 1, 2 or XL, Wan or LTX-Video"
+KNOWN = "Stable Diffusion 1, 2 or XL, Wan, LTX-Video or PixArt"
 """The models of FAMILIES, for sentences."""
 
 

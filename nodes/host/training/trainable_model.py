@@ -125,17 +125,20 @@ class TrainableModel:
         self._hold()
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
-        stands = trigger_masks(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
+        lengths = [len(section) for section in next(iter(tokens.values()))]
+        stands = padded(trigger_masks(tokens, tokenizer)[self.WORD], lengths)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
         with contextlib.ExitStack() as opened:
             opened.enter_context(computing(self.encoder_device, self.encoder_precision))
             opened.enter_context(differentiable_encoder(self.encoder, self.linears.values()))
             heard = opened.enter_context(pooled(self.clip, self.family.pooled))
-            out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
-        encodings = self._read(out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1]))
+            # The host encodes prompts together only if they are of one length.
+            parts = [tokens] if len(set(lengths)) == 1 else [{name: [each] for name, each in one} for one in apart(tokens)]
+            out = torch.cat([torch.func.functional_call(self.encoder, self.encoder_weights, (each,))[0] for each in parts], 1)
+        encodings = self._read(padded(out.to(self.device, torch.float32)[0], lengths))
         unpadded = None
         if not self.family.causal:
-            unpadded = prompt_tokens(tokens, tokenizer).reshape(len(templates), -1).to(self.device)
+            unpadded = padded(prompt_tokens(tokens, tokenizer), lengths).to(self.device)
         return Encoded(encodings, places, heard[0].to(encodings) if heard else None, unpadded)
 
     def _read(self, encodings: Tensor) -> Tensor:
@@ -161,7 +164,24 @@ class TrainableModel:
         return project(self.unet_weights, self.family, self.layers, vectors)
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
-        """See `Base.objective`. The target is the UNet output from which the host would compute exactly the original latents."""
+        """See `Base.objective`. The target is the model's output from which the host would compute exactly the original latents."""
+        if self.family.padded:
+            return self._objective(latents, noise, time, encoded, edit)
+        # Layers would read the padding of shorter prompts, so that prompts of one length are computed at a time.
+        lengths, found, order = encoded.unpadded.sum(1), [], []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            given = encoded.of_prompts(rows).shortened(length)
+            found.append(self._objective(latents[rows], noise[rows], time[rows], given, edit))
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        prediction, target = (torch.cat(each)[back] for each in zip(*found, strict=True))
+        return prediction, target
+
+    def _objective(
+        self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the result of `objective` for prompts of one length."""
         self._hold()
         sampling = self.model.model.model_sampling
         sigmas = sampling.sigmas.to(self.device)
@@ -233,6 +253,19 @@ class TrainableModel:
             step()
         need.outside.fixed += said.outside.of(1)
         return need
+
+
+def apart(tokens: Mapping[str, list]) -> Iterator[Iterator[tuple[str, list]]]:
+    """Yield the prompts of a tokenized batch one by one, as pairs of an encoder's name and its section."""
+    for sections in zip(*tokens.values(), strict=True):
+        yield zip(tokens, sections, strict=True)
+
+
+def padded(joined: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return prompts of these lengths, joined in a tensor [sum of lengths, …], as [P, longest, …]; what is missing is 0."""
+    if len(set(lengths)) == 1:
+        return joined.reshape(len(lengths), lengths[0], *joined.shape[1:])
+    return torch.nn.utils.rnn.pad_sequence(joined.split(list(lengths)), batch_first=True)
 
 
 @contextlib.contextmanager

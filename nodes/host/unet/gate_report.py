@@ -79,7 +79,7 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     stack = tuple(concept.with_settings(schedule=ALWAYS) for concept in applied.stack)
     mine = model_with(model, replace(applied, stack=stack, comparer=changes, recorder=None, layout=None))
     bare = [[cond, {k: v for k, v in rest.items() if k not in PLACEMENT}] for cond, rest in conditioning]
-    latents = empty_latents(model, 1, 8, 8)
+    latents = empty_latents(model, 1, applied.family.least, applied.family.least)
     noise = comfy.sample.prepare_noise(latents, 0)
     comfy.sample.sample(mine, noise, 1, 1.0, "euler", "normal", bare, [], latents, disable_pbar=True, seed=0)
     read = functools.partial(layer_encodings, model)

@@ -16,7 +16,7 @@ from .attention_recorder import Recorder, SamplingRun
 from .layout_injection import Layout
 from .perfusion_state import KEY, PerfusionState
 from .sampling_run import prepare_conds
-from .unet_call import run_edited
+from .unet_call import ask_wrappers, run_edited
 
 
 def check_fit(concept: Concept, model: ModelPatcher) -> None:
@@ -62,7 +62,10 @@ def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     applied.edits(torch.device("cpu"))
     cloned = model.clone()
     cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
-    for where, wrapper in ((WrappersMP.DIFFUSION_MODEL, run_edited), (WrappersMP.SAMPLER_SAMPLE, prepare_conds)):
+    wrappers = {WrappersMP.DIFFUSION_MODEL: run_edited, WrappersMP.SAMPLER_SAMPLE: prepare_conds}
+    if not family.asks_wrappers:
+        wrappers[WrappersMP.APPLY_MODEL] = ask_wrappers
+    for where, wrapper in wrappers.items():
         cloned.remove_wrappers_with_key(where, KEY)
         cloned.add_wrapper_with_key(where, KEY, wrapper)
     return cloned

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from comfy.patcher_extension import WrapperExecutor
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ....perfusion_core.gated_edit import EXACT
@@ -13,6 +13,7 @@ from .attention_control import AttentionControl, Injection, Watch
 from .attention_recorder import POSITIVE
 from .named_tokens import influenced_tokens
 from .perfusion_state import EXTRA_MODEL_INPUTS, KEY, OVERRIDE, PerfusionState
+from .projection_hooks import replace_forward
 from .regions import regions_of
 
 
@@ -84,6 +85,20 @@ def run_edited(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
     if applied.layout is not None and columns is not None:
         injection = applied.layout.injection(options, x, columns, maps_of)
     return call_unet(call, inputs, options, watch, injection)
+
+
+def ask_wrappers(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wrap the application of a model whose forward does not ask for wrappers: have it ask."""
+    unet = executor.class_obj.diffusion_model
+    plain = unet.forward
+
+    def forward(*given: Any, transformer_options: dict, **more: Any) -> Tensor:
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        wrapped = WrapperExecutor.new_class_executor(plain, unet, wrappers)
+        return wrapped.execute(*given, transformer_options=transformer_options, **more)
+
+    with replace_forward(unet, forward):
+        return executor(*args, **kwargs)
 
 
 def call_unet(
