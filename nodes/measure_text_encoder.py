@@ -122,7 +122,7 @@ class PerfusionCovariance(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that reads the encodings. Wan and LTX-Video adapt them first, and need it; others do not.",
+                    tooltip="The model that reads the encodings. Wan, LTX-Video and PixArt adapt them first and are needed here.",
                 ),
             ],
             outputs=[

@@ -223,11 +223,11 @@ class Edit:
     def influenced_both_ways(self, encoding: Tensor) -> Tensor:
         """Return the same as `influenced` for text encoders that are not causal: a word reaches all of its prompt.
 
-        Padding that is encoded alike is no part of it: of the last tokens, all that are equal to the one before.
+        Padding that is encoded alike is no part of it: the last tokens that are equal, if there are several.
         """
         own = self.own_tokens(encoding).any(1, keepdim=True).float()
-        repeated = nn.functional.pad((encoding[:, 1:] == encoding[:, :-1]).all(2), (1, 0))
-        padding = repeated.int().flip(1).cumprod(1).flip(1)
+        ending = (encoding == encoding[:, -1:]).all(2).int().flip(1).cumprod(1).flip(1)
+        padding = ending * (ending.sum(1, keepdim=True) > 1)
         return own * (1 - padding)[..., None]
 
     def coefficients(self, encoding: Tensor, named: Tensor | None = None) -> Coefficients:

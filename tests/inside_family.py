@@ -19,6 +19,7 @@ inside.enter_with_pack(COMFYUI)
 
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -164,6 +165,7 @@ def used(model: object, clip: object, concept: object) -> dict:
         "said to another family": said_by(lambda: host.check_fit(replace(concept, family="sd3000"), model)),
     } | {
         **two_prompts(model, applied, knowing),
+        **seen_by_layers(model, applied, knowing, concept),
         **beside_freeu(model, applied, drawn),
         **combined(model, clip, concept),
         **exported(model, clip, concept, drawn),
@@ -251,6 +253,43 @@ def exported(model: object, clip: object, concept: object, drawn: Callable[[obje
     loaded = comfy.sd.load_lora_for_models(model, clip, exports.lora_of(model, clip, (concept,))[0], 1.0, 0.0)[0]
     static = drawn(host.model_with_edit(model, (concept,), "static"), "an <it>")
     return {"exported": worst(drawn(loaded, "an <it>"), static), "without the LoRA": worst(drawn(model, "an <it>"), static)}
+
+
+def seen_by_layers(model: object, applied: object, clip: object, concept: object) -> dict:
+    """Of a transformer: gates as reported, a prompt whose notes are lost, captions as measured, and what is refused."""
+    family = host.kind_of(model)
+    if not family.adapter:
+        return {}
+    noted, plain = host.conditionings(clip, ("an <it>", "an <it>"))
+    plain[0][0] = plain[0][0].as_subclass(Tensor).clone()
+    encoding = host.layer_encodings(model, plain[0][0])[0].double()
+    within = reached(clip, "an <it>", causal=False)
+    similarity = encoding @ concept.probe.double() / (concept.target_input.double() @ concept.probe.double())
+    gates = torch.sigmoid((similarity - concept.bias) / concept.temperature) * within
+    found = [host.gate_report(applied, each) for each in (noted, plain)]
+    texts = ["a teddy in a room", "a red cup", "the old dog of a friend"]
+    folder_paths.folder_names_and_paths[host.FOLDER][0].insert(0, str(FOLDER))
+    measured = inside.part("nodes.measure_text_encoder").measure(clip, texts * 200, model=model)
+    tokens = torch.cat(
+        [
+            host.layer_encodings(model, cond.as_subclass(Tensor))[0][reached(clip, text, causal=False)].double()
+            for text, ((cond, _),) in zip(texts, host.conditionings(clip, texts), strict=True)
+        ]
+    )
+    region = (replace(concept, region=torch.ones(8, 8)),)
+    recorder = inside.part("nodes.host").Recorder()
+    return {
+        "words": found[0].prompts[0].words[:4],
+        "gates": worst(found[0].prompts[0].gates["<it>"], gates),
+        "layers that change": len(found[0].changes.values),
+        "padding of a prompt without notes": float(found[1].prompts[0].gates["<it>"][~within].sum()),
+        "named without notes": found[1].missing == [],
+        "covariance": worst(measured.matrix, tokens.T @ tokens / len(tokens)),
+        "covariance of": [measured.identity == host.identity_of(clip, model), measured.identity == host.identity_of(clip)],
+        "said to no model": said_by(lambda: inside.part("nodes.measure_text_encoder").measure(clip, texts)),
+        "said to a region": said_by(lambda: host.model_with_edit(model, region, "exact")),
+        "said to a watch": said_by(lambda: host.model_watched(model, recorder)),
+    }
 
 
 def two_prompts(model: object, applied: object, clip: object) -> dict:

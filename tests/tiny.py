@@ -74,12 +74,11 @@ def whole(name: str) -> comfy.supported_models_base.BASE:
     return getattr(comfy.supported_models, name)(WHOLE | config | {"num_res_blocks": blocks})
 
 
-def weightless(name: str) -> ModelPatcher:
-    """A MODEL of one of DEPTHS that has the shapes and no numbers."""
-    config = whole(name)
+def weightless(config: comfy.supported_models_base.BASE, kind: type = comfy.model_base.SDXL) -> ModelPatcher:
+    """A MODEL that has the shapes and no numbers."""
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
-    return ModelPatcher(comfy.model_base.SDXL(config, device=torch.device("meta")), load_device=cpu, offload_device=cpu)
+    return ModelPatcher(kind(config, device=torch.device("meta")), load_device=cpu, offload_device=cpu)
 
 
 def koala(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
@@ -212,3 +211,25 @@ def pixart(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
         vocabulary={"clip_t5xxl_tokenizer_class": PixArtPieces},
     )
     return loaded(folder, model), softened(clip)
+
+
+def transformers() -> dict[str, ModelPatcher]:
+    """MODELs of the real sizes of Wan, LTX-Video and PixArt, without weights."""
+    text = comfy.supported_models.WAN21_T2V, comfy.model_base.WAN21
+    ltx = {"num_layers": 28, "attention_head_dim": 64, "cross_attention_dim": 2048, "caption_channels": 4096}
+    sizes = {
+        "Wan 2.1 1.3B": (*text, WAN | {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}),
+        "Wan 14B": (*text, WAN | {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}),
+        "LTX-Video 2B": (comfy.supported_models.LTXV, comfy.model_base.LTXV, LTXV | ltx),
+        "PixArt Sigma": (comfy.supported_models.PixArtSigma, comfy.model_base.PixArt, PIXART | {"depth": 28}),
+    }
+    return {name: weightless(config(dict(given)), kind) for name, (config, kind, given) in sizes.items()}
+
+
+def joint() -> dict[str, ModelPatcher]:
+    """MODELs of the host's classes in which text and picture share one attention, without any model inside."""
+    cpu, found = torch.device("cpu"), {}
+    for name in ("SD3", "Flux", "Chroma", "QwenImage", "Lumina2"):
+        config = getattr(comfy.supported_models, name)({"image_model": name.lower(), "disable_unet_model_creation": True})
+        found[name] = ModelPatcher(getattr(comfy.model_base, name)(config), load_device=cpu, offload_device=cpu)
+    return found

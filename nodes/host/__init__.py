@@ -12,7 +12,7 @@ from .model.families import clip_layer, encoders_of, encodings_adapted, family_o
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import layer_encodings, lora_names, projections
 from .page_routes import serve
-from .sampling import Preview, check_vae, draw, latents_of, pixels_per_latent, predict_from_noise, sample, samplers
+from .sampling import Preview, check_vae, decoded, draw, latents_of, pixels_per_latent, predict_from_noise, sample, samplers
 from .text.clip_with_words import clip_with_words
 from .text.encoding import (
     POSITIONS,
@@ -31,7 +31,7 @@ from .training.activation_memory import MemoryNeed, free_memory
 from .training.trainable_model import TrainableModel, best_precision, check_trainable, gradients_enabled
 from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
-from .unet.object_attention import object_attention
+from .unet.object_attention import check_finding, object_attention
 from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
 from .vision import picture_embeddings
 
@@ -51,6 +51,7 @@ __all__ = [
     "TrainableModel",
     "best_precision",
     "caption_encodings",
+    "check_finding",
     "check_fit",
     "check_interrupt",
     "check_trainable",
@@ -58,6 +59,7 @@ __all__ = [
     "clip_layer",
     "clip_with_words",
     "conditionings",
+    "decoded",
     "draw",
     "embed",
     "encode_locked",

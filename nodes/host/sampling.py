@@ -44,6 +44,12 @@ def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
     return model.model.process_latent_in(encoded.to(torch.float32))
 
 
+def decoded(vae: VAE, latents: Tensor) -> Tensor:
+    """Return the pictures of latents, [B, H, W, 3] in 0…1; of videos the first frame."""
+    pictures = vae.decode(latents)
+    return pictures[:, 0] if pictures.ndim == 5 else pictures
+
+
 def check_vae(vae: VAE | None) -> None:
     """Raise PerfusionError if there is no VAE; loaders give none, or an empty one, for a file that holds none."""
     if vae is None or vae.first_stage_model is None:
@@ -82,8 +88,7 @@ def draw(
         latent = empty_latents(model, 1, size // scale, size // scale)
         noise = comfy.sample.prepare_noise(latent, seed)
         samples = comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, *encoded, latent, disable_pbar=True, seed=seed)
-        decoded = vae.decode(samples).clamp(0, 1)
-        return decoded.reshape(-1, *decoded.shape[-3:])[:1]
+        return decoded(vae, samples).clamp(0, 1)
 
 
 PREDICTION_DENOISE = 0.9
