@@ -1,6 +1,6 @@
 """Layouts of real models, whole, in the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_layouts COMFYUI` prints as JSON what was found of SDXL and what was made of it, of transformers, and of models
+`python -m tests.inside_layouts COMFYUI` prints as JSON what was found of SDXL and its kin, of transformers, and of models
 with joint attention.
 """
 

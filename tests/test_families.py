@@ -141,7 +141,7 @@ def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) ->
 
 
 def test_gates_are_of_what_the_layers_read(measured: dict, family: str) -> None:
-    """As reported: with a prompt's notes, and without them, as far as numbers tell; padding stays shut where it is encoded alike."""
+    """As reported: with a prompt's notes, and without, as far as numbers tell; padding stays shut where it is encoded alike."""
     if family in UNETS:
         assert "gates" not in measured
         return
