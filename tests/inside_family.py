@@ -60,6 +60,7 @@ def main() -> dict:
         # KOALA's layers are SDXL's, and finite differences over all of its weights would take half a minute.
         found = gradients(student, state, latents, masks, metric) if FAMILY != "koala" else {}
         found |= {"computed twice": twice(student, state, latents, masks, metric)} if FAMILY != "koala" else {}
+        found |= memory(student, state, lesson) if FAMILY != "koala" else {}
         before = training.held_out_loss(student, state, lesson, SETTINGS)
         list(training.train(student, state, lesson, SETTINGS))
         after = training.held_out_loss(student, state, lesson, SETTINGS)
@@ -68,6 +69,18 @@ def main() -> dict:
         concept = state.concept(metric, "<it>", "teddy", host.family_of(model), SETTINGS)
         concept.save(FOLDER / "it.safetensors", torch.float32)
         return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
+
+
+def memory(student: object, state: object, lesson: object) -> dict:
+    """What a step is told to need for four pictures: the blocks that are counted, of those that there are, and bytes."""
+    need = student.need(state.word, lambda: training.trial_forward(student, state, lesson, SETTINGS))
+    kinds = host.kind_of(student.model).blocks
+    blocks = sum(isinstance(module, kinds) for module in student.model.model.diffusion_model.modules())
+    return {
+        "blocks counted": [len(need.blocks), blocks],
+        "bytes once": need.bytes(4, False),
+        "bytes twice": need.bytes(4, True),
+    }
 
 
 def blank(model: object, count: int) -> Tensor:
@@ -258,7 +271,7 @@ def exported(model: object, clip: object, concept: object, drawn: Callable[[obje
 def seen_by_layers(model: object, applied: object, clip: object, concept: object) -> dict:
     """Of a transformer: gates as reported, a prompt whose notes are lost, captions as measured, and what is refused."""
     family = host.kind_of(model)
-    if not family.adapter:
+    if family.causal:
         return {}
     noted, plain = host.conditionings(clip, ("an <it>", "an <it>"))
     plain[0][0] = plain[0][0].as_subclass(Tensor).clone()

@@ -1,8 +1,8 @@
 """The families beside SD1: SD2 with its v-prediction, SDXL with two text encoders and a pooled output beside the encoding, and
-transformers: Wan, LTX-Video and PixArt, with biases, adapted encodings, encoders that look both ways and, the first two, flows.
+transformers: Wan, LTX-Video, PixArt and Cosmos-Predict2, with biases, adapted encodings, encoders that look both ways, and flows.
 
-In the real host, on their layouts with few layers, and on all of KOALA-700M's, a smaller SDXL; their weights are seeded. Wan's and
-LTX-Video's files are read by the stock loader; their encoders are made by the host's own classes (see `tiny`).
+In the real host, on their layouts with few layers, and on all of KOALA-700M's, a smaller SDXL; their weights are seeded. The
+transformers' files are read by the stock loader; their encoders are made by the host's own classes (see `tiny`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROUNDING = 5e-6
 BOTH = {"clip_g": [1, 1280], "clip_l": [1, 768]}
 WORDS = {
     "sd2": {"clip_h": [1, 1024]}, "sdxl": BOTH, "koala": BOTH, "wan": {"clip_umt5xxl": [6, 4096]}, "ltxv": {"clip_t5xxl": [4, 64]},
-    "pixart": {"clip_t5xxl": [6, 4096]},
+    "pixart": {"clip_t5xxl": [6, 4096]}, "cosmos": {"clip_t5xxl": [6, 1024]},
 }  # fmt: skip
 UNETS = ("sd2", "sdxl", "koala")
 
@@ -52,6 +52,14 @@ def test_blocks_that_are_computed_twice_give_the_same_gradients(measured: dict, 
     assert family == "koala" or measured["computed twice"] < ROUNDING
 
 
+def test_the_memory_of_all_blocks_is_counted(measured: dict, family: str) -> None:
+    """A backward pass that computes them twice is told to need less."""
+    if family == "koala":
+        return
+    counted, blocks = measured["blocks counted"]
+    assert counted == blocks > 0 and measured["bytes twice"] < measured["bytes once"]
+
+
 def test_keys_and_values_are_those_of_the_formula(measured: dict) -> None:
     assert measured["layers against float64"] < ROUNDING
 
@@ -77,7 +85,7 @@ def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
 
 
 def test_a_concept_of_another_family_is_refused(measured: dict, family: str) -> None:
-    name = {"koala": "sdxl", "pixart": "pixart_sigma"}.get(family, family)
+    name = {"koala": "sdxl", "pixart": "pixart_sigma", "cosmos": "cosmos_predict2"}.get(family, family)
     said = f"<it> was taught to an sd3000 model and this one is {name}; use an sd3000 checkpoint."
     assert measured["said to another family"] == said
 
@@ -121,7 +129,8 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
     """Without weights. A concept of the largest one has half a megabyte at most."""
     layouts = whole["transformers"]
     assert {name: (each["family"], each["layers"]) for name, each in layouts.items()} == {
-        "Wan 2.1 1.3B": ("wan", 30), "Wan 14B": ("wan", 40), "LTX-Video 2B": ("ltxv", 28), "PixArt Sigma": ("pixart_sigma", 28)
+        "Wan 2.1 1.3B": ("wan", 30), "Wan 14B": ("wan", 40), "LTX-Video 2B": ("ltxv", 28),
+        "PixArt Sigma": ("pixart_sigma", 28), "Cosmos-Predict2 2B": ("cosmos_predict2", 28)
     }  # fmt: skip
     for name, each in layouts.items():
         assert 50_000 < each["bytes"] < 500_000
@@ -135,7 +144,7 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
 def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) -> None:
     assert len(whole["joint"]) == 5
     for name, told in whole["joint"].items():
-        known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video or PixArt model."
+        known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt or Cosmos-Predict2 model."
         shared = "text and picture share one attention, so there is no cross-attention that Perfusion could edit; "
         assert told == f"In this model ({name}) {shared}{known}"
 
@@ -146,14 +155,14 @@ def test_gates_are_of_what_the_layers_read(measured: dict, family: str) -> None:
         assert "gates" not in measured
         return
     assert measured["gates"] < ROUNDING and measured["words"][1] == "<it>"
-    assert measured["layers that change"] == (1 if family == "pixart" else 2) and measured["named without notes"]
+    assert measured["layers that change"] == {"pixart": 1, "cosmos": 10}.get(family, 2) and measured["named without notes"]
     assert family == "ltxv" or measured["padding of a prompt without notes"] == 0
 
 
 def test_captions_are_measured_where_the_layers_read_them(measured: dict, family: str) -> None:
     if family in UNETS:
         return
-    assert measured["covariance"] < ROUNDING and measured["covariance of"] == [True, False]
+    assert measured["covariance"] < ROUNDING and measured["covariance of"] == [True, family == "cosmos"]
     assert "connect the model to Measure Text Encoder as well" in measured["said to no model"]
 
 

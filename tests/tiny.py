@@ -16,6 +16,7 @@ import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.text_encoders.cosmos
 import comfy.text_encoders.lt
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd2_clip
@@ -189,13 +190,16 @@ PIXART = {
 }  # fmt: skip
 
 
-class PixArtPieces(comfy.text_encoders.pixart_t5.T5XXLTokenizer):
-    """PixArt's tokenizer with a small vocabulary."""
+def with_pieces(kind: type) -> type:
+    """A T5 tokenizer of the host's with a small vocabulary."""
 
-    def __init__(self, **kwargs: object) -> None:
-        super().__init__(**kwargs)
-        self.tokenizer = comfy.text_encoders.spiece_tokenizer.SPieceTokenizer(pieces())
-        self.inv_vocab = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
+    class WithPieces(kind):
+        def __init__(self, **kwargs: object) -> None:
+            super().__init__(**kwargs)
+            self.tokenizer = comfy.text_encoders.spiece_tokenizer.SPieceTokenizer(pieces())
+            self.inv_vocab = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
+
+    return WithPieces
 
 
 def pixart(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
@@ -208,19 +212,44 @@ def pixart(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
         comfy.model_base.PixArt,
         config.clip_target(),
         layers=few,
-        vocabulary={"clip_t5xxl_tokenizer_class": PixArtPieces},
+        vocabulary={"clip_t5xxl_tokenizer_class": with_pieces(comfy.text_encoders.pixart_t5.T5XXLTokenizer)},
     )
     return loaded(folder, model), softened(clip)
 
 
+COSMOS = {
+    "image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
+    "patch_spatial": 2, "patch_temporal": 1, "model_channels": 256, "concat_padding_mask": True, "crossattn_emb_channels": 1024,
+    "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "use_adaln_lora": True,
+    "adaln_lora_dim": 256, "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0,
+    "rope_enable_fps_modulation": False,
+}  # fmt: skip
+"""The host reads a model so narrow as one of ten blocks."""
+
+
+def cosmos(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of Cosmos-Predict2's layout, read by the stock loader, and its T5 with few layers and a small vocabulary."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.CosmosT2IPredict2(dict(COSMOS))
+    few = {"t5xxl_model_config": T5 | {"vocab_size": PIECES}}
+    vocabulary = {"clip_t5xxl_tokenizer_class": with_pieces(comfy.text_encoders.cosmos.T5XXLTokenizer)}
+    model, clip = made(config, comfy.model_base.CosmosPredict2, config.clip_target(), layers=few, vocabulary=vocabulary)
+    return loaded(folder, model), softened(clip)
+
+
 def transformers() -> dict[str, ModelPatcher]:
-    """MODELs of the real sizes of Wan, LTX-Video and PixArt, without weights."""
+    """MODELs of transformers of the real sizes, without weights."""
     text = comfy.supported_models.WAN21_T2V, comfy.model_base.WAN21
     ltx = {"num_layers": 28, "attention_head_dim": 64, "cross_attention_dim": 2048, "caption_channels": 4096}
     sizes = {
         "Wan 2.1 1.3B": (*text, WAN | {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}),
         "Wan 14B": (*text, WAN | {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}),
         "LTX-Video 2B": (comfy.supported_models.LTXV, comfy.model_base.LTXV, LTXV | ltx),
+        "Cosmos-Predict2 2B": (
+            comfy.supported_models.CosmosT2IPredict2,
+            comfy.model_base.CosmosPredict2,
+            COSMOS | {"model_channels": 2048, "num_blocks": 28, "num_heads": 16},
+        ),
         "PixArt Sigma": (comfy.supported_models.PixArtSigma, comfy.model_base.PixArt, PIXART | {"depth": 28}),
     }
     return {name: weightless(config(dict(given)), kind) for name, (config, kind, given) in sizes.items()}

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
+import comfy.ldm.cosmos.predict2
 import comfy.ldm.lightricks.model
 import comfy.ldm.pixart.pixartms
 import comfy.ldm.wan.model
@@ -124,6 +125,18 @@ FAMILIES = (
     ),
     PIXART,
     replace(PIXART, name="pixart_sigma", architectures=("pixart_sigma",)),
+    Family(
+        "cosmos_predict2",
+        architectures=("cosmos_predict2",),
+        layers=r"blocks\.\d+\.cross_attn",
+        keys="k_proj",
+        values="v_proj",
+        inputs=("x", "timesteps", "context", "fps", "padding_mask"),
+        encoders=("clip_t5xxl",),
+        causal=False,
+        blocks=(comfy.ldm.cosmos.predict2.Block,),
+        controlled=False,
+    ),
 )
 """All base families. This is the only place where they are told apart."""
 
@@ -133,7 +146,7 @@ JOINT = {
 }
 """The host's classes of models in which text and picture share one attention."""
 
-KNOWN = "Stable Diffusion 1, 2 or XL, Wan, LTX-Video or PixArt"
+KNOWN = "Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt or Cosmos-Predict2"
 """The models of FAMILIES, for sentences."""
 
 

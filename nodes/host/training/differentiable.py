@@ -1,6 +1,7 @@
 """What makes the host's modules differentiable: aliases of their weights, and replacements of what has no backward pass."""
 
 import contextlib
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import comfy.ldm.common_dit
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 import torch
 from comfy.clip_model import CLIPLayer
 from comfy.text_encoders.t5 import T5LayerFF, T5LayerSelfAttention
@@ -108,6 +110,25 @@ def norms_with_own_input() -> Iterator[None]:
         yield
     finally:
         comfy.ldm.common_dit.rms_norm = before
+
+
+@contextlib.contextmanager
+def kernels_with_backward() -> Iterator[None]:
+    """Let the host compute in plain operations what a fused kernel without a backward pass computes, within the context.
+
+    It is the norm and rotation of queries and keys in Cosmos-Predict2's self-attention.
+    """
+    kernels, name = getattr(comfy.quant_ops, "ck", None), "rms_rope_split_half"
+    plain = functools.reduce(lambda at, part: getattr(at, part, None), ("backends", "eager", "rope", name), kernels)
+    if plain is None:  # an older host, whose model does not use it
+        yield
+        return
+    before = getattr(kernels, name)
+    setattr(kernels, name, plain)
+    try:
+        yield
+    finally:
+        setattr(kernels, name, before)
 
 
 def attention_with_backward(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

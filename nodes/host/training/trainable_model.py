@@ -22,6 +22,7 @@ from .differentiable import (
     alias,
     attention_with_backward,
     differentiable_encoder,
+    kernels_with_backward,
     linears,
     marked_as_training,
     norms_with_own_input,
@@ -155,7 +156,7 @@ class TrainableModel:
         """Let the model compute in the precision of training within the context."""
         wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
         norms = norms_with_own_input() if self.family.in_place else contextlib.nullcontext()
-        with computing(self.device, self.precision), norms, wide:
+        with computing(self.device, self.precision), kernels_with_backward(), norms, wide:
             yield
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
