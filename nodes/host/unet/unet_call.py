@@ -36,7 +36,7 @@ class Call:
         """Return a call and its `transformer_options`, which carry the Perfusion state and so tell the model's family."""
         options = next(each for each in (*args, *kwargs.values()) if isinstance(each, dict) and KEY in each)
         names = options[KEY].family.inputs[: len(args)]
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = dict(zip(names, args, strict=True)) | kwargs
         del given["transformer_options"]
         return cls(executor, names, given), options
 
