@@ -168,7 +168,7 @@ class PerfusionSweep(io.ComfyNode):
         pictures = []
         for latent in latents:
             host.check_interrupt()
-            pictures.append(vae.decode(latent))
+            pictures.append(host.decoded(vae, latent))
         images = torch.cat(pictures)
         named = [f"bias {bias:g}" for bias in rows], [f"{across} {value:g}" for value in columns]
         return io.NodeOutput(labelled_grid(images, *named), images)

@@ -123,6 +123,9 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
     bare = [one.trigger for one in stack if not one.values]
     if bare and what != EMBEDDING:
         raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
+    family = host.kind_of(model)
+    if what != EMBEDDING and not family.loras:
+        raise PerfusionError(f"The host has no LoRA of keys and values apart for {family.name} models; choose embedding.")
     for one in stack:
         host.check_fit(one, model)
         if word_key(one.trigger) in known:
@@ -134,8 +137,8 @@ def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Te
     edit = edit_of(stack, STATIC)
     projected = host.projections(model, edit.vectors)
     taught, triggers = host.clip_with_words(clip, stack), [one.trigger for one in stack]
-    encodings, named = (found.cpu() for found in host.encodings(taught, lora_export.prompts(stack), triggers))
-    words = lora_export.at_words(stack, named)
+    read, named, own = (found.cpu() for found in host.encodings(taught, lora_export.prompts(stack), triggers))
+    encodings, words = host.layer_encodings(model, read), lora_export.at_words(stack, own)
     held = lora_export.at_positions(edit, words)
     at_word, in_all = (lora_export.error(edit, encodings, named, projected, held, places) for places in (words, None))
     told = (

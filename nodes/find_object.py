@@ -73,6 +73,7 @@ class PerfusionFindObject(io.ComfyNode):
     def execute(cls, model: list, clip: list, vae: list, images: list, word: list, size: list, seed: list) -> io.NodeOutput:
         """Make a mask for each picture."""
         check_word(word[0])
+        host.check_finding(model[0])
         bar = ProgressBar(sum(len(batch) for batch in images))
         masks = []
         for batch in images:

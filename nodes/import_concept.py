@@ -42,6 +42,8 @@ def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
         PerfusionError: if the CLIP has more than one text encoder, or the model reads encodings of another width.
     """
     encoders = host.encoders_of(clip)
+    if host.encodings_adapted(clip):
+        raise PerfusionError("Such files are of Stable Diffusion 1 and 2, and this CLIP is not; choose an SD1 or SD2 checkpoint.")
     if len(encoders) != 1:
         raise PerfusionError(
             f"Such files hold a word for one text encoder and this CLIP has {', '.join(encoders)}; choose an SD1 or SD2 checkpoint."

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import folder_paths
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.utils import ProgressBar
 from comfy_api.latest import io, ui
@@ -22,12 +23,26 @@ log = logging.getLogger("perfusion")
 CAPTIONS_AT_ONCE = 128
 
 
-def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED) -> Covariance:
+def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED, model: ModelPatcher | None = None) -> Covariance:
     """Return the covariance of a CLIP over these captions, or over the shipped ones if `texts` is None; cached in a file.
 
-    `positions`, one of `host.POSITIONS`, selects the tokens that are measured.
+    It is that of the encodings that cross-attention reads. Where a model adapts those of the text encoder, it is needed, too.
+
+    Args:
+        clip: the text encoder.
+        texts: captions.
+        positions: one of `host.POSITIONS`, the tokens that are measured.
+        model: the model whose cross-attention reads the encodings.
+
+    Raises:
+        PerfusionError: the model is needed and there is none.
     """
-    identity = host.identity_of(clip)
+    if model is None and host.encodings_adapted(clip):
+        raise PerfusionError(
+            "Models with this text encoder adapt its encodings before their layers read them; connect the model to Measure Text "
+            "Encoder as well."
+        )
+    identity = host.identity_of(clip, model)
     which = "" if texts is None else "-" + hashlib.sha256("\n".join(texts).encode()).hexdigest()[:12]
     which += "" if positions == host.UNPADDED else f"-{positions}"
     path = work_folder() / f"covariance-{identity}{which}.safetensors"
@@ -38,13 +53,15 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED)
             log.warning("%s It is made anew.", error)
     host.prepare_clip(clip)
     if texts is None:
-        texts = shipped_captions(max(1000, host.encoding_width(clip)))
+        texts = shipped_captions(max(1000, host.width_of(model) if model is not None else host.encoding_width(clip)))
     texts = sorted(texts, key=len)  # similar lengths together: a batch takes as long as its longest caption
     precision, estimate, bar = host.best_precision(clip.patcher.load_device), None, ProgressBar(len(texts))
     log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
     for i in range(0, len(texts), CAPTIONS_AT_ONCE):
         host.check_interrupt()
         encodings = host.caption_encodings(clip, texts[i : i + CAPTIONS_AT_ONCE], precision, positions)
+        if model is not None:
+            encodings = host.layer_encodings(model, encodings)
         estimate = estimate or Estimate(encodings.shape[-1])
         estimate.add(encodings)
         bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))
@@ -53,9 +70,9 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED)
     return covariance
 
 
-def check_covariance(clip: CLIP, covariance: Covariance | None) -> None:
-    """Raise PerfusionError if the covariance, if any, was measured on another text encoder."""
-    if covariance is not None and covariance.identity != host.identity_of(clip):
+def check_covariance(clip: CLIP, covariance: Covariance | None, model: ModelPatcher | None = None) -> None:
+    """Raise PerfusionError if the covariance, if any, was measured on another text encoder, or for another model; see `measure`."""
+    if covariance is not None and covariance.identity != host.identity_of(clip, model):
         raise PerfusionError("This covariance was measured on another text encoder; connect one measured on this CLIP, or none.")
 
 
@@ -102,6 +119,11 @@ class PerfusionCovariance(io.ComfyNode):
                     tooltip="Which tokens of the captions are measured. unpadded: the words, with the start and one end. content: "
                     "the words alone. all: the padding that fills up a prompt, too.",
                 ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that reads the encodings. Wan, LTX-Video and PixArt adapt them first and are needed here.",
+                ),
             ],
             outputs=[
                 CovarianceType.Output(display_name="covariance", tooltip="For Train Concept."),
@@ -110,9 +132,16 @@ class PerfusionCovariance(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip: CLIP, captions: str, captions_file: str = "", positions: str = host.UNPADDED) -> io.NodeOutput:
+    def execute(
+        cls,
+        clip: CLIP,
+        captions: str,
+        captions_file: str = "",
+        positions: str = host.UNPADDED,
+        model: ModelPatcher | None = None,
+    ) -> io.NodeOutput:
         """Measure the covariance, or read the cached one."""
-        covariance = measure(clip, caption_lines(captions, captions_file), positions)
+        covariance = measure(clip, caption_lines(captions, captions_file), positions, model)
         report = f"{covariance.count} tokens, condition number {covariance.condition():.3g}, text encoder {covariance.identity}"
         return io.NodeOutput(covariance, report, ui=ui.PreviewText(report))
 

@@ -220,6 +220,16 @@ class Edit:
         length = section if own.shape[1] % section == 0 else own.shape[1]
         return torch.cat([part.cumsum(1) for part in own.split(length, 1)], 1).clamp(max=1)
 
+    def influenced_both_ways(self, encoding: Tensor) -> Tensor:
+        """Return the same as `influenced` for text encoders that are not causal: a word reaches all of its prompt.
+
+        Padding that is encoded alike is no part of it: the last tokens that are equal, if there are several.
+        """
+        own = self.own_tokens(encoding).any(1, keepdim=True).float()
+        ending = (encoding == encoding[:, -1:]).all(2).int().flip(1).cumprod(1).flip(1)
+        padding = ending * (ending.sum(1, keepdim=True) > 1)
+        return own * (1 - padding)[..., None]
+
     def coefficients(self, encoding: Tensor, named: Tensor | None = None) -> Coefficients:
         """Return the coefficients for an encoding [B, N, d].
 

@@ -53,14 +53,14 @@ def prompts(stack: Stack) -> list[str]:
     return [template.format(concept.trigger) for concept in stack for template in TEMPLATES]
 
 
-def at_words(stack: Stack, named: Tensor) -> Tensor:
+def at_words(stack: Stack, own: Tensor) -> Tensor:
     """Return the position of the word's last vector in each of `prompts`, int [P].
 
-    `named` is [P, N, J], 1 from the first vector of concept j's word on.
+    `own` is [P, N, J], 1 at the vectors of concept j's word.
     """
     which = torch.arange(len(stack)).repeat_interleave(len(TEMPLATES))
     lengths = torch.tensor([len(next(iter(concept.word.values()))) for concept in stack])
-    return named[torch.arange(len(which)), :, which].argmax(1) + lengths[which] - 1
+    return own[torch.arange(len(which)), :, which].argmax(1) + lengths[which] - 1
 
 
 def at_positions(edit: Edit, places: Tensor) -> Edit:

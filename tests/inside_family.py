@@ -1,6 +1,6 @@
 """Teaches a family's layout inside the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with sd2, sdxl or koala, prints one JSON object of what was measured.
+`python -m tests.inside_family COMFYUI FAMILY FOLDER`, with a function of `tiny`, prints one JSON object of what was measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ inside.enter_with_pack(COMFYUI)
 
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -27,13 +28,17 @@ from scripts.harness.differences import worst  # noqa: E402
 from tests import tiny  # noqa: E402
 
 host, training, exports = (inside.part(name) for name in ("nodes.host", "perfusion_core.training.loop", "nodes.export_concept"))
+empty_latents = inside.part("nodes.host.sampling").empty_latents
+PerfusionError = inside.part("perfusion_core").PerfusionError
 Concept = inside.part("perfusion_core.concept").Concept
-WORD_AT = 2
-"""Of the prompt "an <it>", the token that is the word; it reaches those behind it."""
 OUTPUTS = 3
 """By about so many the derivative is measured, from the first layer to the last."""
-STEPS = {"koala": 3}
-"""Of the training, where it is not 6: a step of the large one takes as long as all of the others."""
+STEPS = {"koala": 3, "pixart": 3}
+"""Of the training, where it is not 6: a step of these large ones takes as long as all of the others."""
+OPEN = 0.1
+"""The least to which a gate opens at the word in a prompt that is none of the training's."""
+BENT = 0.001
+"""Of a word's length, the step of finite differences with T5, whose attention bends sharply where weights are random."""
 SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
 
 
@@ -46,13 +51,16 @@ def main() -> dict:
     inverse.add(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
     student = host.TrainableModel(model, clip, torch.float32)
-    latents, masks = torch.randn(3, 2, 4, 8, 8), torch.ones(3, 2, 1, 8, 8)
+    empty = blank(model, 6)
+    latents, masks = torch.randn(empty.shape).unflatten(0, (3, 2)), torch.ones_like(empty[:, :1]).unflatten(0, (3, 2))
     lessons = inside.part("perfusion_core.training.lesson")
     lesson = lessons.Lesson((lessons.Bucket(latents, masks),), metric)
     with host.gradients_enabled():
         state = training.initial_state(student, "teddy", SETTINGS)
         # KOALA's layers are SDXL's, and finite differences over all of its weights would take half a minute.
         found = gradients(student, state, latents, masks, metric) if FAMILY != "koala" else {}
+        found |= {"computed twice": twice(student, state, latents, masks, metric)} if FAMILY != "koala" else {}
+        found |= memory(student, state, lesson) if FAMILY != "koala" else {}
         before = training.held_out_loss(student, state, lesson, SETTINGS)
         list(training.train(student, state, lesson, SETTINGS))
         after = training.held_out_loss(student, state, lesson, SETTINGS)
@@ -61,6 +69,32 @@ def main() -> dict:
         concept = state.concept(metric, "<it>", "teddy", host.family_of(model), SETTINGS)
         concept.save(FOLDER / "it.safetensors", torch.float32)
         return found | used(model, clip, Concept.load(FOLDER / "it.safetensors"))
+
+
+def memory(student: object, state: object, lesson: object) -> dict:
+    """What a step is told to need for four pictures: the blocks that are counted, of those that there are, and bytes."""
+    need = student.need(state.word, lambda: training.trial_forward(student, state, lesson, SETTINGS))
+    kinds = host.kind_of(student.model).blocks
+    blocks = sum(isinstance(module, kinds) for module in student.model.model.diffusion_model.modules())
+    return {
+        "blocks counted": [len(need.blocks), blocks],
+        "bytes once": need.bytes(4, False),
+        "bytes twice": need.bytes(4, True),
+    }
+
+
+def blank(model: object, count: int) -> Tensor:
+    """The smallest latents that a model draws."""
+    side = host.kind_of(model).least
+    return empty_latents(model, count, side, side)
+
+
+def twice(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> float:
+    """How far gradients move if blocks are computed twice, as where memory is short."""
+    given = (training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
+    once, student.twice = training.gradients(student, state, *given)[0], True
+    again, student.twice = training.gradients(student, state, *given)[0], False
+    return max(worst(one, other) for one, other in zip(again, once, strict=True))
 
 
 def gradients(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
@@ -72,7 +106,7 @@ def gradients(student: object, state: object, latents: Tensor, masks: Tensor, in
     for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
         direction = gradient / gradient.norm()
         kept, losses = tensor.clone(), []
-        size = 0.02 * float(tensor.norm())
+        size = (0.02 if host.kind_of(student.model).causal else BENT) * float(tensor.norm())
         for sign in (1, -1):
             tensor.copy_(kept + sign * size * direction)
             losses.append(loss_of(student, state, *given[:-1]))
@@ -98,15 +132,17 @@ def as_the_host(student: object, state: object) -> dict:
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encoded = student.encode(training.TEMPLATES[:1], state.word)
     sampling = student.model.model.model_sampling
-    latents, noise, time = (torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([0.5]))
+    shape, time = blank(student.model, 1).shape, torch.tensor([0.5])
+    latents, noise = torch.randn(shape), torch.randn(shape)
     prediction, _ = student.objective(latents, noise, time, encoded, None)
     sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
     x = sampling.noise_scaling(sigma, noise, latents)
-    given = {"pooled_output": more["pooled_output"], "cross_attn": cond, "width": 64, "height": 64, "noise": noise, "device": "cpu"}
+    given = more | {"cross_attn": cond, "width": 8 * shape[-1], "height": 8 * shape[-2], "noise": noise, "device": "cpu"}
     conds = {name: each.cond for name, each in student.model.model.extra_conds(**given).items()}
-    wanted = student.model.model.apply_model(x, sigma, **{k: v.as_subclass(Tensor) for k, v in conds.items()})
+    plain = {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in conds.items()}
+    wanted = student.model.model.apply_model(x, sigma, **plain)
     return {
-        "encoding": worst(encoded.tokens, cond.as_subclass(Tensor)),
+        "encoding": worst(encoded.tokens, host.layer_encodings(student.model, cond.as_subclass(Tensor))),
         "pooled": [] if encoded.pooled is None else [worst(encoded.pooled, more["pooled_output"])],
         "v-prediction": any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__),
         "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),
@@ -121,7 +157,7 @@ def named(state: object, family: str) -> object:
 
 def sampled(model: object, clip: object, text: str) -> Tensor:
     """Latents of a prompt."""
-    latents = torch.zeros(1, 4, 8, 8)
+    latents = blank(model, 1)
     given = (2, 3.0, "euler", "normal", *host.conditionings(clip, (text, "")), latents)
     return comfy.sample.sample(model, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
 
@@ -139,38 +175,73 @@ def used(model: object, clip: object, concept: object) -> dict:
         "a prompt without the word": torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
         "a prompt with it": worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
         "layers against float64": edited(applied, knowing, concept),
+        "said to another family": said_by(lambda: host.check_fit(replace(concept, family="sd3000"), model)),
     } | {
         **two_prompts(model, applied, knowing),
+        **seen_by_layers(model, applied, knowing, concept),
         **beside_freeu(model, applied, drawn),
         **combined(model, clip, concept),
         **exported(model, clip, concept, drawn),
     }
 
 
+def said_by(asked: Callable[[], object]) -> str:
+    """What is said when something is refused."""
+    try:
+        asked()
+    except PerfusionError as error:
+        return str(error)
+    return ""
+
+
 def edited(applied: object, clip: object, concept: object) -> float:
     """The edited keys and values of all layers against the formula in float64, in a prompt with the word and one without."""
-    unet, read = applied.model.diffusion_model, {}
-    projections = [(name, which, getattr(unet.get_submodule(name), f"to_{which}")) for name in concept.values for which in "kv"]
-    hooks = [
-        each.register_forward_hook(lambda each, given, made: read.update({each: (given[0], made)})) for _, _, each in projections
+    unet, family, read = applied.model.diffusion_model, host.kind_of(applied), {}
+    projections = [
+        (name, which, linear)
+        for name in concept.values
+        for which, linear in zip("kv", family.projections(unet.get_submodule(name)), strict=True)
     ]
+    (((cond, _),),) = host.conditionings(clip, ("an <it>",))
+    unreached = ~reached(clip, "an <it>", family.causal)
+    cond = host.layer_encodings(applied, cond.as_subclass(Tensor))
+
+    def see(linear: object, given: tuple, made: Tensor) -> None:
+        if given[0].numel() % cond.numel() == 0:
+            read[linear] = given[0], made
+
+    hooks = [linear.register_forward_hook(see) for _, _, linear in projections]
     sampled(applied, clip, "an <it>")
     for hook in hooks:
         hook.remove()
-    (((cond, _),),) = host.conditionings(clip, ("an <it>",))
-    cond, target, probe = cond.as_subclass(Tensor), concept.target_input.double(), concept.probe.double()
+    target, probe = concept.target_input.double(), concept.probe.double()
     apart = []
     for layer, which, linear in projections:
         x, made = (each.double() for each in read[linear])
-        weight = linear.weight.double()
+        # Where one Linear gives both, it reads all prompts as one.
+        x, half = x.reshape(-1, *cond.shape[1:]), slice(None)
+        if family.fused:
+            half = slice(0, linear.out_features // 2) if which == "k" else slice(linear.out_features // 2, None)
+        made = made.reshape(*x.shape[:2], -1)[..., half]
+        weight, bias = linear.weight.double()[half], 0 if linear.bias is None else linear.bias.double()[half]
         output = concept.values[layer].double() if which == "v" else weight @ concept.superclass_encoding.double()
         similarity = (x @ probe / (target @ probe))[..., None]
         gate = torch.sigmoid((similarity - concept.bias) / concept.temperature)
-        names = torch.tensor([torch.equal(row.float(), cond[0]) for row in x])
-        gate[~names], gate[:, :WORD_AT], gate[gate < 1e-3] = 0, 0, 0
-        assert sum(names) == 1 and gate.max() > 0.5
-        apart.append(worst(made, x @ weight.T + gate * (output - similarity * (weight @ target))))
+        names = torch.tensor([worst(row.float(), cond[0]) < 1e-6 for row in x])
+        gate[~names], gate[:, unreached], gate[gate < 1e-3] = 0, 0, 0
+        assert sum(names) == 1 and gate.max() > OPEN
+        apart.append(worst(made, x @ weight.T + bias + gate * (output - similarity * (weight @ target))))
     return max(apart)
+
+
+def reached(clip: object, text: str, causal: bool) -> Tensor:
+    """The tokens of a prompt that the word has reached, bool [N]: from it on, or all but padding if encoders look both ways."""
+    section = next(iter(clip.tokenize(text).values()))[0]
+    words = torch.tensor([isinstance(token, Tensor) for token, _ in section])
+    if causal:
+        return words.cumsum(0) > 0
+    end = next(n for n, (token, _) in enumerate(section) if not isinstance(token, Tensor) and token == 1)
+    return torch.arange(len(section)) <= end
 
 
 def combined(model: object, clip: object, concept: object) -> dict:
@@ -190,23 +261,62 @@ def combined(model: object, clip: object, concept: object) -> dict:
 
 def exported(model: object, clip: object, concept: object, drawn: Callable[[object, str], Tensor]) -> dict:
     """The LoRA that is exported, through the host's own loader, against the static edit that it holds."""
+    if not host.kind_of(model).loras:
+        return {"said to an export": said_by(lambda: exports.check(model, clip, (concept,), "it", "LoRA"))}
     loaded = comfy.sd.load_lora_for_models(model, clip, exports.lora_of(model, clip, (concept,))[0], 1.0, 0.0)[0]
     static = drawn(host.model_with_edit(model, (concept,), "static"), "an <it>")
     return {"exported": worst(drawn(loaded, "an <it>"), static), "without the LoRA": worst(drawn(model, "an <it>"), static)}
+
+
+def seen_by_layers(model: object, applied: object, clip: object, concept: object) -> dict:
+    """Of a transformer: gates as reported, a prompt whose notes are lost, captions as measured, and what is refused."""
+    family = host.kind_of(model)
+    if family.causal:
+        return {}
+    noted, plain = host.conditionings(clip, ("an <it>", "an <it>"))
+    plain[0][0] = plain[0][0].as_subclass(Tensor).clone()
+    encoding = host.layer_encodings(model, plain[0][0])[0].double()
+    within = reached(clip, "an <it>", causal=False)
+    similarity = encoding @ concept.probe.double() / (concept.target_input.double() @ concept.probe.double())
+    gates = torch.sigmoid((similarity - concept.bias) / concept.temperature) * within
+    found = [host.gate_report(applied, each) for each in (noted, plain)]
+    texts = ["a teddy in a room", "a red cup", "the old dog of a friend"]
+    folder_paths.folder_names_and_paths[host.FOLDER][0].insert(0, str(FOLDER))
+    measured = inside.part("nodes.measure_text_encoder").measure(clip, texts * 200, model=model)
+    tokens = torch.cat(
+        [
+            host.layer_encodings(model, cond.as_subclass(Tensor))[0][reached(clip, text, causal=False)].double()
+            for text, ((cond, _),) in zip(texts, host.conditionings(clip, texts), strict=True)
+        ]
+    )
+    region = (replace(concept, region=torch.ones(8, 8)),)
+    recorder = inside.part("nodes.host").Recorder()
+    return {
+        "words": found[0].prompts[0].words[:4],
+        "gates": worst(found[0].prompts[0].gates["<it>"], gates),
+        "layers that change": len(found[0].changes.values),
+        "padding of a prompt without notes": float(found[1].prompts[0].gates["<it>"][~within].sum()),
+        "named without notes": found[1].missing == [],
+        "covariance": worst(measured.matrix, tokens.T @ tokens / len(tokens)),
+        "covariance of": [measured.identity == host.identity_of(clip, model), measured.identity == host.identity_of(clip)],
+        "said to no model": said_by(lambda: inside.part("nodes.measure_text_encoder").measure(clip, texts)),
+        "said to a region": said_by(lambda: host.model_with_edit(model, region, "exact")),
+        "said to a watch": said_by(lambda: host.model_watched(model, recorder)),
+    }
 
 
 def two_prompts(model: object, applied: object, clip: object) -> dict:
     """Different prompts for two text encoders: whether the concept acts where one or both name it, at whatever places."""
     if FAMILY != "sdxl":
         return {}
-    found, blank, latents = [], host.conditionings(clip, ("",))[0], torch.zeros(1, 4, 8, 8)
+    found, without, latents = [], host.conditionings(clip, ("",))[0], blank(model, 1)
     long = "very " * 90
     for first, second in (
         ("an <it>", "a red thing"), ("a thing", "an <it>"), ("an <it>", "a very old <it>"), (f"an <it>, {long}", "an <it>"),
         ("a thing", f"an <it>, {long}"), ("a thing", "a teddy"),
     ):  # fmt: skip
         cond = clip.encode_from_tokens_scheduled({"l": clip.tokenize(first)["l"], "g": clip.tokenize(second)["g"]})
-        given = (1, 1.0, "euler", "normal", cond, blank, latents)
+        given = (1, 1.0, "euler", "normal", cond, without, latents)
         drawn = [
             comfy.sample.sample(one, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
             for one in (applied, model)
@@ -217,6 +327,8 @@ def two_prompts(model: object, applied: object, clip: object) -> dict:
 
 def beside_freeu(model: object, applied: object, drawn: Callable[[object, str], Tensor]) -> dict:
     """FreeU on the base and on the model with the concept: it scales blocks of two and four times the model's channels alone."""
+    if not hasattr(model.model.diffusion_model, "output_blocks"):
+        return {}
     freed = [FreeU_V2.execute(one, b1=1.3, b2=1.4, s1=0.9, s2=0.2).result[0] for one in (model, applied)]
     base, named = drawn(freed[0], "a teddy"), drawn(freed[1], "an <it>")
     return {

@@ -1,12 +1,14 @@
-"""The layouts of SDXL and of what was made of it, whole, in the real host: run by test_families.py in the host's own interpreter.
+"""Layouts of real models, whole, in the real host: run by test_families.py in the host's own interpreter.
 
-`python -m tests.inside_layouts COMFYUI` prints as JSON, of each layout, its family, its layers and what it says to concepts of all.
+`python -m tests.inside_layouts COMFYUI` prints as JSON what was found of SDXL and its kin, of transformers, and of models
+with joint attention.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 from scripts.harness import inside
@@ -33,23 +35,37 @@ def said(model: object, concept: object) -> str:
 
 def concept_for(model: object) -> object:
     """A concept of zeros that fits a model."""
-    wide = torch.zeros(host.width_of(model))
+    wide = torch.ones(host.width_of(model))
     outputs = {layer: torch.zeros(width) for layer, width in host.layers_of(model).items()}
-    return Concept("<it>", "teddy", host.family_of(model), {}, wide, wide, wide, outputs)
+    return Concept("<it>", "teddy", host.family_of(model), {"clip_l": wide[None]}, wide, wide, wide, outputs)
 
 
-models = {name: tiny.weightless(name) for name in tiny.DEPTHS}
-concepts = {name: concept_for(model) for name, model in models.items()}
+def layouts(models: dict[str, object]) -> dict:
+    """Of each layout, its family, its layers, the bytes of a concept's file and what it says to concepts of all."""
+    concepts = {name: concept_for(model) for name, model in models.items()}
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            path = Path(folder) / "it.safetensors"
+            concepts[name].save(path)
+            found[name] = {
+                "family": host.family_of(model),
+                "layers": len(concepts[name].layers),
+                "bytes": path.stat().st_size,
+                "said": {other: said(model, concept) for other, concept in concepts.items()},
+            }
+    return found
+
+
+unets = layouts({name: tiny.weightless(tiny.whole(name)) for name in tiny.DEPTHS})
+for name, each in unets.items():
+    each["blocks"] = sum(max(0, depth) for depth in (*tiny.DEPTHS[name][0], tiny.DEPTHS[name][1], *tiny.DEPTHS[name][2]))
 print(
     json.dumps(
         {
-            name: {
-                "family": host.family_of(model),
-                "layers": len(concepts[name].layers),
-                "blocks": sum(max(0, each) for each in (*tiny.DEPTHS[name][0], tiny.DEPTHS[name][1], *tiny.DEPTHS[name][2])),
-                "said": {other: said(model, concept) for other, concept in concepts.items()},
-            }
-            for name, model in models.items()
+            "unets": unets,
+            "transformers": layouts(tiny.transformers()),
+            "joint": {name: said(model, concept_for(tiny.weightless(tiny.whole("SDXL")))) for name, model in tiny.joint().items()},
         }
     )
 )

@@ -656,3 +656,16 @@ def test_a_word_reaches_the_tokens_behind_it_in_its_section(section: int, wanted
     encoding = torch.zeros(1, 6, D)
     encoding[0, 1] = encoding[0, 5] = world.target_inputs[0].float()
     assert world.edit(EXACT).influenced(encoding, section)[0, :, 0].tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("padded", "wanted"), [(2, [1, 1, 1, 1, 0, 0]), (3, [1, 1, 1, 0, 0, 0]), (1, [1, 1, 1, 1, 1, 1]), (0, [1, 1, 1, 1, 1, 1])]
+)
+def test_encoders_that_look_both_ways_carry_a_word_to_its_whole_prompt_but_for_padding(padded: int, wanted: list[int]) -> None:
+    """A single token is never known for padding."""
+    world = World.of(1)
+    encoding = torch.randn(2, 6, D, generator=torch.Generator().manual_seed(0)) / 100
+    encoding[:, 6 - padded :] = 0.01
+    encoding[0, 2] = world.target_inputs[0].float()
+    reached = world.edit(EXACT).influenced_both_ways(encoding)[..., 0]
+    assert reached[0].tolist() == wanted and not reached[1].any()

@@ -1,7 +1,14 @@
-"""Layouts of SD2 and SDXL with few layers, and of SDXL's kin whole, made by the host's own classes; seeded weights know nothing."""
+"""Layouts of base families with few layers, and of SDXL's kin whole, made by the host's own classes; seeded weights know nothing.
+
+The host knows T5-XXL and UMT5-XXL at full size alone, so their encoders are made by its classes with few layers and never loaded;
+LTX-Video's and PixArt's are narrow too, since a vocabulary of T5 in full width has half a gigabyte.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.model_base
@@ -9,11 +16,19 @@ import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.text_encoders.cosmos
+import comfy.text_encoders.lt
+import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd2_clip
+import comfy.text_encoders.spiece_tokenizer
+import comfy.text_encoders.wan
+import comfy.utils
+import sentencepiece
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from scripts.harness import inside
 from scripts.harness.seeded_models import FEW, made
 
 SD2 = {
@@ -60,12 +75,11 @@ def whole(name: str) -> comfy.supported_models_base.BASE:
     return getattr(comfy.supported_models, name)(WHOLE | config | {"num_res_blocks": blocks})
 
 
-def weightless(name: str) -> ModelPatcher:
-    """A MODEL of one of DEPTHS that has the shapes and no numbers."""
-    config = whole(name)
+def weightless(config: comfy.supported_models_base.BASE, kind: type = comfy.model_base.SDXL) -> ModelPatcher:
+    """A MODEL that has the shapes and no numbers."""
     config.set_inference_dtype(torch.float32, None)
     cpu = torch.device("cpu")
-    return ModelPatcher(comfy.model_base.SDXL(config, device=torch.device("meta")), load_device=cpu, offload_device=cpu)
+    return ModelPatcher(kind(config, device=torch.device("meta")), load_device=cpu, offload_device=cpu)
 
 
 def koala(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
@@ -93,3 +107,158 @@ def reloaded(folder: Path, model: ModelPatcher, clip: comfy.sd.CLIP) -> tuple[Mo
     )
     path.unlink()
     return found[:2]
+
+
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 256, "ffn_dim": 256, "num_heads": 2, "num_layers": 2, "in_dim": 16,
+    "out_dim": 16, "freq_dim": 256, "qk_norm": True, "cross_attn_norm": True,
+}  # fmt: skip
+PIECES = 400
+"""Of the vocabulary that takes the place of UMT5's, which has no file here."""
+NARROW = 64
+"""Width of a T5 in place of XXL's 4096."""
+LTXV = {
+    "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 8, "cross_attention_dim": 256, "caption_channels": NARROW,
+}  # fmt: skip
+HEAD = 64
+"""Width of T5's heads."""
+T5 = {"num_layers": 2, "d_ff": 64, "num_heads": 2}
+
+
+class NarrowT5(comfy.text_encoders.lt.T5XXLTokenizer):
+    """LTX-Video's tokenizer for a narrow T5."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.embedding_size = NARROW
+
+
+def pieces() -> torch.Tensor:
+    """A vocabulary of sentencepiece, learned from the pack's captions, with UMT5's numbers for padding and the end."""
+    file, texts = io.BytesIO(), inside.part("perfusion_core.captions").captions(1000)
+    numbers = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=file, vocab_size=PIECES, hard_vocab_limit=False, minloglevel=2, **numbers
+    )
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def wan(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of Wan's layout, read by the stock loader, and a UMT5 of full width with few layers and a small vocabulary."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.WAN21_T2V(dict(WAN))
+    target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, comfy.text_encoders.wan.te())
+    few = {"umt5xxl_model_config": T5 | {"vocab_size": PIECES}}
+    model, clip = made(config, comfy.model_base.WAN21, target, layers=few, vocabulary={"spiece_model": pieces()})
+    return loaded(folder, model), softened(clip)
+
+
+def ltxv(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of LTX-Video's layout, read by the stock loader, and a narrow T5 with few layers."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.LTXV(dict(LTXV))
+    target = comfy.supported_models_base.ClipTarget(comfy.text_encoders.lt.LTXVT5Tokenizer, comfy.text_encoders.lt.ltxv_te())
+    few = {"t5xxl_model_config": T5 | {"d_model": NARROW}}
+    model, clip = made(config, comfy.model_base.LTXV, target, layers=few, vocabulary={"clip_t5xxl_tokenizer_class": NarrowT5})
+    return loaded(folder, model, {"config": json.dumps({"transformer": {"caption_channels": NARROW}})}), softened(clip)
+
+
+def softened(clip: comfy.sd.CLIP) -> comfy.sd.CLIP:
+    """The same CLIP of T5's kind, whose attention does not divide by the root of a head's width, with weights that do instead."""
+    with torch.no_grad():
+        for name, weight in clip.cond_stage_model.named_parameters():
+            if name.endswith("SelfAttention.q.weight"):
+                weight.mul_(HEAD**-0.5)
+    return clip
+
+
+def loaded(folder: Path, model: ModelPatcher, metadata: Mapping[str, str] | None = None) -> ModelPatcher:
+    """A MODEL with seeded biases, written to a file of its own and read from it in float32 as the stock loader reads one."""
+    for name, weight in model.model.diffusion_model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(weight, std=0.1)
+    path = folder / "model.safetensors"
+    comfy.utils.save_torch_file(model.model.diffusion_model.state_dict(), str(path), metadata)
+    found = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    path.unlink()
+    return found
+
+
+PIXART = {
+    "image_model": "pixart_sigma", "num_heads": 16, "patch_size": 2, "hidden_size": 1152, "in_channels": 4, "depth": 1,
+    "model_max_length": 300, "micro_condition": False,
+}  # fmt: skip
+
+
+def with_pieces(kind: type) -> type:
+    """A T5 tokenizer of the host's with a small vocabulary."""
+
+    class WithPieces(kind):
+        def __init__(self, **kwargs: object) -> None:
+            super().__init__(**kwargs)
+            self.tokenizer = comfy.text_encoders.spiece_tokenizer.SPieceTokenizer(pieces())
+            self.inv_vocab = {number: piece for piece, number in self.tokenizer.get_vocab().items()}
+
+    return WithPieces
+
+
+def pixart(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of PixArt Sigma's width, read by the stock loader, and a T5 of full width with few layers and a small vocabulary."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.PixArtSigma(dict(PIXART))
+    few = {"t5xxl_model_config": T5 | {"vocab_size": PIECES}}
+    model, clip = made(
+        config,
+        comfy.model_base.PixArt,
+        config.clip_target(),
+        layers=few,
+        vocabulary={"clip_t5xxl_tokenizer_class": with_pieces(comfy.text_encoders.pixart_t5.T5XXLTokenizer)},
+    )
+    return loaded(folder, model), softened(clip)
+
+
+COSMOS = {
+    "image_model": "cosmos_predict2", "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16, "out_channels": 16,
+    "patch_spatial": 2, "patch_temporal": 1, "model_channels": 256, "concat_padding_mask": True, "crossattn_emb_channels": 1024,
+    "pos_emb_cls": "rope3d", "pos_emb_learnable": True, "pos_emb_interpolation": "crop", "use_adaln_lora": True,
+    "adaln_lora_dim": 256, "rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0,
+    "rope_enable_fps_modulation": False,
+}  # fmt: skip
+"""The host reads a model so narrow as one of ten blocks."""
+
+
+def cosmos(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of Cosmos-Predict2's layout, read by the stock loader, and its T5 with few layers and a small vocabulary."""
+    torch.manual_seed(0)
+    config = comfy.supported_models.CosmosT2IPredict2(dict(COSMOS))
+    few = {"t5xxl_model_config": T5 | {"vocab_size": PIECES}}
+    vocabulary = {"clip_t5xxl_tokenizer_class": with_pieces(comfy.text_encoders.cosmos.T5XXLTokenizer)}
+    model, clip = made(config, comfy.model_base.CosmosPredict2, config.clip_target(), layers=few, vocabulary=vocabulary)
+    return loaded(folder, model), softened(clip)
+
+
+def transformers() -> dict[str, ModelPatcher]:
+    """MODELs of transformers of the real sizes, without weights."""
+    text = comfy.supported_models.WAN21_T2V, comfy.model_base.WAN21
+    ltx = {"num_layers": 28, "attention_head_dim": 64, "cross_attention_dim": 2048, "caption_channels": 4096}
+    sizes = {
+        "Wan 2.1 1.3B": (*text, WAN | {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}),
+        "Wan 14B": (*text, WAN | {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}),
+        "LTX-Video 2B": (comfy.supported_models.LTXV, comfy.model_base.LTXV, LTXV | ltx),
+        "Cosmos-Predict2 2B": (
+            comfy.supported_models.CosmosT2IPredict2,
+            comfy.model_base.CosmosPredict2,
+            COSMOS | {"model_channels": 2048, "num_blocks": 28, "num_heads": 16},
+        ),
+        "PixArt Sigma": (comfy.supported_models.PixArtSigma, comfy.model_base.PixArt, PIXART | {"depth": 28}),
+    }
+    return {name: weightless(config(dict(given)), kind) for name, (config, kind, given) in sizes.items()}
+
+
+def joint() -> dict[str, ModelPatcher]:
+    """MODELs of the host's classes in which text and picture share one attention, without any model inside."""
+    cpu, found = torch.device("cpu"), {}
+    for name in ("SD3", "Flux", "Chroma", "QwenImage", "Lumina2"):
+        config = getattr(comfy.supported_models, name)({"image_model": name.lower(), "disable_unet_model_creation": True})
+        found[name] = ModelPatcher(getattr(comfy.model_base, name)(config), load_device=cpu, offload_device=cpu)
+    return found

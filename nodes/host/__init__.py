@@ -8,11 +8,11 @@ embeddings of pictures. `folders`: where the host looks for concepts. `page_rout
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
 from .folders import FOLDER, listed
-from .model.families import clip_layer, encoders_of, family_of, layers_of, width_of
+from .model.families import clip_layer, encoders_of, encodings_adapted, family_of, kind_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
-from .model.loading import lora_names, projections
+from .model.loading import layer_encodings, lora_names, projections
 from .page_routes import serve
-from .sampling import Preview, check_vae, draw, latents_of, predict_from_noise, sample, samplers
+from .sampling import Preview, check_vae, decoded, draw, latents_of, pixels_per_latent, predict_from_noise, sample, samplers
 from .text.clip_with_words import clip_with_words
 from .text.encoding import (
     POSITIONS,
@@ -31,7 +31,7 @@ from .training.activation_memory import MemoryNeed, free_memory
 from .training.trainable_model import TrainableModel, best_precision, check_trainable, gradients_enabled
 from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
-from .unet.object_attention import object_attention
+from .unet.object_attention import check_finding, object_attention
 from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
 from .vision import picture_embeddings
 
@@ -51,6 +51,7 @@ __all__ = [
     "TrainableModel",
     "best_precision",
     "caption_encodings",
+    "check_finding",
     "check_fit",
     "check_interrupt",
     "check_trainable",
@@ -58,12 +59,14 @@ __all__ = [
     "clip_layer",
     "clip_with_words",
     "conditionings",
+    "decoded",
     "draw",
     "embed",
     "encode_locked",
     "encoders_of",
     "encoding_width",
     "encodings",
+    "encodings_adapted",
     "family_of",
     "free_memory",
     "free_unused",
@@ -71,7 +74,9 @@ __all__ = [
     "gradients_enabled",
     "identity_of",
     "identity_of_weights",
+    "kind_of",
     "latents_of",
+    "layer_encodings",
     "layers_of",
     "listed",
     "lora_names",
@@ -82,6 +87,7 @@ __all__ = [
     "model_with_settings",
     "object_attention",
     "picture_embeddings",
+    "pixels_per_latent",
     "predict_from_noise",
     "prepare_clip",
     "projections",

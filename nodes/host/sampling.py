@@ -26,13 +26,16 @@ Preview = tuple[str, Any, int]
 
 
 def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
-    """Encode images [B, H, W, 3] in 0…1 as latents [B, c, h, w] in the model's own scaling.
+    """Encode images [B, H, W, 3] in 0…1 as latents [B, c, h, w] in the model's own scaling, [B, c, 1, h, w] for one of videos.
 
     Raises:
         PerfusionError: there is no VAE, or its latents are not numbers.
     """
     check_vae(vae)
-    encoded = vae.encode(pixels[..., :3])
+    pixels = pixels[..., :3]
+    # A video's VAE takes several pictures for the frames of one video.
+    video = getattr(vae, "latent_dim", 2) == 3
+    encoded = torch.cat([vae.encode(each[None]) for each in pixels]) if video else vae.encode(pixels)
     if not encoded.isfinite().all():
         raise PerfusionError(
             "The VAE made latents that are not numbers, as some do in half precision; start ComfyUI with --fp32-vae, or load "
@@ -41,10 +44,28 @@ def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
     return model.model.process_latent_in(encoded.to(torch.float32))
 
 
+def decoded(vae: VAE, latents: Tensor) -> Tensor:
+    """Return the pictures of latents, [B, H, W, 3] in 0…1; of videos the first frame."""
+    pictures = vae.decode(latents)
+    return pictures[:, 0] if pictures.ndim == 5 else pictures
+
+
 def check_vae(vae: VAE | None) -> None:
     """Raise PerfusionError if there is no VAE; loaders give none, or an empty one, for a file that holds none."""
     if vae is None or vae.first_stage_model is None:
         raise PerfusionError("There is no VAE: the checkpoint holds none; load one with Load VAE.")
+
+
+def pixels_per_latent(model: ModelPatcher) -> int:
+    """Return how many pixels a side one latent of a MODEL covers."""
+    return int(model.model.latent_format.spacial_downscale_ratio)
+
+
+def empty_latents(model: ModelPatcher, count: int, height: int, width: int) -> Tensor:
+    """Return empty latents of a MODEL's kind, [count, c, height, width], or [count, c, 1, height, width] for one of videos."""
+    form = model.model.latent_format
+    frames = (1,) if getattr(form, "latent_dimensions", 2) == 3 else ()
+    return torch.zeros(count, form.latent_channels, *frames, height, width)
 
 
 def draw(
@@ -64,10 +85,10 @@ def draw(
     with torch.inference_mode():
         encoded = conditionings(clip, (prompt, negative))
         scale = vae.spacial_compression_encode()
-        latent = torch.zeros(1, model.model.latent_format.latent_channels, size // scale, size // scale)
+        latent = empty_latents(model, 1, size // scale, size // scale)
         noise = comfy.sample.prepare_noise(latent, seed)
         samples = comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, *encoded, latent, disable_pbar=True, seed=seed)
-        return vae.decode(samples).clamp(0, 1)
+        return decoded(vae, samples).clamp(0, 1)
 
 
 PREDICTION_DENOISE = 0.9
@@ -75,11 +96,11 @@ PREDICTION_DENOISE = 0.9
 
 
 def predict_from_noise(model: ModelPatcher, prompts: Sequence[list], size: int, count: int, seed: int) -> Tensor:
-    """Return a model's one-step predictions from noise for K conditionings, [K, count, c, h, w]; all use the same noise."""
+    """Return a model's one-step predictions from noise for K conditionings, [K, count, c, …, h, w]; all use the same noise."""
     found = []
     with torch.inference_mode():
         scale = model.model.latent_format.spacial_downscale_ratio
-        latent = torch.zeros(count, model.model.latent_format.latent_channels, size // scale, size // scale)
+        latent = empty_latents(model, count, size // scale, size // scale)
         noise = comfy.sample.prepare_noise(latent, seed)
         for positive in prompts:
             check_interrupt()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy_api.latest import io
 
@@ -48,7 +49,15 @@ def check_words(superclass: str, trigger: str) -> None:
     check_trigger(trigger)
 
 
-def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Covariance | None, settings: Settings) -> None:
+def check(
+    model: ModelPatcher,
+    clip: CLIP,
+    superclass: str,
+    trigger: str,
+    size: int,
+    covariance: Covariance | None,
+    settings: Settings,
+) -> None:
     """Raise PerfusionError if the inputs cannot be trained with, before any work is done."""
     settings.check()
     check_words(superclass, trigger)
@@ -57,9 +66,10 @@ def check(clip: CLIP, superclass: str, trigger: str, size: int, covariance: Cova
         raise PerfusionError(
             f"The trigger word {trigger} is already taken by a {taken[0].superclass} on this CLIP; choose another one."
         )
-    if size % 8:
-        raise PerfusionError(f"The size of training pictures must be a multiple of 8 pixels; {size} came.")
-    check_covariance(clip, covariance)
+    step = host.pixels_per_latent(model)
+    if size % step:
+        raise PerfusionError(f"The size of training pictures must be a multiple of {step} pixels; {size} came.")
+    check_covariance(clip, covariance, model)
     for word in (superclass, settings.initial_word):
         if word:
             host.embed(clip, word)
@@ -322,7 +332,7 @@ class PerfusionTrain(io.ComfyNode):
         settings = settings_of(chosen)
         family = host.family_of(model)
         host.check_vae(vae)
-        check(clip, superclass, trigger, size, covariance, settings)
+        check(model, clip, superclass, trigger, size, covariance, settings)
         host.check_trainable(model, clip)
         ready = Preparation.of(images, masks, size, trigger, given)
         keep, plain, judge = chosen.get("keep", LAST), None, None
@@ -338,7 +348,7 @@ class PerfusionTrain(io.ComfyNode):
             plain = ready.previews.draw(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready.pictures, plain)
         buckets = ready.encoded(model, vae, settings.small > 0)
-        covariance = covariance or measure(clip, None)
+        covariance = covariance or measure(clip, None, model=model)
         digest = fingerprint(
             model, clip, vae, settings, superclass, keep, (*ready.tensors(), covariance.matrix), given.fingerprint()
         )

@@ -175,9 +175,12 @@ def latent_masks(masks: Tensor, height: int, width: int) -> Tensor:
 def latent_forms(model: ModelPatcher, vae: VAE, images: Tensor, masks: Tensor, with_small: bool) -> tuple[Tensor, Tensor]:
     """Return latents [pictures, forms, c, h, w] and masks [pictures, forms, 1, h, w] of prepared pictures, for `loop.train`.
 
+    Latents of videos have one frame, [pictures, forms, c, 1, h, w], and their masks too.
+
     The forms are the picture itself and its mirror image and, with `with_small`, the same two of `small`.
     """
     shown = [(images, masks), *([small(images, masks)] if with_small else [])]
     shown = [each for image, mask in shown for each in ((image, mask), (image.flip(2), mask.flip(2)))]
     latents = torch.stack([host.latents_of(vae, model, image) for image, _ in shown], dim=1)
-    return latents, torch.stack([latent_masks(mask, *latents.shape[-2:]) for _, mask in shown], dim=1)
+    weights = torch.stack([latent_masks(mask, *latents.shape[-2:]) for _, mask in shown], dim=1)
+    return latents, weights if latents.ndim == 5 else weights[:, :, :, None]

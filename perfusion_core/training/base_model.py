@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,11 +23,14 @@ class Encoded:
         tokens: [P, N, d], the input of cross-attention.
         places: int [P], the position of the word's last vector in each prompt.
         pooled: [P, w], the text encoders' further input to the UNet; None if there is none.
+        unpadded: bool [P, N], the tokens that are not padding, which the edit then leaves alone in exact mode; None if the gates
+            alone decide.
     """
 
     tokens: Tensor
     places: Tensor
     pooled: Tensor | None = None
+    unpadded: Tensor | None = None
 
     def parts(self) -> list[Tensor]:
         """Return the tensors that depend on the word."""
@@ -35,12 +38,19 @@ class Encoded:
 
     def leaves(self) -> Encoded:
         """Return the same encodings detached from the graph, as leaves that require gradients."""
-        parts = [part.detach().requires_grad_() for part in self.parts()]
-        return Encoded(parts[0], self.places, *parts[1:])
+        tokens, *pooled = (part.detach().requires_grad_() for part in self.parts())
+        return replace(self, tokens=tokens, pooled=pooled[0] if pooled else None)
 
     def of_prompts(self, which: Tensor) -> Encoded:
         """Return the prompts with the given indices, int [B], in that order."""
-        return Encoded(self.tokens[which], self.places[which.to(self.places.device)], *(part[which] for part in self.parts()[1:]))
+        tokens, *pooled = (part[which] for part in self.parts())
+        unpadded = None if self.unpadded is None else self.unpadded[which.to(self.unpadded.device)]
+        return Encoded(tokens, self.places[which.to(self.places.device)], pooled[0] if pooled else None, unpadded)
+
+    def shortened(self, length: int) -> Encoded:
+        """Return the first `length` tokens of each prompt."""
+        unpadded = None if self.unpadded is None else self.unpadded[:, :length]
+        return replace(self, tokens=self.tokens[:, :length], unpadded=unpadded)
 
     def at_word(self) -> Tensor:
         """Return the encoding of the word's last vector in each prompt, float32 [P, d]."""
@@ -66,12 +76,12 @@ class Base(Protocol):
         """Return layer -> (W_K v, W_V v), float32 [J, m] each, for vectors [J, d]."""
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
-        """Return the model's prediction from noised latents and its target, [B, c, h, w] each.
+        """Return the model's prediction from noised latents and its target, [B, c, …, h, w] each.
 
         The prediction is differentiable with respect to the encodings and to `values` and `keys` of the edit.
 
         Args:
-            latents: [B, c, h, w].
+            latents: [B, c, h, w], or [B, c, 1, h, w] for models of videos.
             noise: standard normal, same shape.
             time: [B] in [0, 1), from the lowest noise level to the highest.
             encoded: B prompts.

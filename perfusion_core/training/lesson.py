@@ -19,8 +19,9 @@ class Bucket:
     """P pictures of one size.
 
     Attributes:
-        latents: [P, forms, c, h, w]: each picture unchanged and mirrored and, if `small` is above 0, both of these small.
-        masks: [P, forms, 1, h, w], soft, each with a maximum of 1.
+        latents: [P, forms, c, h, w]: each picture unchanged and mirrored and, if `small` is above 0, both of these small; for
+            models of videos [P, forms, c, 1, h, w].
+        masks: the same with one channel, soft, each with a maximum of 1.
         captions: each picture's own prompt with `{}` for the concept, or empty.
     """
 

@@ -101,7 +101,7 @@ class BatchSample:
         Args:
             settings: settings of the training.
             step: number of the step, from 0.
-            latents: [P, c, h, w], of which only the shape matters.
+            latents: [P, c, …, h, w], of which only the shape matters.
             templates: training prompts.
             captions: each picture's own, or none.
             captioned: how often a picture comes with its own, if there are any.
@@ -122,9 +122,10 @@ class BatchSample:
 
 
 def masked_error(prediction: Tensor, target: Tensor, masks: Tensor) -> Tensor:
-    """Return the squared error, weighted by soft masks [B, 1, h, w] and divided by the weights' sum, mean over pictures; scalar."""
+    """Return the squared error, weighted by soft masks [B, 1, …, h, w] and divided by their sum, mean over pictures; scalar."""
     error = (prediction.float() - target.float()).square().mean(1, keepdim=True)
-    return ((error * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3))).mean()
+    within = tuple(range(1, error.ndim))
+    return ((error * masks).sum(within) / masks.sum(within)).mean()
 
 
 Gradients = tuple[list[Tensor], Tensor, float]

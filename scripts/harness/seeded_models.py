@@ -23,11 +23,15 @@ def made(
     target: comfy.supported_models_base.ClipTarget,
     dtype: torch.dtype = torch.float32,
     layers: dict[str, dict] = FEW,
+    vocabulary: dict[str, Any] | None = None,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP]:
-    """Return MODEL and CLIP on the processor, with seeded weights; `layers` are the host's options of the text encoders."""
+    """Return MODEL and CLIP on the processor, with seeded weights.
+
+    `layers` are the host's options of the text encoders, and `vocabulary` those of their tokenizers.
+    """
     config.set_inference_dtype(dtype, None)
     model, cpu = kind(config, device=torch.device("cpu")), torch.device("cpu")
-    clip = comfy.sd.CLIP(target, model_options={**layers, "dtype": dtype})
+    clip = comfy.sd.CLIP(target, tokenizer_data=vocabulary or {}, model_options={**layers, "dtype": dtype})
     for module in (model.diffusion_model, clip.cond_stage_model):
         seeded(module)
     return ModelPatcher(model, load_device=cpu, offload_device=cpu), clip

@@ -1,54 +1,164 @@
 """Properties of the host's MODEL and CLIP objects: base family, cross-attention layers, text encoders."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
+import comfy.ldm.cosmos.predict2
+import comfy.ldm.lightricks.model
+import comfy.ldm.pixart.pixartms
+import comfy.ldm.wan.model
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel, SDTokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from ....perfusion_core import PerfusionError
 
 
 @dataclass(frozen=True)
 class Family:
-    """A base family: its name, and the text encoder, if any, whose pooled output its UNet reads in addition to the encoding."""
+    """A base family: all in which models differ for the edit. Only the host's classes know more.
+
+    Attributes:
+        name: as concepts' files name it.
+        architectures: the host's `image_model` of its models; UNets have none and are told by `width`.
+        width: d of a UNet's encodings; 0 for other models, whose layers tell it.
+        layers: regular expression for the names of its cross-attention modules.
+        keys, values: names of their projections. If both are the same, one Linear gives keys, and values behind them.
+        adapter: the module whose output layers read in place of the text encoder's; it maps each token by itself. Empty if there is
+            none.
+        inputs: positional arguments of the model's forward.
+        asks_wrappers: whether its forward asks the host for the wrappers of the diffusion model.
+        encoders: names of its text encoders.
+        pooled: the text encoder, if any, whose pooled output the model reads in addition to the encoding.
+        causal: whether a token of its text encoders is encoded from those before it alone.
+        padded: whether short prompts are padded to one length.
+        least: latents a side of the smallest picture that it draws, for looks at what happens inside.
+        blocks: the parts of the model that are recomputed when memory is short; they hold most of the activations.
+        in_place: whether these add to their own input in place.
+        controlled: whether its attention can be watched, confined to regions and led by another picture's.
+        loras: whether the host has LoRA names for its projections.
+    """
 
     name: str
+    architectures: tuple[str, ...] = ("",)
+    width: int = 0
+    layers: str = r".+\.attn2"
+    keys: str = "to_k"
+    values: str = "to_v"
+    adapter: str = ""
+    inputs: tuple[str, ...] = ("x", "timesteps", "context", "y", "control", "transformer_options")
+    asks_wrappers: bool = True
+    encoders: tuple[str, ...] = ()
     pooled: str = ""
+    causal: bool = True
+    padded: bool = True
+    least: int = 8
+    blocks: tuple[type[nn.Module], ...] = (ResBlock, BasicTransformerBlock)
+    in_place: bool = False
+    controlled: bool = True
+    loras: bool = True
+
+    @property
+    def fused(self) -> bool:
+        """Whether one Linear gives both keys and values."""
+        return self.keys == self.values
+
+    def projections(self, attention: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """Return the modules that give the keys and the values of a cross-attention module."""
+        return getattr(attention, self.keys), getattr(attention, self.values)
+
+    def read(self, unet: nn.Module, context: Tensor) -> Tensor:
+        """Return what the layers of a model read, [B, N, d], of the encodings that it is called with, [B, N, ·]."""
+        return unet.get_submodule(self.adapter)(context) if self.adapter else context
 
 
-FAMILIES = {768: Family("sd1"), 1024: Family("sd2"), 2048: Family("sdxl", "clip_g")}
-"""Width of the encoding that cross-attention reads -> base family. This is the only place where families are defined."""
+PIXART = Family(
+    "pixart_alpha",
+    architectures=("pixart_alpha",),
+    layers=r"blocks\.\d+\.cross_attn",
+    keys="kv_linear",
+    values="kv_linear",
+    adapter="y_embedder.y_proj",
+    inputs=("x", "timesteps", "context", "c_size", "c_ar"),
+    asks_wrappers=False,
+    encoders=("clip_t5xxl",),
+    causal=False,
+    padded=False,
+    # Its places are counted in units of 64 latents, and none of them must be nothing.
+    least=34,
+    blocks=(comfy.ldm.pixart.pixartms.PixArtMSBlock,),
+    controlled=False,
+    loras=False,
+)
+
+FAMILIES = (
+    Family("sd1", width=768, encoders=("clip_l",)),
+    Family("sd2", width=1024, encoders=("clip_h",)),
+    Family("sdxl", width=2048, encoders=("clip_l", "clip_g"), pooled="clip_g"),
+    Family(
+        "wan",
+        architectures=("wan2.1",),
+        layers=r"blocks\.\d+\.cross_attn",
+        keys="k",
+        values="v",
+        adapter="text_embedding",
+        inputs=("x", "timesteps", "context", "clip_fea", "time_dim_concat", "transformer_options"),
+        encoders=("clip_umt5xxl",),
+        causal=False,
+        blocks=(comfy.ldm.wan.model.WanAttentionBlock,),
+        controlled=False,
+    ),
+    Family(
+        "ltxv",
+        architectures=("ltxv",),
+        layers=r"transformer_blocks\.\d+\.attn2",
+        adapter="caption_projection",
+        inputs=("x", "timesteps", "context", "attention_mask", "frame_rate", "transformer_options", "keyframe_idxs"),
+        encoders=("clip_t5xxl",),
+        causal=False,
+        blocks=(comfy.ldm.lightricks.model.BasicTransformerBlock,),
+        in_place=True,
+        controlled=False,
+    ),
+    PIXART,
+    replace(PIXART, name="pixart_sigma", architectures=("pixart_sigma",)),
+    Family(
+        "cosmos_predict2",
+        architectures=("cosmos_predict2",),
+        layers=r"blocks\.\d+\.cross_attn",
+        keys="k_proj",
+        values="v_proj",
+        inputs=("x", "timesteps", "context", "fps", "padding_mask"),
+        encoders=("clip_t5xxl",),
+        causal=False,
+        blocks=(comfy.ldm.cosmos.predict2.Block,),
+        controlled=False,
+    ),
+)
+"""All base families. This is the only place where they are told apart."""
+
+JOINT = {
+    *("SD3", "AuraFlow", "Flux", "Flux2", "Chroma", "ChromaRadiance", "QwenImage", "Lumina2", "HiDream", "GenmoMochi"),
+    *("HunyuanVideo", "HunyuanImage21", "Omnigen2", "Krea2", "ErnieImage", "CogVideoX"),
+}
+"""The host's classes of models in which text and picture share one attention."""
+
+KNOWN = "Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt or Cosmos-Predict2"
+"""The models of FAMILIES, for sentences."""
 
 
-def layers_of(model: ModelPatcher) -> dict[str, int]:
-    """Return a MODEL's cross-attention layers and the width m of their projections, in the order in which the model runs them.
-
-    Raises:
-        PerfusionError: the model has none, for example because it has no Stable Diffusion UNet.
-    """
-    unet = model.model.diffusion_model
-    found = {
-        name: module.to_v.out_features
-        for name, module in unet.named_modules()
-        if name.endswith(".attn2") and hasattr(module, "to_k") and module.to_k.in_features == width_of(model)
-    }
-    if not found:
-        raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this model has no cross-attention of that kind.")
-    return found
-
-
-def width_of(model: ModelPatcher) -> int:
-    """Return the width d of the encodings that a MODEL's cross-attention reads, or 0 if its configuration gives no single width.
+def unet_config_of(model: ModelPatcher) -> dict:
+    """Return the host's configuration of a MODEL.
 
     Raises:
         PerfusionError: there is no model; a loader gives none for a file that holds none.
     """
     if model is None:
         raise PerfusionError("There is no model: the file that it was loaded from holds none; load one with Load Diffusion Model.")
-    width = model.model.model_config.unet_config.get("context_dim") or 0
-    return width if isinstance(width, int) else 0
+    return model.model.model_config.unet_config
 
 
 def kind_of(model: ModelPatcher) -> Family:
@@ -57,10 +167,17 @@ def kind_of(model: ModelPatcher) -> Family:
     Raises:
         PerfusionError: Perfusion does not support models of this kind.
     """
-    family = FAMILIES.get(width_of(model))
-    if family is None:
-        raise PerfusionError("Perfusion needs a Stable Diffusion 1, 2 or XL model; this is another kind.")
-    return family
+    config = unet_config_of(model)
+    for family in FAMILIES:
+        if config.get("image_model", "") in family.architectures and family.width in (0, config.get("context_dim")):
+            return family
+    joint = [kind.__name__ for kind in type(model.model).__mro__ if kind.__name__ in JOINT]
+    if joint:
+        raise PerfusionError(
+            f"In this model ({joint[0]}) text and picture share one attention, so there is no cross-attention that Perfusion could "
+            f"edit; use a {KNOWN} model."
+        )
+    raise PerfusionError(f"Perfusion needs a {KNOWN} model; this is another kind.")
 
 
 def family_of(model: ModelPatcher) -> str:
@@ -70,6 +187,54 @@ def family_of(model: ModelPatcher) -> str:
         PerfusionError: Perfusion does not support models of this kind.
     """
     return kind_of(model).name
+
+
+def layers_of(model: ModelPatcher) -> dict[str, int]:
+    """Return a MODEL's cross-attention layers and the width m of their projections, in the order in which the model runs them.
+
+    Raises:
+        PerfusionError: the model has none, or Perfusion does not support models of this kind.
+    """
+    family = kind_of(model)
+    width, halves = width_of(model), 2 if family.fused else 1
+    found = {
+        name: family.projections(module)[1].out_features // halves
+        for name, module in attentions(model, family).items()
+        if family.projections(module)[0].in_features == width
+    }
+    if not found:
+        raise PerfusionError(f"Perfusion needs a {KNOWN} model; this model has no cross-attention of that kind.")
+    return found
+
+
+def attentions(model: ModelPatcher, family: Family) -> dict[str, nn.Module]:
+    """Return a MODEL's modules whose names are those of the family's cross-attention."""
+    named = model.model.diffusion_model.named_modules()
+    return {name: module for name, module in named if re.fullmatch(family.layers, name) and hasattr(module, family.keys)}
+
+
+def width_of(model: ModelPatcher) -> int:
+    """Return the width d of the encodings that a MODEL's cross-attention reads, or 0 if it has none.
+
+    Raises:
+        PerfusionError: Perfusion does not support models of this kind.
+    """
+    family = kind_of(model)
+    if family.width:
+        return family.width
+    return next((family.projections(module)[0].in_features for module in attentions(model, family).values()), 0)
+
+
+def encoders_causal(clip: CLIP) -> bool:
+    """Return whether a token of a CLIP's text encoders is encoded from those before it alone."""
+    names = set(encoders_of(clip))
+    return all(family.causal for family in FAMILIES if names <= set(family.encoders))
+
+
+def encodings_adapted(clip: CLIP) -> bool:
+    """Return whether the models that read a CLIP's encodings adapt them first, so that encodings are known by model and CLIP."""
+    names = set(encoders_of(clip))
+    return any(family.adapter for family in FAMILIES if names <= set(family.encoders))
 
 
 def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
@@ -88,7 +253,8 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
 
 def clip_model(clip: CLIP, name: str) -> nn.Module | None:
     """Return a CLIP's text encoder of this name, or None if there is none."""
-    return getattr(clip.cond_stage_model, name, None)
+    # The host calls T5's tokenizer clip_t5xxl and its model t5xxl.
+    return getattr(clip.cond_stage_model, name, None) or getattr(clip.cond_stage_model, name.removeprefix("clip_"), None)
 
 
 def clip_layer(clip: CLIP) -> int:

@@ -8,16 +8,22 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from torch import Tensor, nn
 
-from .families import FAMILIES, encoders_of
+from .families import FAMILIES, encoders_of, kind_of
 
 SAMPLES, SAMPLE = 4, 64
 """Number of a tensor's samples that a digest covers, and their length in elements."""
 
 
-def identity_of(clip: CLIP) -> str:
-    """Return a digest of a CLIP's text encoders, their LoRAs and other patches, and the output layer that is set."""
+def identity_of(clip: CLIP, model: ModelPatcher | None = None) -> str:
+    """Return a digest of a CLIP's text encoders, their LoRAs and other patches, and the output layer that is set.
+
+    If the layers of `model` read encodings through an adapter, the digest covers that as well.
+    """
     digest = hashlib.sha256(f"{clip.layer_idx} {sorted(encoders_of(clip))}".encode())
     _add_weights(digest, clip.patcher)
+    adapter = kind_of(model).adapter if model is not None else ""
+    if adapter:
+        _add_weights(digest, model, f"diffusion_model.{adapter}.")
     return digest.hexdigest()[:32]
 
 
@@ -32,11 +38,14 @@ def identity_of_weights(model: ModelPatcher, vae: VAE) -> str:
     return digest.hexdigest()[:32]
 
 
-def _add_weights(digest: "hashlib._Hash", patcher: ModelPatcher) -> None:
-    """Add all weights of a patcher, as they are without its patches, and the patches."""
+def _add_weights(digest: "hashlib._Hash", patcher: ModelPatcher, prefix: str = "") -> None:
+    """Add the weights of a patcher whose names begin with `prefix`, as they are without its patches, and the patches."""
     for name, weight in sorted(unpatched(patcher), key=lambda pair: pair[0]):
-        digest.update(name.encode() + sampled(weight))
+        if name.startswith(prefix):
+            digest.update(name.encode() + sampled(weight))
     for name, patches in sorted(patcher.patches.items()):
+        if not name.startswith(prefix):
+            continue
         for strength, patch, of_model, *_ in patches:
             digest.update(f"{name} {strength} {of_model}".encode())
             for tensor in tensors_in(patch):
@@ -50,7 +59,7 @@ def unpatched(patcher: ModelPatcher) -> Iterator[tuple[str, Tensor]]:
     original ones.
     """
     module: nn.Module = patcher.model
-    pooled = {family.pooled for family in FAMILIES.values()}
+    pooled = {family.pooled for family in FAMILIES}
     for name, weight in module.named_parameters():
         # Checkpoints lack the projection of a pooled output that no UNet reads: the host leaves in it what was in memory.
         if ".text_projection." in name and name.split(".")[0] not in pooled:

@@ -1,16 +1,17 @@
 """Loading whole models onto their device, and applying their key and value projections to vectors."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import comfy.lora
 import comfy.model_management
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
-from .families import layers_of
+from .families import Family, kind_of, layers_of
 
 
 def load(*patchers: ModelPatcher) -> None:
@@ -50,11 +51,41 @@ def non_dynamic_clip(clip: CLIP) -> CLIP:
     return whole
 
 
-def project(weights: Mapping[str, Tensor], layers: Iterable[str], vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return layer -> (W_K v, W_V v), float32 [J, m] each, for vectors [J, d] and a UNet's weights by name."""
+def layer_encodings(model: ModelPatcher, encodings: Tensor) -> Tensor:
+    """Return what a MODEL's cross-attention layers read of text encodings [..., N, ·]: [..., N, d], on the same device."""
+    family = kind_of(model)
+    if not family.adapter:
+        return encodings
+    load(model)
+    return reader(model.model, family, model.load_device)(encodings)
+
+
+def reader(base: BaseModel, family: Family, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return the function that `layer_encodings` computes, for a model that is loaded on a device.
+
+    It computes as the model itself does when it samples, in the same precision.
+    """
+
+    def read(encodings: Tensor) -> Tensor:
+        plain = encodings.as_subclass(Tensor)
+        if not family.adapter:
+            return plain
+        with torch.no_grad():
+            found = family.read(base.diffusion_model, plain.to(device, base.get_dtype_inference()))
+        return found.to(encodings.device)
+
+    return read
+
+
+def project(
+    weights: Mapping[str, Tensor], family: Family, layers: Iterable[str], vectors: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return layer -> (W_K v, W_V v), float32 [J, m] each, without biases, for vectors [J, d] and a model's weights by name."""
     found = {}
     for layer in layers:
-        to_k, to_v = (weights[f"{layer}.{which}.weight"].float() for which in ("to_k", "to_v"))
+        to_k, to_v = (weights[f"{layer}.{which}.weight"].float() for which in (family.keys, family.values))
+        if family.fused:
+            to_k, to_v = to_k.chunk(2)[0], to_v.chunk(2)[1]
         found[layer] = vectors.float() @ to_k.T, vectors.float() @ to_v.T
     return found
 
@@ -65,18 +96,20 @@ def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor,
     load(model)
     with torch.no_grad():
         weights = dict(model.model.diffusion_model.named_parameters())
-        found = project(weights, layers_of(model), vectors.to(model.load_device))
+        found = project(weights, kind_of(model), layers_of(model), vectors.to(model.load_device))
     return {layer: (k.cpu(), v.cpu()) for layer, (k, v) in found.items()}
 
 
 def lora_names(model: ModelPatcher) -> dict[str, str]:
-    """Return the name of each of a MODEL's weights, with layers named as in `layers_of` -> its name in LoRA files.
+    """Return `LAYER.to_k` and `LAYER.to_v`, of all of a MODEL's layers -> the name of that projection's weight in LoRA files.
 
     Of the several names that the host accepts for a weight, this is the last, which other programs use as well.
     """
     known = comfy.lora.model_lora_keys_unet(model.model, {})
+    names = {weight: name for name, weight in known.items() if name.startswith("lora_unet_") and isinstance(weight, str)}
+    family = kind_of(model)
     return {
-        weight.removeprefix("diffusion_model.").removesuffix(".weight"): name
-        for name, weight in known.items()
-        if name.startswith("lora_unet_") and isinstance(weight, str)
+        f"{layer}.{which}": names[f"diffusion_model.{layer}.{own}.weight"]
+        for layer in layers_of(model)
+        for which, own in (("to_k", family.keys), ("to_v", family.values))
     }

@@ -11,11 +11,11 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.prompts import bare_triggers, has_trigger, word_key
 from ....perfusion_core.stack import Stack, combine, with_outputs
-from ..model.families import encoders_of
+from ..model.families import encoders_causal, encoders_of
 from .annotated_encoding import REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
 from .picture_window import PLACES, place_map
 from .regional_prompts import regional_prompts
-from .trigger_words import Tokens, token_labels, tokenizer_with_words, trigger_masks, understood
+from .trigger_words import Tokens, prompt_tokens, token_labels, tokenizer_with_words, trigger_masks, understood
 
 T = TypeVar("T")
 log = logging.getLogger("perfusion")
@@ -84,7 +84,8 @@ class ClipWithWords(CLIP):
     def _note(self, cond: Tensor, tokens: Tokens, regional: Mapping[str, Tensor]) -> Tensor:
         """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.
 
-        As the encoders are causal, a word reaches its own tokens and those after it in the same section. The reach of concepts
+        With causal encoders a word reaches its own tokens and those after it in the same section, with others all of the section
+        but its padding. The reach of concepts
         that are a word alone is not needed, since they edit no layer. Where another pack made more of a prompt than an encoding
         for each of its tokens, it is unknown which belongs to which, and the encoding stays without notes.
         """
@@ -103,7 +104,11 @@ class ClipWithWords(CLIP):
         notes = {Note(REGIONAL, name): encoding for name, encoding in regional.items()}
         for trigger, places in trigger_masks(tokens, self.tokenizer).items():
             if trigger in editing:
-                reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])
+                if encoders_causal(self):
+                    reached = torch.cat([part.cumsum(0) > 0 for part in places.split(section)])
+                else:
+                    whole = torch.cat([part.any().expand(len(part)) for part in places.split(section)])
+                    reached = whole & prompt_tokens(tokens, self.tokenizer)
                 notes[Note(TRIGGER_INFLUENCE, trigger)] = column(reached)
         said = token_labels(tokens, self.tokenizer)
         for word in dict.fromkeys(said):

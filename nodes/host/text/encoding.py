@@ -15,7 +15,7 @@ from ....perfusion_core.concept_file import MAX_VECTORS
 from ....perfusion_core.prompts import TEMPLATES
 from ..model.families import clip_model, encoders_of
 from ..model.loading import load
-from .annotated_encoding import TRIGGER_INFLUENCE
+from .annotated_encoding import TRIGGER_INFLUENCE, WORD_POSITIONS
 from .encoding_notes import note_mask
 from .trigger_words import Tokenizer
 
@@ -62,15 +62,17 @@ def conditionings(clip: CLIP, texts: Sequence[str]) -> list[list]:
     return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
 
 
-def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor]:
+def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Encode short prompts with a CLIP that knows trigger words.
 
     Returns:
-        The encodings [P, N, d], and [P, N, J], 1 at the tokens that each trigger word can have reached.
+        The encodings [P, N, d]; [P, N, J], 1 at the tokens that each trigger word can have reached; and the same at those that are
+        the word itself.
     """
     found = [conditioning[0][0] for conditioning in conditionings(clip, texts)]
     plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
-    return plain, torch.cat([note_mask(encoding, TRIGGER_INFLUENCE, triggers) for encoding in found])
+    kinds = TRIGGER_INFLUENCE, WORD_POSITIONS
+    return plain, *(torch.cat([note_mask(encoding, kind, triggers) for encoding in found]) for kind in kinds)
 
 
 def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
@@ -126,9 +128,9 @@ def _readable(tokenizer: SDTokenizer, name: str) -> bool:
 
 
 def own_tokens(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
-    """Yield the tokens of the text itself, between the start and end tokens of its sections."""
+    """Yield the tokens of the text itself, between the start token, if there is one, and the end token of its sections."""
     for section in sections:
-        for token, *_ in section[1:]:
+        for token, *_ in section[0 if tokenizer.start_token is None else 1 :]:
             if not isinstance(token, Tensor) and token == tokenizer.end_token:
                 break
             yield token
@@ -150,12 +152,18 @@ class Method(nn.Module):
 def caption_encodings(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
     """Return the encodings [tokens, d] of captions at `positions`, one of POSITIONS.
 
-    The encoders are causal, so unless padding is requested all sections are truncated to the longest caption, which takes a
-    fraction of the time.
+    Causal encoders and those that do not look at padding give the same without it, so unless padding is requested all sections
+    are truncated to the longest caption, which takes a fraction of the time. Other encoders get captions of one length at a time.
     """
     tokens = sections_of(clip, texts)
-    end = next(iter(encoders_of(clip).values())).end_token
-    ends = [[token for token, _ in section].index(end) for section in next(iter(tokens.values()))]
+    tokenizer = next(iter(encoders_of(clip).values()))
+    sections = next(iter(tokens.values()))
+    ends = [[token for token, _ in section].index(tokenizer.end_token) for section in sections]
+    if positions != ALL and len(set(map(len, sections))) > 1:
+        alike: dict[int, list[str]] = {}
+        for text, section in zip(texts, sections, strict=True):
+            alike.setdefault(len(section), []).append(text)
+        return torch.cat([caption_encodings(clip, each, precision, positions) for each in alike.values()])
     length = max(ends) + 1 if positions != ALL else None
     tokens = {name: [section[:length] for section in sections] for name, sections in tokens.items()}
     encoder = Method(clip.cond_stage_model, "encode_token_weights")
@@ -166,7 +174,7 @@ def caption_encodings(clip: CLIP, texts: Sequence[str], precision: torch.dtype, 
     encodings = out.reshape(len(texts), -1, out.shape[-1])
     if positions == ALL:
         return encodings.flatten(0, 1)
-    first, after = (1, 0) if positions == CONTENT else (0, 1)
+    first, after = (int(tokenizer.start_token is not None), 0) if positions == CONTENT else (0, 1)
     return torch.cat([encoding[first : at + after] for encoding, at in zip(encodings, ends, strict=True)])
 
 

@@ -44,8 +44,9 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
 def _length(clip: CLIP, text: str) -> int:
     """Return the number of tokens of a text."""
     tokens = clip.tokenize(literal(text))
-    end = next(iter(encoders_of(clip).values())).end_token
-    return [token[0] for token in next(iter(tokens.values()))[0]].index(end) - 1
+    part = next(iter(encoders_of(clip).values()))
+    row = [token[0] for token in next(iter(tokens.values()))[0]]
+    return row.index(part.end_token) - (part.start_token is not None)
 
 
 def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Tensor:

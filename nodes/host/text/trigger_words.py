@@ -111,19 +111,48 @@ def token_labels(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
             elif isinstance(piece, Tensor):
                 said.append("embedding")
             elif piece in (part.start_token, part.end_token) or ended:
-                ended = ended or len(said) > first
+                ended = ended or len(said) > first or part.start_token is None
                 said.append(END if ended else START)
             else:
                 said.append(part.inv_vocab.get(piece, "?"))
     return _whole(said)
 
 
+def prompt_tokens(tokens: Tokens, tokenizer: Tokenizer) -> Tensor:
+    """Return the positions of a tokenized prompt that are not padding, bool [N]: up to the first end token of each section."""
+    rows = next(iter(tokens.values()))
+    part = next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
+    found = []
+    for section in rows:
+        ends = [n for n, (piece, *_) in enumerate(section) if not isinstance(piece, Tensor) and piece == part.end_token]
+        found.append(torch.arange(len(section)) <= next(iter(ends), len(section)))
+    return torch.cat(found)
+
+
+SPACE = "\u2581"
+"""What the first piece of a word begins with, in vocabularies that mark beginnings."""
+
+
 def _whole(pieces: list[str]) -> list[str]:
-    """Replace each piece of a word by the whole word; the last piece of a word ends in `</w>`."""
+    """Replace each piece of a word by the whole word: its last piece ends in `</w>`, or its first one begins with SPACE."""
+    if any(piece.startswith(SPACE) for piece in pieces):
+        return _whole_from_beginnings(pieces)
     words, begin = list(pieces), 0
     for i, piece in enumerate(pieces):
         if piece.endswith("</w>"):
             words[begin : i + 1] = ["".join(pieces[begin : i + 1]).removesuffix("</w>")] * (i + 1 - begin)
         if piece.endswith(("</w>", ">")) or piece == "embedding":
             begin = i + 1
+    return words
+
+
+def _whole_from_beginnings(pieces: list[str]) -> list[str]:
+    """Return the same as `_whole` for pieces of which the first one of a word begins with SPACE."""
+    words, begin, apart = [], 0, True
+    for i, piece in enumerate(pieces):
+        before, apart = apart, piece in (START, END, "embedding") or (piece.startswith("<") and piece.endswith(">"))
+        if before or apart or piece.startswith(SPACE):
+            begin = i
+        whole = piece if apart else "".join(pieces[begin : i + 1]).removeprefix(SPACE).lower()
+        words[begin:] = [whole] * (i + 1 - begin)
     return words

@@ -7,16 +7,17 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from ..model.families import FAMILIES
 from ..unet.projection_hooks import replace_forward
 
-BLOCKS = (ResBlock, BasicTransformerBlock)
-"""The parts of a UNet that are recomputed when memory is short; they hold most of the activations."""
+BLOCKS = tuple({block for family in FAMILIES for block in family.blocks})
+"""The parts of models that are recomputed when memory is short; they hold most of the activations."""
+CHANGING = tuple({block for family in FAMILIES if family.in_place for block in family.blocks})
+"""Those of them that change their own input."""
 
 
 @dataclass
@@ -140,8 +141,10 @@ def activation_checkpointing(
         own = {f"block.{k.removeprefix(name + '.')}": v for k, v in weights.items() if k.startswith(name + ".")}
         alone = _Alone(block)
 
-        def run(*args: Any, **kwargs: Any) -> Tensor:
-            return torch.func.functional_call(alone, own, args, kwargs)
+        def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            # A copy of what the block changes and is to read once more.
+            x = x.clone() if isinstance(block, CHANGING) else x
+            return torch.func.functional_call(alone, own, (x, *args), kwargs)
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             return checkpoint(

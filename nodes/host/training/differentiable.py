@@ -1,15 +1,19 @@
 """What makes the host's modules differentiable: aliases of their weights, and replacements of what has no backward pass."""
 
 import contextlib
+import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import comfy.clip_model
+import comfy.ldm.common_dit
 import comfy.ldm.modules.attention as host_attention
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 import torch
+from comfy.clip_model import CLIPLayer
+from comfy.text_encoders.t5 import T5LayerFF, T5LayerSelfAttention
 from torch import Tensor, nn
 
 from ..unet.projection_hooks import replace_forward
@@ -43,8 +47,8 @@ def linears(module: nn.Module) -> dict[str, nn.Linear]:
 def differentiable_encoder(module: nn.Module, linears: Iterable[nn.Linear]) -> Iterator[None]:
     """Make a text encoder of the host differentiable within the context.
 
-    The host's CLIP layers add to their input in place, which prevents a backward pass; here they create new tensors. `linears` use
-    their weights as given, without casting them, unless the host asks for more than a product.
+    The host's layers of CLIP and T5 add to their input in place, which prevents a backward pass; here they create new tensors.
+    `linears` use their weights as given, without casting them, unless the host asks for more than a product.
     """
 
     def linear(self: nn.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -56,10 +60,19 @@ def differentiable_encoder(module: nn.Module, linears: Iterable[nn.Linear]) -> I
         x = x + self.self_attn(self.layer_norm1(x), mask, optimized_attention)
         return x + self.mlp(self.layer_norm2(x))
 
+    def self_attention(self: nn.Module, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        output, bias = self.SelfAttention(self.layer_norm(x), *args, **kwargs)
+        return x + output, bias
+
+    def feed_forward(self: nn.Module, x: Tensor) -> Tensor:
+        return x + self.DenseReluDense(self.layer_norm(x))
+
+    replaced = {CLIPLayer: forward, T5LayerSelfAttention: self_attention, T5LayerFF: feed_forward}
     with contextlib.ExitStack() as opened:
         for each in module.modules():
-            if isinstance(each, comfy.clip_model.CLIPLayer):
-                opened.enter_context(replace_forward(each, types.MethodType(forward, each)))
+            for kind, own in replaced.items():
+                if isinstance(each, kind):
+                    opened.enter_context(replace_forward(each, types.MethodType(own, each)))
         for each in linears:
             opened.enter_context(replace_forward(each, types.MethodType(linear, each)))
         yield
@@ -79,6 +92,43 @@ def weights_cast_to_input(module: nn.Module) -> Iterator[None]:
     finally:
         for each in layers:
             each.comfy_cast_weights = False
+
+
+@contextlib.contextmanager
+def norms_with_own_input() -> Iterator[None]:
+    """Let the host's RMS norm without weights keep a copy of its input within the context.
+
+    LTX-Video's blocks add in place to what they have normalised, which prevents a backward pass.
+    """
+    before = comfy.ldm.common_dit.rms_norm
+
+    def rms_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return before(x.clone(), *args, **kwargs)
+
+    comfy.ldm.common_dit.rms_norm = rms_norm
+    try:
+        yield
+    finally:
+        comfy.ldm.common_dit.rms_norm = before
+
+
+@contextlib.contextmanager
+def kernels_with_backward() -> Iterator[None]:
+    """Let the host compute in plain operations what a fused kernel without a backward pass computes, within the context.
+
+    It is the norm and rotation of queries and keys in Cosmos-Predict2's self-attention.
+    """
+    kernels, name = getattr(comfy.quant_ops, "ck", None), "rms_rope_split_half"
+    plain = functools.reduce(lambda at, part: getattr(at, part, None), ("backends", "eager", "rope", name), kernels)
+    if plain is None:  # an older host, whose model does not use it
+        yield
+        return
+    before = getattr(kernels, name)
+    setattr(kernels, name, plain)
+    try:
+        yield
+    finally:
+        setattr(kernels, name, before)
 
 
 def attention_with_backward(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

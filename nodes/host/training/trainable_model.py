@@ -15,15 +15,17 @@ from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat
 from ..model.families import clip_model, kind_of, layers_of
 from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project
 from ..text.encoding import Method, embed, prepare_clip, sections_of
-from ..text.trigger_words import tokenizer_with_words, trigger_masks
+from ..text.trigger_words import prompt_tokens, tokenizer_with_words, trigger_masks
 from ..unet.edited_projections import Projections
 from .activation_memory import MemoryNeed, activation_checkpointing, count_saved_bytes
 from .differentiable import (
     alias,
     attention_with_backward,
     differentiable_encoder,
+    kernels_with_backward,
     linears,
     marked_as_training,
+    norms_with_own_input,
     weights_cast_to_input,
 )
 
@@ -90,7 +92,7 @@ class TrainableModel:
         self.encoder_precision = precision if same else best_precision(self.encoder_device)
         self.half = torch.float16 in (self.precision, self.encoder_precision)
         self.layers = layers_of(self.model)
-        self.pooled = kind_of(self.model).pooled
+        self.family = kind_of(self.model)
         self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
         self.release_weights()
         self._hold()
@@ -124,34 +126,74 @@ class TrainableModel:
         self._hold()
         tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
-        stands = trigger_masks(tokens, tokenizer)[self.WORD].reshape(len(templates), -1)
+        lengths = [len(section) for section in next(iter(tokens.values()))]
+        stands = padded(trigger_masks(tokens, tokenizer)[self.WORD], lengths)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
         with contextlib.ExitStack() as opened:
             opened.enter_context(computing(self.encoder_device, self.encoder_precision))
             opened.enter_context(differentiable_encoder(self.encoder, self.linears.values()))
-            heard = opened.enter_context(pooled(self.clip, self.pooled))
-            out = torch.func.functional_call(self.encoder, self.encoder_weights, (tokens,))[0]
-        encodings = out.to(self.device, torch.float32).reshape(len(templates), -1, out.shape[-1])
-        return Encoded(encodings, places, *(each.to(encodings) for each in heard))
+            heard = opened.enter_context(pooled(self.clip, self.family.pooled))
+            # The host encodes prompts together only if they are of one length.
+            parts = [tokens] if len(set(lengths)) == 1 else [{name: [each] for name, each in one} for one in apart(tokens)]
+            out = torch.cat([torch.func.functional_call(self.encoder, self.encoder_weights, (each,))[0] for each in parts], 1)
+        encodings = self._read(padded(out.to(self.device, torch.float32)[0], lengths))
+        unpadded = None
+        if not self.family.causal:
+            unpadded = padded(prompt_tokens(tokens, tokenizer), lengths).to(self.device)
+        return Encoded(encodings, places, heard[0].to(encodings) if heard else None, unpadded)
+
+    def _read(self, encodings: Tensor) -> Tensor:
+        """Return what the layers read of text encodings, float32 [P, N, d]; differentiable."""
+        if not self.family.adapter:
+            return encodings
+        name = f"{self.family.adapter}."
+        own = {key.removeprefix(name): weight for key, weight in self.unet_weights.items() if key.startswith(name)}
+        with self._computing():
+            return torch.func.functional_call(self.unet.get_submodule(self.family.adapter), own, (encodings,)).float()
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Let the model compute in the precision of training within the context."""
+        wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
+        norms = norms_with_own_input() if self.family.in_place else contextlib.nullcontext()
+        with computing(self.device, self.precision), kernels_with_backward(), norms, wide:
+            yield
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """See `Base.project`."""
         self._hold()
-        return project(self.unet_weights, self.layers, vectors)
+        return project(self.unet_weights, self.family, self.layers, vectors)
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
-        """See `Base.objective`. The target is the UNet output from which the host would compute exactly the original latents."""
+        """See `Base.objective`. The target is the model's output from which the host would compute exactly the original latents."""
+        if self.family.padded:
+            return self._objective(latents, noise, time, encoded, edit)
+        # Layers would read the padding of shorter prompts, so that prompts of one length are computed at a time.
+        lengths, found, order = encoded.unpadded.sum(1), [], []
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero()[:, 0]
+            given = encoded.of_prompts(rows).shortened(length)
+            found.append(self._objective(latents[rows], noise[rows], time[rows], given, edit))
+            order.append(rows)
+        back = torch.cat(order).argsort()
+        prediction, target = (torch.cat(each)[back] for each in zip(*found, strict=True))
+        return prediction, target
+
+    def _objective(
+        self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the result of `objective` for prompts of one length."""
         self._hold()
         sampling = self.model.model.model_sampling
         sigmas = sampling.sigmas.to(self.device)
         sigma = sigmas[(time * len(sigmas)).long()]
         x = sampling.noise_scaling(sigma, noise, latents)
-        projections = Projections([edit] if edit is not None else [], encoded.tokens)
+        named = None if encoded.unpadded is None else encoded.unpadded[..., None].float()
+        projections = Projections([edit] if edit is not None else [], encoded.tokens, named)
 
         @contextlib.contextmanager
         def edited() -> Iterator[None]:
-            wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
-            with computing(self.device, self.precision), projections.within(self.unet, self.layers), wide:
+            with self._computing(), projections.within(self.unet, self.family, self.layers):
                 yield
 
         with contextlib.ExitStack() as opened:
@@ -166,7 +208,10 @@ class TrainableModel:
         slope = nothing - sampling.calculate_denoised(sigma, torch.ones_like(x), x)
         target = (nothing - latents) / slope
         if self.min_snr > 0:
-            scale = slope.abs() * (1 / sigma[:, None, None, None].square()).clamp(max=self.min_snr).sqrt()
+            one, zero = torch.ones_like(latents), torch.zeros_like(latents)
+            # Shares of picture and noise at a level: 1 and sigma in the diffusion of UNets, 1 - sigma and sigma in a flow.
+            picture, grain = sampling.noise_scaling(sigma, zero, one), sampling.noise_scaling(sigma, one, zero)
+            scale = slope.abs() * (picture.square() / grain.square()).clamp(max=self.min_snr).sqrt()
             prediction, target = scale * prediction, scale * target
         return prediction, target
 
@@ -176,7 +221,13 @@ class TrainableModel:
         return x if blank is None else torch.cat([x, blank.to(x)], 1)
 
     def _conditions(self, encoded: Encoded, latents: Tensor) -> dict[str, Tensor]:
-        """Return the UNet's additional input if it reads a pooled output: that output and the size of the images, embedded."""
+        """Return the model's additional inputs.
+
+        If it reads a pooled output: that output and the size of the images, embedded. If it reads a mask of the tokens: the tokens
+        that are not padding.
+        """
+        if "attention_mask" in self.family.inputs:
+            return {"attention_mask": encoded.unpadded.long()}
         if encoded.pooled is None:
             return {}
         height, width = (side * self.model.model.latent_format.spacial_downscale_ratio for side in latents.shape[-2:])
@@ -203,6 +254,19 @@ class TrainableModel:
             step()
         need.outside.fixed += said.outside.of(1)
         return need
+
+
+def apart(tokens: Mapping[str, list]) -> Iterator[Iterator[tuple[str, list]]]:
+    """Yield the prompts of a tokenized batch one by one, as pairs of an encoder's name and its section."""
+    for sections in zip(*tokens.values(), strict=True):
+        yield zip(tokens, sections, strict=True)
+
+
+def padded(joined: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Return prompts of these lengths, joined in a tensor [sum of lengths, …], as [P, longest, …]; what is missing is 0."""
+    if len(set(lengths)) == 1:
+        return joined.reshape(len(lengths), lengths[0], *joined.shape[1:])
+    return torch.nn.utils.rnn.pad_sequence(joined.split(list(lengths)), batch_first=True)
 
 
 @contextlib.contextmanager

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import EXACT, Coefficients, Edit
+from ..model.families import Family
 from .named_tokens import influenced_tokens
-from .projection_hooks import replace_key_value_forwards
+from .projection_hooks import layers_reading, replace_key_value_forwards
 
 
 class Observer(Protocol):
@@ -35,18 +36,20 @@ class OtherEncodings:
         edit: the edit of all concepts, wherever their regions are.
         triggers: their trigger words.
         report: is called with the coefficients of each encoding that is read.
+        causal: whether a token is encoded from those before it alone.
     """
 
     edit: Edit
     triggers: Sequence[str]
     report: Callable[[Coefficients], None]
+    causal: bool = True
 
     def named(self, x: Tensor, own: Tensor, named: Tensor | None) -> Tensor:
         """Return the tokens of an encoding [B, N, d] that trigger words can have influenced, [B, N, J].
 
         Where it begins with the UNet's own encoding, `named` tells for that part, and no trigger word has reached what follows.
         """
-        found = influenced_tokens(x, self.edit, self.triggers)
+        found = influenced_tokens(x, self.edit, self.triggers, causal=self.causal)
         more = x.shape[1] - own.shape[1]
         if named is None or more < 0 or x.shape[0] != own.shape[0]:
             return found
@@ -64,7 +67,9 @@ class Projections:
     """The edited keys and values of an encoding.
 
     The edit is added to the output of the host's own Linear, so weight patches, offloading and quantised weights keep working, and
-    attention patches that call to_k and to_v themselves get the edit as well.
+    attention patches that call to_k and to_v themselves get the edit as well. A norm of keys comes after it.
+
+    Of a Linear with a bias, W u is what it gives for u without that bias: plain(u) - plain(0).
     """
 
     def __init__(
@@ -107,21 +112,36 @@ class Projections:
             each[:1] for each in (self.edits, self.by, self.read, self.key_encodings)
         )
 
+    def _is_own(self, x: Tensor) -> bool:
+        """Return whether a layer reads the model's own encoding, be it as a view of another shape."""
+        if x is self.encoding:
+            return True
+        mine = self.encoding
+        if (x.numel(), x.shape[-1], x.dtype, x.device) != (mine.numel(), mine.shape[-1], mine.dtype, mine.device):
+            return False
+        return x.data_ptr() == mine.data_ptr() and x.is_contiguous() and mine.is_contiguous()
+
     def _edits(self, x: Tensor) -> Sequence[Edit]:
         """Return the sets of edits for an encoding; regions are for as many images as the UNet was called with."""
-        if x is self.encoding or not self.others or (len(self.edits) > 1 and x.shape[0] == self.encoding.shape[0]):
+        if self._is_own(x) or not self.others or (len(self.edits) > 1 and x.shape[0] == self.encoding.shape[0]):
             return self.edits
         return [self.others.edit]
 
-    def _made(self, plain: Callable[..., Tensor], layer: str, keys: bool, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor]:
+    def _made(
+        self, plain: Callable[..., Tensor], layer: str, keys: bool, biased: bool, x: Tensor, *args: Any, **kwargs: Any
+    ) -> list[Tensor]:
         """Compute a layer's keys or values of x with each set of edits; the host may hand its Linear more than x."""
-        own, edits = x is self.encoding, self._edits(x)
+        own, edits = self._is_own(x), self._edits(x)
         read = (self.key_encodings if keys else self.read) if own else [x.as_subclass(Tensor)] * max(len(edits), 1)
         outputs = {id(each): plain(each, *args, **kwargs) for each in {id(each): each for each in read}.values()}
         before = [outputs[id(each)] for each in read]
 
         def project(vectors: Tensor) -> Tensor:
-            return plain(vectors.to(x.device, x.dtype))
+            vectors = vectors.to(x.device, x.dtype)
+            if not biased:
+                return plain(vectors)
+            outputs = plain(nn.functional.pad(vectors, (0, 0, 0, 1))).float()
+            return outputs[:-1] - outputs[-1:]
 
         results = [] if edits else before
         for i, edit in enumerate(edits):
@@ -135,24 +155,30 @@ class Projections:
             self.comparer.compare(layer, keys, before, results)
         return results
 
-    def _forward(self, plain: Callable[..., Tensor], layer: str, keys: bool) -> Callable[..., Tensor]:
+    def _forward(self, plain: Callable[..., Tensor], layer: str, keys: bool, biased: bool) -> Callable[..., Tensor]:
         """Return the function that replaces a Linear's own forward, `plain`."""
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            kept = self.kept if x is self.encoding else None
+            own = self._is_own(x)
+            kept = self.kept if own else None
             results = None if kept is None else kept.get((layer, keys))
             if results is None:
-                results = self._made(plain, layer, keys, x, *args, **kwargs)
+                results = self._made(plain, layer, keys, biased, x, *args, **kwargs)
                 if kept is not None:
                     kept[layer, keys] = results
             if self.observer is not None and x.shape[0] == self.encoding.shape[0]:
                 self.observer.project(layer, keys, results)
-            return results[0]
+            # As it is where its shape fits, since who controls attention knows keys by what they are.
+            fits = results[0].shape[:-1] == x.shape[:-1]
+            return results[0] if fits else results[0].reshape(*x.shape[:-1], -1)
 
         return forward
 
     @contextlib.contextmanager
-    def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
-        """Make the UNet's cross-attention projections of these layers return the edited keys and values within the context."""
-        with replace_key_value_forwards(unet, layers, self._forward):
+    def within(self, unet: nn.Module, family: Family, layers: Sequence[str]) -> Iterator[None]:
+        """Make the model's layers read the encoding, and its edited keys and values, within the context."""
+        with (
+            layers_reading(unet, family, self.encoding),
+            replace_key_value_forwards(unet, family, layers, self._forward),
+        ):
             yield

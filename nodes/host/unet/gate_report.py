@@ -1,15 +1,17 @@
 """A report on how a MODEL's concepts respond to a prompt, made before sampling from one step on tiny latents."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import comfy.sample
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.schedule import ALWAYS
+from ..model.loading import layer_encodings
+from ..sampling import empty_latents
 from .attention_recorder import PromptRecord
 from .patched_model import get_perfusion_state, model_with
 from .sampling_run import named_by, new_prompt_record
@@ -77,15 +79,16 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     stack = tuple(concept.with_settings(schedule=ALWAYS) for concept in applied.stack)
     mine = model_with(model, replace(applied, stack=stack, comparer=changes, recorder=None, layout=None))
     bare = [[cond, {k: v for k, v in rest.items() if k not in PLACEMENT}] for cond, rest in conditioning]
-    latents = torch.zeros(1, model.model.latent_format.latent_channels, 8, 8)
+    latents = empty_latents(model, 1, applied.family.least, applied.family.least)
     noise = comfy.sample.prepare_noise(latents, 0)
     comfy.sample.sample(mine, noise, 1, 1.0, "euler", "normal", bare, [], latents, disable_pbar=True, seed=0)
-    said = {trigger for cond, _ in conditioning for trigger in named_by(cond, applied)}
+    read = functools.partial(layer_encodings, model)
+    said = {trigger for cond, _ in conditioning for trigger in named_by(cond, applied, read)}
     options = model.model_options.get("transformer_options", {})
-    ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in ("to_k", "to_v"))
+    ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in (applied.family.keys, applied.family.values))
     return GateReport(
         triggers=[concept.trigger for concept in applied.stack],
-        prompts=[new_prompt_record(cond, applied) for cond, _ in conditioning],
+        prompts=[new_prompt_record(cond, applied, read) for cond, _ in conditioning],
         missing=[concept.trigger for concept in applied.stack if concept.trigger not in said],
         layers=applied.layers,
         changes=changes,

@@ -11,9 +11,16 @@ from ..text.annotated_encoding import TRIGGER_INFLUENCE, WORD_POSITIONS
 from ..text.encoding_notes import known_tokens, note_mask
 
 
-def influenced_tokens(encoding: Tensor, edit: Edit, triggers: Sequence[str]) -> Tensor:
-    """Return [B, N, J], above 0 at the tokens of an encoding [B, N, d] that each concept's word can have influenced."""
-    by_numbers = edit.influenced(encoding.as_subclass(Tensor), POSITIONS)
+def influenced_tokens(
+    encoding: Tensor, edit: Edit, triggers: Sequence[str], read: Tensor | None = None, causal: bool = True
+) -> Tensor:
+    """Return [B, N, J], above 0 at the tokens of an encoding [B, N, ·] that each concept's word can have influenced.
+
+    `read` is what layers read of it, [B, N, d], if that is not the encoding itself. `causal` says whether a token is encoded from
+    those before it alone; then an encoding may consist of sections.
+    """
+    numbers = encoding.as_subclass(Tensor) if read is None else read
+    by_numbers = edit.influenced(numbers, POSITIONS) if causal else edit.influenced_both_ways(numbers)
     return torch.where(known_tokens(encoding), note_mask(encoding, TRIGGER_INFLUENCE, triggers), by_numbers)
 
 
@@ -23,8 +30,8 @@ def own_tokens(encoding: Tensor, edit: Edit, triggers: Sequence[str]) -> Tensor:
     return torch.where(known_tokens(encoding), note_mask(encoding, WORD_POSITIONS, triggers), by_numbers)
 
 
-def decided_by_numbers(encoding: Tensor, edit: Edit, triggers: Sequence[str]) -> list[str]:
-    """Return the trigger words that an encoding names as far as the numbers tell, where its notes are lost."""
+def decided_by_numbers(encoding: Tensor, edit: Edit, triggers: Sequence[str], read: Tensor | None = None) -> list[str]:
+    """Return the trigger words that an encoding names as far as the numbers tell, where its notes are lost; `read` as above."""
     unknown = ~known_tokens(encoding)
-    named = (edit.own_tokens(encoding.as_subclass(Tensor)) & unknown).flatten(0, 1).any(0)
+    named = (edit.own_tokens(encoding.as_subclass(Tensor) if read is None else read) & unknown).flatten(0, 1).any(0)
     return [trigger for trigger, found in zip(triggers, named.tolist(), strict=True) if found]

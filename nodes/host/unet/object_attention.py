@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.attention_maps import attention, layer_resolution
 from ..execution import check_interrupt
-from ..model.families import layers_of
+from ..model.families import kind_of, layers_of
 from ..model.loading import load
 from ..text.annotated_encoding import WORD_POSITIONS
 from ..text.clip_with_words import clip_with_words
@@ -30,6 +30,16 @@ FINEST = 64 * 64
 """Largest pixel count of the layers whose self-attention is read; the size of that map is the square of the count."""
 
 PROMPT = "a photo of a {}"
+
+
+def check_finding(model: ModelPatcher) -> None:
+    """Raise PerfusionError if objects cannot be found with a model of this family."""
+    family = kind_of(model)
+    if not family.controlled:
+        raise PerfusionError(
+            f"Find Object reads the attention of Stable Diffusion 1, 2 and XL, and this model is {family.name}; connect a "
+            "checkpoint of those, or masks of another node."
+        )
 
 
 def object_attention(

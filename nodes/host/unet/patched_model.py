@@ -11,27 +11,30 @@ from ....perfusion_core import PerfusionError
 from ....perfusion_core.concept import Concept
 from ....perfusion_core.prompts import word_key
 from ....perfusion_core.stack import Stack, combine, with_outputs
-from ..model.families import family_of, layers_of, width_of
+from ..model.families import family_of, kind_of, layers_of, width_of
 from .attention_recorder import Recorder, SamplingRun
 from .layout_injection import Layout
 from .perfusion_state import KEY, PerfusionState
 from .sampling_run import prepare_conds
-from .unet_call import run_edited
+from .unet_call import ask_wrappers, run_edited
 
 
 def check_fit(concept: Concept, model: ModelPatcher) -> None:
     """Raise PerfusionError unless the concept was trained on a model of the same family and shape."""
     family, layers = family_of(model), layers_of(model)
     if concept.family != family:
-        raise PerfusionError(
-            f"{concept.trigger} was taught to an {concept.family} model and this one is {family}; "
-            f"use an {concept.family} checkpoint."
-        )
+        theirs = f"{article(concept.family)} {concept.family}"
+        raise PerfusionError(f"{concept.trigger} was taught to {theirs} model and this one is {family}; use {theirs} checkpoint.")
     if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
-            f"{concept.trigger} was taught to an {family} model of another shape, "
+            f"{concept.trigger} was taught to {article(family)} {family} model of another shape, "
             f"{shape_of(concept.layers, len(concept.target_input))}; this one has {shape_of(layers, width_of(model))}."
         )
+
+
+def article(family: str) -> str:
+    """Return a or an, as a family's name is spoken: an sd1 model, a wan model."""
+    return "an" if family[:1] in "aefhilmnorsx" else "a"
 
 
 def shape_of(layers: Mapping[str, int], width: int) -> str:
@@ -47,13 +50,22 @@ def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
 
 def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     """Return a clone of a MODEL that carries `applied` in place of its previous state."""
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    applied = replace(applied, layers=tuple(layers_of(model)), to_sigma=to_sigma, made={})
+    to_sigma, family = model.get_model_object("model_sampling").percent_to_sigma, kind_of(model)
+    applied = replace(applied, family=family, layers=tuple(layers_of(model)), to_sigma=to_sigma, made={})
+    regional = any(concept.region is not None for concept in applied.stack)
+    if not family.controlled and (regional or applied.recorder is not None or applied.layout is not None):
+        raise PerfusionError(
+            f"Regions and attention maps are for Stable Diffusion 1, 2 and XL, and this model is {family.name}; give its concepts "
+            "no region, and leave out Watch Attention and Keep Layout."
+        )
     # Detects concepts that do not fit together now, not in the middle of a graph.
     applied.edits(torch.device("cpu"))
     cloned = model.clone()
     cloned.model_options["transformer_options"] = cloned.model_options.get("transformer_options", {}) | {KEY: applied}
-    for where, wrapper in ((WrappersMP.DIFFUSION_MODEL, run_edited), (WrappersMP.SAMPLER_SAMPLE, prepare_conds)):
+    wrappers = {WrappersMP.DIFFUSION_MODEL: run_edited, WrappersMP.SAMPLER_SAMPLE: prepare_conds}
+    if not family.asks_wrappers:
+        wrappers[WrappersMP.APPLY_MODEL] = ask_wrappers
+    for where, wrapper in wrappers.items():
         cloned.remove_wrappers_with_key(where, KEY)
         cloned.add_wrapper_with_key(where, KEY, wrapper)
     return cloned

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import EXACT, Coefficients, Edit
 from ....perfusion_core.stack import Stack, edit_of
+from ..model.families import FAMILIES, Family
 from .attention_recorder import Recorder
 from .edited_projections import Comparer, OtherEncodings, Projections
 from .layout_injection import Layout
@@ -71,6 +72,7 @@ class RunReport:
 class PerfusionState:
     """The state that a MODEL carries: the concepts, and what to do with its cross-attention maps."""
 
+    family: Family = FAMILIES[0]
     stack: Stack = ()
     mode: str = EXACT
     recorder: Recorder | None = None
@@ -125,8 +127,8 @@ class PerfusionState:
         """Return the edit of all concepts, as if none had a region or a schedule."""
         return regardless_of_regions(self.edits(device))
 
-    def projections(self, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
-        """Return the edited projections for a UNet call."""
+    def projections(self, unet: nn.Module, options: Mapping[str, Any], inputs: Mapping[str, Tensor | None]) -> Projections:
+        """Return the edited projections for a call of `unet`."""
         context, named, locked, locks, regional, stands, regions = given = [inputs.get(name) for name in PROJECTION_INPUTS]
         biases = biases_at(self.stack, options, self.to_sigma)
         self.report.reached.update(i for i, bias in enumerate(biases) if bias is not None)
@@ -134,11 +136,12 @@ class PerfusionState:
         def make() -> Projections:
             concepts, edits = self.edits_with(context.device, biases)
             mine = named if named is None or len(concepts) == len(biases) else named[..., list(concepts)]
-            made = Projections(edits, context, mine, locked, locks, regional)
+            keys = None if locks is None else self.family.read(unet, locks)
+            made = Projections(edits, self.family.read(unet, context), mine, locked, keys, regional)
             if edits:
                 report = functools.partial(self.report.add, concepts=concepts)
                 triggers = [self.stack[i].trigger for i in concepts]
-                made.others = OtherEncodings(regardless_of_regions(edits), triggers, report)
+                made.others = OtherEncodings(regardless_of_regions(edits), triggers, report, self.family.causal)
                 for by in made.by:
                     report(by)
             if regions is None or not (made.change or bool(stands.any())):

@@ -1,10 +1,14 @@
-"""The only place where the projections of attention layers (to_q, to_k and to_v) are replaced or observed."""
+"""The only place where the projections of attention layers (to_q, to_k and to_v in a UNet) are replaced or observed."""
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from ..model.families import Family
 
 Forward = Callable[..., Tensor]
 
@@ -25,14 +29,50 @@ def replace_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replace_key_value_forwards(
-    unet: nn.Module, layers: Iterable[str], changed: Callable[[Forward, str, bool], Forward]
+    unet: nn.Module, family: Family, layers: Iterable[str], changed: Callable[[Forward, str, bool, bool], Forward]
 ) -> Iterator[None]:
-    """Replace the forward of to_k and to_v in a UNet's layers within the context by changed(its own, layer, whether it is to_k)."""
+    """Replace the forward of the key and value projections in a model's layers within the context.
+
+    The new one is changed(the projection's own, layer, whether it gives keys, whether it has a bias). Where one Linear gives both,
+    each half is changed by itself.
+    """
     with contextlib.ExitStack() as opened:
         for layer in layers:
-            attention = unet.get_submodule(layer)
-            for module, keys in ((attention.to_k, True), (attention.to_v, False)):
-                opened.enter_context(replace_forward(module, changed(module.forward, layer, keys)))
+            to_k, to_v = family.projections(unet.get_submodule(layer))
+            biased = getattr(to_k, "bias", None) is not None
+            if family.fused:
+                parts = [changed(_half(to_k.forward, i), layer, i == 0, biased) for i in range(2)]
+                opened.enter_context(replace_forward(to_k, functools.partial(_joined, parts)))
+                continue
+            for module, keys in ((to_k, True), (to_v, False)):
+                opened.enter_context(replace_forward(module, changed(module.forward, layer, keys, biased)))
+        yield
+
+
+def _half(forward: Forward, which: int) -> Forward:
+    return lambda *args, **kwargs: forward(*args, **kwargs).chunk(2, -1)[which]
+
+
+def _joined(parts: Iterable[Forward], *args: Any, **kwargs: Any) -> Tensor:
+    return torch.cat([part(*args, **kwargs) for part in parts], -1)
+
+
+@contextlib.contextmanager
+def layers_reading(unet: nn.Module, family: Family, encoding: Tensor) -> Iterator[None]:
+    """Let the layers of a model read this encoding [B, N, d] within the context, if the model has an adapter to give it to them."""
+    if not family.adapter:
+        yield
+        return
+    adapter = unet.get_submodule(family.adapter)
+    plain = adapter.forward
+
+    def forward(context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # What another node has the model adapt beside its context stays as it is.
+        if context.shape[:-1].numel() != encoding.shape[:-1].numel():
+            return plain(context, *args, **kwargs)
+        return encoding.reshape(*context.shape[:-1], encoding.shape[-1])
+
+    with replace_forward(adapter, forward):
         yield
 
 

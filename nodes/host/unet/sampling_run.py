@@ -14,6 +14,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor, nn
 
 from ....perfusion_core.gated_edit import EXACT
+from ..model.loading import reader
 from ..text.annotated_encoding import KEYS, REGIONAL
 from ..text.encoding_notes import notes_of, token_words
 from ..text.picture_window import WHOLE, Window, cut, window_of
@@ -23,6 +24,8 @@ from .named_tokens import decided_by_numbers, influenced_tokens, own_tokens
 from .perfusion_state import KEY, PerfusionState, RunReport
 
 log = logging.getLogger("perfusion")
+Read = Callable[[Tensor], Tensor]
+"""Gives what a model's layers read of an encoding, on the same device."""
 STRETCHED = 0.05
 """Logarithm of the ratio of two aspect ratios from which a region counts as stretched; latents are rounded to 8 pixels."""
 
@@ -49,15 +52,19 @@ def prepare_conds(
     for line in stretched_regions(applied, size, window):
         log.warning("%s", line)
     named: set[str] = set()
+    read = reader(guider.inner_model, applied.family, noise.device)
     for kind, conds in guider.conds.items():
         prepared = []
         for cond in conds or ():
             cross = cond.get("model_conds", {}).get("c_crossattn")
             if cross is not None:
-                named |= named_by(cross.cond, applied)
+                named |= named_by(cross.cond, applied, read)
                 if kind == "positive" and applied.recorder is not None:
-                    prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied)
-                cond = cond | {"model_conds": cond["model_conds"] | build_model_conds(cross.cond, applied, size, window)}
+                    prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied, read)
+                more = build_model_conds(cross.cond, applied, size, window, read)
+                # Of the host's own kind, which differs between models.
+                more["c_crossattn"] = type(cross)(cross.cond.as_subclass(Tensor))
+                cond = cond | {"model_conds": cond["model_conds"] | more}
             prepared.append(cond)
         guider.conds[kind] = prepared
     add_neutral_encodings([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
@@ -73,18 +80,23 @@ def prepare_conds(
     return samples
 
 
-def named_by(encoding: Tensor, applied: PerfusionState) -> set[str]:
+def plainly(encoding: Tensor) -> Tensor:
+    """Return an encoding as a plain tensor, as layers without an adapter read it."""
+    return encoding.as_subclass(Tensor)
+
+
+def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) -> set[str]:
     """Return the trigger words that an encoding names, and say so if the numbers had to tell."""
     if not applied.stack:
         return set()
-    edit = applied.everywhere(encoding.device)
-    for trigger in decided_by_numbers(encoding, edit, applied.triggers):
+    edit, numbers = applied.everywhere(encoding.device), read(encoding)
+    for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers):
         log.warning(
             "A node between CLIP Text Encode and the sampler has rebuilt an encoding, so that it no longer says what it names; %s "
             "acts where a token resembles its own word.",
             trigger,
         )
-    found = influenced_tokens(encoding, edit, applied.triggers).flatten(0, 1).any(0).tolist()
+    found = influenced_tokens(encoding, edit, applied.triggers, numbers, applied.family.causal).flatten(0, 1).any(0).tolist()
     return {trigger for trigger, there in zip(applied.triggers, found, strict=True) if there}
 
 
@@ -125,14 +137,14 @@ def with_applied(extra_args: dict, applied: PerfusionState) -> dict:
     return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
 
 
-def new_prompt_record(encoding: Tensor, applied: PerfusionState) -> PromptRecord:
+def new_prompt_record(encoding: Tensor, applied: PerfusionState, read: Read = plainly) -> PromptRecord:
     """Return the words of a prompt, and how far each concept's gate opens at each of its tokens."""
     gates = {}
     if applied.stack:
-        edit = applied.everywhere(encoding.device)
-        opened = edit.gates(encoding.as_subclass(Tensor))[0]
+        edit, numbers = applied.everywhere(encoding.device), read(encoding)
+        opened = edit.gates(numbers)[0]
         if applied.mode == EXACT:
-            opened = opened * (influenced_tokens(encoding, edit, applied.triggers)[0] > 0)
+            opened = opened * (influenced_tokens(encoding, edit, applied.triggers, numbers, applied.family.causal)[0] > 0)
         gates = dict(zip(applied.triggers, opened.unbind(1), strict=True))
     return PromptRecord(token_words(encoding), gates)
 
@@ -159,9 +171,9 @@ def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Wi
 
 
 def build_model_conds(
-    encoding: Tensor, applied: PerfusionState, size: tuple[int, int], window: Window = WHOLE
+    encoding: Tensor, applied: PerfusionState, size: tuple[int, int], window: Window = WHOLE, read: Read = plainly
 ) -> dict[str, CONDRegular]:
-    """Return the host's conditioning objects for an encoding, as a plain tensor, and for the inputs in EXTRA_MODEL_INPUTS.
+    """Return the host's conditioning objects for an encoding's inputs in EXTRA_MODEL_INPUTS.
 
     `size` is that of the latents, and `window` the part of the picture that they are.
     """
@@ -170,7 +182,7 @@ def build_model_conds(
     beside: dict[str, CONDRegular] = {}
     if applied.mode == EXACT and applied.stack:
         edit = applied.everywhere(plain.device)
-        beside["named"] = CONDCrossAttn(influenced_tokens(encoding, edit, applied.triggers))
+        beside["named"] = CONDCrossAttn(influenced_tokens(encoding, edit, applied.triggers, read(encoding), applied.family.causal))
     if keys:
         beside |= {
             "locks": CONDCrossAttn(keys[""].to(plain.device)),
@@ -182,16 +194,16 @@ def build_model_conds(
         masks = [cut(concept.region, window, size) for concept in placed]
         stands = own_tokens(encoding, applied.everywhere(plain.device), applied.triggers)[..., places]
         beside |= {"stands": CONDCrossAttn(stands), "regions": CONDNoiseShape(torch.cat(masks, 1).to(plain.device))}
-        read = notes_of(encoding, REGIONAL)
-        if read:
+        regional = notes_of(encoding, REGIONAL)
+        if regional:
             names = (OUTSIDE, *(concept.trigger for concept in placed))
-            beside["regional"] = CONDCrossAttn(torch.cat([read.get(name, plain).to(plain) for name in names], 2))
+            beside["regional"] = CONDCrossAttn(torch.cat([regional.get(name, plain).to(plain) for name in names], 2))
     if applied.recorder is not None:
         rows, columns = (torch.arange(n, device=plain.device) for n in size)
         beside["where"] = CONDNoiseShape(torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None])
     if applied.layout is not None:
         beside["columns"] = CONDCrossAttn(applied.layout.columns(token_words(encoding)).to(plain.device))
-    return {"c_crossattn": CONDCrossAttn(plain)} | {f"{KEY}_{name}": cond for name, cond in beside.items()}
+    return {f"{KEY}_{name}": cond for name, cond in beside.items()}
 
 
 def add_neutral_encodings(conds: list[dict[str, CONDRegular]]) -> None:

@@ -1,10 +1,11 @@
-"""One call of a UNet with concepts applied."""
+"""One call of a model with concepts applied."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from comfy.patcher_extension import WrapperExecutor
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from torch import Tensor
 
 from ....perfusion_core.gated_edit import EXACT
@@ -12,39 +13,69 @@ from .attention_control import AttentionControl, Injection, Watch
 from .attention_recorder import POSITIVE
 from .named_tokens import influenced_tokens
 from .perfusion_state import EXTRA_MODEL_INPUTS, KEY, OVERRIDE, PerfusionState
+from .projection_hooks import replace_forward
 from .regions import regions_of
 
 
-def run_edited(
-    executor: WrapperExecutor,
-    x: Tensor,
-    timesteps: Tensor | None = None,
-    context: Tensor | None = None,
-    y: Tensor | None = None,
-    control: dict | None = None,
-    transformer_options: dict | None = None,
-    **kwargs: Any,
-) -> Tensor:
-    """Wrap a UNet's forward: run it with the concepts, recorder and layout that `transformer_options` carry."""
-    options = transformer_options if transformer_options is not None else {}
+@dataclass(frozen=True)
+class Call:
+    """One call of a model's forward, its arguments by name.
+
+    Attributes:
+        executor: the host's executor of what is wrapped.
+        names: the positional arguments, as far as they were given as such.
+        given: all arguments, without `transformer_options`.
+    """
+
+    executor: WrapperExecutor
+    names: tuple[str, ...]
+    given: dict[str, Any]
+
+    @classmethod
+    def of(cls, executor: WrapperExecutor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple["Call", dict]:
+        """Return a call and its `transformer_options`, which carry the Perfusion state and so tell the model's family."""
+        options = next(each for each in (*args, *kwargs.values()) if isinstance(each, dict) and KEY in each)
+        names = options[KEY].family.inputs[: len(args)]
+        given = dict(zip(names, args, strict=True)) | kwargs
+        del given["transformer_options"]
+        return cls(executor, names, given), options
+
+    def replaced(self, **given: Any) -> "Call":
+        """Return the call with some of its arguments replaced."""
+        return replace(self, given=self.given | given)
+
+    def run(self, options: dict) -> Tensor:
+        """Call the model."""
+        given = self.given | {"transformer_options": options}
+        args = [given.pop(name) for name in self.names]
+        return self.executor(*args, **given)
+
+
+def run_edited(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wrap a model's forward: run it with the concepts, recorder and layout that `transformer_options` carry."""
+    call, options = Call.of(executor, args, kwargs)
     applied: PerfusionState = options[KEY]
     applied.report.calls += 1
-    beside = {name: kwargs.pop(f"{KEY}_{name}", None) for name in EXTRA_MODEL_INPUTS}
+    beside = {name: call.given.pop(f"{KEY}_{name}", None) for name in EXTRA_MODEL_INPUTS}
+    x, context = call.given["x"], call.given.get("context")
     if applied.mode == EXACT and applied.stack and beside["named"] is None:
         # The host's dual-model guider prepares the negative prompt by itself, and wrappers of other packs drop what they do not
         # know: then there are no additional inputs.
-        beside["named"] = influenced_tokens(context, applied.everywhere(context.device), applied.triggers)
+        edit, read = applied.everywhere(context.device), applied.family.read(executor.class_obj, context.as_subclass(Tensor))
+        beside["named"] = influenced_tokens(context, edit, applied.triggers, read, applied.family.causal)
         context = context.as_subclass(Tensor)
     where, columns = beside.pop("where"), beside.pop("columns")
-    inputs = {"x": x, "timesteps": timesteps, "context": context, "y": y} | beside
+    inputs = {"x": x, "timesteps": call.given.get("timesteps"), "context": context, "y": call.given.get("y")} | beside
 
     def maps_of(x: Tensor, times: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
         first, count = options["cond_or_uncond"].index(POSITIVE), len(options["cond_or_uncond"])
         rows = slice(first * len(x), (first + 1) * len(x))
         alone = options | {"cond_or_uncond": [POSITIVE], "uuids": options.get("uuids", [])[first : first + 1]}
-        mine = [_rows(value, rows, count * len(x)) for value in (control, kwargs)]
-        call_unet(executor, {"x": x, "timesteps": times, **given}, alone, *mine, lambda layer, maps, _: seen.update({layer: maps}))
+        own = {"x", "timesteps", "context", "y"}
+        mine = {name: value if name in own else _rows(value, rows, count * len(x)) for name, value in call.given.items()}
+        theirs = {"x": x, "timesteps": times, **given}
+        call_unet(replace(call, given=mine), theirs, alone, lambda layer, maps, _: seen.update({layer: maps}))
         return seen
 
     watch = injection = None
@@ -53,38 +84,53 @@ def run_edited(
         watch = lambda _, maps, shape: applied.recorder.record_maps(options, maps, shape)  # noqa: E731
     if applied.layout is not None and columns is not None:
         injection = applied.layout.injection(options, x, columns, maps_of)
-    return call_unet(executor, inputs, options, control, kwargs, watch, injection)
+    return call_unet(call, inputs, options, watch, injection)
+
+
+def ask_wrappers(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
+    """Wrap the application of a model whose forward does not ask for wrappers: have it ask."""
+    unet = executor.class_obj.diffusion_model
+    plain = unet.forward
+
+    def forward(*given: Any, transformer_options: dict, **more: Any) -> Tensor:
+        wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        wrapped = WrapperExecutor.new_class_executor(plain, unet, wrappers)
+        return wrapped.execute(*given, transformer_options=transformer_options, **more)
+
+    with replace_forward(unet, forward):
+        return executor(*args, **kwargs)
 
 
 def call_unet(
-    executor: WrapperExecutor,
+    call: Call,
     inputs: Mapping[str, Tensor | None],
     options: dict,
-    control: dict | None,
-    kwargs: dict,
     watch: Watch | None = None,
     injection: Injection | None = None,
 ) -> Tensor:
-    """Run the UNet with the concepts that its options carry."""
+    """Run the model with the concepts that its options carry; `inputs` go before what the call says."""
     applied: PerfusionState = options[KEY]
-    x, projections = inputs["x"], applied.projections(options, inputs)
+    unet, family = call.executor.class_obj, applied.family
+    x, projections = inputs["x"], applied.projections(unet, options, inputs)
     attention = regions = None
     if len(projections.edits) > 1:
         regions = regions_of(inputs["regions"], inputs["stands"])
     if watch is not None or regions is not None or injection is not None:
         attention = AttentionControl(tuple(x.shape[-2:]), watch, regions, injection)
     projections.observer, projections.comparer = attention, applied.comparer
-    given = (x, inputs["timesteps"], projections.encoding, inputs.get("y"), control)
+    # Without an adapter, layers read the encoding that is cached.
+    context = inputs["context"] if family.adapter else projections.encoding
+    told = {"x": x, "timesteps": inputs["timesteps"], "context": context, "y": inputs.get("y")}
+    call = call.replaced(**{name: value for name, value in told.items() if name in call.given})
     # If nothing changes, nothing is wrapped: the output for such a prompt is bit for bit that of the base model.
     if attention is None and applied.comparer is None and not projections.change and not reads_other_encodings(options):
-        return executor(*given, options, **kwargs)
-    unet = executor.class_obj
+        return call.run(options)
     with contextlib.ExitStack() as opened:
-        opened.enter_context(projections.within(unet, applied.layers))
+        opened.enter_context(projections.within(unet, family, applied.layers))
         if attention is not None:
             opened.enter_context(attention.within(unet, applied.layers))
             options = options | {OVERRIDE: attention.override(options.get(OVERRIDE))}
-        return executor(*given, options, **kwargs)
+        return call.run(options)
 
 
 def reads_other_encodings(options: Mapping[str, Any]) -> bool:
