@@ -292,7 +292,7 @@ def seen_by_layers(model: object, applied: object, clip: object, concept: object
     region = (replace(concept, region=torch.ones(8, 8)),)
     recorder = inside.part("nodes.host").Recorder()
     return {
-        "words": found[0].prompts[0].words[:4],
+        "words of the prompt": found[0].prompts[0].words[:4],
         "gates": worst(found[0].prompts[0].gates["<it>"], gates),
         "layers that change": len(found[0].changes.values),
         "padding of a prompt without notes": float(found[1].prompts[0].gates["<it>"][~within].sum()),
