@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,10 +180,12 @@ def placed(shop: Workshop, images: Tensor) -> float:
 def captions_page(store: Store) -> list[str]:
     """Return the page's lines on captions."""
     columns = ("balloon", "balloon when asked", "recognised", "details", "place")
-    rows = {name: [store.kept.get(f"captions/{concept[1]}/{name}") for concept in CHOSEN[:3]] for name in SAID}
+    rows = measured_in_all(store, "captions", [concept[1] for concept in CHOSEN[:3]], SAID)
+    if not rows:
+        return []
     return [
-        "Three individuals that hold a balloon in all four pictures, taught without masks. The captions say so: *a photo of a <it> "
-        f"holding a balloon in a room*. {len(ALONE)} prompts that ask for no balloon, {SEEDS} seeds.",
+        f"{len(rows['captions'])} individuals that hold a balloon in all four pictures, taught without masks. The captions say so: "
+        f"*a photo of a <it> holding a balloon in a room*. {len(ALONE)} prompts that ask for no balloon, {SEEDS} seeds.",
         "",
         f"| | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
@@ -191,12 +193,18 @@ def captions_page(store: Store) -> list[str]:
     ]
 
 
-def table(rows: dict[str, list[dict | None]], columns: tuple[str, ...]) -> list[str]:
-    """Return table rows of means in per cent; rows that are not measured completely are left out."""
-    whole = {name: found for name, found in rows.items() if all(found)}
+def measured_in_all(store: Store, part: str, kinds: Sequence[str], variants: Iterable[str]) -> dict[str, list[dict]]:
+    """Return the scores of each variant over those kinds for which all variants were measured; empty if there are none."""
+    names = list(variants)
+    whole = [kind for kind in kinds if all(f"{part}/{kind}/{name}" in store.kept for name in names)]
+    return {name: [store.kept[f"{part}/{kind}/{name}"] for kind in whole] for name in names} if whole else {}
+
+
+def table(rows: dict[str, list[dict]], columns: tuple[str, ...]) -> list[str]:
+    """Return table rows of means in per cent."""
     return [
         f"| {name} | {' | '.join(f'{100 * np.mean([each[column] for each in found]):.0f} %' for column in columns)} |"
-        for name, found in whole.items()
+        for name, found in rows.items()
     ]
 
 
@@ -233,7 +241,9 @@ def run_shapes(shop: Workshop) -> bool:
 def shapes_page(store: Store) -> list[str]:
     """Return the page's lines on shapes."""
     columns = ("the left one", "the right one", "both", "place")
-    rows = {name: [store.kept.get(f"shapes/{pair[0][1]}/{name}") for pair in PAIRS] for name in SHAPES}
+    rows = measured_in_all(store, "shapes", [pair[0][1] for pair in PAIRS], SHAPES)
+    if not rows:
+        return []
     return [
         f"Two individuals side by side as one concept, in four pictures of {2 * SIDE} by {SIDE} pixels with masks; drawn in that "
         f"shape, {len(ALONE)} prompts, {SEEDS} seeds, {len(PAIRS)} such pairs. Recognised among 240 of the kind:",
@@ -322,6 +332,8 @@ def choice_page(store: Store) -> list[str]:
         for concept, each in found.items()
         if each
     ]
+    if not lines:
+        return []
     means = [np.mean([each[name] for each in found.values() if each]) for name in ("by loss", "by pictures", "last")]
     return [
         f"Trainings at {HASTE:g} times the demo's rates, looked at every 25 steps. By loss: today's rule of *keep* `best`. By "
@@ -424,6 +436,11 @@ def main() -> None:
         shop.until = time.time() + 60 * options.minutes
         for name in options.parts or PARTS:
             PARTS[name][1](shop)
+    report(store)
+
+
+def report(store: Store) -> None:
+    """Write the page with everything measured so far."""
     page = ["# Training Options", "", "Written by `python -m benchmarks.fidelity.options`; development individuals, seed 0.", ""]
     for title, _, lines in PARTS.values():
         told = lines(store)
