@@ -19,14 +19,17 @@ ELSEWHERE = ("captions", "preset")
 
 def widgets() -> dict[str, io.WidgetInput]:
     """Return the widgets of Train Concept by name, in its order, except those in WORDS."""
-    inputs = PerfusionTrain.define_schema().inputs
-    return {each.id: each for each in inputs if isinstance(each, io.WidgetInput) and each.id not in WORDS}
+    return widgets_of(PerfusionTrain, WORDS)
 
 
 def further_widgets() -> dict[str, io.WidgetInput]:
     """Return the widgets of Training Options likewise, except those in ELSEWHERE."""
-    inputs = Options.PerfusionTrainingOptions.define_schema().inputs
-    return {each.id: each for each in inputs if isinstance(each, io.WidgetInput) and each.id not in ELSEWHERE}
+    return widgets_of(Options.PerfusionTrainingOptions, ELSEWHERE)
+
+
+def widgets_of(node: type[io.ComfyNode], without: tuple[str, ...]) -> dict[str, io.WidgetInput]:
+    """Return a node's widgets by name, in the node's order, without some."""
+    return {each.id: each for each in node.define_schema().inputs if isinstance(each, io.WidgetInput) and each.id not in without}
 
 
 def chosen(given: Mapping[str, object]) -> dict[str, object]:

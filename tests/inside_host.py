@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from scripts.harness.differences import worst  # noqa: E402
+from tests.kept_runs import kept_and_not  # noqa: E402
 
 host, annotated, locking, words_of, patched_model, sampling_run, attention, projected = (
     inside.part(f"nodes.host{name}")
@@ -613,23 +614,10 @@ def kept(model: object, clip: object, concept: object) -> dict:
         "a long prompt and a plain one": (applied, named + encode(knowing, "a photo of a monster"), long),
         "weights that change": (applied, scheduled(host.layers_of(model), named), empty),
     }
-    usual, made = sampling_run.with_applied, projected.Projections._made
     found, counts = {}, {}
     for name, run in runs.items():
-        calls: list[str] = []
-
-        def counted(self: object, *args: object, calls: list = calls) -> list:
-            calls.append(args[1])
-            return made(self, *args)
-
-        projected.Projections._made = counted
-        once = sample(*run, steps=5)
-        counts[name] = len(calls) / len(host.layers_of(model)) / 2
-        sampling_run.with_applied = lambda extra_args, _: extra_args
-        again = sample(*run, steps=5)
-        sampling_run.with_applied = usual
-        found[name] = torch.equal(once, again)
-    projected.Projections._made = made
+        given = sampling_run, projected, len(host.layers_of(model))
+        found[name], counts[name] = kept_and_not(*given, lambda run=run: sample(*run, steps=5))
     unhooked = sample(applied, named, empty, steps=5)
     return {
         "kept": found,

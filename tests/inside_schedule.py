@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from scripts.harness.differences import worst  # noqa: E402
+from tests.kept_runs import kept_and_not  # noqa: E402
 
 host, locking, patched_model, sampling_run, projected = (
     inside.part(f"nodes.host{name}")
@@ -144,22 +145,10 @@ def kept(bench: Bench) -> dict:
         "a region": (bench.applied(replace(one, region=left, schedule=part)), None),
         "locked keys": (bench.applied(one.with_settings(schedule=part)), locked),
     }
-    usual, made = sampling_run.with_applied, projected.Projections._made
     found, counts = {}, {}
     for name, run in runs.items():
-        calls: list[str] = []
-
-        def counted(self: object, *args: object, calls: list = calls) -> list:
-            calls.append(args[1])
-            return made(self, *args)
-
-        projected.Projections._made = counted
-        once = bench.run(*run)
-        projected.Projections._made = made
-        counts[name] = len(calls) / len(host.layers_of(bench.model)) / 2
-        sampling_run.with_applied = lambda extra_args, _: extra_args
-        found[name] = torch.equal(once, bench.run(*run))
-        sampling_run.with_applied = usual
+        given = sampling_run, projected, len(host.layers_of(bench.model))
+        found[name], counts[name] = kept_and_not(*given, lambda run=run: bench.run(*run))
     return {"kept": found, "times made": counts}
 
 

@@ -173,26 +173,27 @@ def test_the_seeing_workflow_shows_three_words(server: Server, object_info: dict
     assert all(pixels(mask).max() == 255 and pixels(mask).std() > 5 for mask in masks)
 
 
-def test_the_unpainted_workflow_finds_monsters_and_teaches(server: Server, object_info: dict) -> None:
-    workflow = read("train_without_painting")
-    set_widget(workflow, "PerfusionTrain", "steps", 2, object_info)
-    set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
+def taught_in_two_steps(server: Server, workflow: dict, object_info: dict) -> dict:
+    """The history of a training workflow that is cut to two steps and saves one concept."""
+    for name in ("steps", "batch"):
+        set_widget(workflow, "PerfusionTrain", name, 2, object_info)
     known = set((server.base / "models" / "perfusion").glob("monster_*"))
     history = server.run(to_prompt(workflow, object_info))
     (saved,) = set((server.base / "models" / "perfusion").glob("monster_*")) - known
     assert Concept.load(saved).training["steps"] == 2
+    return history
+
+
+def test_the_unpainted_workflow_finds_monsters_and_teaches(server: Server, object_info: dict) -> None:
+    workflow = read("train_without_painting")
+    history = taught_in_two_steps(server, workflow, object_info)
     masks = server.outputs(history, find_node(workflow, "PerfusionFindObject")["id"], "temp")
     assert len(masks) == 4 and all(0.1 < (pixels(mask) > 127).mean() < 0.7 for mask in masks)
 
 
 def test_the_captioned_workflow_teaches_and_previews_two_prompts(server: Server, object_info: dict) -> None:
     workflow = read("train_with_captions")
-    set_widget(workflow, "PerfusionTrain", "steps", 2, object_info)
-    set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
-    known = set((server.base / "models" / "perfusion").glob("monster_*"))
-    history = server.run(to_prompt(workflow, object_info))
-    (saved,) = set((server.base / "models" / "perfusion").glob("monster_*")) - known
-    assert Concept.load(saved).training["steps"] == 2
+    history = taught_in_two_steps(server, workflow, object_info)
     (sheet,) = server.outputs(history, find_node(workflow, "The concept, step by step")["id"], "temp")
     high, wide, _ = pixels(sheet).shape
     # A row for each prompt; the plain word and the concept.

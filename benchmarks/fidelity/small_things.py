@@ -24,6 +24,7 @@ from benchmarks.fidelity.bench import named
 from benchmarks.fidelity.characters import TAUGHT_ON
 from benchmarks.fidelity.concepts import Concept, which
 from benchmarks.fidelity.demo_quality import taught, workshop
+from benchmarks.fidelity.levers import rates
 from benchmarks.fidelity.methods import NO_MASK, Recipe, batch
 from benchmarks.fidelity.trials import Store, Trial, Workshop
 from benchmarks.lab import RESULTS
@@ -47,11 +48,6 @@ class Row:
     name: str
     change: Change | None
     concepts: tuple[Concept, ...] = UNKNOWN
-
-
-def rates(word: float, output: float) -> Change:
-    """Return the change that multiplies the demo's learning rates by these factors."""
-    return Change({"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]})
 
 
 ROWS = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from comfy.clip_vision import ClipVisionModel
 from comfy_api.latest import io
 
+from ...perfusion_core.captions import lines_of
 from ...perfusion_core.prompts import TEMPLATES
 from ...perfusion_core.training.lesson import as_templates
 from .. import host
@@ -58,21 +59,14 @@ class TrainingOptions:
 
         Pictures and masks count by themselves, and previews change nothing unless the best step is chosen by pictures.
         """
-        judged = (self.previews.negative, self.previews.steps, self.previews.cfg, self.previews.sampler, self.previews.scheduler)
-        chosen = (
-            self.captions,
-            self.captioned if self.captions else 1.0,
-            self.templates,
-            judged if self.vision is not None else None,
-        )
+        judged = self.previews if self.vision is not None else None
+        chosen = self.captions, self.captioned if self.captions else 1.0, self.templates, judged
         return "" if chosen == ((), 1.0, (), None) else str(chosen)
 
 
-def lines_of(texts: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the lines of a text, or the items of a list of several texts, each on one line; empty ones are left out."""
-    texts = texts or ()
-    lines = texts[0].splitlines() if len(texts) == 1 else [" ".join(text.split()) for text in texts]
-    return tuple(line.strip() for line in lines if line.strip())
+def prompts_in(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the lines of a text, or the items of a list of several texts, each on one line; see `captions.lines_of`."""
+    return tuple(lines_of(texts if len(texts) == 1 else [" ".join(text.split()) for text in texts]))
 
 
 class PerfusionTrainingOptions(io.ComfyNode):
@@ -183,12 +177,12 @@ class PerfusionTrainingOptions(io.ComfyNode):
         how = {name: chosen[f"preview_{name}"] for name in ("negative", "steps", "cfg", "sampler", "scheduler")}
         return io.NodeOutput(
             TrainingOptions(
-                captions=lines_of(captions),
+                captions=prompts_in(captions),
                 captioned=chosen["captioned"],
-                templates=lines_of(templates),
+                templates=prompts_in(templates),
                 shape=chosen["shape"],
                 invert_masks=chosen["invert_masks"],
-                preview_prompts=lines_of(preview_prompts),
+                preview_prompts=prompts_in(preview_prompts),
                 previews=Previews(**how),
                 vision=clip_vision[0] if clip_vision else None,
             )

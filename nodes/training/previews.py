@@ -1,6 +1,6 @@
 """Pictures of a concept while it is taught."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -32,6 +32,6 @@ class Previews:
 
     def draw(self, model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
         """Draw pictures [K, size, size, 3] of what a word stands for, all from the same noise."""
-        how = {"negative": self.negative, "steps": self.steps, "cfg": self.cfg, "sampler": self.sampler}
-        how |= {"scheduler": self.scheduler}
-        return torch.cat([host.draw(model, clip, vae, prompt.format(word), size, seed, **how) for prompt in self.prompts])
+        how = asdict(self)
+        prompts = [prompt.format(word) for prompt in how.pop("prompts")]
+        return torch.cat([host.draw(model, clip, vae, prompt, size, seed, **how) for prompt in prompts])

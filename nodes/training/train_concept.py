@@ -336,12 +336,13 @@ class PerfusionTrain(io.ComfyNode):
         host.check_trainable(model, clip)
         ready = Preparation.of(images, masks, size, trigger, given)
         keep, plain, judge = chosen.get("keep", LAST), None, None
-        if given.vision is not None and keep == BEST:
+        if given.vision is not None and keep != BEST:
+            log.warning("A CLIP vision model is connected, but keep is %s: set it to %s to choose by pictures.", keep, BEST)
+            given = replace(given, vision=None)
+        if given.vision is not None:
             judge = PictureJudge(
                 given.vision, ready.pictures, model, clip, vae, superclass, size, settings.seed, ready.previews, settings.mode
             )
-        elif given.vision is not None:
-            log.warning("A CLIP vision model is connected, but keep is %s: set it to %s to choose by pictures.", keep, BEST)
         show_lesson(ready.pictures)
         if chosen["preview_every"]:
             # Drawn before the text encoder is measured, which takes long if it has not been measured yet.

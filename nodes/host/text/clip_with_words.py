@@ -85,9 +85,9 @@ class ClipWithWords(CLIP):
         """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.
 
         With causal encoders a word reaches its own tokens and those after it in the same section, with others all of the section
-        but its padding. The reach of concepts
-        that are a word alone is not needed, since they edit no layer. Where another pack made more of a prompt than an encoding
-        for each of its tokens, it is unknown which belongs to which, and the encoding stays without notes.
+        but its padding. The reach of concepts that are a word alone is not needed, since they edit no layer. Where another pack
+        made more of a prompt than an encoding for each of its tokens, it is unknown which belongs to which, and the encoding stays
+        without notes.
         """
         section = len(next(iter(tokens.values()))[0])
         if (
