@@ -2,9 +2,10 @@
 
 A concept is stored as one safetensors file with the tensors `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, if keys were trained, `target_outputs_k` [Σ m], with the layers
-concatenated in the order of `layers` in the metadata. Target outputs that differ by token position are [77, Σ m] instead. A
-concept that is a word alone has no target outputs and an empty `layers`. Tensors of eight and of four bits come with scales (see
-`quantization`). All metadata values are text, as the format requires.
+concatenated in the order of `layers` in the metadata; `keys_at` there says that trained keys are edited at the concept's own word
+alone. Target outputs that differ by token position are [77, Σ m] instead. A concept that is a word alone has no target outputs and
+an empty `layers`. Tensors of eight and of four bits come with scales (see `quantization`). All metadata values are text, as the
+format requires.
 """
 
 import base64
@@ -21,17 +22,22 @@ from torch import Tensor
 
 from . import PerfusionError
 from .concept_file import (
+    AT_WORD_SINCE,
     DETAILS,
+    FIRST,
     FORMAT,
+    KEYS_AT,
     MAX_BYTES,
     MAX_TEXT,
     PREVIEW,
     READABLE,
     SUPERCLASS_LENGTH,
-    VERSION,
+    VERSIONS,
+    WORD,
     check_tensors,
     pack_layers,
     parse_gate,
+    parse_keys_at,
     parse_preview,
     parse_training,
     unpack_layers,
@@ -88,6 +94,7 @@ class Concept:
         values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty for a word alone (Textual
             Inversion), which edits no layer.
         keys: layer -> o*_K, likewise, if keys were trained; empty if they are locked.
+        keys_at_word: whether keys, which were trained, are edited at the concept's own word alone; see `Edit.keys_at_word`.
         bias: β at inference.
         temperature: τ at inference.
         strength: share of the edit that is applied, between 0 and 1.
@@ -116,6 +123,7 @@ class Concept:
     details: Mapping[str, str] = field(default_factory=dict)
     region: Tensor | None = None
     schedule: Schedule = ALWAYS
+    keys_at_word: bool = False
 
     @property
     def layers(self) -> dict[str, int]:
@@ -167,13 +175,15 @@ class Concept:
             "modelspec.base_model": self.family,
             "trained_words": json.dumps([self.trigger], ensure_ascii=False),
             "format": FORMAT,
-            "version": str(VERSION),
+            "version": AT_WORD_SINCE if self.keys_at_word else FIRST,
             "superclass": self.superclass,
             "layers": pack_layers(self.layers),
             "gate": f"{float(self.bias)} {float(self.temperature)} {float(self.strength)}",
             "training": json.dumps(dict(self.training), separators=(",", ":")),
         }
         metadata |= {f"modelspec.{name}": text for name, text in self.details.items() if text}
+        if self.keys_at_word:
+            metadata[KEYS_AT] = WORD
         if self.preview:
             metadata[PREVIEW] = json.dumps([base64.b64encode(self.preview).decode()])
         return metadata
@@ -213,7 +223,11 @@ class Concept:
     def _of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> "Concept":
         require(metadata.get("format") == FORMAT, path, "it is not a Perfusion concept")
         version = metadata.get("version", "")[:20]
-        require(version == str(VERSION), path, f"its format version is {version!r} and this pack reads {VERSION}; update the pack")
+        require(
+            version in VERSIONS,
+            path,
+            f"its format version is {version!r} and this pack reads {' and '.join(VERSIONS)}; update the pack",
+        )
         trigger, superclass = metadata.get("modelspec.trigger_phrase", ""), metadata.get("superclass", "")
         require(is_trigger(trigger), path, "its trigger word is not a name in angle brackets")
         require(bool(superclass.strip()), path, "its superclass is missing")
@@ -225,6 +239,7 @@ class Concept:
         if SCALES in tensors:
             tensors = dequantize(tensors, list(layers.values()), path)
         check_tensors(tensors, layers, path)
+        at_word = version != FIRST and parse_keys_at(metadata.get(KEYS_AT), tensors, path)
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {
             which: dict(zip(layers, tensors[f"target_outputs_{which}"].float().split(list(layers.values()), dim=-1), strict=True))
@@ -242,6 +257,7 @@ class Concept:
             superclass_encoding=tensors["superclass_encoding"].float(),
             values=outputs.get("v", {}),
             keys=outputs.get("k", {}),
+            keys_at_word=at_word,
             bias=bias,
             temperature=temperature,
             strength=strength,

@@ -21,7 +21,12 @@ from .safe_files import require
 FORMAT = "perfusion"
 
 
-VERSION = 1
+VERSIONS = FIRST, AT_WORD_SINCE = "1", "2"
+"""The versions that can be read. A concept is written in the first one that can hold it, so that older packs can read it too."""
+
+
+KEYS_AT, WORD = "keys_at", "word"
+"""The metadata entry, and its only value, of a concept whose trained keys are edited at its own word alone; since AT_WORD_SINCE."""
 
 
 MAX_BYTES = 16 * 2**20
@@ -139,6 +144,13 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
         require(tensor.dtype in DTYPES, path, f"{name} holds {tensor.dtype} where float16, bfloat16 or float32 was expected")
     product = float(tensors["probe"].float() @ tensors["target_input"].float())
     require(0 < product < float("inf"), path, "its probe does not fit its target input")
+
+
+def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -> bool:
+    """Return whether keys are edited at the concept's own word alone; raise PerfusionError about the file `path` if malformed."""
+    require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only place that it may name")
+    require(text is None or "target_outputs_k" in tensors, path, f"it has {KEYS_AT}, but no trained keys")
+    return text is not None
 
 
 def parse_gate(text: str, path: Path) -> tuple[float, float, float]:

@@ -116,6 +116,8 @@ class Coefficients:
 
     remove: Tensor
     add: Tensor
+    of_keys: "Coefficients | None" = None
+    """Those of keys; None if they are the same as those of values."""
 
     def any(self) -> bool:
         """Return whether any layer's output changes."""
@@ -137,6 +139,8 @@ class Edit:
         values: layer name -> o*_V, [J, m], or [J, P, m] if they differ by token position (see `by_position`).
         keys: layer name -> o*_K, likewise, for concepts whose keys were trained; rows of concepts with locked keys are ignored.
         keys_trained: bool [J], whether a concept's keys were trained.
+        keys_at_word: bool [J], whether a concept's keys are edited at its own word alone, where its similarity is at least
+            OWN_SIMILARITY; static mode, which has no gates, ignores it. None if no concept's are.
     """
 
     mode: str
@@ -149,6 +153,7 @@ class Edit:
     values: Mapping[str, Tensor]
     keys: Mapping[str, Tensor] = field(default_factory=dict)
     keys_trained: Tensor | None = None
+    keys_at_word: Tensor | None = None
 
     def _exact(self) -> tuple[Tensor, Tensor]:
         """Return the probes and sim_j(i*_k), both float64 on the CPU, since not every device supports float64."""
@@ -247,11 +252,21 @@ class Edit:
             opened = torch.where(opened >= GATE_CUTOFF, opened, 0)
             if named is not None:
                 opened = torch.where(named > 0, opened, 0)
-        add = self.strength * opened
+        return Coefficients(*self._shares(sim, opened, self.strength), self._key_coefficients(sim, opened))
+
+    def _key_coefficients(self, sim: Tensor, opened: Tensor) -> Coefficients | None:
+        """Return the coefficients of keys if they differ: 0 outside of a concept's own word where `keys_at_word` says so."""
+        if self.keys_at_word is None or not self.keys_at_word.any():
+            return None
+        edited = (sim >= OWN_SIMILARITY) | ~self.keys_at_word
+        return Coefficients(*self._shares(sim, opened, self.strength * edited))
+
+    def _shares(self, sim: Tensor, opened: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how much of i* is removed and how much of o* is added, [B, N, J] each; `strength` is [J] or [B, N, J]."""
+        add = strength * opened
         if self.mode == APPROXIMATE:
-            return Coefficients(self.strength * sim, add)
-        weight = add if self.mode == EXACT else self.strength
-        return Coefficients(removal(sim, weight, self.overlap), add)
+            return strength * sim, add
+        return removal(sim, add if self.mode == EXACT else strength, self.overlap), add
 
     def value_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
         """Return the correction that is added to W_V e of a layer, [B, N, m]."""
@@ -269,7 +284,7 @@ class Edit:
             keys = self.keys[layer]
             rows = (count, -1) if keys.ndim == 2 else (count, 1, -1)
             targets = torch.where(self.keys_trained.reshape(rows), *promote_dtypes(keys, targets.reshape(rows)))
-        return self._correction(by, projected[:count], targets)
+        return self._correction(by.of_keys or by, projected[:count], targets)
 
     @staticmethod
     def _correction(by: Coefficients, projected_inputs: Tensor, target_outputs: Tensor) -> Tensor:

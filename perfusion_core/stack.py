@@ -73,4 +73,5 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
         values={layer: stacked([c.values[layer] for c in stack]) for layer in layers},
         keys=keys,
         keys_trained=trained,
+        keys_at_word=torch.tensor([c.keys_at_word for c in stack]),
     )

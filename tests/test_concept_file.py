@@ -24,7 +24,7 @@ from torch import Tensor
 
 from perfusion_core import PerfusionError, safe_files
 from perfusion_core.concept import Concept, check_trigger
-from perfusion_core.concept_file import DETAILS, MAX_BYTES, MAX_PREVIEW, READABLE, VERSION, pack_layers, unpack_layers
+from perfusion_core.concept_file import DETAILS, MAX_BYTES, MAX_PREVIEW, READABLE, VERSIONS, pack_layers, unpack_layers
 from perfusion_core.gated_edit import EXACT, MODES
 from perfusion_core.lora_export import corrections
 from perfusion_core.quantization import INT8, UINT4
@@ -618,7 +618,7 @@ def test_refuses_numbers_whose_product_is_not_finite(changed: Callable[[Change],
 LONG = "x" * 100_000
 BAD_TEXTS = {
     "format": (["perfusion-covariance", "", LONG, "Perfusion"], "not a Perfusion concept"),
-    "version": ([str(VERSION + 1), "0", "", "1.0", " 1", "1\n2", "9" * 9999, LONG], "its format version is"),
+    "version": ([str(len(VERSIONS) + 1), "0", "", "1.0", " 1", "1\n2", "9" * 9999, LONG], "its format version is"),
     "modelspec.trigger_phrase": (
         ["", "teddy", "<>", "<a b>", "<a", "a>", "<a>x", "<a>\n", "<a\n>", "<(a:1.2)>", "<{}>", f"<{'a' * 65}>", LONG],
         "trigger word is not a name",
@@ -711,6 +711,35 @@ def test_refuses_texts_that_mean_something_else(key: str, changed: Callable[[Cha
 @pytest.mark.parametrize("key", sorted(set(BAD_TEXTS) - {"training", "ssmd_cover_images"}))
 def test_refuses_a_missing_text(key: str, changed: Callable[[Change], str]) -> None:
     assert re.search(BAD_TEXTS[key][1], changed(lambda _, metadata: metadata.pop(key)))
+
+
+def test_keys_at_the_word_are_in_files_of_the_second_version_alone(path: Path) -> None:
+    trained = concept_of(TINY_LAYERS, keys=True)
+    trained.save(path, torch.float32)
+    assert parts_of(path)[1]["version"] == "1" and "keys_at" not in parts_of(path)[1]
+    at_word = replace(trained, keys_at_word=True)
+    for dtype in (torch.float32, torch.float16, INT8, UINT4):
+        at_word.save(path, dtype)
+        assert parts_of(path)[1]["version"] == "2" and parts_of(path)[1]["keys_at"] == "word"
+        assert Concept.load(path).keys_at_word
+    edit = edit_of((trained, at_word), EXACT)
+    assert edit.keys_at_word.tolist() == [False, True] and edit.keys_trained.tolist() == [True, True]
+
+
+def test_refuses_keys_at_another_place_or_without_keys(path: Path) -> None:
+    replace(concept_of(TINY_LAYERS, keys=True), keys_at_word=True).save(path, torch.float32)
+    tensors, metadata = parts_of(path)
+    for held, told, says in (
+        (tensors, {"keys_at": "padding"}, "its keys_at is not 'word'"),
+        (tensors, {"keys_at": LONG}, "its keys_at is not 'word'"),
+        ({name: each for name, each in tensors.items() if name != "target_outputs_k"}, {}, "it has keys_at, but no trained keys"),
+    ):
+        safetensors.torch.save_file(held, path, metadata | told)
+        with pytest.raises(PerfusionError, match=says):
+            Concept.load(path)
+    # To the first version the key means nothing, as any other that it does not know.
+    safetensors.torch.save_file(tensors, path, metadata | {"version": "1"})
+    assert not Concept.load(path).keys_at_word
 
 
 def test_training_and_preview_may_be_missing_and_other_texts_may_come(tiny: Concept, path: Path) -> None:
@@ -1041,17 +1070,23 @@ def test_words_alone_have_no_part_in_the_edit(mode: str) -> None:
             combine((first, clash))
 
 
-def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes() -> None:
+@pytest.mark.parametrize("at_word", [False, True])
+def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes(at_word: bool, tmp_path: Path) -> None:
     """Its lines, run on the demo's concept, against the core."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8"), re.S)
     given: dict = {}
     exec(code, given)
     path = ROOT / "demo" / "concepts" / "demo-monster.safetensors"
+    if at_word:
+        concept = Concept.load(path)
+        path = tmp_path / "at-word.safetensors"
+        replace(concept, keys={layer: -each for layer, each in concept.values.items()}, keys_at_word=True).save(path, torch.float32)
     concept, (tensors, metadata) = Concept.load(path), given["load"](path)
     layer, first, random = list(concept.layers)[2], 5, torch.Generator().manual_seed(1)
     weights = {which: torch.randn(concept.layers[layer], 768, generator=random) / 28 for which in ("k", "v")}
     encodings = concept.target_input + 0.7 * concept.target_input.std() * torch.randn(12, 768, generator=random)
     encodings[:first] = torch.randn(first, 768, generator=random)
+    encodings[-2:] *= 0.3
     edit = edit_of((concept,), EXACT)
     projected = {layer: tuple(edit.vectors.float() @ weight.T for weight in weights.values())}
     named = (torch.arange(12) >= first).float()[None, :, None]

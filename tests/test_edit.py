@@ -33,6 +33,7 @@ B, N, D, M = 3, 7, 24, 16
 LAYER = "block.attn2"
 AGREE = 1e-5
 ALWAYS_OPEN, NEVER_OPEN = -100.0, 100.0
+CONCEPTS = ("target_inputs", "superclass", "values", "keys")
 
 
 @dataclass(frozen=True)
@@ -525,6 +526,29 @@ def test_trained_keys_are_read_for_trained_concepts_alone() -> None:
     assert torch.equal(edited(world, edit, "v"), edited(world, world.edit(PAPER), "v"))
 
 
+@pytest.mark.parametrize("mode", [PAPER, EXACT, APPROXIMATE])
+def test_keys_at_the_word_are_edited_where_the_encoding_is_like_the_concept_alone(mode: str) -> None:
+    world = World.of(2)
+    everywhere = world.edit(mode, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True, True]))
+    at_word = replace(everywhere, keys_at_word=torch.tensor([False, True]))
+    own = world.sims()[..., 1] >= OWN_SIMILARITY
+    assert own.any() and not own.all()
+    one, other = (edited(world, edit, "k") for edit in (everywhere, at_word))
+    torch.testing.assert_close(other[own], one[own])
+    # Elsewhere the keys are those of the first concept's edit alone.
+    first = World(world.inverse, *(getattr(world, name)[:1] for name in CONCEPTS), world.to_k, world.to_v, world.encoding)
+    alone = first.edit(mode, keys={LAYER: first.keys.float()}, keys_trained=torch.tensor([True]))
+    torch.testing.assert_close(other[~own], edited(first, alone, "k")[~own], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(other[~own], one[~own], rtol=1e-2)
+    assert torch.equal(edited(world, at_word, "v"), edited(world, everywhere, "v"))
+
+
+def test_without_gates_keys_at_the_word_are_edited_like_others() -> None:
+    world = World.of(1)
+    edit = world.edit(STATIC, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True]))
+    assert torch.equal(edited(world, replace(edit, keys_at_word=torch.tensor([True])), "k"), edited(world, edit, "k"))
+
+
 def test_trained_keys_are_not_rounded_to_the_hosts_precision() -> None:
     world = World.of(1)
     edit = world.edit(PAPER, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True]))
@@ -564,7 +588,8 @@ def test_half_precision_encodings_are_measured_in_float32_under_autocast_too(hal
 
 def test_to_moves_every_tensor_and_nothing_else() -> None:
     world = World.of(2)
-    edit = world.edit(EXACT, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True, False]))
+    trained = torch.tensor([True, False])
+    edit = world.edit(EXACT, keys={LAYER: world.keys.float()}, keys_trained=trained, keys_at_word=trained)
     moved = edit.to("meta")
     assert moved.mode == EXACT
     for name, value in vars(moved).items():
@@ -581,7 +606,9 @@ def test_gradients_agree_with_finite_differences(mode: str, count: int) -> None:
     world = World.of(count, seed=3)
     encoding = world.encoding[:1, :4].clone()
     edit = world.edit(mode, torch.float64, keys={LAYER: world.keys})
-    edit = replace(edit, keys_trained=torch.arange(count) % 2 == 0, temperature=torch.full((count,), 0.3, dtype=torch.float64))
+    even, warm = torch.arange(count) % 2 == 0, torch.full((count,), 0.3, dtype=torch.float64)
+    edit = replace(edit, keys_trained=even, keys_at_word=even, temperature=warm)
+    assert (similarity(encoding, edit.probes) - OWN_SIMILARITY).abs().min() > 1e-4
     gates = edit.gates(encoding)
     assert (gates - GATE_CUTOFF).abs().min() > 1e-4
     named = torch.ones(1, 4, count)

@@ -142,6 +142,18 @@ def test_trained_keys_and_the_papers_form_train_too(server: Server) -> None:
     server.run(graph.nodes)
     concept = Concept.load(server.base / "models" / "perfusion" / "bear_00001.safetensors")
     assert concept.word["clip_l"].shape == (2, 768) and set(concept.keys) == set(concept.values)
+    assert not concept.keys_at_word
+
+
+def test_keys_at_the_word_are_taught_saved_and_applied(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, _ = graph.pictures(1)
+    train = graph.train(model, clip, vae, images, steps=1, lock="word", superclass="monster")
+    graph.save([train, 0], "at-word")
+    server.run(graph.nodes)
+    file = server.base / "models" / "perfusion" / "at-word_00001.safetensors"
+    assert Concept.load(file).keys_at_word and set(Concept.load(file).keys) == set(Concept.load(file).values)
 
 
 def test_a_list_of_pictures_of_any_size_is_taken(server: Server) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from perfusion_core import PerfusionError
 from perfusion_core.captions import captions
 from perfusion_core.covariance import Estimate
-from perfusion_core.gated_edit import APPROXIMATE, EXACT, GATE_CUTOFF, MODES, PAPER, Edit
+from perfusion_core.gated_edit import APPROXIMATE, EXACT, GATE_CUTOFF, MODES, OWN_SIMILARITY, PAPER, STATIC, Edit
 from perfusion_core.prompts import TEMPLATES
 from perfusion_core.safe_files import read, write
 from perfusion_core.training import loop
@@ -30,7 +30,7 @@ from perfusion_core.training.loop import (
     rates,
     train,
 )
-from perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
+from perfusion_core.training.settings import LOCAL, LOCKS, NO_EDIT, TRAINED, WORD, Settings
 from perfusion_core.training.state import MAX_SCALE, TrainingState, inference_gate
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
@@ -217,12 +217,11 @@ def loss_over(state: TrainingState, inverse: Tensor, latents: Tensor, masks: Ten
     return sum(losses) / len(losses)
 
 
-KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"mode": NO_EDIT}, {"initial_word": "old red bear"}]
+KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"lock": WORD}, {"mode": NO_EDIT}, {"initial_word": "old red bear"}]
 """Trainings of every kind."""
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("lock", [LOCAL, TRAINED])
+@pytest.mark.parametrize(("lock", "mode"), [*itertools.product([LOCAL, TRAINED], MODES), (WORD, EXACT)])
 def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(steps=80, lock=lock, mode=mode, word_rate=0.02, output_rate=0.2)
     before = loss_over(initial_state(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
@@ -305,10 +304,12 @@ def by_hand(
     kv = {}
     for layer in LAYERS:
         key = painter.to_k[layer] @ state.superclass_encoding.double()
-        if settings.lock == TRAINED:
+        if settings.lock != LOCAL:
             key = learned[f"key.{layer}"]
+        changed = opened[..., None] * key - (share * sim)[..., None] * (painter.to_k[layer] @ target)
+        at = 1.0 if settings.lock != WORD else (sim >= OWN_SIMILARITY)[..., None]
         kv[layer] = (
-            rest @ painter.to_k[layer].T + opened[..., None] * key,
+            encodings @ painter.to_k[layer].T + at * changed,
             rest @ painter.to_v[layer].T + opened[..., None] * learned[f"value.{layer}"],
         )
     return error_by_hand(painter, kv, draw, latents, masks, settings)
@@ -334,9 +335,7 @@ def error_by_hand(painter: Painter, kv: dict, draw: BatchSample, latents: Tensor
 
 
 @pytest.mark.parametrize("target_gradient", [False, True])
-@pytest.mark.parametrize(
-    ("lock", "mode"), [*itertools.product([LOCAL, TRAINED], [EXACT, PAPER]), (LOCAL, NO_EDIT), (TRAINED, NO_EDIT)]
-)
+@pytest.mark.parametrize(("lock", "mode"), [*itertools.product(LOCKS, [EXACT, PAPER]), (LOCAL, NO_EDIT), (TRAINED, NO_EDIT)])
 @torch.no_grad()
 def test_gradients_agree_with_finite_differences_in_float64(
     lock: str, mode: str, target_gradient: bool, inverse: Tensor, latents: Tensor, masks: Tensor
@@ -353,7 +352,7 @@ def test_gradients_agree_with_finite_differences_in_float64(
     learned |= {f"value.{layer}": each.double() for layer, each in state.values.items()}
     learned |= {f"key.{layer}": each.double() for layer, each in state.keys.items()}
     names = ["word", *(f"value.{layer}" for layer in state.values), *(f"key.{layer}" for layer in state.keys)]
-    assert len(names) == len(sums) == (1 if mode == NO_EDIT else 7 if lock == TRAINED else 4)
+    assert len(names) == len(sums) == (1 if mode == NO_EDIT else 4 if lock == LOCAL else 7)
 
     def value() -> float:
         return float(by_hand(painter, state, learned, draw, latents, masks, settings))
@@ -630,7 +629,8 @@ def test_nothing_but_word_outputs_and_target_input_changes(kind: dict, inverse: 
     assert not any(tensor.requires_grad for tensor in state.tensors().values())
     changed = {name for name, tensor in state.tensors().items() if name != "losses" and not torch.equal(tensor, first[name])}
     assert changed == set(first) - {"superclass_encoding", "losses", "scale"}
-    assert set(state.keys) == (set(LAYERS) if settings.lock == TRAINED else set())
+    assert set(state.keys) == (set(LAYERS) if settings.lock != LOCAL else set())
+    assert state.concept(inverse, "<a>", "teddy", "sd1", settings).keys_at_word == (settings.lock == WORD)
     assert set(state.values) == (set(LAYERS) if settings.mode != NO_EDIT else set())
 
 
@@ -738,6 +738,7 @@ def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: 
         ({"small": -0.1}, "a small"),
         ({"ema": -0.1}, "an average"),
         ({"min_snr": -1.0}, "a min_snr"),
+        ({"lock": WORD, "mode": STATIC}, "another edit mode than static, which has no gates, for the lock word"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(

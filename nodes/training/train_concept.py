@@ -17,7 +17,7 @@ from ...perfusion_core.gated_edit import MODES
 from ...perfusion_core.prompts import word_key
 from ...perfusion_core.stack import Stack
 from ...perfusion_core.training.lesson import Lesson
-from ...perfusion_core.training.settings import LOCAL, NO_EDIT, TRAINED, Settings
+from ...perfusion_core.training.settings import LOCKS, NO_EDIT, Settings
 from .. import host
 from ..charts import loss_plot, preview_bytes
 from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, validation_result
@@ -167,11 +167,12 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "lock",
-                    options=[LOCAL, TRAINED],
+                    options=[*LOCKS],
                     default=DEFAULTS.lock,
                     advanced=True,
                     tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the "
-                    "pictures, further from the prompt.",
+                    "pictures, further from the prompt. word: learned, and changed at the trigger word alone; closest to the "
+                    "pictures, and nearer to the prompt than trained. Concepts of the last kind need this version of the pack.",
                 ),
                 io.Combo.Input(
                     "edit_mode",

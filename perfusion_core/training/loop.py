@@ -19,7 +19,7 @@ from ..gated_edit import Edit
 from ..prompts import TEMPLATES
 from .base_model import Base
 from .lesson import Bucket, Lesson
-from .settings import NO_EDIT, TRAINED, Settings
+from .settings import LOCAL, NO_EDIT, WORD, Settings
 from .state import MAX_SCALE, TrainingState
 
 HELD_OUT = 16
@@ -37,7 +37,7 @@ def initial_state(base: Base, superclass: str, settings: Settings) -> TrainingSt
     # Sorted, because a checkpoint restores layers in sorted order, and the optimizer's moments are stored by position.
     projected = dict(sorted(base.project(mean[None]).items())) if settings.mode != NO_EDIT else {}
     values = {layer: v[0].clone() for layer, (_, v) in projected.items()}
-    keys = {layer: k[0].clone() for layer, (k, _) in projected.items()} if settings.lock == TRAINED else {}
+    keys = {layer: k[0].clone() for layer, (k, _) in projected.items()} if settings.lock != LOCAL else {}
     return TrainingState(word, values, keys, mean.clone(), mean)
 
 
@@ -66,6 +66,7 @@ def edit_in_training(state: TrainingState, inverse: Tensor, settings: Settings, 
         values={layer: o[None] for layer, o in state.values.items()},
         keys={layer: o[None] for layer, o in state.keys.items()},
         keys_trained=torch.tensor([bool(state.keys)], device=device),
+        keys_at_word=torch.tensor([settings.lock == WORD], device=device),
     )
 
 

@@ -4,10 +4,14 @@ import math
 from dataclasses import asdict, dataclass
 
 from .. import PerfusionError
-from ..gated_edit import EXACT, MODES
+from ..gated_edit import EXACT, MODES, STATIC
 
-LOCAL, TRAINED = "local", "trained"
-"""Keys are locked to the superclass's keys (§4.1), or learned like the values."""
+LOCAL, TRAINED, WORD = LOCKS = "local", "trained", "word"
+"""Keys are locked to the superclass's keys (§4.1), learned like the values, or learned and edited at the concept's own word alone.
+
+The last goes beyond the paper: the tokens after the word keep the keys that they have by themselves, so that the rest of the prompt
+keeps its places in the picture. See `Edit.keys_at_word`.
+"""
 NO_EDIT = "none"
 """A mode in addition to `gated_edit.MODES`, for training only: layers are not edited, and only the word is learned."""
 
@@ -47,7 +51,8 @@ class Settings:
             "learning rates above 0": 0 < self.word_rate < math.inf and 0 < self.output_rate < math.inf,
             "a temperature above 0": 0 < self.temperature < math.inf,
             "a bias that is a number": math.isfinite(self.bias),
-            f"a lock of {LOCAL} or {TRAINED}": self.lock in (LOCAL, TRAINED),
+            f"a lock of {', '.join(LOCKS)}": self.lock in LOCKS,
+            f"another edit mode than {STATIC}, which has no gates, for the lock {WORD}": (self.lock, self.mode) != (WORD, STATIC),
             f"an edit mode of {', '.join((*MODES, NO_EDIT))}": self.mode in (*MODES, NO_EDIT),
             "a flip between 0 and 1": 0 <= self.flip <= 1,
             "a small between 0 and 1": 0 <= self.small <= 1,

@@ -13,7 +13,7 @@ from .. import PerfusionError
 from ..concept import Concept
 from ..covariance import probe
 from .optimizer import Adam
-from .settings import Settings
+from .settings import WORD, Settings
 
 LOSSES = 25
 """Number of last steps over which a concept's recorded loss is averaged; all steps if there are fewer."""
@@ -136,6 +136,7 @@ class TrainingState:
             superclass_encoding=self.superclass_encoding.cpu().clone(),
             values=own(self.values),
             keys=own(self.keys),
+            keys_at_word=bool(self.keys) and settings.lock == WORD,
             bias=bias,
             temperature=temperature,
             training=told | {"steps": self.step} | loss,
