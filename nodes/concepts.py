@@ -18,6 +18,7 @@ from ..perfusion_core.quantization import INT8, UINT4
 from ..perfusion_core.safe_files import FileTakenError, read_bytes, read_metadata, stays_inside
 from ..perfusion_core.schedule import Schedule
 from ..perfusion_core.stack import Stack, combine
+from ..perfusion_core.training.state import KEY_LOCK
 from .folders import check_prefix, concept_files, home, listed_as, new_name, version_of
 from .host import FOLDER
 from .io_types import CATEGORY, ConceptType, concept_outputs, page_input, validation_result
@@ -285,6 +286,17 @@ class PerfusionConceptSettings(io.ComfyNode):
                     tooltip="Paint where in the picture the concept may show: its word is looked at and its edit made there alone. "
                     "Give each concept of a picture its own.",
                 ),
+                io.Float.Input(
+                    "key_lock",
+                    default=KEY_LOCK,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only for concepts trained with lock set to word: how far their keys stay locked to the plain word. "
+                    "Lower: more of the concept; higher: more room for other things in the prompt.",
+                ),
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with these settings.")],
         )
@@ -296,10 +308,19 @@ class PerfusionConceptSettings(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, concept: Stack, bias: float, temperature: float, strength: float, trigger: str, region: Tensor | None = None
+        cls,
+        concept: Stack,
+        bias: float,
+        temperature: float,
+        strength: float,
+        trigger: str,
+        region: Tensor | None = None,
+        key_lock: float | None = None,
     ) -> io.NodeOutput:
         """Return the concept with these settings."""
         settings = {"bias": bias, "temperature": temperature, "strength": strength}
+        if key_lock is not None:
+            settings["key_lock"] = key_lock
         if region is not None:
             if not region.isfinite().all() or region.max() <= 0:
                 raise PerfusionError("The region is empty; it should be white where the concept may show.")

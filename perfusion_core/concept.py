@@ -26,6 +26,7 @@ from .concept_file import (
     DETAILS,
     FIRST,
     FORMAT,
+    KEY_LOCK,
     KEYS_AT,
     MAX_BYTES,
     MAX_TEXT,
@@ -37,6 +38,7 @@ from .concept_file import (
     check_tensors,
     pack_layers,
     parse_gate,
+    parse_key_lock,
     parse_keys_at,
     parse_preview,
     parse_training,
@@ -95,6 +97,7 @@ class Concept:
             Inversion), which edits no layer.
         keys: layer -> o*_K, likewise, if keys were trained; empty if they are locked.
         keys_at_word: whether keys, which were trained, are edited at the concept's own word alone; see `Edit.keys_at_word`.
+        key_lock: how far such keys are locked to the superclass all the same, between 0 and 1; 0 for all others.
         bias: β at inference.
         temperature: τ at inference.
         strength: share of the edit that is applied, between 0 and 1.
@@ -124,6 +127,7 @@ class Concept:
     region: Tensor | None = None
     schedule: Schedule = ALWAYS
     keys_at_word: bool = False
+    key_lock: float = 0.0
 
     @property
     def layers(self) -> dict[str, int]:
@@ -133,10 +137,14 @@ class Concept:
     def with_settings(self, **settings: str | float | Tensor | Schedule) -> "Concept":
         """Return a copy of the concept with another bias, temperature, strength, trigger, region or schedule.
 
+        `key_lock` changes only a concept that has keys at its word.
+
         Raises:
             PerfusionError: the trigger is not a valid trigger word.
         """
         check_trigger(str(settings.get("trigger", self.trigger)))
+        if not self.keys_at_word:
+            settings.pop("key_lock", None)
         return replace(self, **settings)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16, overwrite: bool = True) -> None:
@@ -183,7 +191,7 @@ class Concept:
         }
         metadata |= {f"modelspec.{name}": text for name, text in self.details.items() if text}
         if self.keys_at_word:
-            metadata[KEYS_AT] = WORD
+            metadata |= {KEYS_AT: WORD, KEY_LOCK: str(float(self.key_lock))}
         if self.preview:
             metadata[PREVIEW] = json.dumps([base64.b64encode(self.preview).decode()])
         return metadata
@@ -240,6 +248,7 @@ class Concept:
             tensors = dequantize(tensors, list(layers.values()), path)
         check_tensors(tensors, layers, path)
         at_word = version != FIRST and parse_keys_at(metadata.get(KEYS_AT), tensors, path)
+        key_lock = parse_key_lock(metadata.get(KEY_LOCK, "0"), path) if at_word else 0.0
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {
             which: dict(zip(layers, tensors[f"target_outputs_{which}"].float().split(list(layers.values()), dim=-1), strict=True))
@@ -258,6 +267,7 @@ class Concept:
             values=outputs.get("v", {}),
             keys=outputs.get("k", {}),
             keys_at_word=at_word,
+            key_lock=key_lock,
             bias=bias,
             temperature=temperature,
             strength=strength,

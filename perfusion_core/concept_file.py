@@ -29,6 +29,10 @@ KEYS_AT, WORD = "keys_at", "word"
 """The metadata entry, and its only value, of a concept whose trained keys are edited at its own word alone; since AT_WORD_SINCE."""
 
 
+KEY_LOCK = "key_lock"
+"""The metadata entry that says how far such keys are locked to the superclass."""
+
+
 MAX_BYTES = 16 * 2**20
 
 
@@ -151,6 +155,16 @@ def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -
     require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only place that it may name")
     require(text is None or "target_outputs_k" in tensors, path, f"it has {KEYS_AT}, but no trained keys")
     return text is not None
+
+
+def parse_key_lock(text: str, path: Path) -> float:
+    """Return how far keys are locked, from 0 to 1; raise PerfusionError about the file `path` if malformed or out of range."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = float("nan")
+    require(0 <= share <= 1, path, f"its {KEY_LOCK} is not a number from 0 to 1")
+    return share
 
 
 def parse_gate(text: str, path: Path) -> tuple[float, float, float]:

@@ -141,6 +141,8 @@ class Edit:
         keys_trained: bool [J], whether a concept's keys were trained.
         keys_at_word: bool [J], whether a concept's keys are edited at its own word alone, where its similarity is at least
             OWN_SIMILARITY; static mode, which has no gates, ignores it. None if no concept's are.
+        key_lock: how far trained keys are locked to the superclass all the same, [J]: 0 uses them as learned, 1 the locked ones.
+            None is 0 for all.
     """
 
     mode: str
@@ -154,6 +156,7 @@ class Edit:
     keys: Mapping[str, Tensor] = field(default_factory=dict)
     keys_trained: Tensor | None = None
     keys_at_word: Tensor | None = None
+    key_lock: Tensor | None = None
 
     def _exact(self) -> tuple[Tensor, Tensor]:
         """Return the probes and sim_j(i*_k), both float64 on the CPU, since not every device supports float64."""
@@ -275,7 +278,7 @@ class Edit:
     def key_correction(self, layer: str, by: Coefficients, project: Project) -> Tensor:
         """Return the correction that is added to W_K e of a layer, [B, N, m].
 
-        o*_K is W_K applied to the superclass encoding unless the keys were trained (§4.1).
+        o*_K is W_K applied to the superclass encoding (§4.1); if the keys were trained, it is between that and what was learned.
         """
         count = len(self.target_inputs)
         projected = project(self.vectors)
@@ -283,7 +286,10 @@ class Edit:
         if layer in self.keys:
             keys = self.keys[layer]
             rows = (count, -1) if keys.ndim == 2 else (count, 1, -1)
-            targets = torch.where(self.keys_trained.reshape(rows), *promote_dtypes(keys, targets.reshape(rows)))
+            keys, locked = promote_dtypes(keys, targets.reshape(rows))
+            if self.key_lock is not None:
+                keys = torch.lerp(keys, locked, self.key_lock.to(keys.dtype).reshape(rows))
+            targets = torch.where(self.keys_trained.reshape(rows), keys, locked)
         return self._correction(by.of_keys or by, projected[:count], targets)
 
     @staticmethod

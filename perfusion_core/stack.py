@@ -74,4 +74,5 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
         keys=keys,
         keys_trained=trained,
         keys_at_word=torch.tensor([c.keys_at_word for c in stack]),
+        key_lock=torch.tensor([c.key_lock for c in stack]),
     )

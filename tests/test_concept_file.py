@@ -717,13 +717,15 @@ def test_keys_at_the_word_are_in_files_of_the_second_version_alone(path: Path) -
     trained = concept_of(TINY_LAYERS, keys=True)
     trained.save(path, torch.float32)
     assert parts_of(path)[1]["version"] == "1" and "keys_at" not in parts_of(path)[1]
-    at_word = replace(trained, keys_at_word=True)
+    at_word = replace(trained, keys_at_word=True, key_lock=0.3)
     for dtype in (torch.float32, torch.float16, INT8, UINT4):
         at_word.save(path, dtype)
         assert parts_of(path)[1]["version"] == "2" and parts_of(path)[1]["keys_at"] == "word"
-        assert Concept.load(path).keys_at_word
+        assert Concept.load(path).keys_at_word and Concept.load(path).key_lock == 0.3
+    assert at_word.with_settings(key_lock=0.8).key_lock == 0.8 and trained.with_settings(key_lock=0.8) == trained
     edit = edit_of((trained, at_word), EXACT)
     assert edit.keys_at_word.tolist() == [False, True] and edit.keys_trained.tolist() == [True, True]
+    assert edit.key_lock.tolist() == pytest.approx([0, 0.3])
 
 
 def test_refuses_keys_at_another_place_or_without_keys(path: Path) -> None:
@@ -732,6 +734,7 @@ def test_refuses_keys_at_another_place_or_without_keys(path: Path) -> None:
     for held, told, says in (
         (tensors, {"keys_at": "padding"}, "its keys_at is not 'word'"),
         (tensors, {"keys_at": LONG}, "its keys_at is not 'word'"),
+        *((tensors, {"key_lock": text}, "its key_lock is not a number") for text in ("", "1.1", "-0.1", "nan", "inf", "a", LONG)),
         ({name: each for name, each in tensors.items() if name != "target_outputs_k"}, {}, "it has keys_at, but no trained keys"),
     ):
         safetensors.torch.save_file(held, path, metadata | told)
@@ -1080,7 +1083,9 @@ def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes(a
     if at_word:
         concept = Concept.load(path)
         path = tmp_path / "at-word.safetensors"
-        replace(concept, keys={layer: -each for layer, each in concept.values.items()}, keys_at_word=True).save(path, torch.float32)
+        replace(concept, keys={layer: -each for layer, each in concept.values.items()}, keys_at_word=True, key_lock=0.3).save(
+            path, torch.float32
+        )
     concept, (tensors, metadata) = Concept.load(path), given["load"](path)
     layer, first, random = list(concept.layers)[2], 5, torch.Generator().manual_seed(1)
     weights = {which: torch.randn(concept.layers[layer], 768, generator=random) / 28 for which in ("k", "v")}

@@ -543,6 +543,19 @@ def test_keys_at_the_word_are_edited_where_the_encoding_is_like_the_concept_alon
     assert torch.equal(edited(world, at_word, "v"), edited(world, everywhere, "v"))
 
 
+def test_trained_keys_can_be_locked_to_a_degree() -> None:
+    world = World.of(2)
+    trained, locked = (
+        world.edit(PAPER, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([each, True])) for each in (True, False)
+    )
+    as_learned, first_locked = (edited(world, edit, "k") for edit in (trained, locked))
+    for share in (0.0, 0.3, 1.0):
+        got = edited(world, replace(trained, key_lock=torch.tensor([share, 0.0])), "k")
+        torch.testing.assert_close(got, as_learned + share * (first_locked - as_learned), rtol=1e-4, atol=1e-4)
+    # Keys that were not trained are locked whatever is said.
+    assert torch.equal(edited(world, replace(locked, key_lock=torch.tensor([0.3, 0.0])), "k"), first_locked)
+
+
 def test_without_gates_keys_at_the_word_are_edited_like_others() -> None:
     world = World.of(1)
     edit = world.edit(STATIC, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True]))
@@ -590,6 +603,7 @@ def test_to_moves_every_tensor_and_nothing_else() -> None:
     world = World.of(2)
     trained = torch.tensor([True, False])
     edit = world.edit(EXACT, keys={LAYER: world.keys.float()}, keys_trained=trained, keys_at_word=trained)
+    edit = replace(edit, key_lock=torch.tensor([0.5, 0.0]))
     moved = edit.to("meta")
     assert moved.mode == EXACT
     for name, value in vars(moved).items():
@@ -607,7 +621,7 @@ def test_gradients_agree_with_finite_differences(mode: str, count: int) -> None:
     encoding = world.encoding[:1, :4].clone()
     edit = world.edit(mode, torch.float64, keys={LAYER: world.keys})
     even, warm = torch.arange(count) % 2 == 0, torch.full((count,), 0.3, dtype=torch.float64)
-    edit = replace(edit, keys_trained=even, keys_at_word=even, temperature=warm)
+    edit = replace(edit, keys_trained=even, keys_at_word=even, temperature=warm, key_lock=0.3 * even)
     assert (similarity(encoding, edit.probes) - OWN_SIMILARITY).abs().min() > 1e-4
     gates = edit.gates(encoding)
     assert (gates - GATE_CUTOFF).abs().min() > 1e-4

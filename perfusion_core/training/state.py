@@ -24,6 +24,10 @@ MAX_SCALE = 2.0**16
 OPENED = 0.05
 """How much further a concept's gate may open at similarity 0 than in training."""
 
+KEY_LOCK = 0.5
+"""`key_lock` that a concept with keys at the word has by itself. As learned, such keys grow to several times their length, and in
+a prompt for two things the concept then takes the place of the second."""
+
 
 def inference_gate(bias: float, temperature: float) -> tuple[float, float]:
     """Return the bias and temperature that a concept taught with these has by itself.
@@ -126,6 +130,7 @@ class TrainingState:
         last = self.losses[-LOSSES:]
         loss = {"loss": round(sum(last) / len(last), 6)} if last else {}
         bias, temperature = inference_gate(settings.bias, settings.temperature)
+        at_word = bool(self.keys) and settings.lock == WORD
         return Concept(
             trigger=trigger,
             superclass=superclass,
@@ -136,7 +141,8 @@ class TrainingState:
             superclass_encoding=self.superclass_encoding.cpu().clone(),
             values=own(self.values),
             keys=own(self.keys),
-            keys_at_word=bool(self.keys) and settings.lock == WORD,
+            keys_at_word=at_word,
+            key_lock=KEY_LOCK if at_word else 0.0,
             bias=bias,
             temperature=temperature,
             training=told | {"steps": self.step} | loss,
