@@ -1,4 +1,4 @@
-"""Take the screenshots of docs/walk.md: `python -m scripts.generate.make_walk` in the set-up's environment; it takes ten minutes.
+"""Take the screenshots of docs/first_concept.md: `python -m scripts.generate.make_walk` in the set-up's environment; it takes ten minutes.
 
 It follows the walkthrough in a real browser on a fresh server, and thereby checks that the walkthrough is correct.
 """
