@@ -1,6 +1,7 @@
-"""Take the screenshots of docs/walk.md: `python -m scripts.generate.make_walk` in the set-up's environment; it takes ten minutes.
+"""Take the screenshots of docs/first_concept.md: `python -m scripts.generate.make_walk` in the set-up's environment.
 
-It follows the walkthrough in a real browser on a fresh server, and thereby checks that the walkthrough is correct.
+It takes ten minutes. It follows the walkthrough in a real browser on a fresh server, and thereby checks that the walkthrough is
+correct.
 """
 
 from __future__ import annotations
