@@ -38,7 +38,7 @@ class Ablation:
 ABLATIONS: dict[str, Ablation] = {
     "Key-locking": Ablation(
         "The paper (Fig. 9): locked keys are in front, trained ones overfit.",
-        {"locked": Change(), "trained": Change({"lock": "trained"})},
+        {"locked": Change(), "trained": Change({"lock": "trained"}), "at the word": Change({"lock": "word"})},
         behind=("trained",),
     ),
     "One picture": Ablation(

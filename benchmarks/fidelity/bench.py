@@ -23,7 +23,11 @@ TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0",
 LEVELS = (0.6, 0.7, 0.8, 0.9)
 """Text scores at which fronts are compared, as shares of the plain word's text score."""
 OURS, WORD_ALONE, BY_NAME = "Perfusion", "plain word, nothing taught", "the base's own names"
-VARIANTS = {"Perfusion, one picture": ("One picture", "one"), "Perfusion, keys locked globally": ("Global key-locking", "global")}
+VARIANTS = {
+    "Perfusion, keys at the word": ("Key-locking", "at the word"),
+    "Perfusion, one picture": ("One picture", "one"),
+    "Perfusion, keys locked globally": ("Global key-locking", "global"),
+}
 """Maps a name in the tables of all methods to an ablation and its variant."""
 NAMED = 2
 """Number of individuals of each kind that are asked for by the name that the base knows."""

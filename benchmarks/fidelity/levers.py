@@ -19,6 +19,11 @@ def rates(word: float, output: float) -> Change:
     return Change({"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]})
 
 
+def locked(share: float) -> dict[str, object]:
+    """Return the use in which keys that were trained at the word are locked to the superclass to this degree."""
+    return {"settings": {"key_lock": float(share)}}
+
+
 PAPER: dict[str, object] = {"train_bias": 0.75, "train_temperature": 0.1}
 SHARP = {"settings": {"temperature": 0.1}}
 
@@ -26,10 +31,12 @@ LEVERS: dict[str, Change] = {
     AS_TUNED: Change(),
     "keys trained": Change({"lock": "trained"}),
     "captions, keys trained": Change({"lock": "trained"}, {"captioned": 1.0}),
-    "keys trained, at the word": Change({"lock": "word"}),
-    "captions, keys at the word": Change({"lock": "word"}, {"captioned": 1.0}),
-    "captions, keys at the word, no masks": Change({"lock": "word"}, {"captioned": 1.0, "masks": NO_MASK}),
-    "the paper's gates, keys at the word": Change({"lock": "word", **PAPER}, use=SHARP, values=(0.5, 0.6)),
+    "keys at the word, as learned": Change({"lock": "word"}, use=locked(0)),
+    "keys at the word, a quarter locked": Change({"lock": "word"}, use=locked(0.25)),
+    "keys at the word, half locked": Change({"lock": "word"}),
+    "keys at the word, three quarters locked": Change({"lock": "word"}, use=locked(0.75)),
+    "captions, keys at the word, as learned": Change({"lock": "word"}, {"captioned": 1.0}, locked(0)),
+    "captions, keys at the word, half locked": Change({"lock": "word"}, {"captioned": 1.0}),
     "the paper's gates, keys trained": Change({"lock": "trained", **PAPER}, use=SHARP, values=(0.5, 0.6)),
     "captions": Change(recipe={"captioned": 1.0}),
     "captions, no masks": Change(recipe={"captioned": 1.0, "masks": NO_MASK}),
