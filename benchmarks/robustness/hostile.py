@@ -358,7 +358,7 @@ def page(outcome: Outcome, answers: dict[str, float], cases: int, seed: int) -> 
         [
             "# Files from strangers",
             "",
-            f"Written by `python -m benchmarks.robustness.hostile --cases {cases} --seed {seed}`: good files, each damaged in one "
+            f"Written by `python -m benchmarks.robustness.hostile --cases {cases} --seed {seed}`: valid files, each damaged in one "
             "way.",
             "",
             f"| kind | {' | '.join(SAID)} |",
@@ -366,11 +366,11 @@ def page(outcome: Outcome, answers: dict[str, float], cases: int, seed: int) -> 
             *rows,
             "",
             f"{len(outcome.wrong)} cases went wrong: crashed, were refused unclearly, ran code or wrote a file. The slowest "
-            f"({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of the processor's time, of {MOST_SECONDS} s allowed; the "
-            f"largest ({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size, of {MOST_MB} MB allowed.",
+            f"({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of CPU time (limit: {MOST_SECONDS} s); the largest "
+            f"({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size (limit: {MOST_MB} MB).",
             "",
-            f"While *Import Concept* of a running server reads {importing.EACH} files of each damage, the server's slowest answer "
-            f"to another request takes (limit: {importing.MOST_MS} ms):",
+            f"The server's slowest answer to another request while *Import Concept* reads {importing.EACH} files with each kind of "
+            f"damage (limit: {importing.MOST_MS} ms):",
             "",
             "| damage | slowest answer |",
             "| --- | --- |",
