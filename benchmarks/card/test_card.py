@@ -1,4 +1,4 @@
-"""The card's command, unpacked from its archive into an empty folder, rehearsed on the processor."""
+"""The command, unpacked from its archive into an empty folder, rehearsed on the CPU."""
 
 from __future__ import annotations
 

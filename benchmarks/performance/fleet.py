@@ -1,4 +1,4 @@
-"""Measure many concepts on Ray: whether a fleet that loses a worker gives the same as training alone, and the scheduling cost.
+"""Measure many concepts on Ray: whether a fleet that loses a worker gives the same result as training alone, and scheduling costs.
 
     python -m benchmarks.performance.fleet [--steps 300] [--concepts 10000] [--part same|cost]
 
@@ -247,8 +247,8 @@ def page_cost(found: dict) -> list[str]:
 def main() -> None:
     """Run the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of each training of `same`")
-    parser.add_argument("--concepts", type=int, default=10000, help="that `cost` hands out")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training of `same`")
+    parser.add_argument("--concepts", type=int, default=10000, help="number of concepts that `cost` schedules")
     parser.add_argument("--part", choices=["same", "cost"], help="by default both")
     options = parser.parse_args()
     store = Store(RESULTS / "fleet.json")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance.library [--concepts N] [--rounds N]
 
-Alternates between two servers, one with the demo's two concepts and one with thousands more, each file with its picture. Times are
+Alternates between two servers, one with the demo's two concepts and one with thousands more, each file with its preview. Times are
 medians as seen by a client. Writes `results/library.md`.
 """
 

@@ -54,7 +54,7 @@ Rows = list[str]
 
 
 def paired(ways: Mapping[str, Callable[[], float | None]], rounds: int) -> dict[str, list[float]]:
-    """Time each way in turn, in each of the rounds; return the seconds that it reports itself, or else the elapsed ones."""
+    """Time each way in turn, in each of the rounds; return the seconds that it reports, or else the elapsed seconds."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -91,7 +91,7 @@ class Bench:
 
     @functools.cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """MODEL and CLIP in the precision in which this machine is fast."""
+        """MODEL and CLIP in the fastest precision of this machine."""
         return self.load(self.precision)
 
     def load(self, precision: torch.dtype) -> tuple[Any, Any]:
@@ -266,7 +266,7 @@ class Bench:
                 first, *later = self.steps(patched, *both, 64, steps=4)
                 return middle - start + first - median(later)
 
-            lora()  # reads the file, which the loader keeps
+            lora()  # reads the file, which the loader then caches
             times = paired({name: functools.partial(run, way) for name, way in ways.items()}, max(self.rounds, 7))
         beyond = {
             n: median(a - b for a, b in zip(times[n], times["unpatched"], strict=True)) * 1000 for n in ("Apply Concept", "LoRA")
@@ -449,9 +449,9 @@ def machine() -> str:
 def main() -> None:
     """Measure the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to measure; by default all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=512, help="of pictures, in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of the pictures, in pixels")
     arguments = parser.parse_args()
     store = Store(RESULTS / "speed.json")
     bench = Bench(arguments.rounds, arguments.size, store)

@@ -45,7 +45,7 @@ ELSEWHERE = "PERFUSION_MOUNTS_OF_ITS_OWN"
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of fault: the number of cases, the number that went as expected, and the message to the user or a remark."""
+    """One kind of fault: the number of cases, the number that went as expected, and the message to the user or a note."""
 
     what: str
     cases: int
@@ -223,7 +223,7 @@ class Bench:
     # ---- disks -----------------------------------------------------------------------------------------------------------------
 
     def disks(self) -> list[Row]:
-        """Save to full disks and to read-only folders, then again with room."""
+        """Save to full disks and to read-only folders, then again once there is room."""
         with self.server() as server, contextlib.ExitStack() as opened:
             self.undisturbed(server)
             disks = [opened.enter_context(Disk(self.base / "models" / name)) for name in ("perfusion", "loras", "embeddings")]
@@ -476,7 +476,7 @@ def page(told: dict[str, list[Row]]) -> str:
 def main() -> int:
     """Run the requested parts and write the page after each; return 1 if any case failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to run; by default all")
     arguments = parser.parse_args()
     if ELSEWHERE not in os.environ:
         command = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "benchmarks.robustness.faults", *sys.argv[1:]]

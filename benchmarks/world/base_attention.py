@@ -1,4 +1,4 @@
-"""Measure how the base's cross-attention at a character's pixels is shared out: its noun, its colour, other words, padding."""
+"""Measure how the base's cross-attention at a character's pixels is divided: its noun, its colour, other words, padding."""
 
 from __future__ import annotations
 

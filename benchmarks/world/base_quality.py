@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cast", type=Path, required=True)
     parser.add_argument("--checkpoint", default=bootstrap.CHECKPOINT)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures, and nothing written")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures; write nothing")
     options = parser.parse_args()
     share, seeds = (10, 1) if options.quick else (1, SEEDS)
     setup = bootstrap.locate()

@@ -11,7 +11,7 @@ trains them on the output of `demo.draw`, writes `judges.safetensors` beside thi
     judges.recognised(right(images), "robot", "test", 7)        # the right-hand one of two characters
 
 Images are float [B, 96, 96, 3] in 0..1, as the host's nodes return them, with one character each; split an image of two characters
-with `left` and `right`. The judges know only this world, and give some answer for an image of anything else too.
+with `left` and `right`. The judges know only this world, but they also give some answer for an image of anything else.
 """
 
 from __future__ import annotations

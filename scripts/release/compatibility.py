@@ -1,4 +1,4 @@
-"""The claims of docs/compatibility.md: rows of things that concepts are used with, each with its test or a sentence."""
+"""The claims of docs/compatibility.md: what concepts are used with, each with its test or a sentence."""
 
 from __future__ import annotations
 

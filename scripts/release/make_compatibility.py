@@ -2,8 +2,8 @@
 
 `python -m scripts.release.make_compatibility`, in the environment that the set-up created, runs the tests that the page names on
 the host in use, and writes the page. With `--junit FILE ...` it reads the results of earlier runs instead (pytest's
-`--junitxml FILE`). For another host version than the usual one, such as those that `scripts/release/test_hosts.py` runs all tests
-with, it only writes that version's row.
+`--junitxml FILE`). For a host version other than the usual one, such as those that `scripts/release/test_hosts.py` runs all
+tests with, it only writes that version's row.
 """
 
 from __future__ import annotations
