@@ -69,7 +69,7 @@ def faults(found: dict[str, dict]) -> list[str]:
         told += [f"With {name}, {part} failed: {why}" for part, why in parts.get("failed", {}).items()]
         for precision, apart in parts.get("same", {}).items():
             told += [
-                f"With {name} in {precision}, {what} from the processor's by {apart[what]:.3g}; the limit is {most}."
+                f"With {name} in {precision}, {what!r} (compared with the processor) is {apart[what]:.3g}; the limit is {most}."
                 for what, most in LIMITS.items()
                 if not apart[what] <= most
             ]
