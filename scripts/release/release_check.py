@@ -189,16 +189,16 @@ class Finding:
 TEACHER = "train_a_concept.json"
 """Runs first, because other workflows use the concept that it saves."""
 NOT_RUN = {
-    "comfy-test install": "clones ComfyUI from GitHub and builds an environment for it; instead, scripts/test.py sets one up.",
-    "comfy-test coverage": "looks for NODE_CLASS_MAPPINGS, which a pack with comfy_entrypoint does not have; instead, "
-    "tests/test_presentation.py checks that every node is used by a workflow.",
+    "comfy-test install": "clones ComfyUI from GitHub and builds an environment for it; ours: scripts/test.py sets one up.",
+    "comfy-test coverage": "looks for NODE_CLASS_MAPPINGS, which a pack with comfy_entrypoint does not have; ours: "
+    "tests/test_presentation.py, every node is used by a workflow.",
     "comfy-test execution": "records the runs of execution_light in a browser, and needs the route /validate, which another "
-    "pack on GitHub adds; instead: tests/test_workflows.py, tests/test_page.py.",
-    "comfy-test static_capture": "takes screenshots and checks nothing; instead: tests/test_page.py.",
+    "pack on GitHub adds; ours: tests/test_workflows.py, tests/test_page.py.",
+    "comfy-test static_capture": "takes screenshots and checks nothing; ours: tests/test_page.py.",
 }
 MISREAD = (
     "{0} complaints about widgets' values, none about links or definitions: its reader does not know the host's COMBO, the value "
-    "after a seed or notes, continues in the wrong place, and refuses the host's own templates too; instead: "
+    "after a seed or notes, continues in the wrong place, and refuses the host's own templates too; ours: "
     "tests/test_workflows.py, tests/test_page.py."
 )
 BEYOND_CP1252 = "formulas in sources have characters that cp1252 lacks; Python reads sources as UTF-8, on Windows too."
