@@ -14,7 +14,7 @@ Options = part("nodes.training.options")
 WORDS = ("superclass", "trigger")
 """Widgets whose values are fields of `Job` instead of settings."""
 ELSEWHERE = ("captions", "preset")
-"""Widgets of Training Options that are fields of `Job`, or are for the page alone."""
+"""Widgets of Training Options that are fields of `Job`, or matter only to the page."""
 
 
 def widgets() -> dict[str, io.WidgetInput]:

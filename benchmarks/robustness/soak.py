@@ -42,7 +42,7 @@ STEPS = 40
 
 
 def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
-    """Return a graph that samples a latent with these concepts, or with the base alone, and the link to the latent."""
+    """Return a graph that samples a latent with these concepts, or with only the base, and the link to the latent."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     loaded = [graph.load(name) for name in concepts]

@@ -133,7 +133,7 @@ def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
 
 
 def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """Return a table row for each kind: the share of images by an individual's name that are nearest to it in its gallery."""
+    """Return a table row for each kind: the share of images by an individual's name that are closest to it in its gallery."""
     rows, every = [], []
     for n, kind in enumerate(STYLES):
         rng = random.Random(f"names {kind}")
