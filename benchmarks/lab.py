@@ -39,7 +39,7 @@ class Lab:
 
 @contextlib.contextmanager
 def open_labs(setup: bootstrap.Setup, base: Path, servers: int = 1) -> Iterator[list[Lab]]:
-    """Start `servers` servers on a base directory, which share the processor's cores; they run within the context."""
+    """Start `servers` servers on a base directory, which share the CPU cores; they run within the context."""
     threads = max(1, (os.cpu_count() or 1) // servers) if servers > 1 else None
     with contextlib.ExitStack() as opened:
         yield [

@@ -1,4 +1,4 @@
-"""The memory that a process holds, and the memory that a piece of work takes at its most."""
+"""The memory that a process uses, and the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def resident(process: int | str = "self", which: str = "VmRSS") -> float:
 
 
 class Peak:
-    """Measures from its creation on. Only Linux can forget an earlier peak; elsewhere work below that peak counts as none."""
+    """Measures from its creation on. Only Linux can reset an earlier peak; elsewhere, work below that peak counts as 0."""
 
     def __init__(self) -> None:
         self.linux = sys.platform == "linux"
         if self.linux:
-            ctypes.CDLL(None).malloc_trim(0)  # or memory that was freed but kept would be used again unseen
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that was freed but kept would be reused unnoticed
             Path("/proc/self/clear_refs").write_text("5")
         self.before = self._now("VmRSS")
 
     def grown_mb(self) -> float:
-        """Return by how many MB of 2^20 bytes the process has been larger than at the beginning."""
+        """Return how much larger than at the start the process has been at its peak, in MB of 2^20 bytes."""
         return max(0.0, self._now("VmHWM") - self.before)
 
     def _now(self, which: str) -> float:

@@ -68,7 +68,7 @@ LAYOUT: dict[str, Any] = {
     "legacy": False,
     "use_linear_in_transformer": False,
 }
-"""SD1.5's UNet with two levels instead of four and one residual block each; the host's loader detects this by itself."""
+"""SD1.5's UNet with two levels instead of four and one residual block each; the host's loader detects this automatically."""
 
 
 class Scenes:

@@ -1,4 +1,4 @@
-"""Parallel training of many concepts on Ray: `perfusion-train`.
+"""Parallel training of many concepts with Ray: `perfusion-train`.
 
 `table` reads the concepts to train, `inside` sets up the host without its server, `worker` trains there with the pack's own node,
 `settings` validates that node's widget values, `schedule` distributes the jobs to workers on Ray, `index` writes the results'

@@ -34,7 +34,7 @@ class Entry:
         loss: the mean over the last steps; None if unknown.
         seconds: duration of the training; 0 if it was not trained in this run.
         tries: number of workers that the job was given to; 0 if it was not trained in this run.
-        fault: why it failed, or what its file does not tell or show, as a sentence.
+        fault: why it failed, or what is missing from its file, as a sentence.
     """
 
     name: str
@@ -65,7 +65,7 @@ def entry(out: Path, job: Job, state: str, seconds: float = 0.0, tries: int = 0,
 
 
 def lacking(concept: Concept) -> str:
-    """Return what a row cannot tell or show of a concept that is usable all the same: a sentence or two, or nothing."""
+    """Return what a row cannot show about an otherwise usable concept: a sentence or two, or an empty string."""
     said = [] if "loss" in concept.training else ["Its file does not say with what loss its training ended."]
     try:
         tile(concept)
@@ -75,7 +75,7 @@ def lacking(concept: Concept) -> str:
 
 
 def tile(concept: Concept) -> Image.Image | None:
-    """Return a concept's preview as RGB of TILE pixels a side, None without one; raise PerfusionError if it cannot be decoded."""
+    """Return a concept's preview as RGB with TILE pixels per side, or None; raise PerfusionError if it cannot be decoded."""
     if not concept.preview:
         return None
     with opened(io.BytesIO(concept.preview), f"The preview of {concept.trigger}") as image:
@@ -90,7 +90,7 @@ def write(out: Path, entries: Sequence[Entry]) -> None:
     names = [f"sheet-{i + 1}.png" for i in range(len(sheets))]
     for old in out.glob("sheet-*.png"):
         if old.name not in names:
-            with contextlib.suppress(OSError):  # a sheet too many is no reason to lose the index
+            with contextlib.suppress(OSError):  # a leftover sheet is no reason to lose the index
                 old.unlink()
     for name, shown in zip(names, sheets, strict=True):
         write_bytes(out / name, sheet(out, shown))
@@ -98,7 +98,7 @@ def write(out: Path, entries: Sequence[Entry]) -> None:
 
 
 def encoded(text: str) -> bytes:
-    """Return a text in UTF-8; what has no place in it, such as a file name's bytes that are none, is written as an escape."""
+    """Encode a text as UTF-8; what cannot be encoded, such as invalid bytes of a file name, is written as an escape."""
     return text.encode(errors="backslashreplace")
 
 

@@ -1,4 +1,4 @@
-"""Imports the host's modules into this process without its server, and the pack's modules as the host imports them."""
+"""Imports the host's modules into this process without its server, and the pack's modules the way the host imports them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def enter(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> Non
 
 
 def enter_with_pack(comfyui: Path, cpu: bool = True, arguments: Sequence[str] = ()) -> None:
-    """Do the same as `enter`, and make the pack's modules available to `part`, under a package name of their own as in the host."""
+    """Do the same as `enter`, and make the pack's modules available to `part`, under a separate package name, as in the host."""
     enter(comfyui, cpu, arguments)
     logging.disable(logging.INFO)
     enter_pack()
 
 
 def enter_pack() -> None:
-    """Make the pack's modules alone available to `part`; those that import the host need `enter` before."""
+    """Make only the pack's modules available to `part`; modules that import the host need `enter` first."""
     package = types.ModuleType(PACK)
     package.__path__ = [str(ROOT)]
     sys.modules[PACK] = package

@@ -1,4 +1,4 @@
-"""Opens pictures that may be broken or hostile: huge ones are not decoded, and whatever Pillow raises becomes a sentence."""
+"""Opens pictures that may be broken or hostile: huge ones are not decoded, and all of Pillow's errors become one sentence."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from PIL import Image
 from perfusion_core import PerfusionError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP")
-"""Formats that are read, whatever a file is called. Pillow knows others that start programs, as PostScript does."""
+"""Formats that are read, whatever the file's name. Pillow supports others that start programs, such as PostScript."""
 MAX_PIXELS = 64 * 2**20
 """Maximum width times height of a picture."""
 
 
 @contextmanager
 def opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """Open a picture for this context, having read its header alone; `name` identifies it in errors.
+    """Open a picture for this context, with only its header read; `name` identifies it in errors.
 
     Raises:
-        PerfusionError: it is no picture of `FORMATS`, has more than `MAX_PIXELS` pixels, or cannot be decoded in the context.
+        PerfusionError: it is not in one of `FORMATS`, has more than `MAX_PIXELS` pixels, or cannot be decoded in the context.
     """
     try:
         with Image.open(source, formats=FORMATS) as image:
@@ -35,5 +35,5 @@ def opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
             yield image
     except PerfusionError:
         raise
-    except Exception as error:  # Pillow raises errors of about a dozen kinds for broken pictures, of which it documents few
+    except Exception as error:  # for broken pictures Pillow raises about a dozen kinds of errors, few of them documented
         raise PerfusionError(f"{name} is no picture that can be opened; take it out, or save it anew.") from error

@@ -1,4 +1,4 @@
-"""Distributes jobs to workers on Ray, one at a time to each, until all are done; a job whose worker is lost is rescheduled."""
+"""Distributes jobs to Ray workers, one at a time to each, until all are done; a job whose worker is lost is rescheduled."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ Options = part("nodes.training.options")
 WORDS = ("superclass", "trigger")
 """Widgets whose values are fields of `Job` instead of settings."""
 ELSEWHERE = ("captions", "preset")
-"""Widgets of Training Options that are fields of `Job`, or are for the page alone."""
+"""Widgets of Training Options that are fields of `Job`, or matter only to the page."""
 
 
 def widgets() -> dict[str, io.WidgetInput]:
@@ -68,5 +68,5 @@ def number(kind: type[int] | type[float], given: object) -> int | float | None:
     """Return the value as a number of this kind, or None if it is not one: for int, a float is not; a bool never is."""
     try:
         return None if isinstance(given, bool) or (kind is int and isinstance(given, float)) else kind(given)
-    except (TypeError, ValueError, OverflowError):  # the last: float() of a whole number with hundreds of digits
+    except (TypeError, ValueError, OverflowError):  # OverflowError: float() of an integer with hundreds of digits
         return None

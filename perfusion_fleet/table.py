@@ -20,7 +20,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 MASK = "-mask"
 """Suffix of a mask's file name: teddy-1-mask.png is the mask of teddy-1.jpg."""
 NONE = "none"
-"""Value of the masks column for training without masks, on whole pictures, and of the captions column for leaving them alone."""
+"""In the masks column: train on whole pictures, without masks. In the captions column: do not use captions."""
 CAPTION = ".txt"
 """Suffix of a caption's file: teddy-1.txt is the caption of teddy-1.jpg."""
 LONGEST = 2**14
@@ -31,7 +31,7 @@ MAX_BYTES, MAX_CONCEPTS, MAX_COLUMNS = 2 * 2**20, 10_000, 100
 """Limits on the size of a table or of a concept.json, on the number of its concepts and on that of its columns."""
 NO_VALUES = {list: "a list", dict: "an object", type(None): "null"}
 HALF = re.compile("[\ud800-\udfff]")
-"""Surrogates: JSON can spell them, but no file and no console can hold them."""
+"""Surrogates: JSON can contain them, but files and consoles cannot."""
 OWN = ("name", "pictures", "masks", "captions", "superclass", "trigger", "author", "license")
 """Columns that are not settings of Train Concept."""
 
@@ -94,7 +94,7 @@ def named(row: Mapping[str, object]) -> str:
 
 
 def brief(text: object, most: int = 200) -> str:
-    """Return a text for use in a message: on one line, without what would steer a console, with at most `most` characters."""
+    """Return a text for use in a message: one line, without console control characters, at most `most` characters."""
     return printable(str(text)[:most])[:most]
 
 
@@ -155,7 +155,7 @@ def parsed(path: Path) -> object:
     """Return the content of a JSON file; raise PerfusionError if it cannot be read or parsed."""
     content = read_bytes(path, MAX_BYTES)
     try:
-        # Whole numbers with more digits than any setting has stay texts: Python does not convert those of thousands.
+        # Integers with more digits than any setting needs stay text: Python refuses to convert thousands of digits.
         return json.loads(content.decode(), parse_int=lambda digits: int(digits) if len(digits) < 50 else digits)
     except (ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
@@ -191,7 +191,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
         masks = () if text["masks"] == NONE else masks_of(pictures, base / text["masks"] if text["masks"] else folder)
     except PerfusionError:
         raise
-    except (OSError, ValueError) as error:  # such as a name that is too long, or has a character that no name can have
+    except (OSError, ValueError) as error:  # such as a name that is too long or contains an invalid character
         raise PerfusionError("its folder of pictures or of masks cannot be read; name another one.") from error
     return Job(
         name=text["name"],
@@ -239,7 +239,7 @@ def captions_of(pictures: list[Path], told: str) -> tuple[str, ...]:
     """Return the caption of each picture, from the text file of its name beside it, on one line; empty if no picture has one.
 
     Raises:
-        PerfusionError: `told`, the value of the column, is not empty; a file is no text; or only some of the pictures have one.
+        PerfusionError: `told`, the value of the column, is not empty; a file is not text; or only some of the pictures have one.
     """
     if told:
         raise PerfusionError(f"captions lie beside the pictures, as text files of their names; write {NONE} to leave them alone.")
@@ -260,7 +260,7 @@ def captions_of(pictures: list[Path], told: str) -> tuple[str, ...]:
 
 
 def check(picture: Path) -> None:
-    """Raise PerfusionError unless the file's header is that of a picture which may be trained."""
+    """Raise PerfusionError unless the file's header is that of a picture that can be used for training."""
     with opened(picture, shown(picture)):
         pass
 

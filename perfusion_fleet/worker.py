@@ -41,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a job: the content of the concept's file, or in `fault` a sentence on why there is none."""
+    """The result of a job: the content of the concept's file, or in `fault` a sentence that says why there is none."""
 
     content: bytes = b""
     fault: str = ""
@@ -90,8 +90,8 @@ class Worker:
     def teach(self, job: Job) -> Answer:
         """Train a concept, as a graph with the same node would.
 
-        A fault can leave a graphics card's context in a state in which all that follows fails as well. Then this process ends, so
-        that Ray starts another one and the job is tried again.
+        An error can leave a graphics card's context in a state in which everything after it fails too. This process then exits, so
+        that Ray starts another one and the job is retried.
         """
         import torch
 
@@ -108,7 +108,7 @@ class Worker:
 
 
 def device_computes() -> bool:
-    """Return whether the host's device still does a sum."""
+    """Return whether the host's device can still add numbers."""
     import torch
     from comfy.model_management import get_torch_device
 
@@ -156,7 +156,7 @@ def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
 
 
 def loaded(job: Job) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Return the images [1, h, w, 3] and masks [1, h, w] of a job, loaded by the host's own nodes; masks are None without any."""
+    """Return the images [1, h, w, 3] and masks [1, h, w] of a job, loaded by the host's own nodes; None for no masks."""
     import folder_paths
 
     import nodes

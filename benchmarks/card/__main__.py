@@ -1,11 +1,11 @@
-"""Measure the pack on this machine's graphics card, whole in eight minutes.
+"""Measure the pack on this machine's graphics card; everything takes eight minutes.
 
     python -m benchmarks.card [--comfyui DIR] [--rehearse] [--out DIR]
     python -m benchmarks.card --pack FILE
 
-Uses SD1.5's layout at 512 pixels with seeded weights in half precision, under the host's dynamic VRAM and without, and each of its
-attention flags. Writes `results/card.md`, which says in words what failed, and exits with 1 if anything did. `--rehearse` runs the
-same on the processor with a small model. `--pack` writes an archive with which the command needs no network and no set-up.
+Uses SD1.5's layout at 512 pixels with seeded weights in half precision, with and without the host's dynamic VRAM, and with each of
+its attention flags. Writes `results/card.md`, which describes in words what failed, and exits with 1 if anything did. `--rehearse`
+runs the same on the CPU with a small model. `--pack` writes an archive with which the command needs no network and no set-up.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ATTENTION = (
 )
 ON_THE_CARD = ("same", "repeated", "taught", "presets", "beside_lora", "covariance")
 LIMITS = {"losses apart": 0.05, "learned apart": 0.3}
-"""How far half precision may be from the processor's float32 after a few steps."""
+"""How far half precision may differ from float32 on the CPU after a few steps."""
 
 
 def plan(rehearsal: bool) -> dict[str, tuple[bool, list[str], list[str]]]:
-    """Return name -> (whether on the processor, flags, parts) of each process, in order."""
+    """Return name -> (whether on the CPU, flags, parts) of each process, in order."""
     cpu = rehearsal
     jobs = {"the processor": (True, [], ["reference"]), "the card": (cpu, [], list(ON_THE_CARD))}
     if rehearsal:
@@ -44,7 +44,7 @@ def plan(rehearsal: bool) -> dict[str, tuple[bool, list[str], list[str]]]:
 
 
 def run(comfyui: Path, folder: Path, rehearsal: bool) -> dict[str, dict]:
-    """Run all processes, and return what each measured; one that ends without an answer has its last words under "failed"."""
+    """Run all processes and return what each measured; for one that ends without a result, "failed" has its last message."""
     found = {}
     for name, (cpu, flags, parts) in plan(rehearsal).items():
         base = folder / "base"
@@ -57,24 +57,24 @@ def run(comfyui: Path, folder: Path, rehearsal: bool) -> dict[str, dict]:
         try:
             found[name] = json.loads(ran.stdout.splitlines()[-1])
         except (IndexError, ValueError):
-            found[name] = {"failed": {"the process": (ran.stderr.strip().splitlines() or ["it said nothing"])[-1]}}
+            found[name] = {"failed": {"the process": (ran.stderr.strip().splitlines() or ["no message"])[-1]}}
         print(name, json.dumps(found[name]), flush=True)
     return found
 
 
 def faults(found: dict[str, dict]) -> list[str]:
-    """Return a sentence for each thing that is not as it should be."""
+    """Return a sentence for each problem."""
     told = []
     for name, parts in found.items():
         told += [f"With {name}, {part} failed: {why}" for part, why in parts.get("failed", {}).items()]
         for precision, apart in parts.get("same", {}).items():
             told += [
-                f"With {name} in {precision}, {what} is {apart[what]:.3g} from the processor's, where {most} may be."
+                f"With {name} in {precision}, {what!r} (compared with the processor) is {apart[what]:.3g}; the limit is {most}."
                 for what, most in LIMITS.items()
                 if not apart[what] <= most
             ]
         if not parts.get("taught", {}).get("base the same to the bit", True):
-            told.append(f"With {name}, the base draws another picture after a training than before.")
+            told.append(f"With {name}, the base generates a different picture after a training than before it.")
     return told
 
 
@@ -82,7 +82,7 @@ def page(found: dict[str, dict]) -> str:
     """Return the page's text."""
     lines = ["# On a graphics card", "", "Written by `python -m benchmarks.card`.", ""]
     wrong = faults(found)
-    lines += [*(f"- {each}" for each in wrong), ""] if wrong else ["All is as it should be.", ""]
+    lines += [*(f"- {each}" for each in wrong), ""] if wrong else ["Everything is as expected.", ""]
     for name, parts in found.items():
         lines += [f"## {name[0].upper()}{name[1:]}", "", "| what | measured |", "| --- | --- |"]
         for part, values in parts.items():
@@ -92,7 +92,7 @@ def page(found: dict[str, dict]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a measured value as the cell of a table."""
+    """Format a measured value as a table cell."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
@@ -103,10 +103,10 @@ def shown(value: object) -> str:
 def main() -> int:
     """Measure and write the page, or write the archive."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--comfyui", type=Path, help="the host's folder; by default the set-up's")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="where card.md goes")
-    parser.add_argument("--rehearse", action="store_true", help="on the processor, with a small model")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="write the archive instead")
+    parser.add_argument("--comfyui", type=Path, help="the host's folder; by default that of the set-up")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for card.md")
+    parser.add_argument("--rehearse", action="store_true", help="run on the CPU, with a small model")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="only write the archive")
     arguments = parser.parse_args()
     if arguments.pack:
         from benchmarks.card import archive
@@ -122,7 +122,7 @@ def main() -> int:
         found = run(comfyui.resolve(), Path(folder), arguments.rehearse)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "card.md").write_text(page(found), encoding="utf-8")
-    print("\n".join(faults(found)) or "All is as it should be.")
+    print("\n".join(faults(found)) or "Everything is as expected.")
     return 1 if faults(found) else 0
 
 

@@ -1,4 +1,4 @@
-"""One archive with all that the card's command needs on a machine without a network: the pack, the host, and missing wheels."""
+"""An archive with everything the command needs on a machine without a network: the pack, the host, and missing wheels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ HOST = (
     *("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras"),
     *("app", "api_server", "utils", "middleware", "alembic_db"),
 )
-"""The host's folders; of these its Python files and the tokenizer of SD1.5."""
+"""The host's folders, of which the archive contains the Python files and SD1.5's tokenizer."""
 TOKENIZER = ("sd1_tokenizer", "sd1_clip_config.json", "sd2_clip_config.json")
 WHEELS = (
     *("torchsde", "trampoline", "comfy-aimdo", "simpleeval", "blake3", "pydantic", "pydantic-core", "pydantic-settings"),
     *("annotated-types", "typing-inspection", "python-dotenv"),
 )
-"""What the host imports on its way to a model and a machine with torch, transformers and aiohttp often lacks. It does without
-comfy-kitchen, whose 45 MB are for quantised checkpoints."""
+"""What the host imports to load a model and what machines with torch, transformers and aiohttp often lack. comfy-kitchen is left
+out: its 45 MB are only for quantised checkpoints."""
 PLATFORMS = tuple(f"manylinux{each}_x86_64" for each in ("_2_34", "_2_28", "_2_24", "_2_17", "2014"))
 UNPACKED, PACK, HOST_FOLDER, WHEEL_FOLDER = "card", "pack", "ComfyUI", "wheels"
 START = """#!/bin/sh
@@ -59,7 +59,7 @@ def write(path: Path, wheels: bool = True) -> float:
 
 
 def fetched(folder: Path) -> list[Path]:
-    """Download the wheels, unless they were before, in the versions that the set-up has where it has them."""
+    """Download the wheels unless they are there already, where possible in the versions that the set-up has."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []
     for name in WHEELS:

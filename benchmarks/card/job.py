@@ -1,6 +1,6 @@
 """The measurements of one process: `python -m benchmarks.card.job JOB`, where JOB is a JSON file with the fields of `Job`.
 
-Prints one JSON object; what fails is under "failed", with its reason.
+Prints one JSON object; failures are under "failed", each with its reason.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from perfusion_fleet import inside
 
 RATES = {"word_rate": 1e-3, "output_rate": 0.03}
 FEW = 3
-"""Steps whose losses and learned numbers are compared."""
+"""Number of steps after which losses and learned numbers are compared."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Job:
     Attributes:
         comfyui: The host's folder.
         checkpoint: File with the seeded checkpoint; written if missing.
-        reference: File with what the processor's training gave.
-        cpu: Whether to compute on the processor.
+        reference: File with the result of the training on the CPU.
+        cpu: Whether to compute on the CPU.
         flags: Further flags of the host.
         parts: Names of the measurements, functions of `Card`.
         small: Whether this is a rehearsal, with a small model.
@@ -78,7 +78,7 @@ class Card:
         """The MODEL with a LoRA."""
 
     def about(self) -> dict:
-        """Return what this process computes with."""
+        """Describe the device and the weights that this process uses."""
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
         weights = str(self.model.model.get_dtype())
         return {"device": name, "torch": torch.__version__, "weights": weights, "dynamic VRAM": self.model.is_dynamic()}
@@ -86,7 +86,7 @@ class Card:
     # ---- trainings without the node --------------------------------------------------------------------------------------------
 
     def lesson(self, steps: int, precision: torch.dtype, batch: int = 1) -> tuple[list[float], list[Tensor], float]:
-        """Train on seeded latents; return the losses, the learned tensors on the processor, and the seconds of a later step."""
+        """Train on seeded latents; return the losses, the learned tensors on the CPU, and the seconds of a later step."""
         settings = self.training.Settings(steps=steps, batch=batch, micro=batch, seed=1, **RATES)
         lessons = inside.part("perfusion_core.training.lesson")
         generator, size = torch.Generator().manual_seed(0), self.job.side // 8
@@ -103,13 +103,13 @@ class Card:
         return state.losses, [each.detach().cpu().float().clone() for each in state.learned()], later
 
     def reference(self) -> dict:
-        """Train on the processor, for the comparison."""
+        """Train on the CPU, for the comparison."""
         losses, learned, _ = self.lesson(FEW, torch.float32)
         torch.save({"losses": losses, "learned": learned}, self.job.reference)
         return {"losses": losses}
 
     def same(self) -> dict:
-        """Compare a short training with the processor's, in float32 and in the precision that `auto` takes."""
+        """Compare a short training with that on the CPU, in float32 and in the precision that `auto` chooses."""
         known, found = torch.load(self.job.reference, weights_only=True), {}
         for precision in dict.fromkeys((torch.float32, self.host.best_precision(self.device))):
             losses, learned, _ = self.lesson(FEW, precision)
@@ -119,7 +119,7 @@ class Card:
         return found
 
     def repeated(self) -> dict:
-        """Return whether the same seed gives the same concept to the bit."""
+        """Return whether the same seed gives a bit-identical concept."""
         one, other = (self.lesson(FEW, self.host.best_precision(self.device))[1] for _ in range(2))
         apart = max(float((a - b).norm() / b.norm()) for a, b in zip(one, other, strict=True))
         return {"the same to the bit": all(map(torch.equal, one, other)), "apart": apart}
@@ -136,7 +136,7 @@ class Card:
         return {"steps": steps, "loss": concept.training["loss"], "base the same to the bit": torch.equal(before, after)} | cost
 
     def presets(self) -> dict:
-        """Return the peak memory under each preset of a card's size, in GB, at the node's default batch."""
+        """Return the peak memory in GB with the preset for each card size, at the node's default batch size."""
         found = {}
         for preset in self.train.CARDS if not self.job.small else list(self.train.CARDS)[:1]:
             with measured() as cost:
@@ -175,7 +175,7 @@ class Card:
     # ---- beside others ---------------------------------------------------------------------------------------------------------
 
     def beside_lora(self) -> dict:
-        """Return the seconds of a step of Train Concept and of the host's Train LoRA, on as many pictures."""
+        """Return the seconds per step of Train Concept and of the host's Train LoRA, with the same number of pictures."""
         batch, count = (1, 2) if self.job.small else (4, 8)
         ours = self.lesson(count, self.host.best_precision(self.device), batch)[2]
         node = importlib.import_module("comfy_extras.nodes_train").TrainLoraNode
@@ -207,7 +207,7 @@ class Card:
 
 
 def dynamic_vram() -> bool:
-    """Set up the host's dynamic VRAM as its own start does; return whether it is in use."""
+    """Set up the host's dynamic VRAM as the host does when it starts; return whether it is in use."""
     arguments = importlib.import_module("comfy.cli_args")
     if not arguments.enables_dynamic_vram():
         return False
@@ -215,7 +215,7 @@ def dynamic_vram() -> bool:
     control.init()
     try:
         ready = control.init_devices((each.index, 0) for each in management.get_all_torch_devices())
-    except TypeError:  # its protocol before 0.4.10
+    except TypeError:  # the interface before 0.4.10
         ready = control.init_devices(each.index for each in management.get_all_torch_devices())
     if ready:
         patcher = importlib.import_module("comfy.model_patcher")
@@ -226,7 +226,7 @@ def dynamic_vram() -> bool:
 
 @contextlib.contextmanager
 def measured() -> Iterator[dict[str, float]]:
-    """Measure the seconds and the peak of memory that is used within the context: the card's, or the process's own."""
+    """Measure the seconds and the peak memory of the context: the card's, or that of the process."""
     found: dict[str, float] = {}
     card, ended, most = torch.cuda.is_available(), threading.Event(), [0]
 
@@ -250,13 +250,13 @@ def measured() -> Iterator[dict[str, float]]:
 
 
 def run(job: Job) -> dict:
-    """Run all parts of a job; a part that fails leaves the others."""
+    """Run all parts of a job; if one fails, the others still run."""
     card, found, failed = Card(job), {}, {}
     parts: dict[str, Callable[[], dict]] = {name: getattr(card, name) for name in ("about", *job.parts)}
     for name, part in parts.items():
         try:
             found[name] = part()
-        except Exception as error:  # whatever goes wrong on an unknown card is what this command is to report
+        except Exception as error:  # this command exists to report whatever goes wrong on an unknown card
             failed[name] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
     return found | ({"failed": failed} if failed else {})

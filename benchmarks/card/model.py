@@ -17,7 +17,7 @@ from scripts.harness.seeded_models import FEW, made, seeded
 SMALL = UNET | {
     "channel_mult": [1] * 4, "transformer_depth": [1] + [0] * 7, "transformer_depth_output": [1] * 2 + [0] * 10,
 }  # fmt: skip
-"""The same family to the host's loader, with few layers."""
+"""The host's loader detects the same family, with few layers."""
 
 
 def write(path: Path, small: bool) -> None:

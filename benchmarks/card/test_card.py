@@ -1,4 +1,4 @@
-"""The card's command, unpacked from its archive into an empty folder, rehearsed on the processor."""
+"""The command, unpacked from its archive into an empty folder, rehearsed on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_unpacked_archive_rehearses(setup: Setup, tmp_path: Path) -> None:
     command = [setup.python, "-m", "benchmarks.card", "--rehearse", "--comfyui", f"../{archive.HOST_FOLDER}", "--out", tmp_path]
     ran = subprocess.run(command, cwd=folder / archive.PACK, env=clean_environment(), capture_output=True, text=True)
     page = (tmp_path / "card.md").read_text(encoding="utf-8")
-    assert ran.returncode == 0 and "All is as it should be." in page, ran.stdout + ran.stderr
+    assert ran.returncode == 0 and "Everything is as expected." in page, ran.stdout + ran.stderr
     rows = ("same: torch.float32", "repeated: the same to the bit | True", "base the same to the bit | True", "ratio", "100000")
     assert [row in page for row in rows] == [True, True, True, True, False]
 
@@ -40,7 +40,7 @@ def test_what_is_not_as_it_should_be_is_said_in_words() -> None:
     }
     assert faults(bad) == [
         "With the card, presets failed: RuntimeError: no room",
-        "With the card in torch.bfloat16, losses apart is 0.5 from the processor's, where 0.05 may be.",
-        "With the card in torch.bfloat16, learned apart is nan from the processor's, where 0.3 may be.",
-        "With the card, the base draws another picture after a training than before.",
+        "With the card in torch.bfloat16, 'losses apart' (compared with the processor) is 0.5; the limit is 0.05.",
+        "With the card in torch.bfloat16, 'learned apart' (compared with the processor) is nan; the limit is 0.3.",
+        "With the card, the base generates a different picture after a training than before it.",
     ]

@@ -18,7 +18,7 @@ from scripts.harness.server import Server
 from scripts.setup import bootstrap, steps
 
 CONCEPT = "demo-monster.safetensors"
-PROMPTS = {"names the concept": "a photo of a <demo-monster> on the grass", "does not": "a photo of a monster on the grass"}
+PROMPTS = {"names the concept": "a photo of a <demo-monster> on the grass", "does not name it": "a photo of a monster on the grass"}
 ROUNDING, SEEN = 1e-4, 0.01
 """The largest difference that compiling may make, and the smallest that counts as an effect, relative to the largest latent."""
 
@@ -53,9 +53,9 @@ def main() -> int:
     text = f"""# Compiled
 
 Written by `python -m benchmarks.performance.compiled`: torch {torch.__version__}, backend {backend}; the demo base, 4 steps. \
-The largest differences between latents, as a share of the largest number.
+The largest differences between latents, relative to the largest value.
 
-| prompt | the plain base, compiled or not | with the concept, compiled or not | compiled, with the concept or not |
+| prompt | plain base: compiled or not | with the concept: compiled or not | compiled: with the concept or without |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 """

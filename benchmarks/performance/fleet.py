@@ -1,4 +1,4 @@
-"""Measure many concepts on Ray: whether a fleet that loses a worker gives the same as training alone, and the scheduling cost.
+"""Measure many concepts on Ray: whether a fleet that loses a worker gives the same result as training alone, and scheduling costs.
 
     python -m benchmarks.performance.fleet [--steps 300] [--concepts 10000] [--part same|cost]
 
@@ -213,14 +213,15 @@ def page_same(found: dict) -> list[str]:
         "## The same as training alone",
         "",
         f"{found['concepts']} test concepts of the world of characters, {found['steps']} steps each, on {WORKERS} workers of one "
-        f"machine, of which one is killed after step {found['middle']} of its first training; then each alone, in a graph on "
-        "a server.",
+        f"machine. One of the workers is killed after step {found['middle']} of its first training. Then each concept is trained "
+        "alone, in a graph on a server.",
         "",
-        "| concepts | trainings lost with their worker | workers for one concept, at most | equal to training alone, bit for bit |",
+        "| concepts | trainings lost with their worker | most workers for one concept | bit-identical to training alone |",
         "|---|---|---|---|",
         f"| {found['concepts']} | {found['lost']} | {found['tries']} | {found['equal']} |",
         "",
-        f"The fleet took {found['fleet']:.0f} s with its start; alone they took {found['alone']:.0f} s. The fleet's own sheet:",
+        f"The fleet took {found['fleet']:.0f} s including its start; trained alone, the concepts took {found['alone']:.0f} s. The "
+        "fleet's contact sheet:",
         "",
         "![The concepts' own pictures, with name and loss](fleet.png)",
         "",
@@ -230,12 +231,12 @@ def page_same(found: dict) -> list[str]:
 def page_cost(found: dict) -> list[str]:
     """Return the section on `cost`."""
     return [
-        "## What handing out work costs",
+        "## What scheduling costs",
         "",
-        f"{found['count']} concepts on {WORKERS} workers, whose training is a wait of {WAIT * 1000:.0f} ms; each gives a real file "
-        f"of {CONTENT.stat().st_size / 1024:.0f} KB, which is saved, and read again for the index, as in any fleet.",
+        f"{found['count']} concepts on {WORKERS} workers, whose training is a wait of {WAIT * 1000:.0f} ms. Each concept is a real "
+        f"file of {CONTENT.stat().st_size / 1024:.0f} KB, which is saved and read again for the index, as in any fleet.",
         "",
-        f"| concepts | seconds | a concept, beyond the wait | index and sheets | driver's memory | beyond that at {FEW} concepts |",
+        f"| concepts | seconds | per concept, beyond the wait | index and sheets | driver's memory | more than at {FEW} concepts |",
         "|---|---|---|---|---|---|",
         f"| {found['count']} | {found['seconds']:.0f} | {found['overhead'] * 1000:.1f} ms | {found['indexing']:.0f} s | "
         f"{found['peak']:.0f} MB | {found['peak'] - found['few']:.0f} MB |",
@@ -246,8 +247,8 @@ def page_cost(found: dict) -> list[str]:
 def main() -> None:
     """Run the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of each training of `same`")
-    parser.add_argument("--concepts", type=int, default=10000, help="that `cost` hands out")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training of `same`")
+    parser.add_argument("--concepts", type=int, default=10000, help="number of concepts that `cost` schedules")
     parser.add_argument("--part", choices=["same", "cost"], help="by default both")
     options = parser.parse_args()
     store = Store(RESULTS / "fleet.json")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance.library [--concepts N] [--rounds N]
 
-Alternates between two servers, one with the demo's two concepts and one with thousands more, each file with its picture. Times are
+Alternates between two servers, one with the demo's two concepts and one with thousands more, each file with its preview. Times are
 medians as seen by a client. Writes `results/library.md`.
 """
 
@@ -97,7 +97,7 @@ def asked(server: Server) -> dict[str, float]:
     }
     found |= {
         "search again": timed(lambda: server.get(WORDS)),
-        "search again, a file has changed": timed(changed),
+        "search again after a file has changed": timed(changed),
         "list of nodes": timed(server.object_info),
         "Load Concept in it": timed(lambda: server.get("/object_info/PerfusionLoadConcept")),
         "Import Concept in it": timed(lambda: server.get("/object_info/PerfusionImport")),
@@ -108,8 +108,8 @@ def asked(server: Server) -> dict[str, float]:
         calls = iter(paths)
         found[f"one concept: {name}"] = timed(lambda: server.get(next(calls)), len(paths))  # noqa: B023
     numbers = iter(range(1, 100))
-    found["a graph that loads one"] = timed(lambda: server.run(graph(next(numbers))))
-    found["a graph that saves one"] = timed(lambda: server.run(saving(next(numbers) / 100)))
+    found["a graph that loads a concept"] = timed(lambda: server.run(graph(next(numbers))))
+    found["a graph that saves a concept"] = timed(lambda: server.run(saving(next(numbers) / 100)))
     return found | {"KB read for the first search": read / 1024}
 
 
@@ -130,13 +130,14 @@ def page(found: Mapping[str, list[dict[str, float]]], count: int, size: int) -> 
             "# A library of concepts",
             "",
             f"Written by `python -m benchmarks.performance.library --concepts {count}`: {size / 2**20:.0f} MB in {count} files, "
-            "each with its picture. Milliseconds, medians.",
+            "each with its preview. All times are medians in milliseconds.",
             "",
             f"| | two concepts | {count} more |",
             "| --- | --- | --- |",
             *rows,
             "",
-            f"The first search read {read / 1024:.1f} MB of these files' {size / 2**20:.0f} MB: their headers, in blocks of 4 KB.",
+            f"The first search read {read / 1024:.1f} MB of the {size / 2**20:.0f} MB in these files: their headers, in blocks of "
+            "4 KB.",
             "",
         ]
     )

@@ -54,7 +54,7 @@ Rows = list[str]
 
 
 def paired(ways: Mapping[str, Callable[[], float | None]], rounds: int) -> dict[str, list[float]]:
-    """Time each way in turn, in each of the rounds; return the seconds that it reports itself, or else the elapsed ones."""
+    """Time each way in turn, in each of the rounds; return the seconds that it reports, or else the elapsed seconds."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -91,7 +91,7 @@ class Bench:
 
     @functools.cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """MODEL and CLIP in the precision in which this machine is fast."""
+        """MODEL and CLIP in the fastest precision of this machine."""
         return self.load(self.precision)
 
     def load(self, precision: torch.dtype) -> tuple[Any, Any]:
@@ -139,9 +139,9 @@ class Bench:
             shown = ("made", "input", "rest", "kept", "theirs")
             rows.append(f"| {width} | ≤ 1.10 | {' | '.join(f'{found[name]:.2f}' for name in shown)} |")
         return [
-            "Values of two prompts of 77 tokens, over the time of the plain Linear. In a sampling run a layer's are made in the "
-            "first step (*made*; of it, *input* is the projection of the target input, *rest* what is computed and added at every "
-            "token) and kept for all others (*kept*).",
+            "Values for two prompts of 77 tokens, relative to the time of the plain Linear. In a sampling run, a layer's values "
+            "are computed in the first step (*made*) and cached for all others (*kept*). Of *made*, *input* is the projection of "
+            "the target input and *rest* is what is computed and added at every token.",
             "",
             "| width | goal | made | of it: input | of it: rest | kept | perfusion-pytorch |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -188,8 +188,8 @@ class Bench:
         named = {name: f"{name} concepts, all in the prompt" if name in goals else name for name in runs}
         return [
             f"A step at {self.size} px with guidance, {str(self.precision).removeprefix('torch.')}; unpatched it took "
-            f"{median(times['unpatched']):.2f} s. *Again*: what is noise. *First*: the first step, with all that "
-            "is done before it.",
+            f"{median(times['unpatched']):.2f} s. *Again* shows the measurement noise. *First* is the first step, including "
+            "everything before it.",
             "",
             "| | goal | step | first |",
             "| --- | --- | --- | --- |",
@@ -207,8 +207,8 @@ class Bench:
         plain = times["unpatched"]
         beyond = {name: 1000 * median(a - b for a, b in zip(each, plain, strict=True)) for name, each in times.items()}
         return [
-            f"Milliseconds that a step takes beyond the plain model's, at 64 px, where that takes {1000 * median(plain):.0f} ms: "
-            "what there is to do beside the model does not grow with the picture.",
+            f"Milliseconds by which a step is slower than the plain model's, at 64 px, where that takes {1000 * median(plain):.0f} "
+            "ms. The extra work does not grow with the picture.",
             "",
             "| | ms more |",
             "| --- | --- |",
@@ -266,18 +266,18 @@ class Bench:
                 first, *later = self.steps(patched, *both, 64, steps=4)
                 return middle - start + first - median(later)
 
-            lora()  # reads the file, which the loader keeps
+            lora()  # reads the file, which the loader then caches
             times = paired({name: functools.partial(run, way) for name, way in ways.items()}, max(self.rounds, 7))
         beyond = {
             n: median(a - b for a, b in zip(times[n], times["unpatched"], strict=True)) * 1000 for n in ("Apply Concept", "LoRA")
         }
         return [
-            "From the node to the end of the first step, less a later step and less the same of the plain model.",
+            "From the node to the end of the first step, minus a later step and minus the same for the plain model.",
             "",
             "| | goal | took |",
             "| --- | --- | --- |",
             f"| 8 concepts | ≤ 50 ms | {beyond['Apply Concept']:.0f} ms |",
-            f"| a LoRA of rank 4, of all attention | | {beyond['LoRA']:.0f} ms |",
+            f"| a LoRA of rank 4 on all attention | | {beyond['LoRA']:.0f} ms |",
         ]
 
     @torch.inference_mode()
@@ -294,10 +294,10 @@ class Bench:
             estimate.add(self.host.caption_encodings(clip, texts[i : i + at_once], self.precision, self.host.UNPADDED))
             marks.append(resident())
         took = time.perf_counter() - start
-        goal = "< 60 s on an H100" if self.device.type == "cuda" else "(a graphics card's)"
+        goal = "< 60 s on an H100" if self.device.type == "cuda" else "(for a graphics card)"
         grown = marks[-1] - marks[len(marks) // 4]
         return [
-            "The shortest captions come first: what memory grows by is what the longest take at once.",
+            "The shortest captions come first, so the memory growth is what the longest ones need at once.",
             "",
             "| captions | goal | took | memory grown since the first quarter |",
             "| --- | --- | --- | --- |",
@@ -314,7 +314,7 @@ class Bench:
                 peaks[name] = resident(server.process.pid, "VmHWM") if server.process else 0
         (ours, theirs), (mine, other) = found.values(), peaks.values()
         return [
-            f"One picture of {TAUGHT_AT} px a step, the same checkpoint and precision; the server's memory at its most.",
+            f"One picture of {TAUGHT_AT} px per step, the same checkpoint and precision; memory is the server's peak.",
             "",
             "| | goal | Train Concept | Train LoRA | ratio |",
             "| --- | --- | --- | --- | --- |",
@@ -327,7 +327,7 @@ class Bench:
         seeded.checkpoint(self.setup)
         took = self.lesson() if self.device.type == "cuda" else "not measured: this machine has no graphics card"
         return [
-            f"SD1.5's layout at {self.size} px, {BATCH} pictures a step.",
+            f"SD1.5's layout at {self.size} px, {BATCH} pictures per step.",
             "",
             "| | goal | found |",
             "| --- | --- | --- |",
@@ -339,7 +339,7 @@ class Bench:
         """Return the extrapolated duration of a full training."""
         with Server(self.setup) as server:
             step = self.seconds_a_step(server, Recipe(widgets={"batch": BATCH, "at_once": BATCH}), self.size)
-        return f"{LESSON * step:.0f} s, told from {LONG - SHORT} steps"
+        return f"{LESSON * step:.0f} s, extrapolated from {LONG - SHORT} steps"
 
     def fitted(self) -> str:
         """Return how Train Concept fits a step to a small card, as logged before the first step; then the server is stopped."""
@@ -416,7 +416,7 @@ class Bench:
                     sizes.append(f"{file.stat().st_size / 1024:.1f} KB")
             rows.append(f"| {name} | {goals} | {' | '.join(sizes)} | {4 * sum(widths) / 1024:.0f} KB |")
         return [
-            "A concept's file without its picture; beside it what the learned outputs alone take in float32.",
+            "A concept file without its preview; the last column is the size of only the learned outputs in float32.",
             "",
             "| | goals | half | 8 bit | 4 bit | outputs in float32 |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -449,9 +449,9 @@ def machine() -> str:
 def main() -> None:
     """Measure the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to measure; by default all")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--size", type=int, default=512, help="of pictures, in pixels")
+    parser.add_argument("--size", type=int, default=512, help="side of the pictures, in pixels")
     arguments = parser.parse_args()
     store = Store(RESULTS / "speed.json")
     bench = Bench(arguments.rounds, arguments.size, store)
@@ -467,7 +467,7 @@ def page(told: Mapping[str, dict]) -> str:
     lines = [
         "# Fast and small",
         "",
-        "Written by `python -m benchmarks.performance.speed`; medians of ratios of what was measured in turn.",
+        "Written by `python -m benchmarks.performance.speed`. Ratios are medians over things measured alternately.",
         "",
     ]
     for part in PARTS:

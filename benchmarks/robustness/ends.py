@@ -1,7 +1,7 @@
-"""Sixteen processes end trainings at the same moment, again and again: the same training, then each its own.
+"""Sixteen processes finish trainings at the same moment, many times: first the same training, then each its own.
 
-Each does what *Train Concept* does with a training's files at its end. Every one must succeed, and one whole set of files must be
-kept.
+Each does what *Train Concept* does with a training's files at its end. Every one must succeed, and exactly one
+complete set of files must be kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def files_of(digest: str) -> dict[str, bytes]:
 
 
 def end(work: Path, digest: str) -> None:
-    """Keep a last checkpoint of a training, then end it."""
+    """Write the last checkpoint of a training, then finish it."""
     finished, files = part("nodes.training.finished"), files_of(digest)
 
     def write(folder: Path) -> None:
@@ -47,19 +47,19 @@ def end(work: Path, digest: str) -> None:
 
 
 def run_process(number: int, works: list[Path], same: bool, barrier: Barrier, faults: Any) -> None:
-    """End one training in each of the folders, in step with the other processes; put an error's text into `faults`."""
+    """Finish one training in each folder, in step with the other processes; put the text of errors into `faults`."""
     enter_pack()
     for work in works:
         barrier.wait(PATIENCE)
         try:
             end(work, "same" if same else f"own{number:02}")
-        except Exception:  # whatever it is, the node would have failed with it
+        except Exception:  # the node would have failed with any of them
             faults.put(traceback.format_exc())
         barrier.wait(PATIENCE)
 
 
 def wrong_in(work: Path) -> str:
-    """Return what is wrong in a folder after all processes have ended their trainings; empty if it holds one whole set of files."""
+    """Return what is wrong in a folder after all processes have finished; empty if it contains one complete set of files."""
     left = sorted(path.name for path in work.iterdir() if path.is_file())
     kept = list((work / "finished").iterdir())
     if left or len(kept) != 1 or not kept[0].is_dir():

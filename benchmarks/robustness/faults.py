@@ -45,7 +45,7 @@ ELSEWHERE = "PERFUSION_MOUNTS_OF_ITS_OWN"
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of fault: the number of cases, the number that went as expected, and the message to the user or a remark."""
+    """One kind of fault: the number of cases, the number that went as expected, and the message to the user or a note."""
 
     what: str
     cases: int
@@ -191,7 +191,7 @@ class Bench:
             found = killed.run(kind)
             print(*found.wrong, sep="\n", end="")
             states = ", ".join(f"{count} {state}" for state, count in sorted(found.counts.items()))
-            told = f"found: {states}; {found.scratch} scratch files, which nothing lists"
+            told = f"found: {states}; {found.scratch} scratch files, which are listed nowhere"
             rows.append(Row(f"killed while writing: {name}", found.points(), found.points() - len(found.wrong), told))
         return rows
 
@@ -218,12 +218,12 @@ class Bench:
             server.run(graph)
             told = f"Training goes on from step {gone_on}."
             good = told in server.log() and self.same(server, "resumed") and not list(self.work.glob("training-*"))
-            return [*rows, Row("the same graph after a fresh start: the undisturbed concept's bits", 1, good, told)]
+            return [*rows, Row("the same graph after a fresh start: bit-identical to the undisturbed concept", 1, good, told)]
 
     # ---- disks -----------------------------------------------------------------------------------------------------------------
 
     def disks(self) -> list[Row]:
-        """Save to full disks and to read-only folders, then again with room."""
+        """Save to full disks and to read-only folders, then again once there is room."""
         with self.server() as server, contextlib.ExitStack() as opened:
             self.undisturbed(server)
             disks = [opened.enter_context(Disk(self.base / "models" / name)) for name in ("perfusion", "loras", "embeddings")]
@@ -237,7 +237,7 @@ class Bench:
                     "Measure Text Encoder": measuring(200 + len(rows)),
                 }
                 if shut is Disk.fill:
-                    graphs["Train Concept, which goes on, then Save Concept"] = training("disturbed")[0]
+                    graphs["Train Concept, which continues, then Save Concept"] = training("disturbed")[0]
                 for name, graph in graphs.items():
                     for disk in disks:
                         shut(disk)
@@ -248,9 +248,9 @@ class Bench:
                         open_again(disk)
                     after = said(server, graph)
                     good = "was not saved: " in sentence and untouched and not after
-                    rows.append(Row(f"{which}: {name}; the same again with room", 1, good, sentence + after))
+                    rows.append(Row(f"{which}: {name}; repeated with room", 1, good, sentence + after))
             good = "Training goes on without this checkpoint." in server.log() and self.same(server)
-            return [*rows, Row("the training that met the full disk: the undisturbed concept's bits", 1, good)]
+            return [*rows, Row("the training that met the full disk: bit-identical to the undisturbed concept", 1, good)]
 
     # ---- changes under a running server ----------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class Bench:
         graph.save([graph.train(model, clip, vae, images, masks, steps=1, batch=1, at_once=1), 0], "anew")
         sentence = said(server, graph.nodes)
         good = not sentence and readable(self.folder / "anew_00001.safetensors")
-        rows.append(Row("folder deleted: Train Concept and Save Concept make it again", 1, good, sentence))
+        rows.append(Row("folder deleted: Train Concept and Save Concept recreate it", 1, good, sentence))
         shutil.rmtree(self.folder)
         aside.rename(self.folder)
         return rows
@@ -295,7 +295,7 @@ class Bench:
             os.utime(spare, ns=(times.st_atime_ns, times.st_mtime_ns))
             os.replace(spare, path)
             good = changed and torch.equal(drawn(server, path.name), first)
-            rows.append(Row(f"concept replaced by {name} file, and back: each is drawn", 1, good))
+            rows.append(Row(f"concept replaced by {name} file, and back: each is used", 1, good))
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         sentence = said(server, saving(path.name, "half"))
@@ -321,7 +321,7 @@ class Bench:
             prompt = queued_until(server, graph, progress(train, STEPS, 10))
             disturb()
             server.wait(prompt)
-            rows.append(Row(f"{name} at step 10 of a training: the undisturbed concept's bits", 1, self.same(server)))
+            rows.append(Row(f"{name} at step 10 of a training: bit-identical to the undisturbed concept", 1, self.same(server)))
             if original.exists():
                 original.replace(checkpoint)
         bootstrap.lay_out(self.base)
@@ -339,12 +339,18 @@ class Bench:
         for path in (*self.folder.rglob("*"), self.folder):
             os.utime(path, (2 * 10**9, 2 * 10**9))
         server.run(training("disturbed")[0])
-        rows = [Row("clock backwards, files of the future: a training gives the undisturbed concept's bits", 1, self.same(server))]
+        rows = [
+            Row(
+                "clock runs backwards, files from the future: training is bit-identical to the undisturbed one",
+                1,
+                self.same(server),
+            )
+        ]
         for bias in (0.1, 0.2, 0.3):
             server.run(saving(MONSTER, "counted", bias=bias))
         listed = json.dumps(server.object_info()["PerfusionLoadConcept"])
         good = sum(f"counted_{i:05}.safetensors" in listed for i in (1, 2, 3))
-        return [*rows, Row("clock backwards, files of the future: of three saved concepts each is there and listed", 3, good)]
+        return [*rows, Row("clock runs backwards, files from the future: three saved concepts, each present and listed", 3, good)]
 
     # ---- two servers -----------------------------------------------------------------------------------------------------------
 
@@ -395,14 +401,14 @@ class Bench:
 
         together(save(one), save(other))
         found = [path for path in self.folder.glob("both_*.safetensors") if readable(path)]
-        return Row("two servers: new files of one name, none written over", 2 * each, len(found))
+        return Row("two servers: new files with one name, none overwritten", 2 * each, len(found))
 
     def both_teach(self, one: Server, other: Server) -> Row:
         """Let both servers run the same training."""
         one.free()
         together(lambda: one.run(training("by-one")[0]), lambda: other.run(training("by-other")[0]))
         good = self.same(one, "by-one") + self.same(other, "by-other")
-        return Row("two servers: the same training in both, the undisturbed concept's bits", 2, good)
+        return Row("two servers: the same training in both, bit-identical to the undisturbed concept", 2, good)
 
 
 def identical(one: Concept, other: Concept) -> bool:
@@ -444,7 +450,7 @@ def together(*acts: Callable[[], object]) -> None:
 
 PARTS = {
     "killed": "Killed while writing",
-    "resumed": "A server killed while teaching",
+    "resumed": "A server killed while training",
     "disks": "Full and read-only disks",
     "changes": "Changes under a running server",
     "shared": "Two servers with one folder",
@@ -456,13 +462,13 @@ def page(told: dict[str, list[Row]]) -> str:
     lines = [
         "# Faults",
         "",
-        f"Written by `python -m benchmarks.robustness.faults`. Disks are file systems in memory of {DISK[:-1]} MB, filled to the "
-        "last byte or mounted to be read alone.",
+        f"Written by `python -m benchmarks.robustness.faults`. Disks are in-memory file systems of {DISK[:-1]} MB, filled to "
+        "the last byte or mounted read-only.",
         "",
     ]
     for part, title in PARTS.items():
         if part in told:
-            lines += [f"## {title}", "", "| what | cases | as it should be | what is found or said |", "| --- | --- | --- | --- |"]
+            lines += [f"## {title}", "", "| what | cases | as expected | found or reported |", "| --- | --- | --- | --- |"]
             lines += [f"| {row.what} | {row.cases} | {int(row.good)} | {row.told} |" for row in told[part]] + [""]
     return "\n".join(lines)
 
@@ -470,7 +476,7 @@ def page(told: dict[str, list[Row]]) -> str:
 def main() -> int:
     """Run the requested parts and write the page after each; return 1 if any case failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all, unless named")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="parts to run; by default all")
     arguments = parser.parse_args()
     if ELSEWHERE not in os.environ:
         command = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "benchmarks.robustness.faults", *sys.argv[1:]]

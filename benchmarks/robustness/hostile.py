@@ -3,8 +3,8 @@
     python -m benchmarks.robustness.hostile [--cases N] [--seed N]
 
 Each case is a valid file of one of the kinds that the pack reads, damaged in one way. It must either be read or be refused in one
-clear sentence; it must not run code or write anything, and memory must stay bounded. Then a server imports damaged pickles and must
-go on answering others. Writes `results/hostile.md`; the exit status is 1 if any of that fails.
+clear sentence; it must not run code or write anything, and memory must stay bounded. Then a server imports damaged pickles and
+must keep answering other requests. Writes `results/hostile.md`; the exit status is 1 if any of that fails.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NAMES = ("teddy", "テディ", "a b", "..", "\u202egnp", "line\nbreak", "\x1b[31
 LONGEST = 500
 """Limit on the characters of an error message."""
 MOST_MB, MOST_SECONDS = 64, 1
-"""Limits on the memory that one case takes beyond its file's own size, and on the time that the processor spends on it."""
+"""Limits on the memory that one case takes beyond its file's own size, and on its CPU time."""
 HARMFUL = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.remove", "os.rename")
 
 
@@ -96,7 +96,7 @@ def of_text(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: the bytes of a valid one, its reader, and damages of its own in place of those of concepts."""
+    """A kind of file: the bytes of a valid one, its reader, and its own damages instead of those of concepts."""
 
     good: bytes
     read: Callable[[Path], object]
@@ -230,7 +230,7 @@ def header(rng: random.Random, good: bytes) -> bytes:
 
 
 def numbers(rng: random.Random, good: bytes) -> bytes:
-    """Replace one or all numbers of a tensor by values that no training gives."""
+    """Replace one or all numbers of a tensor with values that no training produces."""
     (true,) = struct.unpack("<Q", good[:8])
     told, body = json.loads(good[8 : 8 + true]), bytearray(good[8 + true :])
     each = told[rng.choice([name for name in told if name != "__metadata__"])]
@@ -358,7 +358,7 @@ def page(outcome: Outcome, answers: dict[str, float], cases: int, seed: int) -> 
         [
             "# Files from strangers",
             "",
-            f"Written by `python -m benchmarks.robustness.hostile --cases {cases} --seed {seed}`: good files, each damaged in one "
+            f"Written by `python -m benchmarks.robustness.hostile --cases {cases} --seed {seed}`: valid files, each damaged in one "
             "way.",
             "",
             f"| kind | {' | '.join(SAID)} |",
@@ -366,11 +366,11 @@ def page(outcome: Outcome, answers: dict[str, float], cases: int, seed: int) -> 
             *rows,
             "",
             f"{len(outcome.wrong)} cases went wrong: crashed, were refused unclearly, ran code or wrote a file. The slowest "
-            f"({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of the processor's time, of {MOST_SECONDS} s allowed; the "
-            f"largest ({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size, of {MOST_MB} MB allowed.",
+            f"({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of CPU time (limit: {MOST_SECONDS} s); the largest "
+            f"({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size (limit: {MOST_MB} MB).",
             "",
-            f"While *Import Concept* of a running server reads {importing.EACH} files of each damage, the server's slowest answer "
-            f"to another request takes (limit: {importing.MOST_MS} ms):",
+            f"The server's slowest answer to another request while *Import Concept* reads {importing.EACH} files with each kind of "
+            f"damage (limit: {importing.MOST_MS} ms):",
             "",
             "| damage | slowest answer |",
             "| --- | --- |",

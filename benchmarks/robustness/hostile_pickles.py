@@ -1,4 +1,4 @@
-"""Damaged files of other implementations, for `hostile.py`: pickles with code, costly pickles, and archives of two meanings."""
+"""Damaged files of other implementations, for `hostile.py`: pickles with code, costly pickles, and ambiguous archives."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHENDARYENS_WIDTH, CHENDARYENS_LAYERS = (
     },
 )
 MARK = Path(tempfile.gettempdir()) / "perfusion-hostile-code-ran"
-"""A file that exists if code of a pickle has run."""
+"""A file that exists if code in a pickle has run."""
 
 
 def pickled(found: object, **how: Any) -> bytes:
@@ -40,7 +40,7 @@ def pickled(found: object, **how: Any) -> bytes:
 
 
 def theirs() -> dict[str, Any]:
-    """Return the content of a file by perfusion-pytorch."""
+    """Return the content of a file of perfusion-pytorch."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(1, WIDTH, generator=generator)
     pairs = [[target, torch.randn(1, rows, generator=generator)] for rows in LAYERS.values() for _ in ("to_k", "to_v")]
@@ -120,7 +120,7 @@ def objects(rng: random.Random, good: bytes) -> bytes:
 
 
 def instructions(rng: random.Random, good: bytes) -> bytes:
-    """Change bytes of the pickle; the archive around it is whole."""
+    """Change bytes of the pickle; the archive around it stays intact."""
     entries = entries_of(good)
     name = next(name for name in entries if name.endswith("/data.pkl"))
     made = bytearray(entries[name])
@@ -144,11 +144,11 @@ TENSOR = (
 )
 """A maker of tensors, kept as 0, and arguments for it, kept as 1; both stay on the stack."""
 COLLIDING = 2**61 - 1
-"""Integers that are multiples of this have one hash."""
+"""All multiples of this integer have the same hash."""
 
 
 def costly(rng: random.Random) -> bytes:
-    """Return a pickle that takes much time or memory of a reader that does whatever a pickle says."""
+    """Return a pickle that costs much time or memory if a reader does whatever the pickle says."""
     n = rng.choice((10, 30, 1000, 30_000, 100_000))
     index = struct.pack("<I", rng.choice((2**20, 2**24, 2**31, 2**32 - 1)))
     short = n // 10
@@ -192,7 +192,7 @@ def costly(rng: random.Random) -> bytes:
 
 
 def bombs(rng: random.Random, good: bytes) -> bytes:
-    """Replace the pickle by a costly one."""
+    """Replace the pickle with a costly one."""
     return archive_of({"archive/data.pkl": costly(rng), "archive/data/0": bytes(4), "archive/version": b"3\n"})
 
 
@@ -201,7 +201,7 @@ def bombs(rng: random.Random, good: bytes) -> bytes:
 
 @functools.cache
 def crowded(count: int) -> bytes:
-    """Return a good file with this number of entries more."""
+    """Return a valid file with this many additional entries."""
     return archive_of(entries_of(pickled(theirs())) | {f"archive/data/{i}": b"" for i in range(100, 100 + count)})
 
 
@@ -214,7 +214,7 @@ def swollen(name: str) -> bytes:
 
 
 def legacy(rng: random.Random) -> bytes:
-    """Return a file in the format of torch before 1.6, which asks for a large storage or is whole."""
+    """Return a file in the format of torch before 1.6, which requests a large storage or is valid."""
     if rng.random() < 0.3:
         return pickled(theirs(), _use_new_zipfile_serialization=False)
     count = struct.pack("<i", rng.choice((2**20, 2**27, 2**31 - 1)))
@@ -223,7 +223,7 @@ def legacy(rng: random.Random) -> bytes:
 
 
 def records(rng: random.Random, good: bytes) -> bytes:
-    """Change numbers in the directory or in what ends the file."""
+    """Change numbers in the directory or in the end record of the archive."""
     made, first = bytearray(good), good.index(b"PK\1\2")
     for _ in range(rng.choice((1, 1, 2, 6))):
         place = rng.choice((first + rng.randrange(46), rng.randrange(first, len(made)), len(made) - rng.randrange(8, 98)))
@@ -233,7 +233,7 @@ def records(rng: random.Random, good: bytes) -> bytes:
 
 
 def archives(rng: random.Random, good: bytes) -> bytes:
-    """Build an archive that is another file for another reader, or that unpacks to much."""
+    """Build an archive that different readers read differently, or that unpacks to a lot of data."""
     entries = entries_of(good)
     again = archive_of(entries)
     pickle_name = next(name for name in entries if name.endswith("/data.pkl"))

@@ -1,4 +1,4 @@
-"""Hostile pictures, notes in concept files, tables of jobs and captions, for `hostile`: how they are damaged, and read."""
+"""Hostile pictures, notes in concept files, tables of jobs and captions for `hostile`: how to damage and how to read them."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def picture(kind: str, mode: str = "RGB", side: int = 24, **options: object) -> 
 
 
 def frame_at(jpeg: bytes) -> int:
-    """Return where the sizes stand in a JPEG picture: height and width, two bytes each."""
+    """Return the offset of the sizes in a JPEG picture: height and width, two bytes each."""
     return next(at for at in (jpeg.find(bytes([0xFF, marker, 0])) for marker in (0xC0, 0xC2)) if at > 0) + 5
 
 
 def claims(rng: random.Random, jpeg: bytes) -> bytes:
-    """Return the picture with another size in its header."""
+    """Return the picture with a different size in its header."""
     at = frame_at(jpeg)
     sizes = (60_000, 60_000), (65_535, 1), (1, 65_535), (0, 24), (24, 0), (0, 0), (1025, 24), (1024, 1024), (8192, 8192), (25, 23)
     return jpeg[:at] + struct.pack(">HH", *rng.choice(sizes)) + jpeg[at + 4 :]
 
 
 def two_headers(rng: random.Random, jpeg: bytes) -> bytes:
-    """Return the picture with a second header, of which each decoder takes another."""
+    """Return the picture with a second header; decoders differ in which of the two they use."""
     at = frame_at(jpeg) - 5
     frame = jpeg[at : at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")]
     other = frame[:5] + struct.pack(">HH", *rng.choice(((60_000, 60_000), (8, 8)))) + frame[9:]
@@ -61,14 +61,14 @@ def two_headers(rng: random.Random, jpeg: bytes) -> bytes:
 
 
 def many_scans(rng: random.Random, jpeg: bytes) -> bytes:
-    """Return a progressive picture as large as may be, whose last pass over all of it is repeated to the last byte."""
+    """Return a progressive picture of the largest allowed size, whose last full scan is repeated up to the last byte."""
     whole = picture("JPEG", side=1024, progressive=True, quality=5)
     last = whole[whole.rfind(b"\xff\xda") : -2]
     return whole[:-2] + last * ((MAX_PREVIEW - len(whole)) // len(last)) + whole[-2:]
 
 
 def other_kinds(rng: random.Random, jpeg: bytes) -> bytes:
-    """Return something that is no JPEG picture, which a browser may show all the same."""
+    """Return something that is not a JPEG picture, but that a browser may still show."""
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(/etc/passwd) (r) file\n"
     vector = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
     made = (picture("PNG"), picture("WEBP"), picture("GIF"), png_bomb(rng, b""), postscript, vector, b"\xff\xd8\xff", b"")
@@ -89,7 +89,7 @@ def zeros(megabytes: int) -> bytes:
 
 
 def png_bomb(rng: random.Random, good: bytes) -> bytes:
-    """Return a PNG file whose texts, profile or pixels unpack to very much more."""
+    """Return a PNG file whose texts, profile or pixels unpack to a much larger size."""
     text, lines = b"a\0\0" + zeros(80), rng.choice((16, 4000))
     return rng.choice(
         (
@@ -124,7 +124,7 @@ def training_picture(rng: random.Random, good: bytes) -> bytes:
 
 
 def with_note(good: bytes, key: str, text: str) -> bytes:
-    """Return a concept file's bytes with another text in its metadata."""
+    """Return a concept file's bytes with a different text in its metadata."""
     (length,) = struct.unpack("<Q", good[:8])
     header = json.loads(good[8 : 8 + length])
     header.setdefault("__metadata__", {})[key] = text
@@ -158,13 +158,13 @@ def words(rng: random.Random, good: bytes) -> bytes:
 
 
 def rows() -> list[dict[str, object]]:
-    """Return a good table of jobs."""
+    """Return a valid table of jobs."""
     return [{"name": f"job-{i}", "pictures": pictures(), "superclass": "teddy", "steps": 5, "flip": 0.5} for i in range(3)]
 
 
 @cache
 def folder() -> tempfile.TemporaryDirectory:
-    """Return a folder with one picture; it is kept, and with it the files, until this process ends."""
+    """Return a folder with one picture; it exists until this process ends."""
     made = tempfile.TemporaryDirectory()
     (Path(made.name) / "a.png").write_bytes(picture("PNG", "RGBA"))
     return made
@@ -228,7 +228,7 @@ def caption_file(rng: random.Random, good: bytes) -> bytes:
 
 
 def in_index(path: Path) -> None:
-    """Make the fleet's index of a concept that was kept, all but its files; raise PerfusionError with the sentence of its row."""
+    """Build the fleet's index of a kept concept, without writing it; raise PerfusionError with the message in its row."""
     job = table.Job(path.name.removesuffix(".safetensors"), (), (), "teddy", "<it>", "", "", {})
     row = index.entry(path.parent, job, index.KEPT)
     "\n".join(index.page([row], []))
@@ -239,14 +239,14 @@ def in_index(path: Path) -> None:
 
 
 def searched(path: Path) -> None:
-    """Read what the page's search keeps of a file."""
+    """Read the part of a file that the page's search uses."""
     kept = search_words(read_metadata(path))
     if len(str(kept)) > 1000:
         raise AssertionError(f"{len(str(kept))} characters are kept")
 
 
 def in_table(path: Path) -> None:
-    """Read a table of jobs; raise PerfusionError with the longest of its faults."""
+    """Read a table of jobs; raise PerfusionError with the longest of its error messages."""
     _, faults = table.read(path)
     if faults:
         raise PerfusionError(max(faults, key=lambda said: (not said.isprintable(), len(said))))
@@ -258,6 +258,6 @@ def in_captions(path: Path) -> None:
 
 
 def with_picture(good: bytes) -> bytes:
-    """Return the bytes of a concept file with a preview and the loss of its training."""
+    """Return the bytes of a concept file with a preview and a training loss."""
     noted = with_note(good, "ssmd_cover_images", json.dumps([base64.b64encode(picture("JPEG")).decode()]))
     return with_note(noted, "training", '{"loss": 0.5, "steps": 4}')

@@ -1,4 +1,4 @@
-"""How soon a server answers another request while *Import Concept* reads a hostile file."""
+"""How quickly a server answers other requests while *Import Concept* reads a hostile file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from scripts.harness.server import GraphError, Server
 from scripts.setup import bootstrap
 
 EACH = 4
-"""Files of each kind of damage."""
+"""Number of files with each kind of damage."""
 MOST_MS = 200
 """Limit on the server's slowest answer."""
 FILE, ASKED = "hostile.pt", "/queue"
 
 
 def slowest_answers() -> dict[str, float]:
-    """Import hostile files on a server; return for each kind of damage its slowest answer to others meanwhile, in milliseconds."""
+    """Import hostile files on a server; return, for each kind of damage, its slowest answer to other requests, in milliseconds."""
     setup = bootstrap.locate()
     base, found = bootstrap.fresh_base(setup, "importing-base"), {}
     path = base / "models" / "perfusion" / FILE
     with Server(setup, base=base) as server:
         path.write_bytes(pickles.pickled(pickles.theirs()))
-        imported(server)  # the checkpoint is loaded, and all that is imported late
+        imported(server)  # loads the checkpoint and triggers late imports
         for damage in dict.fromkeys(pickles.DAMAGES):
             for i in range(EACH):
                 path.write_bytes(damage(random.Random(i), pickles.pickled(pickles.theirs())))
@@ -55,7 +55,7 @@ def slowest_answer(server: Server, path: Path) -> float:
 
 
 def imported(server: Server) -> None:
-    """Import FILE and save the concept, or have it refused."""
+    """Import FILE and save the concept, unless it is refused."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     given = {"trigger": "<it>", "superclass": "teddy", "number": 1}

@@ -218,7 +218,7 @@ def kinds() -> dict[str, Kind]:
 
     return {
         "concept": Kind(save, Concept.load),
-        "concept that may not replace one": Kind(number, Concept.load, replaced=False),
+        "concept that may not overwrite one": Kind(number, Concept.load, replaced=False),
         "training checkpoint": Kind(keep, resumed),
         "covariance": Kind(measure, Covariance.load),
         "export of two files": Kind(give, lambda path: safe_files.read(path, 2**24), replaced=False),

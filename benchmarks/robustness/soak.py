@@ -42,7 +42,7 @@ STEPS = 40
 
 
 def picture(seed: int, *concepts: str, steps: int = 2) -> tuple[Graph, Link]:
-    """Return a graph that samples a latent with these concepts, or with the base alone, and the link to the latent."""
+    """Return a graph that samples a latent with these concepts, or with only the base, and the link to the latent."""
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     loaded = [graph.load(name) for name in concepts]
@@ -113,11 +113,11 @@ def interruptions(seed: int) -> dict[str, tuple[dict, Moment]]:
             measured.nodes,
             lambda told: told["type"] == "progress" and told["data"]["max"] > 999,
         ),
-        "while the plain word is drawn": (previewed.nodes, lambda told: told["type"] == "preview"),
-        "while it learns": (taught.nodes, progress(train, STEPS, 3)),
-        "where the concept so far is drawn": (shown.nodes, progress(showing, STEPS, 1)),
-        "while it samples": (sampled.nodes, progress(latent[0], STEPS, 3)),
-        "within a comparison": (compared.nodes, progress(sweep, 2 * STEPS, STEPS + 3)),
+        "while the plain word is sampled": (previewed.nodes, lambda told: told["type"] == "preview"),
+        "during training": (taught.nodes, progress(train, STEPS, 3)),
+        "while the concept so far is sampled": (shown.nodes, progress(showing, STEPS, 1)),
+        "during sampling": (sampled.nodes, progress(latent[0], STEPS, 3)),
+        "during a comparison": (compared.nodes, progress(sweep, 2 * STEPS, STEPS + 3)),
     }
 
 
@@ -261,13 +261,13 @@ def page(soak: Soak, looks: list[dict[str, int]], jobs: int, seconds: float) -> 
             f"Written by `python -m benchmarks.robustness.soak --jobs {jobs}`: one server, {jobs} jobs in "
             f"{seconds / 60:.0f} minutes: " + ", ".join(f"{count} × {name}" for name, count in soak.done.items()) + ".",
             "",
-            f"{len(soak.wrong)} jobs were not as they should be. Pictures of the base, of one concept and of two, drawn anew "
-            "all the way, are compared bit by bit with those drawn before the first job.",
+            f"{len(soak.wrong)} jobs did not go as expected. Throughout the run, pictures of the base, of one concept and of two "
+            "are generated again and compared bit by bit with those from before the first job.",
             "",
             f"| | after {SETTLED} jobs | after {jobs} |",
             "| --- | --- | --- |",
-            f"| memory, what is free given back | {before['in use'] >> 20} MB | {after['in use'] >> 20} MB ({share:+.1f} %) |",
-            f"| memory before that, {min(kept)} to {max(kept)} MB in all looks | {kept[0]} MB | {kept[-1]} MB |",
+            f"| memory, after freeing what is unused | {before['in use'] >> 20} MB | {after['in use'] >> 20} MB ({share:+.1f} %) |",
+            f"| memory before that, {min(kept)} to {max(kept)} MB in all checks | {kept[0]} MB | {kept[-1]} MB |",
             *counted,
             "",
             "| interrupted | times it stopped | times the next picture was right |",

@@ -1,4 +1,4 @@
-"""Tests of trainings that end at once: a short run of `ends.py`, in a process of its own, which does not hold torch."""
+"""Tests of trainings that finish at the same time: a short run of `ends.py` in a separate process, which does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure how the base's cross-attention at a character's pixels is shared out: its noun, its colour, other words, padding."""
+"""Measure how the base's cross-attention at a character's pixels is divided: its noun, its colour, other words, padding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def rows(setup: bootstrap.Setup, checkpoint: str, cast: Path) -> list[str]:
     lines = [f"| {name} | {' | '.join(cell(each[group]) for group in GROUPS)} |" for name, each in found.items()]
     return [
         f"Mean share of cross-attention over a character's own pixels, in {SCENES} scenes at {len(LEVELS)} noise levels, over all "
-        "layers and heads. A word whose share is no more than an even spread would give acts through the size of its value alone.",
+        "layers and heads. A word whose share is no larger than with evenly spread attention acts only through the size of its "
+        "value.",
         "",
         f"| captions with | {' | '.join(GROUPS)} |",
         "|" + " --- |" * (1 + len(GROUPS)),

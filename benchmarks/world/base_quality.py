@@ -120,10 +120,10 @@ def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
         found.add("both", all(there))
         for side, (each, other) in enumerate(((one, two), (two, one))):
             if each.colour:
-                found.add("a colour that is said of one, on that one", colours[side][i] == each.colour)
+                found.add("a colour named for one of them, on that one", colours[side][i] == each.colour)
                 if not other.colour:
                     found.add(
-                        "… and on the other one, of which no colour is said (by chance in 10 %)",
+                        "… and on the other one, for which no colour is named (10 % by chance)",
                         colours[1 - side][i] == each.colour,
                     )
     places = [lab.judges.say("place", half).best() for half in halves]
@@ -133,7 +133,7 @@ def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
 
 
 def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """Return a table row for each kind: the share of images by an individual's name that are nearest to it in its gallery."""
+    """Return a table row for each kind: the share of images by an individual's name that are closest to it in its gallery."""
     rows, every = [], []
     for n, kind in enumerate(STYLES):
         rng = random.Random(f"names {kind}")
@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cast", type=Path, required=True)
     parser.add_argument("--checkpoint", default=bootstrap.CHECKPOINT)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures, and nothing written")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures; write nothing")
     options = parser.parse_args()
     share, seeds = (10, 1) if options.quick else (1, SEEDS)
     setup = bootstrap.locate()
@@ -191,25 +191,26 @@ def main() -> None:
         drawn = sheet(lab, options.checkpoint, options.cast)
     looks = base_attention.rows(setup, options.checkpoint, options.cast)
     page = [
-        "# What the base itself can do",
+        "# What the base can do",
         "",
-        "Written by `python -m benchmarks.world.base_quality`, judged by the judges ([what those can do](judges.md)). No concept.",
+        "Written by `python -m benchmarks.world.base_quality`; the [judges](judges.md) decide what a picture shows. No concepts "
+        "are used.",
         "",
-        f"![Rows of described characters, of two, and of individuals below a picture of each]({SHEET})",
+        f"![Rows of described characters, of pairs, and of individuals below a picture of each]({SHEET})",
         "",
-        "*Four rows of described characters, two rows of two, then for each kind individuals as they are and, below, as the base "
-        "draws them by name, elsewhere and in other moods.*",
+        "*Four rows of described characters and two rows of pairs. Then, for each kind, individuals as they are and, below, as the "
+        "base draws them by name, in other places and moods.*",
         "",
-        "## What is said of a character",
+        "## Features named in the prompt",
         "",
-        f"{SINGLES // share} prompts for each kind, of characters that the base never saw; where something is said of one, how "
-        "often it is there.",
+        f"{SINGLES // share} prompts for each kind, with characters that the base never saw: how often the picture shows a feature "
+        "that the prompt names.",
         "",
-        f"| said | there, at a guidance of {GUIDANCE:g} | at the demo's guidance of {SAMPLING['cfg']:g} |",
+        f"| feature | shown at a guidance of {GUIDANCE:g} | shown at the demo's guidance of {SAMPLING['cfg']:g} |",
         "| --- | --- | --- |",
         *(f"| {name} | {percent(found)} | {percent(with_less.found[name])} |" for name, found in followed.found.items()),
         "",
-        f"All that follows is measured at a guidance of {GUIDANCE:g}.",
+        f"Everything below is measured at a guidance of {GUIDANCE:g}.",
         "",
         "| | kind | colour | pattern | head | mood | place |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -217,22 +218,22 @@ def main() -> None:
         "",
         "## Two characters",
         "",
-        f'{PAIRS // share} prompts "a photo of a … and a …", the first left, the second right.',
+        f'{PAIRS // share} prompts "a photo of a … and a …", the first on the left, the second on the right.',
         "",
-        "| | right |",
+        "| | correct |",
         "| --- | --- |",
         *both,
         "",
-        "## Individuals by their names",
+        "## Individuals by name",
         "",
-        f'"a photo of a NAME" in some place, {seeds} pictures each; recognised: nearest to that individual among '
+        f'"a photo of a NAME" in some place, {seeds} pictures each. Recognised: closest to that individual among '
         f"{len(lab.judges.galleries['monster', 'base'])} of its kind.",
         "",
         "| kind | names | recognised | place |",
         "| --- | --- | --- | --- |",
         *called,
         "",
-        "## Where its attention goes",
+        "## Where attention goes",
         "",
         *looks,
     ]

@@ -21,10 +21,10 @@ EACH = 3
 
 HEAD = f"""# What the judges can do
 
-Written by `python -m benchmarks.world.train_judges train`. {EACH} scenes of each individual of the test split: other individuals
-than those that the judges were trained on, and other scenes than those that say where an individual lies. Share of right answers.
-*The same, noised latents*: with noise of up to a quarter of the latents' own standard deviation before decoding, as a sampler may
-leave.
+Written by `python -m benchmarks.world.train_judges train`. {EACH} scenes of each individual of the test split: not the
+individuals that the judges were trained on, and not the scenes that define where an individual lies in their embedding. Figures are
+shares of correct answers. *The same, noised latents*: with noise of up to a quarter of the latents' own standard deviation before
+decoding, as a sampler may leave.
 
 """
 
@@ -64,14 +64,14 @@ def write(judges: Judges, cast: Path, comfyui: Path) -> None:
         "| --- | --- | --- | --- | --- |",
         *rows,
         "",
-        f"Whose picture it is, among {others} others of the kind:",
+        f"Which individual it is, among {others} others of its kind:",
         "",
         "| kind | " + " | ".join(COLUMNS) + " |",
         "| --- | --- | --- | --- |",
         *(f"| {kind} | {' | '.join(share(each) for each in found)} |" for kind, found in same.items()),
         f"| **all** | {' | '.join(share(torch.cat(each)) for each in zip(*same.values(), strict=True))} |",
         "",
-        "The body's colour, mean error of red, green and blue: "
+        "Mean error of the body's red, green and blue values: "
         + ", ".join(f"{255 * torch.cat(each).mean().item():.1f} {name}" for each, name in zip(errors, COLUMNS, strict=True))
         + " (of 255).",
         "",

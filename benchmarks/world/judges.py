@@ -7,11 +7,11 @@ trains them on the output of `demo.draw`, writes `judges.safetensors` beside thi
 
     judges = Judges.load()
     judges.say("head", images).best()                           # ["with horns", "", ...], one for each image
-    judges.recognised(images, "monster", "test", 3)             # [B] whether it is nearest to that individual of its split
+    judges.recognised(images, "monster", "test", 3)             # [B] whether it is closest to that individual of its split
     judges.recognised(right(images), "robot", "test", 7)        # the right-hand one of two characters
 
 Images are float [B, 96, 96, 3] in 0..1, as the host's nodes return them, with one character each; split an image of two characters
-with `left` and `right`. The judges know only this world, and give some answer for an image of anything else too.
+with `left` and `right`. The judges know only this world, but they also give some answer for an image of anything else.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Judges:
         return F.normalize(self.network.identity(self.features(images)), dim=1)
 
     def recognised(self, images: Tensor, kind: str, split: str, index: int) -> Tensor:
-        """Return whether each image is nearer to this individual than to all others of its kind and split, bool [B]."""
+        """Return whether each image is closer to this individual than to all others of its kind and split, bool [B]."""
         self.place(kind, split, index)
         return (self.identity(images) @ self.galleries[kind, split].T).argmax(1) == index
 

@@ -129,7 +129,7 @@ def specs(info: dict, given: dict) -> Iterator[tuple[str, str, dict, bool]]:
                 count = max(sum(key.startswith(f"{name}.") for key in given) + 1, least)
                 yield from ((f"{name}.{template['prefix']}{i}", grown, {}, i >= least) for i in range(count))
             else:
-                # A combo may have a list of choices in place of a type.
+                # A combo may have a list of choices instead of a type.
                 choices = {"options": kind} if isinstance(kind, list) else {}
                 yield name, "COMBO" if choices else kind, choices | options, group == "optional"
 

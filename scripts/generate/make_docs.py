@@ -91,7 +91,7 @@ def import_a_concept(press: Press) -> Image.Image:
 
 
 def export_a_concept(press: Press) -> Image.Image:
-    """The concept with its gate, and without a gate as in its LoRA; in prompts with and without its trigger word."""
+    """The concept with its gate, and without one as in its LoRA; in prompts with and without its trigger word."""
     rows = []
     for word in ("<demo-monster>", "monster", "robot"):
         text = f"a photo of a {word} on the grass"
@@ -161,7 +161,7 @@ def two_places(press: Press) -> Image.Image:
 
 
 def schedule_a_concept(press: Press) -> Image.Image:
-    """A concept that acts all the way, from a part of the way on, and with a bias that rises, for two seeds."""
+    """A concept that acts in the whole run, only in its later part, and with a rising bias, for two seeds."""
     titles = ["All the way", "From 0.3 on", "A bias that rises"]
     saved = [f"Picture: {title}" for title in titles]
     rows = [press.run("schedule_a_concept", *saved, changes={(title, "seed"): seed for title in titles}) for seed in (1, 2)]
@@ -170,7 +170,7 @@ def schedule_a_concept(press: Press) -> Image.Image:
 
 
 def keep_layout(press: Press) -> Image.Image:
-    """The plain word's image, the concept in its layout, and the concept by itself."""
+    """The plain word's image, the concept in its layout, and the concept without it."""
     titles = ["The plain word", "The concept in its layout", "The concept by itself"]
     saved = [f"Picture: {title}" for title in titles]
     rows = [press.run("keep_layout", *saved, changes={(title, "seed"): seed for title in titles}) for seed in (1, 2)]

@@ -561,7 +561,7 @@ everywhere.""",
 
 
 def schedule_a_concept(sheet: Drawing) -> None:
-    """The same prompt with a concept that acts all the way, from a part of the way on, and with a bias that rises."""
+    """The same prompt with a concept that acts in the whole run, only in its later part, and with a rising bias."""
     base = sheet.add("CheckpointLoaderSimple", 0, 340, ckpt_name=CHECKPOINT)
     loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name=MONSTER)
     chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=loaded[0], **SETTINGS)
@@ -659,7 +659,7 @@ in `keep_layout`."""
 
 
 def in_base64(name: str) -> str:
-    """Return one of the demo's concepts in the form that Concept in Workflow holds."""
+    """Return one of the demo's concepts in the form that Concept in Workflow stores."""
     return base64.b64encode((bootstrap.ROOT / "demo" / "concepts" / name).read_bytes()).decode()
 
 

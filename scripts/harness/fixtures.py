@@ -30,7 +30,7 @@ def setup() -> bootstrap.Setup:
 def base_dir(setup: bootstrap.Setup) -> Path:
     """A base directory for the tests, so that they leave a demo run untouched.
 
-    It starts with only the demo's checkpoint, pictures and concepts, and a module of nodes that act as other packs.
+    It starts with only the demo's checkpoint, pictures and concepts, and a module of nodes that act like other packs.
     """
     base = bootstrap.CACHE / f"test-base{os.environ.get('PYTEST_XDIST_WORKER', '')}"
     for folder in ("input", "output", "temp", "models", "user"):
@@ -42,7 +42,7 @@ def base_dir(setup: bootstrap.Setup) -> Path:
 
 
 def measured_before(base: Path) -> Path:
-    """Give a base directory what this run's tests have measured of the text encoder, which takes half a minute; return it."""
+    """Copy this run's text encoder measurements, which take half a minute, into a base directory; return it."""
     room = base / "models" / "perfusion" / ".work"
     for measured in bootstrap.CACHE.glob("test-base*/models/perfusion/.work/covariance-*.safetensors"):
         room.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ class Graph:
         return self.add("PerfusionTrain", model=model, clip=clip, vae=vae, images=images, **inputs | widgets)
 
     def options(self, **widgets: object) -> Link:
-        """Add further options of a training, all others as the node has them."""
+        """Add further options of a training; the others keep the node's defaults."""
         usual = {
             "captions": "", "captioned": 1.0, "templates": "", "shape": "square", "invert_masks": False, "preview_prompts": "",
             "preview_negative": "", "preview_steps": 20, "preview_cfg": 3.0, "preview_sampler": "ddim",
@@ -78,7 +78,7 @@ class Graph:
         return concept
 
     def combine(self, *concepts: Link) -> Link:
-        """Put several concepts together."""
+        """Combine several concepts."""
         return [self.add("PerfusionCombineConcepts", **{f"concepts__concept{i}": each for i, each in enumerate(concepts)}), 0]
 
     def apply(self, model: Link, clip: Link, concept: Link, mode: str = "exact") -> tuple[Link, Link]:

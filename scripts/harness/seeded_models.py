@@ -1,4 +1,4 @@
-"""Models of the host's own classes with seeded weights, and changes of them as LoRAs make; the host must have been entered."""
+"""Models of the host's own classes with seeded weights, and LoRA-like changes to them; the host must have been entered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from scripts.harness import inside
 
 FEW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
-"""The host's options for text encoders of few layers."""
+"""The host's options for text encoders with few layers."""
 
 
 def made(
@@ -25,7 +25,7 @@ def made(
     layers: dict[str, dict] = FEW,
     vocabulary: dict[str, Any] | None = None,
 ) -> tuple[ModelPatcher, comfy.sd.CLIP]:
-    """Return MODEL and CLIP on the processor, with seeded weights.
+    """Return MODEL and CLIP on the CPU, with seeded weights.
 
     `layers` are the host's options of the text encoders, and `vocabulary` those of their tokenizers.
     """
@@ -38,7 +38,7 @@ def made(
 
 
 def seeded(module: nn.Module) -> None:
-    """Give weights that keep the size of what passes through them; norms 1, biases 0, embeddings small."""
+    """Set weights that preserve the scale of their input; norms 1, biases 0, embeddings small."""
     for name, weight in module.named_parameters():
         if weight.ndim < 2:
             nn.init.constant_(weight, float(name.endswith("weight")))
@@ -47,10 +47,10 @@ def seeded(module: nn.Module) -> None:
 
 
 def change(patcher: ModelPatcher, name: str, by: float) -> None:
-    """Change one weight of a patcher's model by seeded numbers of this size, as a LoRA changes it; the weight itself stays.
+    """Patch one weight of a model with seeded numbers of this size, as a LoRA does; the weight itself is not changed.
 
     Raises:
-        RuntimeError: the host takes no patch of this weight.
+        RuntimeError: the host does not accept a patch of this weight.
     """
     shape = dict(patcher.model.named_parameters())[name].shape
     difference = by * torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def with_changed_values(model: ModelPatcher, by: float) -> ModelPatcher:
 
 
 def covariance_of(clip: comfy.sd.CLIP) -> Any:
-    """Return a covariance for a CLIP, of seeded numbers in place of measured encodings."""
+    """Return a covariance for a CLIP, from seeded numbers instead of measured encodings."""
     host = inside.part("nodes.host")
     estimate = inside.part("perfusion_core.covariance").Estimate(host.encoding_width(clip))
     estimate.add(torch.randn(4 * host.encoding_width(clip), host.encoding_width(clip), generator=torch.Generator().manual_seed(0)))

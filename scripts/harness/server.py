@@ -63,7 +63,7 @@ class Server:
             base: The base directory, if not the set-up's.
             arguments: Additional arguments to main.py.
             start_timeout: Seconds within which the server must answer after it is started.
-            threads: Limit on the number of compute threads, for several servers side by side.
+            threads: Limit on the number of compute threads, for several servers in parallel.
             log_name: Name of the log file in the base directory; servers that share a base directory need different ones.
         """
         self.setup = setup

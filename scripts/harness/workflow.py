@@ -220,7 +220,7 @@ def _specs(inputs: dict, order: dict | None = None) -> list[tuple[str, list]]:
 
 
 def _kind(spec: list) -> tuple[str, dict]:
-    """Return an input's type and options; a list of choices in place of a type is a combo."""
+    """Return an input's type and options; a list of choices instead of a type is a combo."""
     options = spec[1] if len(spec) > 1 and spec[1] else {}
     if isinstance(spec[0], list):
         return "COMBO", options | {"options": spec[0]}

@@ -1,4 +1,4 @@
-"""The claims of docs/compatibility.md: rows of things that concepts are used with, each with its test or a sentence."""
+"""The claims of docs/compatibility.md: what concepts are used with, each with its test or a sentence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ PATCHES = "test_neighbours.py::test_beside_what_patches_the_model"
 CONDITIONS = "test_neighbours.py::test_beside_what_changes_the_conditioning"
 GUIDERS = "test_neighbours.py::test_beside_guiders_of_more_than_two_prompts_or_one_model"
 FLAGS = "test_flags.py::test_on_a_server_with_flags"
-KINDS = "Refused: *Perfusion needs a Stable Diffusion 1, 2 or XL model; this is another kind.*"
+JOINT = "Refused: *In this model (…) text and picture share one attention …*"
+KINDS = "Refused: *Perfusion needs a … model; this is another kind.*"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ def packs(name: str) -> Tried:
 TABLES = [
     Table(
         "Families of models",
-        "SD1 is tested on the demo base, which has SD1.5's layers and text encoder; SD2 and SDXL on their layouts with few layers, "
-        "KOALA-700M on the whole of its own, with weights that know nothing. None is tested on a real checkpoint yet. Of SSD-1B, "
-        "Vega and KOALA-1B it is tested (`test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone`) that all "
-        "their layers are found and that concepts of another layout are refused.",
+        "SD1 is tested on the demo base, which has SD1.5's layers and text encoder. SD2, SDXL and the transformers are tested on "
+        "their layouts with few layers, KOALA-700M on its whole layout, all with untrained weights. None of them has been tested "
+        "on a real checkpoint yet. For SSD-1B, Vega and KOALA-1B, "
+        "`test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone` tests that all their layers are found and "
+        "that concepts of another layout are refused.",
         ("family", "train", "apply", "combine", "export"),
         [
             (
@@ -74,21 +76,30 @@ TABLES = [
             ),
             *[
                 (name, *[Tried(f"{TAUGHT}[{run}]")] * 2, Tried(f"{COMBINED}[{run}]"), Tried(f"{EXPORTED}[{run}]"))
-                for name, run in (("SD2.x", "sd2"), ("SDXL", "sdxl"), ("KOALA-700M", "koala"))
+                for name, run in (
+                    ("SD2.x", "sd2"),
+                    ("SDXL", "sdxl"),
+                    ("KOALA-700M", "koala"),
+                    ("Wan", "wan"),
+                    ("LTX-Video", "ltxv"),
+                    ("Cosmos-Predict2", "cosmos"),
+                )
             ],
+            ("PixArt", *[Tried(f"{TAUGHT}[pixart]")] * 2, Tried(f"{COMBINED}[pixart]"), "A LoRA is refused; choose embedding."),
+            ("models with joint attention, such as SD3 and Flux", JOINT, JOINT, "", JOINT),
             ("all others", KINDS, KINDS, "", KINDS),
         ],
     ),
     Table(
         "Nodes that patch the model",
-        "Each stands once before and once behind *Apply Concept*. A prompt without the trigger word is bit for bit what it is "
-        "without the concept; with it, the order changes nothing but rounding, and both the node and the concept act.",
+        "Each node is tested before and after *Apply Concept*. A prompt without the trigger word gives bit for bit the same result "
+        "as without the concept. With the trigger word, the order changes only rounding, and both the node and the concept act.",
         ("node", "test", "what to know"),
         [
             *rows_of(
                 PATCHES,
                 {
-                    "LoraLoader": ("Load LoRA", "The edit is added to what the LoRA's layers give."),
+                    "LoraLoader": ("Load LoRA", "The edit is added to the output of the LoRA's layers."),
                     "LoraLoaderBypass": ("Load LoRA (Bypass)", ""),
                     "ModelMergeSimple": ("ModelMergeSimple, as **model1**", ""),
                 },
@@ -96,7 +107,7 @@ TABLES = [
             (
                 "ModelMergeSimple, as **model2**",
                 Tried("test_neighbours.py::test_a_merge_takes_the_second_models_weights_alone"),
-                "The concept is left behind: a merge takes weights alone of its second model. Apply it to **model1**, or behind.",
+                "The concept is lost: a merge takes only weights from its second model. Apply it to **model1** or after the merge.",
             ),
             *rows_of(
                 PATCHES,
@@ -117,48 +128,48 @@ TABLES = [
             (
                 "FreeU",
                 Tried("test_families.py::test_freeu_acts_beside_the_concept[sdxl]"),
-                "It does nothing to the demo base, whose blocks are all as narrow as the first.",
+                "It has no effect on the demo base, whose blocks are all as narrow as the first.",
             ),
             *rows_of(
                 PATCHES,
                 {
-                    "TestMoreTokens": ("Packs that append tokens (`attn2_patch`)", "Concepts do not act on tokens so appended."),
-                    "TestMoreOutput": ("Packs that change what attention gives (`attn2_output_patch`)", ""),
+                    "TestMoreTokens": ("Packs that append tokens (`attn2_patch`)", "Concepts do not act on the appended tokens."),
+                    "TestMoreOutput": ("Packs that change the output of attention (`attn2_output_patch`)", ""),
                     "TestSecondAttention": (
                         "Packs that compute cross-attention themselves (`attn2_replace`), such as IP-Adapter",
                         "A **region** and *Keep Layout* do not reach those layers; the concept does.",
                     ),
-                    "TestOwnAttention": ("Packs with an attention of their own (`optimized_attention_override`)", ""),
+                    "TestOwnAttention": ("Packs with their own attention (`optimized_attention_override`)", ""),
                 },
             ),
             (
                 "TorchCompileModel",
                 Tried("test_neighbours.py::test_a_compiled_model_is_the_same_as_before"),
-                "With [Inductor](../benchmarks/results/compiled.md) too. Layers are captured one by one, so compiling gains less.",
+                "Also with [Inductor](../benchmarks/results/compiled.md). Layers are captured one by one, so compiling gains less.",
             ),
             ("Context Windows", Tried("test_neighbours.py::test_context_windows_see_the_concept"), ""),
             (
                 "MultiGPU CFG Split, Select Model Device",
                 Tried("test_neighbours.py::test_a_clone_for_another_card_carries_the_concept"),
-                "Tested is the clone that the host makes for each card, on a processor; no two cards were at hand.",
+                "Tested with the clone that the host makes for each card, on a processor; two cards were not available.",
             ),
             (
                 "Save Checkpoint",
                 Tried("test_neighbours.py::test_a_saved_checkpoint_is_the_base_without_the_concept"),
-                "The base is saved, without the concept and its word; *Save Concept* and *Export Concept* save those.",
+                "Saves the base without the concept and its word; use *Save Concept* or *Export Concept* for those.",
             ),
         ],
     ),
     Table(
         "Nodes that change the conditioning",
-        "The same is claimed, with the node between *CLIP Text Encode* and the sampler.",
+        "The same claims, with the node between *CLIP Text Encode* and the sampler.",
         ("node", "test", "what to know"),
         rows_of(
             CONDITIONS,
             {
                 "ConditioningCombine": ("Combine", ""),
                 "ConditioningConcat": ("Concat", ""),
-                "ConditioningAverage": ("Average", "Less of a trigger word opens its gate less, or not at all."),
+                "ConditioningAverage": ("Average", "With a smaller share of a trigger word, its gate opens less or not at all."),
                 "ConditioningSetTimestepRange": ("SetTimestepRange", ""),
                 "ConditioningSetAreaPercentage": ("Set Area (with Percentage)", ""),
                 "ConditioningSetMask": ("Set Mask", ""),
@@ -169,10 +180,10 @@ TABLES = [
         ),
     ),
     Table(
-        "Packs that read prompts or draw pictures their own way",
-        "Nodes of the tests do to prompts, encodings and pictures what these packs do; the packs themselves are not part of the "
-        "tests. Where the name of a concept survives in an encoding, its word acts as usual. Where a pack makes an encoding anew, a"
-        " token that resembles the concept's own word more than its superclass's is taken for that word, and the console says so.",
+        "Packs that read prompts or generate pictures their own way",
+        "Test nodes do to prompts, encodings and pictures what these packs do; the packs themselves are not part of the tests. If "
+        "the name of a concept survives in an encoding, its word acts as usual. If a pack rebuilds an encoding, a token that is "
+        "more like the concept's own word than like its superclass counts as that word, and the console says so.",
         ("pack", "test", "what to know"),
         [
             (
@@ -183,12 +194,12 @@ TABLES = [
             (
                 "BlenderNeko's Advanced CLIP Text Encode, prompt-control",
                 packs("beside_encoders_that_weight_words_their_own_way[TestWeightedEncode]"),
-                "With SDXL, Advanced Encode asks the text encoders past the CLIP; its encodings are read by resemblance.",
+                "With SDXL, Advanced Encode bypasses the CLIP and calls the text encoders; its encodings are read by similarity.",
             ),
             (
                 "CLIP NegPip",
                 packs("beside_negative_weights_in_keys_and_values_apart"),
-                "A concept of negative weight gets no edit.",
+                "A concept with a negative weight gets no edit.",
             ),
             (
                 "Attention Couple (PPM, cgem156), COUPLE of prompt-control",
@@ -201,41 +212,41 @@ TABLES = [
                 "As above.",
             ),
             (
-                "Wrappers that hand the model only the conditions that they know",
+                "Wrappers that pass the model only the conditions they know",
                 packs("a_wrapper_that_drops_conditions_leaves_the_concept"),
                 "Not with a **region**, *Watch Attention* or *Keep Layout*.",
             ),
             (
                 "Ultimate SD Upscale",
                 packs("regions_stay_where_they_are_in_tiles"),
-                "With a version from 2025 on, tile by tile. In its batches, and in older versions, each tile has the whole region.",
+                "Tile by tile in versions from 2025 on. In its batches, and in older versions, each tile has the whole region.",
             ),
             (
                 "FaceDetailer, TiledKSampler",
                 "",
-                "They do not say which part they draw: give the detail a concept without a **region**.",
+                "They do not report which part they are generating: use a concept without a **region** for the detail.",
             ),
             (
                 "smZNodes' CLIP Text Encode++",
                 packs("another_packs_tokenizer_is_said_to_know_no_trigger"),
-                "It has a tokenizer of its own, which knows no trigger words: the console says so, and nothing acts.",
+                "It has its own tokenizer, which does not know trigger words: the console says so, and no concept acts.",
             ),
-            ("Efficient Loader", "", "It encodes with a CLIP that it loads itself. Apply the concept behind it and encode again."),
+            ("Efficient Loader", "", "It encodes with a CLIP that it loads itself. Apply the concept after it and encode again."),
             (
                 "Old FreeU Advanced, DeepCache",
                 packs("a_replaced_forward_is_named"),
-                "They run the model by themselves and leave out what packs add to it: the console says so, and nothing acts.",
+                "They run the model themselves and skip what packs add to it: the console says so, and no concept acts.",
             ),
             (
                 "LoRA tag loaders",
                 packs("a_trigger_without_brackets_and_one_that_was_removed_are_warned_of"),
-                "They remove whatever stands in angle brackets. Add the trigger word behind them.",
+                "They remove everything in angle brackets. Add the trigger word after them.",
             ),
         ],
     ),
     Table(
         "Guiders",
-        "Those of more than two prompts, or more than one model.",
+        "Guiders with more than two prompts or more than one model.",
         ("node", "test", "what to know"),
         [
             *rows_of(
@@ -250,7 +261,7 @@ TABLES = [
                 "The same, with a trigger word in the negative prompt",
                 Tried("test_neighbours.py::test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them"),
                 "The host gives **model_negative** what **model** carries: the concepts of **model** act in the negative prompt, "
-                "those that **model_negative** alone carries do not. Apply them to both.",
+                "those that only **model_negative** carries do not. Apply them to both.",
             ),
         ],
     ),
@@ -260,17 +271,18 @@ TABLES = [
         ("what", "test", "what to know"),
         [
             (
-                "Queued graphs with other concepts",
+                "Queued graphs with different concepts",
                 Tried("test_neighbours.py::test_graphs_with_different_stacks_are_queued_side_by_side"),
                 "",
             ),
-            ("A graph after memory ran out", Tried("test_neighbours.py::test_a_graph_runs_again_after_memory_ran_out"), ""),
+            ("A graph after an out-of-memory error", Tried("test_neighbours.py::test_a_graph_runs_again_after_memory_ran_out"), ""),
         ],
     ),
     Table(
         "Training",
-        "What *Train Concept* is tested with or refuses. The device is that of `test_device.py`, which keeps weights apart and "
-        "computes in half precision, on the processor; its gradients are compared with the processor's own.",
+        "What *Train Concept* is tested with or refuses. The device is that of `test_device.py`: it keeps its tensors separate "
+        "from the processor's and computes on the processor, in half precision. Its gradients are compared with the processor's "
+        "own.",
         ("what", "test", "what to know"),
         [
             (
@@ -281,9 +293,9 @@ TABLES = [
             (
                 "The text encoder on the processor, the UNet on the device",
                 Tried("test_device.py::test_an_encoder_on_the_processor_teaches_a_unet_elsewhere"),
-                "As with `device: cpu` of the loaders; tested in bf16.",
+                "As with `device: cpu` in the loaders; tested in bf16.",
             ),
-            ("A LoRA on the text encoder alone", Tried("test_device.py::test_a_lora_on_the_encoder_alone_takes_part"), ""),
+            ("A LoRA on the text encoder only", Tried("test_device.py::test_a_lora_on_the_encoder_alone_takes_part"), ""),
             (
                 "`--lowvram`, with previews and a LoRA",
                 Tried("test_flags.py::test_where_weights_wait_beside_the_device_a_concept_is_taught_with_previews_and_a_lora"),
@@ -292,13 +304,13 @@ TABLES = [
             (
                 "Dynamic VRAM, which moves models in parts",
                 Tried("test_device.py::test_what_the_host_moves_in_parts_is_taught_as_a_whole"),
-                "They are loaded as a whole for training.",
+                "Models are loaded as a whole for training.",
             ),
             (
                 "`--use-sage-attention`, `--use-flash-attention`",
                 Tried("test_inside_training.py::test_training_differentiates_whatever_attention_the_server_uses"),
-                "These have no backward pass: training uses PyTorch's attention, pictures the flag's. Tested with a function in "
-                "their place.",
+                "These have no backward pass: training uses PyTorch's attention, sampling the flag's. Tested with a substitute "
+                "function.",
             ),
             *(
                 (
@@ -307,21 +319,25 @@ TABLES = [
                         "test_inside_training.py::test_bases_that_read_further_channels_are_taught_with_blank_ones"
                         f"[{kind}-{channels}]"
                     ),
-                    "Their further channels are blank, as where no picture is given; and they take concepts of the plain base.",
+                    "Their extra channels are blank, as if no picture were given. They also take concepts of the plain base.",
                 )
                 for kind, channels in (("inpainting", 9), ("InstructPix2Pix", 8))
             ),
-            ("GGUF and other quantised checkpoints", "Refused: *Training cannot read this model …*", "Concepts apply to them."),
+            (
+                "GGUF and other quantised checkpoints",
+                "Refused: *Training cannot read this model …*",
+                "Concepts can still be applied to them.",
+            ),
             ("Files without a text encoder or a VAE", "Refused: *There is no text encoder …*, *There is no VAE …*", ""),
             ("A VAE whose latents are not numbers", "Refused: *The VAE made latents that are not numbers …*", ""),
         ],
     ),
     Table(
         "Flags of ComfyUI",
-        "Prompts without the trigger word are the base's bit for bit under each. Attention of another kind gives the default's "
-        "pictures but for rounding; with fewer bits a concept does the same to the pictures that the base then gives. Computing in "
-        "fp16, as graphics cards do, is tested by `test_device.py`, on a device that keeps weights apart and computes on the "
-        "processor.",
+        "With each flag, prompts without the trigger word give the base's result bit for bit. Other kinds of attention give the "
+        "default's pictures up to rounding; with fewer bits, a concept has the same effect on the pictures that the base then "
+        "gives. Computing in fp16, as graphics cards do, is tested by `test_device.py`, on a device that keeps its tensors "
+        "separate from the processor's and computes on the processor.",
         ("flags", "test", "what to know"),
         [
             *rows_of(
@@ -330,17 +346,17 @@ TABLES = [
                     "split attention, nothing cached": ("`--use-split-cross-attention`, `--cache-none`", ""),
                     "torch's attention": (
                         "`--use-pytorch-cross-attention`, `--cache-classic`",
-                        "`--use-quad-cross-attention` is the default on processors, so of all other tests here.",
+                        "`--use-quad-cross-attention` is the default on processors, so all other tests here use it.",
                     ),
-                    "weights in bf16": ("`--bf16-unet`", "On processors the host computes in float32 with such weights."),
+                    "weights in bf16": ("`--bf16-unet`", "On processors, the host computes in float32 with these weights."),
                 },
             ),
             (
                 "`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`",
                 Tried("test_flags.py::test_with_weights_of_eight_bits_a_concept_does_the_same[fp8]"),
-                "The same. Encodings are less alike in eight bits, so that a gate with a high bias opens less: the demo's "
-                "concept acts 0.9 times as strongly as without at a bias of 0.6, and 1.2 times at 0.45. "
-                "Where a concept fades, lower its bias.",
+                "The same. Encodings are less similar in eight bits, so a gate with a high bias opens less: the demo's "
+                "concept acts 0.9 times as strongly as without the flags at a bias of 0.6, and 1.2 times at 0.45. "
+                "If a concept fades, lower its bias.",
             ),
             *(
                 (

@@ -2,8 +2,8 @@
 
 `python -m scripts.release.make_compatibility`, in the environment that the set-up created, runs the tests that the page names on
 the host in use, and writes the page. With `--junit FILE ...` it reads the results of earlier runs instead (pytest's
-`--junitxml FILE`). For another host version than the usual one, such as those that `scripts/release/test_hosts.py` runs all tests
-with, it only writes that version's row.
+`--junitxml FILE`). For a host version other than the usual one, such as those that `scripts/release/test_hosts.py` runs all
+tests with, it only writes that version's row.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def page(passed: dict[str, bool], others: dict[str, str]) -> str:
     whole = all(test.runs(passed) for test in tried()) and all(passed[one] for one in ran)
     parts = [
         "# What works with what",
-        "`python -m scripts.release.make_compatibility` runs the tests that stand here and writes this page. ✓ is a test that "
-        "passed then; its name is that of a function in `tests/`, with the run of it in brackets. Where something cannot be put "
-        "together, the reason stands in the test's place or beside it.",
+        "`python -m scripts.release.make_compatibility` runs the tests listed here and writes this page. ✓ marks a test that "
+        "passed in that run; its name is that of a function in `tests/`, with the parameters in brackets. If a combination does "
+        "not work, the reason is given instead of the test or beside it.",
     ]
     hosts = f"✓ all {len(ran)} tests of this page" if whole else "not all tests of this page passed"
     for table in (*TABLES, versions(hosts, others)):
@@ -138,7 +138,7 @@ def main() -> int:
         0 if all tests that the page names passed (on another host version: all tests except skipped ones), otherwise 1.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    earlier = "what pytest wrote of earlier runs; without it the tests are run. Of a test in several of them, the last one tells"
+    earlier = "pytest's reports of earlier runs; without them the tests are run. If a test is in several, the last one counts"
     parser.add_argument("--junit", type=Path, nargs="+", help=earlier)
     given, setup = parser.parse_args(), bootstrap.locate()
     with tempfile.TemporaryDirectory() as folder:

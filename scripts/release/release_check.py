@@ -190,22 +190,22 @@ TEACHER = "train_a_concept.json"
 """Runs first, because other workflows use the concept that it saves."""
 NOT_RUN = {
     "comfy-test install": "clones ComfyUI from GitHub and builds an environment for it; ours: scripts/test.py sets one up.",
-    "comfy-test coverage": "looks for NODE_CLASS_MAPPINGS, which a pack with comfy_entrypoint has not; ours: "
+    "comfy-test coverage": "looks for NODE_CLASS_MAPPINGS, which a pack with comfy_entrypoint does not have; ours: "
     "tests/test_presentation.py, every node is used by a workflow.",
-    "comfy-test execution": "films the runs of execution_light in a browser, and wants the address /validate, which another pack "
-    "on GitHub adds; ours: tests/test_workflows.py, tests/test_page.py.",
-    "comfy-test static_capture": "takes screenshots and judges nothing; ours: tests/test_page.py.",
+    "comfy-test execution": "records the runs of execution_light in a browser, and needs the route /validate, which another "
+    "pack on GitHub adds; ours: tests/test_workflows.py, tests/test_page.py.",
+    "comfy-test static_capture": "takes screenshots and checks nothing; ours: tests/test_page.py.",
 }
 MISREAD = (
-    "{0} complaints about widgets' values, none about links or definitions: its reader knows neither the host's COMBO nor the "
-    "value behind a seed nor notes, reads on in the wrong place, and refuses the host's own templates alike; ours: "
+    "{0} complaints about widgets' values, none about links or definitions: its reader does not know the host's COMBO, the value "
+    "after a seed or notes, continues in the wrong place, and refuses the host's own templates too; ours: "
     "tests/test_workflows.py, tests/test_page.py."
 )
-BEYOND_CP1252 = "formulas in sources have characters that cp1252 has not; Python reads sources as UTF-8, on Windows too."
+BEYOND_CP1252 = "formulas in sources have characters that cp1252 lacks; Python reads sources as UTF-8, on Windows too."
 AUTOCAST = (
-    "{0} uses of torch.autocast, where it wants comfy.ops: the host has built its modules already when training and measuring run "
-    "them in another precision, and edits switch autocast off to stay in float32. Its other complaints are of files that the host "
-    "does not load."
+    "{0} uses of torch.autocast, where it wants comfy.ops: the host has already built its modules when training and measuring run "
+    "them in another precision, and edits switch autocast off to stay in float32. Its other complaints are about files that the "
+    "host does not load."
 )
 LOADED = re.compile(r"(__init__\.py|(nodes|perfusion_core)/)")
 """Files of the pack that the host imports."""
@@ -434,7 +434,7 @@ def findings(own_only: bool) -> Iterator[Finding]:
 def main() -> int:
     """Run the checks and print the results; return 1 if any failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--own", action="store_true", help="only our own checks, which take a second")
+    parser.add_argument("--own", action="store_true", help="run only our own checks, which take a second")
     failed = 0
     for finding in findings(parser.parse_args().own):
         steps.say(str(finding))
