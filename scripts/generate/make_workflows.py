@@ -146,8 +146,8 @@ become part of the concept, such as the place. The captions here describe the de
 templates.
 - **invert_masks**: on for cut-outs (pictures with a transparent background), off for masks from the mask editor, as here.
 - **shape** *whole*: wide and tall pictures keep their shape instead of being cropped to a square.
-- **preview_prompts**: one preview for each line; here the sheet has two rows. For an LCM or Turbo checkpoint, set
-**preview_steps** to 4 to 8, **preview_cfg** to 1 to 2, and the sampler and scheduler that suit the checkpoint.
+- **preview_prompts**: one preview for each line; here the sheet has two rows. For an LCM or Turbo checkpoint, set **preview_steps**
+to 4 to 8, **preview_cfg** to 1 to 2, and the sampler and scheduler that suit the checkpoint.
 - **clip_vision**: connect *Load CLIP Vision* and set **keep** of *Train Concept* to *best*. The best step is then chosen by its
 images instead of by the loss.
 - **preset**: fills in the settings of *Train Concept* for SD1.5, SD2, SDXL or the demo's base."""
@@ -262,9 +262,9 @@ def find_the_bias(sheet: Drawing) -> None:
         "How to",
         """## Let the model find the bias
 
-*Find Bias* compares the model's predictions for this prompt with the concept's word and with the plain word. It picks the lowest
-**bias**, where the concept shows most, at which the prompt still has the effect on the image that it has with the plain word. The
-chart shows how closely the prompt is followed at each bias.
+*Find Bias* compares the model's predictions for this prompt with the concept's word and with the plain word. It picks the
+lowest **bias**, where the concept shows most, at which the prompt still has the effect on the image that it has with the plain word.
+The chart shows how closely the prompt is followed at each bias.
 
 **followed** sets how closely it must be followed: lower it for more of the concept. The node costs about as much as generating a
 few images."""
@@ -504,8 +504,8 @@ def inspect_gates(sheet: Drawing) -> None:
 gate opens at each word, which trigger word is missing, whether two concepts fight over a word, how much of the layers' keys and
 values the edit changes, and what LoRAs and other patches do.
 
-If a gate is nearly 0 at its own word, lower the **bias**. If it is also open at all other words, raise the bias or lower the
-**temperature**.""",
+If a gate is nearly 0 at its own word, lower the **bias**. If it is also open at all other words, raise the bias or lower
+the **temperature**.""",
         0,
         560,
         230,
@@ -527,8 +527,8 @@ def use_two_concepts(sheet: Drawing) -> None:
         """## Two concepts in one picture
 
 You train concepts separately and use any number of them together. In *Load Concepts* each has a row: a switch, its file, a strength
-and a bias (empty: the concept's own). If one takes the other's place, give each a region (see `two_places`), or raise its
-**bias**."""
+and a bias (empty: the concept's own). If one takes the other's place, give each a region (see `two_places`), or raise
+its **bias**."""
         + advice(
             sheet,
             """
