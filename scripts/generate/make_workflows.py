@@ -263,8 +263,8 @@ def find_the_bias(sheet: Drawing) -> None:
         """## Let the model find the bias
 
 *Find Bias* compares the model's predictions for this prompt with the concept's word and with the plain word. It picks the
-lowest **bias**, where the concept shows most, at which the prompt still has the effect on the image that it has with the plain word.
-The chart shows how closely the prompt is followed at each bias.
+lowest **bias**, where the concept shows most, at which the prompt still has the effect on the image that it has with the plain
+word. The chart shows how closely the prompt is followed at each bias.
 
 **followed** sets how closely it must be followed: lower it for more of the concept. The node costs about as much as generating a
 few images."""
