@@ -40,25 +40,27 @@ class PerfusionApply(io.ComfyNode):
             node_id="PerfusionApply",
             display_name="Apply Concept (Perfusion)",
             category=CATEGORY,
-            description="Brings concepts to a model and its text encoder. Write their trigger words in a usual CLIP Text Encode.",
+            description="Applies concepts to a model and its text encoder. Write their trigger words in an ordinary CLIP Text "
+            "Encode.",
             search_aliases=["perfusion", "personalize", "apply concept", "textual inversion", "lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint's model, with LoRAs or not."),
-                io.Clip.Input("clip", tooltip="The checkpoint's text encoder, with LoRAs or not."),
+                io.Model.Input("model", tooltip="The checkpoint's model, with or without LoRAs."),
+                io.Clip.Input("clip", tooltip="The checkpoint's text encoder, with or without LoRAs."),
                 ConceptType.Input("concept", tooltip="A concept, or several combined."),
                 io.Combo.Input(
                     "edit_mode",
                     options=list(MODES),
                     default=MODES[0],
                     advanced=True,
-                    tooltip="exact: prompts without a trigger word stay exactly the base model's. paper: the edit as published, "
-                    "which changes all prompts a little. approximate: as paper, without separating concepts from each other. "
-                    "static: a plain change of the weights, as in a LoRA; it acts in every prompt, trigger word or not.",
+                    tooltip="exact: prompts without a trigger word give exactly the base model's image. paper: the edit as "
+                    "published, which changes every prompt a little. approximate: like paper, but does not separate the concepts "
+                    "from each other. static: a plain change of the weights, like a LoRA; it acts in every prompt, with or "
+                    "without a trigger word.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model with the concepts; the one that came in is untouched."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder that knows the trigger words."),
+                io.Model.Output(display_name="model", tooltip="The model with the concepts; the input model is not changed."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder, which now knows the trigger words."),
             ],
         )
 

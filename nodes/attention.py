@@ -29,13 +29,16 @@ class PerfusionWatchAttention(io.ComfyNode):
             node_id="PerfusionWatchAttention",
             display_name="Watch Attention (Perfusion)",
             category=CATEGORY,
-            description="Records where the words of a prompt look while any sampler runs with this model; the pictures stay the "
-            "same to the bit. Show Attention shows it, Keep Layout uses it.",
+            description="Records where the words of a prompt look while any sampler runs with this model; the images stay "
+            "bit-identical. View the result with Show Attention, or use it in Keep Layout.",
             search_aliases=["perfusion", "attention map", "cross attention", "daam", "heatmap"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch, from Apply Concept or any other."),
                 io.Boolean.Input(
-                    "each_step", default=False, tooltip="Also keep the maps of every step apart. Needs more memory.", advanced=True
+                    "each_step",
+                    default=False,
+                    tooltip="Also keep the maps of each step separately. Needs more memory.",
+                    advanced=True,
                 ),
             ],
             outputs=[
@@ -61,28 +64,28 @@ class PerfusionShowAttention(io.ComfyNode):
             node_id="PerfusionShowAttention",
             display_name="Show Attention (Perfusion)",
             category=CATEGORY,
-            description="Lays over each picture where chosen words of its prompt looked, on average over layers, heads and steps. "
-            "The labels say what share of all attention a word got, and how far a concept's gate opens at it.",
+            description="Overlays each image with maps of where chosen words of its prompt looked, averaged over layers, heads "
+            "and steps. The labels show each word's share of all attention and how far a concept's gate opens at it.",
             search_aliases=["perfusion", "attention map", "overlay", "daam", "heatmap"],
             inputs=[
                 AttentionType.Input("attention", tooltip="From Watch Attention."),
-                io.Latent.Input("samples", tooltip="What the sampler gave with the watched model."),
-                io.Image.Input("images", tooltip="The same, decoded."),
+                io.Latent.Input("samples", tooltip="The sampler's latents, sampled with the watched model."),
+                io.Image.Input("images", tooltip="The same latents, decoded."),
                 io.String.Input(
                     "words",
                     default="",
-                    tooltip="Words of the prompt, with commas between them, such as <my-teddy>, grass. Empty: the first dozen.",
+                    tooltip="Words of the prompt, separated by commas, such as <my-teddy>, grass. Empty: the first twelve.",
                 ),
                 io.Boolean.Input(
                     "each_step",
                     default=False,
                     advanced=True,
-                    tooltip="A row for each step of the first picture, if Watch Attention kept them apart.",
+                    tooltip="Show one row for each step of the first image. each_step of Watch Attention must be on too.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="overlays", tooltip="A labelled picture: a row for each image or step."),
-                io.Mask.Output(display_name="masks", tooltip="The maps, row after row, each with a maximum of 1."),
+                io.Image.Output(display_name="overlays", tooltip="One labelled image, with a row for each image or step."),
+                io.Mask.Output(display_name="masks", tooltip="The maps, row by row, each scaled to a maximum of 1."),
             ],
         )
 
@@ -143,23 +146,23 @@ class PerfusionKeepLayout(io.ComfyNode):
             node_id="PerfusionKeepLayout",
             display_name="Keep Layout (Perfusion)",
             category=CATEGORY,
-            description="Draws the next picture in the layout of another one: where the words that both prompts share look is "
-            "taken from the first picture, while the changed words look for themselves (Prompt-to-Prompt). Give both the same "
-            "seed, sampler and steps. Steps in the span take twice the time.",
+            description="Generates the next image in the layout of another one (Prompt-to-Prompt): words that both prompts share "
+            "look where they looked in the first image, while changed words find their own places. Use the same seed, sampler and "
+            "steps for both. Steps within the span take twice as long.",
             search_aliases=["perfusion", "prompt to prompt", "p2p", "layout", "attention injection"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model for the next picture, from Apply Concept. A watched one is no longer watched."
+                    "model", tooltip="The model for the next image, from Apply Concept. If it is watched, the watching ends here."
                 ),
-                AttentionType.Input("attention", tooltip="From Watch Attention on the first picture's model."),
-                io.Latent.Input("samples", tooltip="The first picture's samples, as its sampler gave them."),
+                AttentionType.Input("attention", tooltip="From the Watch Attention node on the first image's model."),
+                io.Latent.Input("samples", tooltip="The first image's latents, exactly as its sampler returned them."),
                 io.Float.Input(
                     "start",
                     default=0.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where on the way from noise, 0, to picture, 1, the layout begins to be kept.",
+                    tooltip="When to start keeping the layout, on the way from noise (0) to image (1).",
                 ),
                 io.Float.Input(
                     "end",
@@ -167,10 +170,10 @@ class PerfusionKeepLayout(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Up to here the layout is kept. Earlier: more freedom for the concept's own shape.",
+                    tooltip="When to stop keeping the layout. Stopping earlier leaves the concept more of its own shape.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler of the next picture.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler of the next image.")],
         )
 
     @classmethod

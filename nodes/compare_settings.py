@@ -61,32 +61,33 @@ class PerfusionSweep(io.ComfyNode):
             node_id="PerfusionSweep",
             display_name="Compare Settings (Perfusion)",
             category=CATEGORY,
-            description="Samples a prompt with several biases and temperatures, or strengths, and puts the pictures into one "
-            "labelled grid: the quickest way to settings that suit a concept. Each picture is just what KSampler gives with them.",
+            description="Samples a prompt with several biases and several temperatures or strengths, and arranges the images in "
+            "one labelled grid: the quickest way to find settings that suit a concept. Each image is exactly what KSampler "
+            "returns with those settings.",
             search_aliases=["perfusion", "xy plot", "x/y plot", "grid", "sweep", "compare", "bias", "temperature", "strength"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that Apply Concept gives; LoRAs and other patches on it are kept."),
+                io.Model.Input("model", tooltip="The model from Apply Concept; LoRAs and other patches on it are kept."),
                 io.Vae.Input("vae", tooltip="The checkpoint's VAE."),
                 io.Conditioning.Input(
-                    "positive", tooltip="The prompt, with the trigger word, by the CLIP that Apply Concept gives."
+                    "positive", tooltip="The prompt with the trigger word, encoded with the CLIP from Apply Concept."
                 ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
-                io.Latent.Input("latent_image", tooltip="The latent to start from; of a batch the first one is taken."),
-                io.String.Input("biases", default="0.3, 0.45, 0.6", tooltip="One row for each: numbers with commas between them."),
+                io.Latent.Input("latent_image", tooltip="The latent to start from; only the first of a batch is used."),
+                io.String.Input("biases", default="0.3, 0.45, 0.6", tooltip="One row for each value: numbers separated by commas."),
                 io.Combo.Input(
                     "across",
                     options=list(ACROSS),
                     default="temperature",
-                    tooltip="What the columns differ in. All other settings stay as the concept has them.",
+                    tooltip="What varies from column to column. All other settings stay as the concept has them.",
                 ),
                 io.String.Input(
                     "values",
                     default="0.05, 0.15, 0.3",
-                    tooltip="One column for each. Temperatures are above 0; strengths go from 0, the model without the concept "
-                    "(its word is still the learned one), to 1.",
+                    tooltip="One column for each value. Temperatures are above 0; strengths range from 0, the model without the "
+                    "concept (its word is still the learned one), to 1.",
                 ),
                 io.String.Input(
-                    "trigger", default="", tooltip="Trigger word of the concept to vary, such as <my-teddy>; empty: all of them."
+                    "trigger", default="", tooltip="Trigger word of the concept to vary, such as <my-teddy>. Empty: all concepts."
                 ),
                 io.Int.Input(
                     "seed",
@@ -94,14 +95,24 @@ class PerfusionSweep(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=False,
-                    tooltip="Of the noise; the same in all cells.",
+                    tooltip="Seed of the noise; the same in all cells.",
                 ),
                 io.Int.Input(
-                    "seeds", default=1, min=1, max=MOST, tooltip="Pictures in each cell, side by side: seed, seed + 1, and so on."
+                    "seeds",
+                    default=1,
+                    min=1,
+                    max=MOST,
+                    tooltip="Images in each cell, next to each other: seed, seed + 1, and so on.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps of each picture."),
+                io.Int.Input("steps", default=20, min=1, max=10000, tooltip="Sampling steps for each image."),
                 io.Float.Input(
-                    "cfg", default=6.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance: how much the prompt counts."
+                    "cfg",
+                    default=6.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance: how strongly the prompt counts.",
                 ),
                 io.Combo.Input("sampler_name", options=samplers, default="ddim", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=schedulers, default="normal", tooltip="As in KSampler."),
@@ -111,12 +122,12 @@ class PerfusionSweep(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Less than 1 keeps some of the latent, as in KSampler.",
+                    tooltip="Below 1, part of the latent is kept, as in KSampler.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="grid", tooltip="All pictures in one, with labels; small ones are scaled up."),
-                io.Image.Output(display_name="images", tooltip="The pictures by themselves, row after row."),
+                io.Image.Output(display_name="grid", tooltip="All images in one labelled grid; small ones are enlarged."),
+                io.Image.Output(display_name="images", tooltip="The separate images, row by row."),
             ],
         )
 

@@ -38,7 +38,7 @@ def path_of(name: str) -> Path:
 def describe(concept: Concept) -> str:
     """Describe a concept in a few lines of text."""
     details = "".join(f"\n{name}: {text}" for name, text in concept.details.items())
-    alone = "" if concept.values else "\na word alone: it edits no layer"
+    alone = "" if concept.values else "\nonly a word: it edits no layer"
     return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
 
 
@@ -62,7 +62,7 @@ class PerfusionLoadConcept(io.ComfyNode):
             node_id="PerfusionLoadConcept",
             display_name="Load Concept (Perfusion)",
             category=CATEGORY,
-            description="Loads a concept that was taught with Perfusion. Its trigger word stands for it in prompts.",
+            description="Loads a concept trained with Perfusion. Its trigger word stands for it in prompts.",
             search_aliases=["perfusion", "personalize", "textual inversion", "load concept"],
             inputs=[
                 io.Combo.Input(
@@ -100,15 +100,16 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
             node_id="PerfusionConceptInWorkflow",
             display_name="Concept in Workflow (Perfusion)",
             category=CATEGORY,
-            description="Holds a concept inside the workflow itself: who gets the workflow, or a picture made with it, needs no "
-            "file. Choose one of your concepts in the node; its size is shown. Share only what you may share: everybody who gets "
-            "the picture has the concept.",
+            description="Stores a concept inside the workflow: if you pass on the workflow, or an image made with it, no file is "
+            "needed. Choose one of your concepts on the node; the node shows its size. Share only what you are allowed to share: "
+            "everyone who gets the image has the concept.",
             search_aliases=["perfusion", "embed concept", "inline concept", "share concept"],
             inputs=[
                 page_input(
                     "data",
                     "",
-                    "The concept file's bytes in base64. The node fills it in when a concept is chosen; programs may too.",
+                    "The concept file's bytes in base64. The node fills this in when you choose a concept; programs can fill it "
+                    "in too.",
                 )
             ],
             outputs=concept_outputs(),
@@ -196,24 +197,25 @@ class PerfusionSaveConcept(io.ComfyNode):
             search_aliases=["perfusion", "save concept"],
             is_output_node=True,
             inputs=[
-                ConceptType.Input("concept", tooltip="One concept, from Train Concept or changed by Concept Settings."),
+                ConceptType.Input("concept", tooltip="A single concept, from Train Concept or changed with Concept Settings."),
                 io.String.Input(
-                    "filename_prefix", default="concept", tooltip="Name of the file; a sub-folder may be given: animals/cat."
+                    "filename_prefix", default="concept", tooltip="Name of the file; can include a subfolder: animals/cat."
                 ),
                 io.Boolean.Input(
                     "overwrite",
                     default=False,
-                    tooltip="Off: a counter is added and nothing is ever overwritten. On: the file of just this name is replaced.",
+                    tooltip="Off: a counter is added and no file is ever overwritten. On: a file with exactly this name is "
+                    "replaced.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=list(PRECISIONS),
                     default="half",
-                    tooltip="half: half the size of float32, with no difference to be seen. 8 bit: half of that. "
-                    "4 bit: a third of it.",
+                    tooltip="half: half the size of float32, with no visible difference. 8 bit: half the size of half. 4 bit: a "
+                    "third of the size of half.",
                 ),
                 io.String.Input(
-                    "author", default="", optional=True, advanced=True, tooltip="Stands in the file for whoever loads it."
+                    "author", default="", optional=True, advanced=True, tooltip="Stored in the file, for everyone who loads it."
                 ),
                 io.String.Input(
                     "license", default="", optional=True, advanced=True, tooltip="Licence of the concept, such as CC BY 4.0."
@@ -249,18 +251,18 @@ class PerfusionConceptSettings(io.ComfyNode):
             node_id="PerfusionConceptSettings",
             display_name="Concept Settings (Perfusion)",
             category=CATEGORY,
-            description="How strongly a concept shows, against the rest of the prompt; and what its trigger word is. A word alone "
-            "edits nothing, so that only its trigger word and a strength of 0 matter.",
+            description="Sets how strongly a concept shows against the rest of the prompt, and what its trigger word is. A "
+            "concept that is only a word edits no layer, so only its trigger word and a strength of 0 matter.",
             search_aliases=["perfusion", "bias", "temperature", "strength"],
             inputs=[
-                ConceptType.Input("concept", tooltip="A concept; of several combined ones all are set."),
+                ConceptType.Input("concept", tooltip="A concept; if several are combined, all get these settings."),
                 io.Float.Input(
                     "bias",
                     default=0.6,
                     min=-1.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="How alike a token must be to the concept for the edit to act. Lower: more of the concept; higher: "
+                    tooltip="How similar a token must be to the concept for the edit to act. Lower: more of the concept. Higher: "
                     "more of the prompt.",
                 ),
                 io.Float.Input(
@@ -277,14 +279,14 @@ class PerfusionConceptSettings(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the edit; at 0 the concept is not applied at all.",
+                    tooltip="Share of the edit that is applied; at 0 the concept is not applied at all.",
                 ),
-                io.String.Input("trigger", default="", tooltip="Another trigger word, such as <ann-teddy>; empty: as it is."),
+                io.String.Input("trigger", default="", tooltip="A different trigger word, such as <ann-teddy>. Empty: unchanged."),
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Paint where in the picture the concept may show: its word is looked at and its edit made there alone. "
-                    "Give each concept of a picture its own.",
+                    tooltip="Paint where the concept may show in the image: its word is looked at and its edit applied only "
+                    "there. Give each concept in an image its own region.",
                 ),
                 io.Float.Input(
                     "key_lock",
@@ -345,10 +347,11 @@ class PerfusionCombineConcepts(io.ComfyNode):
             node_id="PerfusionCombineConcepts",
             display_name="Combine Concepts (Perfusion)",
             category=CATEGORY,
-            description="Puts concepts together, so that one Apply brings them all; each keeps its own settings and trigger word.",
+            description="Combines concepts so that one Apply Concept applies them all; each keeps its own settings and trigger "
+            "word.",
             search_aliases=["perfusion", "stack concepts", "merge concepts"],
-            inputs=[io.Autogrow.Input("concepts", template=template, tooltip="A new input grows when the last one is connected.")],
-            outputs=[ConceptType.Output(display_name="concept", tooltip="All the concepts together.")],
+            inputs=[io.Autogrow.Input("concepts", template=template, tooltip="A new input appears when you connect the last one.")],
+            outputs=[ConceptType.Output(display_name="concept", tooltip="All the concepts, combined.")],
         )
 
     @classmethod
@@ -370,18 +373,18 @@ class PerfusionConceptSchedule(io.ComfyNode):
             node_id="PerfusionConceptSchedule",
             display_name="Concept Schedule (Perfusion)",
             category=CATEGORY,
-            description="When a concept acts on the way from noise to picture, and how its bias changes meanwhile. Before and "
-            "after, its word alone acts, without the edit. It is a setting of this graph: files do not keep it.",
+            description="Sets when a concept acts on the way from noise to image, and how its bias changes over that time. Before "
+            "and after, only its word acts, without the edit. This is a setting of the graph; concept files do not store it.",
             search_aliases=["perfusion", "schedule", "timestep range", "start percent", "end percent", "prompt editing"],
             inputs=[
-                ConceptType.Input("concept", tooltip="A concept; of several combined ones all get this schedule."),
+                ConceptType.Input("concept", tooltip="A concept; if several are combined, all get this schedule."),
                 io.Float.Input(
                     "start_percent",
                     default=0.0,
                     min=0.0,
                     max=1.0,
                     step=0.001,
-                    tooltip="From here on it acts; 0 is noise, 1 the picture. As in Apply ControlNet.",
+                    tooltip="The concept acts from here on; 0 is noise, 1 is the finished image. As in Apply ControlNet.",
                 ),
                 io.Float.Input(
                     "end_percent",
@@ -389,7 +392,7 @@ class PerfusionConceptSchedule(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.001,
-                    tooltip="Up to here it acts. Must be above start_percent.",
+                    tooltip="The concept acts up to here. Must be above start_percent.",
                 ),
                 io.Float.Input(
                     "bias_change",
@@ -397,8 +400,8 @@ class PerfusionConceptSchedule(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the bias rises from start to end, evenly; 0: it stays. Below 0 it falls: more of the concept "
-                    "towards the end.",
+                    tooltip="How much the bias rises from start to end, evenly; 0 keeps it constant. Below 0 it falls: more of "
+                    "the concept towards the end.",
                 ),
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with this schedule.")],

@@ -17,17 +17,17 @@ class PerfusionTextEncode(io.ComfyNode):
             node_id="PerfusionTextEncode",
             display_name="Text Encode, Keys Locked (Perfusion)",
             category=CATEGORY,
-            description="Encodes a prompt with global key-locking: where words look in the picture is decided by the prompt with "
-            "each trigger word replaced by its plain word. CLIP Text Encode locks the concept's own keys alone. Both work in one "
-            "graph.",
+            description="Encodes a prompt with global key-locking: where words look in the image is decided by the prompt with "
+            "each trigger word replaced by its plain word. CLIP Text Encode locks only the concept's own keys. You can use both "
+            "nodes in one graph.",
             search_aliases=["perfusion", "global key-locking", "clip text encode", "prompt"],
             inputs=[
-                io.Clip.Input("clip", tooltip="From Apply Concept, which tells it the trigger words."),
+                io.Clip.Input("clip", tooltip="From Apply Concept, which passes on the trigger words."),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt, with trigger words. Without one the result is CLIP Text Encode's.",
+                    tooltip="The prompt, with trigger words. Without any, the result is the same as from CLIP Text Encode.",
                 ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For a sampler, or for conditioning nodes.")],

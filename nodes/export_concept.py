@@ -39,21 +39,22 @@ class PerfusionExport(io.ComfyNode):
             node_id="PerfusionExport",
             display_name="Export Concept (Perfusion)",
             category=CATEGORY,
-            description="Writes concepts as a LoRA and an embedding, for use without Perfusion. A LoRA has no gate, so it comes "
-            "near to the concept but does not reach it; the report says how near. Several concepts share a LoRA, and each has "
-            "an embedding.",
+            description="Writes concepts as a LoRA and an embedding, for use without Perfusion. A LoRA has no gate, so it only "
+            "approximates the concept; the report shows how closely. Several concepts share one LoRA, and each has its own "
+            "embedding.",
             search_aliases=["perfusion", "export", "convert", "lora", "textual inversion", "embedding", "rome"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that the LoRA is for, as it goes into Apply Concept."),
+                io.Model.Input("model", tooltip="The model to make the LoRA for, as it goes into Apply Concept."),
                 io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
                 ConceptType.Input(
-                    "concept", tooltip="A concept, or several combined; bias, temperature and strength scale the LoRA."
+                    "concept", tooltip="A concept, or several combined. Bias, temperature and strength scale the LoRA."
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="concept",
-                    tooltip="Name of the files; a sub-folder may be given: animals/cat. A counter keeps all that is there.",
+                    tooltip="Name of the files; can include a subfolder: animals/cat. A counter is added, so existing files are "
+                    "kept.",
                 ),
                 io.Combo.Input(
                     "what",
@@ -64,7 +65,8 @@ class PerfusionExport(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(
-                    display_name="report", tooltip="What was written, what to write in prompts, and how near the LoRA comes."
+                    display_name="report",
+                    tooltip="What was written, what to write in prompts, and how closely the LoRA approximates the concept.",
                 )
             ],
         )

@@ -28,19 +28,19 @@ class PerfusionAutoBias(io.ComfyNode):
             node_id="PerfusionAutoBias",
             display_name="Find Bias (Perfusion)",
             category=CATEGORY,
-            description="Finds the bias for a concept: the lowest, where the concept shows most, at which the model still follows "
-            "the prompt. It asks the model itself: what it foresees from noise with the concept's word, and with the plain word. "
-            "Costs about as much as drawing a few pictures.",
+            description="Finds the bias for a concept: the lowest one, where the concept shows most, at which the model still "
+            "follows the prompt. It compares what the model predicts from noise with the concept's word and with the plain word. "
+            "This costs about as much as generating a few images.",
             search_aliases=["perfusion", "bias", "auto", "tune", "find bias"],
             inputs=[
-                io.Model.Input("model", tooltip="The model as it goes into Apply Concept."),
+                io.Model.Input("model", tooltip="The model, as it goes into Apply Concept."),
                 io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
-                ConceptType.Input("concept", tooltip="A concept; of several combined ones each is set by itself."),
+                ConceptType.Input("concept", tooltip="A concept; if several are combined, each gets its own bias."),
                 io.String.Input(
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="The prompt that the bias is for, with the trigger word; empty: prompts of all kinds.",
+                    tooltip="The prompt to find the bias for, with the trigger word. Empty: prompts of various kinds.",
                 ),
                 io.Float.Input(
                     "followed",
@@ -48,12 +48,18 @@ class PerfusionAutoBias(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.05,
-                    tooltip="How far the prompt must be followed: 1 as with the plain word, 0 not at all. "
-                    "Lower: more of the concept.",
+                    tooltip="How closely the prompt must be followed: 1 as with the plain word, 0 not at all. Lower: more of the "
+                    "concept.",
                 ),
                 size_input(),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False, advanced=True, tooltip="Of the noise."
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    advanced=True,
+                    tooltip="Seed of the noise.",
                 ),
                 io.Combo.Input(
                     "edit_mode",
@@ -65,8 +71,8 @@ class PerfusionAutoBias(io.ComfyNode):
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept with the bias that was found, for Apply Concept."),
-                io.Float.Output(display_name="bias", tooltip="The bias; of several concepts the first one's."),
-                io.Image.Output(display_name="chart", tooltip="How far the prompt is followed at each bias."),
+                io.Float.Output(display_name="bias", tooltip="The bias; if several concepts are combined, that of the first."),
+                io.Image.Output(display_name="chart", tooltip="How closely the prompt is followed at each bias."),
             ],
         )
 

@@ -30,8 +30,8 @@ class PerfusionFindObject(io.ComfyNode):
             node_id="PerfusionFindObject",
             display_name="Find Object (Perfusion)",
             category=CATEGORY,
-            description="Makes a soft mask of what a plain word means in each picture, from the checkpoint's own attention: no "
-            "other model is needed. For the masks of Train Concept.",
+            description="Makes a soft mask of what a plain word means in each picture, from the checkpoint's own attention; no "
+            "other model is needed. Use the masks in Train Concept.",
             search_aliases=["perfusion", "mask", "segment", "zero-shot mask", "background removal"],
             is_input_list=True,
             inputs=[
@@ -46,7 +46,7 @@ class PerfusionFindObject(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=32,
-                    tooltip="Pixels of the longer side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
+                    tooltip="Longer side, in pixels, that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -54,12 +54,12 @@ class PerfusionFindObject(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=False,
-                    tooltip="Of the noise. Another one, another try.",
+                    tooltip="Seed of the noise. Change it to try again.",
                 ),
             ],
             outputs=[
                 io.Mask.Output(
-                    display_name="masks", tooltip="One for each picture, white where the object is.", is_output_list=True
+                    display_name="masks", tooltip="One mask for each picture, white where the object is.", is_output_list=True
                 )
             ],
         )

@@ -83,8 +83,8 @@ class PerfusionImport(io.ComfyNode):
             node_id="PerfusionImport",
             display_name="Import Concept (Perfusion)",
             category=CATEGORY,
-            description="Takes in a concept that was taught with perfusion-pytorch or ChenDarYen's Key-Locked-Rank-One-Editing. "
-            "Save Concept keeps it. Both of them sample as the edit mode 'paper' does. Nothing in a file is ever run as code.",
+            description="Imports a concept that was trained with perfusion-pytorch or ChenDarYen's Key-Locked-Rank-One-Editing. "
+            "Keep it with Save Concept. Both of them sample as edit mode 'paper' does. Nothing in a file is ever run as code.",
             search_aliases=["perfusion", "import", "convert", "perfusion-pytorch", "lucidrains", "ckpt"],
             inputs=[
                 io.Combo.Input(
@@ -92,7 +92,10 @@ class PerfusionImport(io.ComfyNode):
                     options=foreign_files() or [NO_FILE],
                     tooltip="A .pt, .pth, .ckpt or .bin file in models/perfusion. Press R to refresh the list.",
                 ),
-                io.Model.Input("model", tooltip="A model of the base that the concept was taught to: it tells names and widths."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A model of the base that the concept was trained on; it provides the names and widths of the layers.",
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.String.Input(
                     "trigger",
@@ -102,7 +105,8 @@ class PerfusionImport(io.ComfyNode):
                 io.String.Input(
                     "superclass",
                     default="",
-                    tooltip="The plain word that the concept is a kind of, such as teddy. Empty: as the file says, if it does.",
+                    tooltip="The plain word for the kind of thing the concept is, such as teddy. Empty: the one in the file, if "
+                    "there is one.",
                 ),
                 io.Int.Input(
                     "number",
@@ -110,12 +114,12 @@ class PerfusionImport(io.ComfyNode):
                     min=1,
                     max=1000,
                     advanced=True,
-                    tooltip="Which concept, of a perfusion-pytorch file that holds several.",
+                    tooltip="Which concept to import, if a perfusion-pytorch file contains several.",
                 ),
                 CovarianceType.Input(
                     "covariance",
                     optional=True,
-                    tooltip="From Measure Text Encoder; used only where the file has no C_inv of its own.",
+                    tooltip="From Measure Text Encoder; used only if the file has no C_inv of its own.",
                 ),
             ],
             outputs=concept_outputs("For Save Concept, Concept Settings or Apply Concept."),

@@ -24,17 +24,18 @@ class PerfusionInspect(io.ComfyNode):
             node_id="PerfusionInspect",
             display_name="Inspect Gates (Perfusion)",
             category=CATEGORY,
-            description="Says whether concepts work in a prompt, before anything is sampled: how far each one's gate opens at each "
-            "word, whether a trigger word is missing, whether concepts fight over a word, and how much of the layers they change.",
+            description="Shows whether concepts work in a prompt, before anything is sampled: how far each concept's gate opens "
+            "at each word, whether a trigger word is missing, whether concepts fight over a word, and how much of the layers they "
+            "change.",
             search_aliases=["perfusion", "debug", "is it working", "gate", "check"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that goes to the sampler."),
-                io.Conditioning.Input("positive", tooltip="The prompt that goes to the sampler."),
+                io.Model.Input("model", tooltip="The model that goes into the sampler."),
+                io.Conditioning.Input("positive", tooltip="The prompt that goes into the sampler."),
             ],
             outputs=[
-                io.Image.Output(display_name="gates", tooltip="Each concept's gate at each word: 0 closed, 1 open."),
-                io.String.Output(display_name="report", tooltip="The same in words."),
+                io.Image.Output(display_name="gates", tooltip="Each concept's gate at each word: 0 is closed, 1 is open."),
+                io.String.Output(display_name="report", tooltip="The same findings in words."),
             ],
         )
 
@@ -62,7 +63,10 @@ def rows_of(prompt: host.PromptRecord) -> list[tuple[str, list[float]]]:
 
 def report(found: host.GateReport) -> list[str]:
     """Return the findings as sentences."""
-    lines = [f"{trigger} is applied but not named: write it in the prompt, with Apply Concept's CLIP." for trigger in found.missing]
+    lines = [
+        f"{trigger} is applied but not named: write it in the prompt, with the CLIP from Apply Concept."
+        for trigger in found.missing
+    ]
     for prompt in found.prompts:
         lines += gate_sentences(prompt) + conflict_sentences(prompt)
     asked = [layer for layer in found.layers if layer in found.changes.values]
@@ -72,9 +76,11 @@ def report(found: host.GateReport) -> list[str]:
         keys, values = (sum(shares.values()) / len(asked) for shares in (found.changes.keys, found.changes.values))
         lines.append(f"In {len(asked)} layers the edit changes keys by {100 * keys:.1f} % and values by {100 * values:.1f} %.")
     if found.patched:
-        lines.append(f"LoRAs change {found.patched} of the edited projections; the edit is added to what they give.")
+        lines.append(f"LoRAs change {found.patched} of the edited projections; the edit is added to their result.")
     if found.replaced:
-        lines.append(f"Another patch computes {found.replaced} layers' attention: regions and Keep Layout do not reach those.")
+        lines.append(
+            f"Another patch computes the attention of {found.replaced} layers: regions and Keep Layout have no effect there."
+        )
     return lines
 
 
@@ -86,7 +92,7 @@ def gate_sentences(prompt: host.PromptRecord) -> list[str]:
         if own.any():
             rest = float(gates[~own].max()) if not own.all() else 0.0
             lines.append(
-                f"{trigger}: its gate opens to {float(gates[own].max()):.2f} at its word, to {rest:.2f} at most elsewhere."
+                f"{trigger}: its gate opens to {float(gates[own].max()):.2f} at its word, and to at most {rest:.2f} elsewhere."
             )
     return lines
 

@@ -18,12 +18,12 @@ AttentionType = io.Custom("PERFUSION_ATTENTION")
 """A `host.Recorder`: the attention recorded while a watched model was sampled."""
 
 
-def concept_outputs(meant_for: str = "For Apply Concept, or to be set and combined first.") -> list[io.Output]:
+def concept_outputs(meant_for: str = "For Apply Concept, or for Concept Settings and Combine Concepts first.") -> list[io.Output]:
     """Return the outputs of a node that provides one concept; `meant_for` is the tooltip of the concept itself."""
     return [
         ConceptType.Output(display_name="concept", tooltip=meant_for),
         io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
-        io.String.Output(display_name="superclass", tooltip="The plain word that the concept is a kind of."),
+        io.String.Output(display_name="superclass", tooltip="The plain word for the kind of thing the concept is."),
     ]
 
 
@@ -40,7 +40,7 @@ def size_input() -> io.Int.Input:
         min=64,
         max=2048,
         step=8,
-        tooltip="Pixels a side that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
+        tooltip="Side length, in pixels, that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
     )
 
 

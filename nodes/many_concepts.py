@@ -64,10 +64,10 @@ class PerfusionLoadConcepts(io.ComfyNode):
             node_id="PerfusionLoadConcepts",
             display_name="Load Concepts (Perfusion)",
             category=CATEGORY,
-            description="Loads several concepts, each with a switch, a strength and a bias of its own. The same as several Load "
-            "Concept nodes joined by Combine Concepts.",
+            description="Loads several concepts, each with its own switch, strength and bias. The same as several Load Concept "
+            "nodes joined by Combine Concepts.",
             search_aliases=["perfusion", "stack concepts", "lora stack", "load concepts"],
-            inputs=[page_input("concepts", "[]", "The rows as a JSON list. The node's own buttons fill it in; programs may too.")],
+            inputs=[page_input("concepts", "[]", "The rows as a JSON list. The buttons on the node fill it in; programs can too.")],
             outputs=[ConceptType.Output(display_name="concept", tooltip="All concepts that are switched on, for Apply Concept.")],
         )
 

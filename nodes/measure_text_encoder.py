@@ -96,8 +96,8 @@ class PerfusionCovariance(io.ComfyNode):
             node_id="PerfusionCovariance",
             display_name="Measure Text Encoder (Perfusion)",
             category=CATEGORY,
-            description="Measures how a text encoder spreads its encodings. Training does this by itself; use this node to bring "
-            "captions of your own. The result is kept for each text encoder.",
+            description="Measures how a text encoder spreads its encodings. Train Concept does this automatically; use this node "
+            "to supply your own captions. The result is kept for each text encoder.",
             search_aliases=["perfusion", "covariance"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),
@@ -105,10 +105,10 @@ class PerfusionCovariance(io.ComfyNode):
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="Captions, one a line; empty: varied ones that come with the pack.",
+                    tooltip="Captions, one per line. Empty: varied ones that come with the pack.",
                 ),
                 io.String.Input(
-                    "captions_file", default="", optional=True, tooltip="A text file in the input folder, one caption a line."
+                    "captions_file", default="", optional=True, tooltip="A text file in the input folder, one caption per line."
                 ),
                 io.Combo.Input(
                     "positions",
@@ -116,18 +116,19 @@ class PerfusionCovariance(io.ComfyNode):
                     default=host.UNPADDED,
                     optional=True,
                     advanced=True,
-                    tooltip="Which tokens of the captions are measured. unpadded: the words, with the start and one end. content: "
-                    "the words alone. all: the padding that fills up a prompt, too.",
+                    tooltip="Which tokens of the captions to measure. unpadded: the words, with the start token and one end "
+                    "token. content: only the words. all: also the padding that fills up a prompt.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that reads the encodings. Wan, LTX-Video and PixArt adapt them first and are needed here.",
+                    tooltip="The model that reads the encodings. Needed for Wan, LTX-Video and PixArt, which adapt the encodings "
+                    "first.",
                 ),
             ],
             outputs=[
-                CovarianceType.Output(display_name="covariance", tooltip="For Train Concept."),
-                io.String.Output(display_name="report", tooltip="How many tokens were seen, and the condition number."),
+                CovarianceType.Output(display_name="covariance", tooltip="For Train Concept or Import Concept."),
+                io.String.Output(display_name="report", tooltip="How many tokens were measured, and the condition number."),
             ],
         )
 

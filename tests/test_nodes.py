@@ -54,7 +54,7 @@ def alone(server: Server) -> str:
     images, masks = graph.pictures(2)
     train = graph.train(model, clip, vae, images, masks, steps=3, word_rate=0.01, edit_mode="none", trigger="<alone>")
     saved = graph.save([train, 0], "alone")
-    assert "a word alone" in server.run(graph.nodes)["outputs"][saved]["text"][0]
+    assert "only a word" in server.run(graph.nodes)["outputs"][saved]["text"][0]
     path = server.base / "models" / "perfusion" / "alone_00001.safetensors"
     embedding(server, "alone", **Concept.load(path).word)
     return path.name

@@ -99,15 +99,15 @@ def test_cards_keep_their_size_and_say_what_they_show(page: Page, visited: Serve
     page.wait(lambda: contrast(page, card) > 4.5, "a contrast that can be read in the light theme")
     page.tab.evaluate("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
     for name, sentence in (
-        ("zz-broken.safetensors", "This file is not a concept"),
-        ("gone.safetensors", "There is no concept of this name"),
-        ("(no concept saved yet)", "There is no concept yet"),
+        ("zz-broken.safetensors", "This file is not a usable concept"),
+        ("gone.safetensors", "There is no concept with this name"),
+        ("(no concept saved yet)", "There are no concepts yet"),
     ):
         page.ask(SET, node, "concept_name", name)
         page.wait(lambda sentence=sentence: sentence in card.inner_text(), sentence)
     page.tab.route("**/view_metadata/**", lambda route: route.abort())
     page.ask(SET, node, "concept_name", "demo-monster.safetensors")
-    page.wait(lambda: "The server does not answer" in card.inner_text(), "that the server is gone")
+    page.wait(lambda: "The server is not responding" in card.inner_text(), "that the server is gone")
     page.tab.unroute("**/view_metadata/**")
     page.errors.clear()  # the request that the test itself has cut off
     page.wait(lambda: "Holds no concept yet" in page.card(held).inner_text(), "the other card")

@@ -81,8 +81,8 @@ class PerfusionTrainingOptions(io.ComfyNode):
             node_id="PerfusionTrainingOptions",
             display_name="Training Options (Perfusion)",
             category=CATEGORY,
-            description="Further options for Train Concept: captions, pictures in their own shapes, cut-outs, previews of your "
-            "own, and a choice of the best step that looks at pictures. Its defaults are those of Train Concept.",
+            description="More options for Train Concept: captions, pictures in their own shapes, cut-outs, your own previews, and "
+            "choosing the best step by its images. The defaults are the same as without this node.",
             search_aliases=["perfusion", "captions", "training settings", "aspect ratio buckets"],
             is_input_list=True,
             inputs=[
@@ -90,8 +90,9 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="One line for each picture, in the pictures' order, with the trigger word in it: a photo of <my-teddy> "
-                    "on a wooden table. What a caption names stays out of the concept. Or a list of texts. Empty: none.",
+                    tooltip="One line for each picture, in the pictures' order, with the trigger word in it: a photo of "
+                    "<my-teddy> on a wooden table. What a caption names stays out of the concept. A list of texts works too. "
+                    "Empty: no captions.",
                 ),
                 io.Float.Input(
                     "captioned",
@@ -99,42 +100,42 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.1,
-                    tooltip="How often a picture is shown with its own caption; otherwise it comes with a template.",
+                    tooltip="How often a picture is shown with its own caption; otherwise it is shown with a template.",
                 ),
                 io.String.Input(
                     "templates",
                     default="",
                     multiline=True,
-                    tooltip="Training prompts of your own, one a line, with the trigger word or {} in each. Empty: the built-in "
-                    "ones, such as a photo of a {}.",
+                    tooltip="Your own training prompts, one per line, each with the trigger word or {}. Empty: the built-in ones, "
+                    "such as a photo of a {}.",
                 ),
                 io.Combo.Input(
                     "shape",
                     options=[SQUARE, WHOLE],
                     default=SQUARE,
-                    tooltip="square: the largest square around the thing is cut out of each picture. whole: pictures keep their "
-                    "shape, at about the same number of pixels; for wide and for tall things.",
+                    tooltip="square: crops the largest square around the object from each picture. whole: pictures keep their "
+                    "shape, at about the same number of pixels; for wide or tall objects.",
                 ),
                 io.Boolean.Input(
                     "invert_masks",
                     default=False,
-                    tooltip="On for cut-outs: Load Image gives a mask that is white where a picture is transparent. Off for masks "
-                    "that were painted in the mask editor.",
+                    tooltip="On for cut-outs: the mask from Load Image is white where a picture is transparent. Off for masks "
+                    "painted in the mask editor.",
                 ),
                 io.String.Input(
                     "preview_prompts",
                     default="",
                     multiline=True,
-                    tooltip="What previews show: one line for each picture, with the trigger word or {}. Empty: the concept on the "
+                    tooltip="What previews show: one line for each image, with the trigger word or {}. Empty: the concept on the "
                     "grass.",
                 ),
-                io.String.Input("preview_negative", default=usual.negative, tooltip="The negative prompt of previews."),
+                io.String.Input("preview_negative", default=usual.negative, tooltip="Negative prompt for previews."),
                 io.Int.Input(
                     "preview_steps",
                     default=usual.steps,
                     min=1,
                     max=200,
-                    tooltip="Steps of each preview: 4 to 8 for LCM, Lightning and Turbo checkpoints.",
+                    tooltip="Sampling steps for each preview: 4 to 8 for LCM, Lightning and Turbo checkpoints.",
                 ),
                 io.Float.Input(
                     "preview_cfg",
@@ -142,25 +143,26 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     min=0.0,
                     max=30.0,
                     step=0.5,
-                    tooltip="Guidance of previews: 1 to 2 for LCM, Lightning and Turbo checkpoints.",
+                    tooltip="Guidance for previews: 1 to 2 for LCM, Lightning and Turbo checkpoints.",
                 ),
-                io.Combo.Input("preview_sampler", options=samplers, default=usual.sampler, tooltip="Sampler of previews."),
-                io.Combo.Input("preview_scheduler", options=schedulers, default=usual.scheduler, tooltip="Scheduler of previews."),
+                io.Combo.Input("preview_sampler", options=samplers, default=usual.sampler, tooltip="Sampler for previews."),
+                io.Combo.Input("preview_scheduler", options=schedulers, default=usual.scheduler, tooltip="Scheduler for previews."),
                 io.Combo.Input(
                     "preset",
                     options=[AS_SET, *PRESETS],
                     default=AS_SET,
-                    tooltip="Fills the numbers of the Train Concept that this is connected to (steps, batch, size, rates, gate, "
-                    "flip, min_snr) with what suits a base. as set: leaves them as they are.",
+                    tooltip="Fills in the numbers of the connected Train Concept (steps, batch, size, rates, gate, flip, min_snr) "
+                    "with values that suit a base. as set: leaves them as they are.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="With keep set to best: the best step is the one whose pictures are like yours and still like what "
-                    "prompts ask for, as this model sees them, and not the one of the lowest loss. From Load CLIP Vision.",
+                    tooltip="With keep set to best: the best step is the one whose images, as this model sees them, are like your "
+                    "pictures and still like what the prompts ask for, instead of the one with the lowest loss. From Load CLIP "
+                    "Vision.",
                 ),
             ],
-            outputs=[TrainingOptionsType.Output(display_name="options", tooltip="For the socket options of Train Concept.")],
+            outputs=[TrainingOptionsType.Output(display_name="options", tooltip="For the options input of Train Concept.")],
         )
 
     @classmethod

@@ -93,18 +93,18 @@ class PerfusionTrain(io.ComfyNode):
             node_id="PerfusionTrain",
             display_name="Train Concept (Perfusion)",
             category=CATEGORY,
-            description="Teaches the model a concept from a few pictures: a word, and what the word means to each layer. The model "
-            "itself is not changed. A stopped training saves the concept so far, and goes on when the same graph is queued again.",
+            description="Trains a concept from a few pictures: a word, and what the word means to each layer. The model itself is "
+            "not changed. If you stop a training, the concept so far is saved; queue the same graph again to continue.",
             search_aliases=["perfusion", "personalize", "teach", "dreambooth", "textual inversion", "train lora"],
             is_input_list=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model to teach the concept to; it is left as it is."),
+                io.Model.Input("model", tooltip="The model to train the concept with; it is not changed."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input(
                     "images",
-                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. Of each, the "
-                    "largest square around the thing is taken.",
+                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. The largest "
+                    "square around the object is used from each.",
                 ),
                 io.String.Input(
                     "superclass", default="teddy", tooltip="The plain word for what the pictures show: teddy, cat, mug."
@@ -115,9 +115,13 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="The word that will stand for the concept in prompts, in angle brackets.",
                 ),
                 io.Int.Input(
-                    "steps", default=DEFAULTS.steps, min=1, max=100000, tooltip="Too many lose the prompt, too few the likeness."
+                    "steps",
+                    default=DEFAULTS.steps,
+                    min=1,
+                    max=100000,
+                    tooltip="Too many: prompts are no longer followed. Too few: the concept does not look like your pictures.",
                 ),
-                io.Int.Input("batch", default=DEFAULTS.batch, min=1, max=256, tooltip="Pictures a step."),
+                io.Int.Input("batch", default=DEFAULTS.batch, min=1, max=256, tooltip="Pictures per step."),
                 size_input(),
                 io.Int.Input(
                     "seed",
@@ -135,7 +139,8 @@ class PerfusionTrain(io.ComfyNode):
                     max=1.0,
                     step=1e-5,
                     round=False,
-                    tooltip="Learning rate of the word. High: the likeness comes sooner, but the word may run away from its kind.",
+                    tooltip="Learning rate of the word. If it is high, likeness comes sooner, but the word may drift away from "
+                    "its superclass.",
                 ),
                 io.Float.Input(
                     "output_rate",
@@ -154,7 +159,7 @@ class PerfusionTrain(io.ComfyNode):
                     max=2.0,
                     step=0.05,
                     advanced=True,
-                    tooltip="Bias of the gate while training.",
+                    tooltip="Bias of the gate during training.",
                 ),
                 io.Float.Input(
                     "train_temperature",
@@ -163,26 +168,26 @@ class PerfusionTrain(io.ComfyNode):
                     max=2.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Temperature of the gate while training.",
+                    tooltip="Temperature of the gate during training.",
                 ),
                 io.Combo.Input(
                     "lock",
                     options=[*LOCKS],
                     default=DEFAULTS.lock,
                     advanced=True,
-                    tooltip="local: where the word looks is locked to the superclass. trained: learned too; closer to the "
-                    "pictures, further from the prompt. word: learned, and changed at the trigger word alone; closest to the "
-                    "pictures, and nearer to the prompt than trained. Concepts of the last kind need this version of the pack.",
+                    tooltip="local: where the word looks is locked to the superclass. trained: it is learned too; closer to the "
+                    "pictures, further from the prompt. word: it is learned, but changed only at the trigger word; closest to the "
+                    "pictures, and closer to the prompt than trained. Concepts trained with word need this version of the pack.",
                 ),
                 io.Combo.Input(
                     "edit_mode",
                     options=[*MODES, NO_EDIT],
                     default=DEFAULTS.mode,
                     advanced=True,
-                    tooltip="The form of the edit; use the same in Apply Concept. static acts in every prompt, trigger word or "
-                    "not, as an exported LoRA does. none: no layer is edited and the word alone is learned (Textual Inversion); "
-                    "output_rate, lock, train_bias and train_temperature then have no effect, and word_rate is usually higher "
-                    "(0.0005 to 0.005 with SD1.5).",
+                    tooltip="The form of the edit; use the same one in Apply Concept. static acts in every prompt, with or "
+                    "without the trigger word, as an exported LoRA does. none: no layer is edited and only the word is learned "
+                    "(Textual Inversion); output_rate, lock, train_bias and train_temperature then have no effect, and word_rate "
+                    "is usually higher (0.0005 to 0.005 with SD1.5).",
                 ),
                 io.Float.Input(
                     "flip",
@@ -191,7 +196,7 @@ class PerfusionTrain(io.ComfyNode):
                     max=1.0,
                     step=0.1,
                     advanced=True,
-                    tooltip="How often pictures are mirrored; 0 for things with writing or a left and a right.",
+                    tooltip="How often pictures are mirrored; use 0 for objects with writing or a distinct left and right.",
                 ),
                 io.Int.Input(
                     "at_once",
@@ -199,14 +204,15 @@ class PerfusionTrain(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
-                    tooltip="Pictures of a batch that are computed at once: fewer need less memory and give the same result.",
+                    tooltip="How many pictures of a batch are computed at once; fewer need less memory and give the same result.",
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["auto", *PRECISIONS],
                     default="auto",
                     advanced=True,
-                    tooltip="Of the computation; what is learned is kept in float32. auto: bf16 where the device has it.",
+                    tooltip="Precision of the computation; what is learned is kept in float32. auto: bf16 if the device supports "
+                    "it.",
                 ),
                 io.Int.Input(
                     "preview_every",
@@ -214,7 +220,8 @@ class PerfusionTrain(io.ComfyNode):
                     min=0,
                     max=100000,
                     advanced=True,
-                    tooltip="Steps between pictures of the concept so far; the first is of the superclass. 0 for none.",
+                    tooltip="Steps between preview images of the concept so far; the first one shows the superclass. 0: no "
+                    "previews.",
                 ),
                 io.Float.Input(
                     "min_snr",
@@ -223,24 +230,25 @@ class PerfusionTrain(io.ComfyNode):
                     max=100.0,
                     step=0.5,
                     advanced=True,
-                    tooltip="Above 0 (5 is usual) what shapes a picture counts more than its finest grain; 0: the model's own "
+                    tooltip="Above 0 (5 is usual), what shapes an image counts more than its finest grain. 0: the model's own "
                     "loss.",
                 ),
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="One for each image, white where the object is; keeps backgrounds out of the concept.",
+                    tooltip="One for each picture, white where the object is; keeps backgrounds out of the concept.",
                 ),
                 CovarianceType.Input(
-                    "covariance", optional=True, tooltip="From Measure Text Encoder; without one it is made and kept."
+                    "covariance", optional=True, tooltip="From Measure Text Encoder; if not connected, it is measured and kept."
                 ),
                 io.String.Input(
                     "initial_word",
                     default=DEFAULTS.initial_word,
                     optional=True,
                     advanced=True,
-                    tooltip="What the word starts as: a plain word, or embedding:NAME of models/embeddings, which also says how "
-                    "many vectors it has; empty: the superclass. What it means to the layers starts at the superclass in any case.",
+                    tooltip="What the word starts as: a plain word, or embedding:NAME from models/embeddings, which also sets the "
+                    "number of its vectors. Empty: the superclass. What the word means to the layers always starts as the "
+                    "superclass.",
                 ),
                 io.Int.Input(
                     "save_every",
@@ -249,16 +257,16 @@ class PerfusionTrain(io.ComfyNode):
                     max=100000,
                     optional=True,
                     advanced=True,
-                    tooltip="Steps between concepts that are saved on the way, to models/perfusion/steps, so that the best can be "
-                    "chosen afterwards; 0 for none.",
+                    tooltip="Steps between concepts saved during training, to models/perfusion/steps, so that you can choose the "
+                    "best one later. 0: none.",
                 ),
                 io.Boolean.Input(
                     "target_gradient",
                     default=DEFAULTS.target_gradient,
                     optional=True,
                     advanced=True,
-                    tooltip="The word learns with the place where the edit acts, which moves with it; else that place counts as "
-                    "fixed within a step.",
+                    tooltip="On: the word also learns through the place where the edit acts, which moves with it. Off: that place "
+                    "counts as fixed within a step.",
                 ),
                 io.Combo.Input(
                     "keep",
@@ -266,9 +274,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=LAST,
                     optional=True,
                     advanced=True,
-                    tooltip=f"last: the concept that training ends with. best: the best one, looked at every {CHECKPOINT_EVERY} "
-                    "steps and told by the model itself: the one most like the pictures of those with which it still follows "
-                    "prompts. Takes about a quarter more time.",
+                    tooltip=f"last: the concept at the end of training. best: the best one, checked every {CHECKPOINT_EVERY} steps "
+                    "by the model itself: of those with which it still follows prompts, the one most like the pictures. Takes "
+                    "about a quarter more time.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -276,9 +284,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="auto: of at_once, as many pictures are computed at once as there is free memory for, and where it is "
-                    "very short parts of the model are computed twice, which takes a third longer. Or as a graphics card of this "
-                    "size needs it. The concept is the same.",
+                    tooltip="auto: as many pictures are computed at once as free memory allows, up to at_once; if memory is very "
+                    "short, parts of the model are computed twice, which takes a third longer. 6 GB to 12 GB: as a graphics card "
+                    "of that size needs. The concept is the same.",
                 ),
                 io.Float.Input(
                     "small",
@@ -288,21 +296,25 @@ class PerfusionTrain(io.ComfyNode):
                     step=0.1,
                     optional=True,
                     advanced=True,
-                    tooltip="How often the thing is shown in one half of the frame, at most half as large: for a concept that will "
-                    "stand beside another one, or far away.",
+                    tooltip="How often the object is shown in one half of the frame, at most half the frame's size: for a concept "
+                    "that will appear beside another one, or far away.",
                 ),
                 TrainingOptionsType.Input(
                     "options",
                     optional=True,
-                    tooltip="From Training Options: captions, shapes, cut-outs, previews, and a choice that looks at pictures.",
+                    tooltip="From Training Options: captions, shapes, cut-outs, previews, and choosing the best step by its "
+                    "images.",
                 ),
             ],
             outputs=[
-                ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it at once."),
+                ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it right away."),
                 io.Image.Output(display_name="loss_plot", tooltip="The loss over the steps."),
-                io.Image.Output(display_name="preview", tooltip="The concept on the grass."),
                 io.Image.Output(
-                    display_name="sheet", tooltip="The pictures of the concept that were shown on the way, side by side."
+                    display_name="preview", tooltip="The concept: one image for each preview prompt, by default one on the grass."
+                ),
+                io.Image.Output(
+                    display_name="sheet",
+                    tooltip="The preview images from the training, next to each other; a row for each preview prompt.",
                 ),
             ],
         )

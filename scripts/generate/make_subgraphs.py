@@ -47,7 +47,7 @@ def text(name: str, object_info: dict) -> str:
 
 def teach(sheet: Blueprint) -> None:
     """Train a concept from images and masks and save it, with the settings for SD1.5."""
-    sheet.description = "Teaches a concept from a few pictures and their masks, and saves it. The numbers are for SD1.5."
+    sheet.description = "Trains a concept from a few pictures and their masks, and saves it. The numbers are for SD1.5."
     sheet.aliases = ["perfusion", "train concept", "personalize", "dreambooth", "textual inversion"]
     links = {name: sheet.enter(name) for name in ("model", "clip", "vae", "images", "masks")}
     numbers = SD15["PerfusionTrain"]
@@ -61,7 +61,7 @@ def teach(sheet: Blueprint) -> None:
 
 def two_places(sheet: Blueprint) -> None:
     """Apply two concepts to a model, each with its own settings and region."""
-    sheet.description = "Draws two concepts in one picture, each in its own place. The numbers are for SD1.5."
+    sheet.description = "Puts two concepts into one image, each in its own place. The numbers are for SD1.5."
     sheet.aliases = ["perfusion", "regions", "combine concepts", "apply concept"]
     model, clip = sheet.enter("model"), sheet.enter("clip")
     numbers, chosen = SD15["PerfusionConceptSettings"], {}

@@ -70,10 +70,10 @@ def main() -> int:
     return 0
 
 
-SD15_NOTE = """The numbers here are for a checkpoint of **SD1.5**: choose yours in *Load Checkpoint*.
+SD15_NOTE = """The numbers here are for an **SD1.5** checkpoint: choose yours in *Load Checkpoint*.
 
-In *Load Image* choose pictures of your own. In *Load Concept* choose a concept of your own and write its trigger word into the
-prompts; `sd15_train_a_concept` makes one."""
+In *Load Image*, choose your own pictures. In *Load Concept*, choose your own concept and write its trigger word in the prompts; to
+make one, use `sd15_train_a_concept`."""
 
 
 def for_sd15(class_type: str, given: dict) -> dict:
@@ -100,19 +100,20 @@ def train_a_concept(sheet: Drawing) -> None:
     training(sheet, "monster")
     sheet.note(
         "How to",
-        """## Teach a concept
+        """## Train a concept
 
-1. **Pictures**: load four to ten pictures of one thing. Paint the thing in each with *Open in MaskEditor*, so that backgrounds
-stay out of the concept; or disconnect **masks**. The demo's pictures bring their masks.
+1. **Pictures**: load four to ten pictures of one object. Paint the object in each with *Open in MaskEditor*, so that backgrounds
+stay out of the concept; or disconnect **masks**. The demo's pictures come with their masks.
 2. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
-3. Queue. The concept is saved to `models/perfusion` and stands in *Load Concept* after a refresh (R).
+3. Queue. The concept is saved to `models/perfusion` and appears in *Load Concept* after a refresh (R).
 
-A stopped training keeps the concept so far under `steps`, and goes on when the same graph is queued again."""
+If you stop a training, the concept so far is kept under `steps`. Queue the same graph again to continue."""
         + advice(
             sheet,
             """
 
-The numbers here are for the small demo base, which draws 96 pixels. With an SD1.5 checkpoint take `sd15_train_a_concept`.""",
+The numbers here are for the small demo base, whose images have 96 pixels a side. With an SD1.5 checkpoint, use
+`sd15_train_a_concept`.""",
         ),
         0,
         560,
@@ -138,23 +139,23 @@ def train_with_captions(sheet: Drawing) -> None:
         "How to",
         """## Captions and other options
 
-*Training Options* plugs into **options** of *Train Concept*.
+Connect *Training Options* to **options** of *Train Concept*.
 
-- **captions**: one line for each picture, in the order of the pictures, with the trigger word in it. Write down what should not
+- **captions**: one line for each picture, in the order of the pictures, with the trigger word in it. Describe what should not
 become part of the concept, such as the place. The captions here describe the demo's pictures. **captioned** below 1 mixes in the
 templates.
-- **invert_masks**: on for cut-outs, pictures with a transparent background; off for masks from the mask editor, as here.
+- **invert_masks**: on for cut-outs (pictures with a transparent background), off for masks from the mask editor, as here.
 - **shape** *whole*: wide and tall pictures keep their shape instead of being cropped to a square.
-- **preview_prompts**: one preview for each line; here the sheet has two rows. For an LCM or Turbo checkpoint set
-**preview_steps** to 4 to 8, **preview_cfg** to 1 to 2, and the sampler and scheduler of that checkpoint.
-- **clip_vision**: connect *Load CLIP Vision* and set **keep** of *Train Concept* to *best*. The best step is then chosen by
-pictures instead of by the loss.
+- **preview_prompts**: one preview for each line; here the sheet has two rows. For an LCM or Turbo checkpoint, set **preview_steps**
+to 4 to 8, **preview_cfg** to 1 to 2, and the sampler and scheduler that suit the checkpoint.
+- **clip_vision**: connect *Load CLIP Vision* and set **keep** of *Train Concept* to *best*. The best step is then chosen by its
+images instead of by the loss.
 - **preset**: fills in the settings of *Train Concept* for SD1.5, SD2, SDXL or the demo's base."""
         + advice(
             sheet,
             """
 
-The numbers here are for the small demo base. With an SD1.5 checkpoint take `sd15_train_with_captions`, and write captions for
+The numbers here are for the small demo base. With an SD1.5 checkpoint, use `sd15_train_with_captions`, and write captions for
 your own pictures.""",
         ),
         0,
@@ -176,12 +177,12 @@ def use_concepts(sheet: Drawing) -> None:
 Write its trigger word where you would write the plain word: `a photo of a <my-monster> on the grass`. Weights such as
 `(<my-monster>:1.2)` work too.
 
-**bias** decides between likeness and prompt: lower it for more of the concept, raise it for more of the prompt. Several
-concepts: join them with *Combine Concepts*, or put one *Apply Concept* after another."""
+**bias** balances likeness against the prompt: lower it for more of the concept, raise it for more of the prompt. To use several
+concepts, join them with *Combine Concepts*, or put one *Apply Concept* after another."""
         + advice(
             sheet,
-            """ With an SD1.5 checkpoint, take an empty
-latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
+            """ With an SD1.5 checkpoint, use an
+empty latent of 512 × 512 pixels, **bias** 0.6 and **temperature** 0.15.""",
         ),
         0,
         560,
@@ -200,14 +201,14 @@ def share_a_workflow(sheet: Drawing) -> None:
     draw(sheet, base, applied[0], applied[1], positive[0], 1170)
     sheet.note(
         "How to",
-        """## A workflow that brings its concept
+        """## A workflow that contains its concept
 
-*Concept in Workflow* holds a concept inside the workflow itself. Choose one of yours under **hold**; the node says how large it is,
-and a click on its trigger word copies it. Save the workflow, or drag a picture made with it onto another ComfyUI: it draws the
-same there, with no concept file.
+*Concept in Workflow* stores a concept inside the workflow itself. Choose one of yours under **hold**; the node shows its size.
+Click the trigger word to copy it. Save the workflow, or drag an image made with it onto another ComfyUI: it gives the same image
+there, without a concept file.
 
-Whoever has the picture has the concept: share only what you may share. *Save Concept* puts an author and a licence into the file,
-and the node shows them.""",
+Everyone who has the image has the concept: share only what you are allowed to share. *Save Concept* stores an author and a licence
+in the file, and this node shows them.""",
         0,
         560,
         260,
@@ -231,14 +232,14 @@ def compare_settings(sheet: Drawing) -> None:
         "How to",
         """## Find the settings that suit a concept
 
-Each row has one of the **biases**, each column one of the temperatures in **values**; **seeds** pictures stand side by side. Take
-the cell that you like best and type its numbers into *Concept Settings*.
+Each row has one of the **biases**, each column one of the temperatures in **values**. **seeds** is the number of images in each
+cell. Pick the cell you like best and type its numbers into *Concept Settings*.
 
-Set **across** to strength and **values** to `0, 0.5, 1` to see the model without the edit beside it. Only sampling is repeated:
-prompts are encoded once. At most 100 pictures."""
+Set **across** to strength and **values** to `0, 0.5, 1` to compare with the model without the edit. Only sampling is repeated;
+prompts are encoded once. At most 100 images."""
         + advice(
             sheet,
-            """ With an SD1.5 checkpoint, take an empty latent of 512 × 512 pixels, **biases** of
+            """ With an SD1.5 checkpoint, use an empty latent of 512 × 512 pixels, **biases** of
 `0.45, 0.6, 0.75` and **values** of `0.1, 0.15, 0.2`.""",
         ),
         0,
@@ -261,15 +262,15 @@ def find_the_bias(sheet: Drawing) -> None:
         "How to",
         """## Let the model find the bias
 
-*Find Bias* asks the model what it foresees for this prompt with the concept's word and with the plain word, and takes the lowest
-**bias**, where the concept shows most, at which the prompt still does to the picture what it does with the plain word. The chart
-shows how far the prompt is followed at each bias.
+*Find Bias* compares the model's predictions for this prompt with the concept's word and with the plain word. It picks the
+lowest **bias**, where the concept shows most, at which the prompt still has the effect on the image that it has with the plain
+word. The chart shows how closely the prompt is followed at each bias.
 
-**followed** is how far it must be: lower it for more of the concept. It costs about as much as drawing a few pictures."""
+**followed** sets how closely it must be followed: lower it for more of the concept. The node costs about as much as generating a
+few images."""
         + advice(
             sheet,
-            """ With an
-SD1.5 checkpoint, take **size** 512 and an empty latent of 512 × 512 pixels.""",
+            """ With an SD1.5 checkpoint, use **size** 512 and an empty latent of 512 × 512 pixels.""",
         ),
         0,
         340,
@@ -291,12 +292,12 @@ def measure_a_text_encoder(sheet: Drawing) -> None:
         "How to",
         """## Captions of your own
 
-A concept's gate tells how alike words are by how the text encoder spreads its encodings over captions. *Train Concept* measures
-that by itself, over captions that come with the pack. Where you teach things of a special field, or prompt in a special way, type
-**captions** of your own here, one a line, or name a text file in the input folder in **captions_file**: hundreds, and varied,
-for words are told apart only where the captions have shown how.
+A concept's gate judges how similar words are by how the text encoder spreads its encodings over captions. *Train Concept* measures
+this automatically, over captions that come with the pack. If you train concepts from a special field, or prompt in a special way,
+enter your own **captions** here, one per line, or name a text file in the input folder in **captions_file**. Use hundreds of varied
+captions: words can be told apart only along directions that occur in them.
 
-The result is kept, for each text encoder and set of captions; what was taught with it carries all that it needs.""",
+The result is kept for each text encoder and set of captions. Concepts trained with it contain everything they need.""",
         0,
         560,
         260,
@@ -327,18 +328,18 @@ def import_a_concept(sheet: Drawing) -> None:
         """## Import a concept
 
 1. Put the other implementation's file (.pt, .pth, .ckpt or .bin) into `models/perfusion`, press R, and choose it in *Import
-Concept*. Known are the files of **perfusion-pytorch** and of **ChenDarYen's Key-Locked-Rank-One-Editing**.
-2. Load a checkpoint of the base that it was taught to, and type a **trigger** and the **superclass**.
-3. Queue. *Save Concept* writes it as `imported_00001`; from then on use *Load Concept*.
+Concept*. Files of **perfusion-pytorch** and of **ChenDarYen's Key-Locked-Rank-One-Editing** are supported.
+2. Load a checkpoint of the base that the concept was trained on, and enter a **trigger** and the **superclass**.
+3. Queue. *Save Concept* writes it as `imported_00001`; from then on, use *Load Concept*.
 
-Without such a file, `python -m scripts.generate.foreign_file`, in the environment that `scripts/demo.py` made, writes the demo's
-concept as `monster.pt` in the form of perfusion-pytorch.
+If you have no such file, run `python -m scripts.generate.foreign_file` in the environment that `scripts/demo.py` set up. It writes
+the demo's concept as `monster.pt` in the format of perfusion-pytorch.
 
-Where they were taught, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same."""
+Where such concepts were trained, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same
+results."""
         + advice(
             sheet,
-            """ The values
-here are for the small demo base.""",
+            """ The values here are for the small demo base.""",
         ),
         0,
         340,
@@ -362,13 +363,13 @@ def export_a_concept(sheet: Drawing) -> None:
         "How to",
         """## Export a concept
 
-Queue: a LoRA goes to `models/loras`, an embedding to `models/embeddings`, each with a counter, and the *Export Concept* node says
-how near the LoRA comes to the concept. A LoRA cannot tell whether a prompt names the concept: it acts a little in every prompt,
-and **bias** and **strength** stay as they were when it was written. The two pictures show both, from one seed.
+Queue: a LoRA is written to `models/loras` and an embedding to `models/embeddings`, each with a counter, and the *Export Concept*
+node reports how closely the LoRA approximates the concept. A LoRA cannot tell whether a prompt names the concept: it acts a little
+in every prompt, and **bias** and **strength** stay as they were when it was written. The two images show both, from one seed.
 
-**To use them without Perfusion**: press R, put a *Load LoRA* node between checkpoint and sampler with **strength_model** 1 and
-a **strength_clip** of 0, and write the embedding's word in a usual *CLIP Text Encode*, with a space before and after it: `a photo
-of a embedding:monster_00001 on the grass`. The LoRA is made for the model that stands here, with its LoRAs if it has some.""",
+**To use them without Perfusion**: press R, put a *Load LoRA* node between the checkpoint and the sampler with **strength_model** 1
+and **strength_clip** 0, and write the embedding's word in an ordinary *CLIP Text Encode*, with a space before and after it:
+`a photo of a embedding:monster_00001 on the grass`. The LoRA is made for the model connected here, including any LoRAs on it.""",
         0,
         710,
         300,
@@ -381,20 +382,20 @@ def teach_a_word_alone(sheet: Drawing) -> None:
     training(sheet, "monster-word", **ALONE)
     sheet.note(
         "How to",
-        """## Teach a word alone
+        """## Train only a word
 
-With **edit_mode** *none* no layer of the model is edited and the word is all that is learned: Textual Inversion. What you get is
-loaded, combined and applied as any concept is; bias and temperature have no say in it.
+With **edit_mode** *none*, no layer of the model is edited and only the word is learned: Textual Inversion. You can load, combine
+and apply the result like any concept; bias and temperature have no effect on it.
 
-**initial_word** is what the word starts as: empty for the superclass, another plain word, or `embedding:NAME` of
-`models/embeddings`, to go on from an embedding that you have. More words or more vectors to begin with make a longer word.
+**initial_word** is what the word starts as: empty for the superclass, another plain word, or `embedding:NAME` from
+`models/embeddings`, to continue from an embedding you have. Starting from more words or more vectors makes a longer word.
 
-Good rates lie between 0.0005 and 0.005 with SD1.5."""
+Good rates are between 0.0005 and 0.005 with SD1.5."""
         + advice(
             sheet,
             """
 
-The numbers here are for the small demo base. With an SD1.5 checkpoint take `sd15_teach_a_word_alone`.""",
+The numbers here are for the small demo base. With an SD1.5 checkpoint, use `sd15_teach_a_word_alone`.""",
         ),
         0,
         560,
@@ -416,11 +417,11 @@ def lock_keys_globally(sheet: Drawing) -> None:
         "How to",
         """## Two ways to lock keys
 
-Keys decide where words look in the picture, values what they bring. *CLIP Text Encode* locks the concept's own keys to its plain
-word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the picture is laid
-out just as the plain prompt's would be. If less of the concept shows than you like, lower its **bias**.
+Keys decide where words look in the image, values what they bring. *CLIP Text Encode* locks the concept's own keys to its plain
+word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the image is laid
+out just as with the plain prompt. If less of the concept shows than you like, lower its **bias**.
 
-Both nodes may stand in one graph; without a trigger word they give the same.""",
+You can use both nodes in one graph; without a trigger word they give the same result.""",
         0,
         560,
         230,
@@ -449,12 +450,12 @@ def see_attention(sheet: Drawing) -> None:
         "How to",
         """## See where words look
 
-*Watch Attention* goes between the model and any sampler; pictures stay the same to the bit. *Show Attention* needs what the sampler
-gave, so that it knows which picture is meant.
+Put *Watch Attention* between the model and any sampler; the images stay bit-identical. *Show Attention* needs the sampler's latents
+to know which image is meant.
 
-A label such as `<demo-monster> 12.2 % gate 0.98` says that this share of all attention went to the word, and that the concept's
-gate opens to 0.98 at it. A few per cent are usual: most attention goes to the start and to the tokens after the words. The masks
-can be used as any others.""",
+A label such as `<demo-monster> 12.2 % gate 0.98` gives the word's share of all attention and how far the concept's gate opens at
+it. A few per cent are usual: most attention goes to the start and to the tokens after the words. You can use the masks like any
+others.""",
         0,
         560,
         230,
@@ -472,13 +473,13 @@ def train_without_painting(sheet: Drawing) -> None:
     sheet.add("PreviewImage", 1460, 360, 380, "The concept", images=train[2])
     sheet.note(
         "How to",
-        """## Teach a concept without painting masks
+        """## Train a concept without painting masks
 
-*Find Object* reads from the checkpoint's own attention where its **word** is in each picture, and shows the masks. If one of
+*Find Object* uses the checkpoint's own attention to find what its **word** names in each picture, and shows the masks. If one of
 them is wrong, try another **seed** or paint that one. No other model is needed.
 
 Look at the masks before you train for long."""
-        + advice(sheet, """ With an SD1.5 checkpoint take `sd15_train_without_painting`."""),
+        + advice(sheet, """ With an SD1.5 checkpoint, use `sd15_train_without_painting`."""),
         0,
         560,
         200,
@@ -499,11 +500,12 @@ def inspect_gates(sheet: Drawing) -> None:
         "How to",
         """## Is it working?
 
-*Inspect Gates* looks at the prompt and the model that go to a sampler, and samples nothing. It says how far each concept's gate
-opens at each word; which trigger word is missing; whether two concepts fight over a word; how much of the layers' keys and
-values the edit changes; and what LoRAs and other patches do beside it.
+*Inspect Gates* examines the prompt and the model that go into a sampler, without sampling an image. It shows how far each concept's
+gate opens at each word, which trigger word is missing, whether two concepts fight over a word, how much of the layers' keys and
+values the edit changes, and what LoRAs and other patches do.
 
-A gate of nearly 0 at its own word: lower the **bias**. Open at all other words too: raise it, or lower the **temperature**.""",
+If a gate is nearly 0 at its own word, lower the **bias**. If it is also open at all other words, raise the bias or lower
+the **temperature**.""",
         0,
         560,
         230,
@@ -524,14 +526,14 @@ def use_two_concepts(sheet: Drawing) -> None:
         "How to",
         """## Two concepts in one picture
 
-Concepts are taught apart and used together, as many as you like. In *Load Concepts* each has a row: a switch, its file, a
-strength and a bias (empty: the concept's own). If one takes over the other's place, give each a region (*two_places*), or raise its
-**bias**."""
+You train concepts separately and use any number of them together. In *Load Concepts* each has a row: a switch, its file, a strength
+and a bias (empty: the concept's own). If one takes the other's place, give each a region (see `two_places`), or raise
+its **bias**."""
         + advice(
             sheet,
             """
 
-The demo base draws two characters side by side, in a picture twice as wide.""",
+The demo base draws two characters next to each other, in an image twice as wide.""",
         ),
         0,
         560,
@@ -551,9 +553,9 @@ def two_places(sheet: Drawing) -> None:
         "How to",
         """## Two concepts, two places
 
-Each concept's **region** is a mask: there alone its word is looked at and its edit made. Here the left half is the monster's and
-the right half the robot's; paint your own with *Load Image (as Mask)* or any mask node. A concept without a region may show
-everywhere.""",
+Each concept's **region** is a mask: its word is looked at and its edit applied only there. Here the left half is for the monster
+and the right half for the robot; make your own masks with *Load Image (as Mask)* or any mask node. A concept without a region may
+show everywhere.""",
         0,
         560,
         170,
@@ -579,12 +581,12 @@ def schedule_a_concept(sheet: Drawing) -> None:
         "How to",
         """## When a concept acts
 
-On the way from noise, 0, to picture, 1, layout is decided first and detail last. *Concept Schedule* says from where to where the
-concept acts; before and after, its word alone does. **start_percent** 0.3 leaves the layout more to the word and the rest of the
-prompt. **bias_change** is how much the **bias** rises from start to end: here the concept has the say at first and the prompt in
-the end; below 0 it is the other way round. If it falls far, backgrounds are lost.
+On the way from noise (0) to image (1), layout is decided first and detail last. *Concept Schedule* sets when the concept starts and
+stops acting; before and after, only its word acts. **start_percent** 0.3 leaves more of the layout to the word and the rest of the
+prompt. **bias_change** is how much the **bias** rises from start to end: here the concept dominates at first and the prompt at the
+end; below 0 it is the other way round. If the bias falls far, backgrounds are lost.
 
-All three samplers have one seed and one prompt. The schedule belongs to this graph; *Save Concept* does not store it.""",
+All three samplers use the same seed and prompt. The schedule belongs to this graph; *Save Concept* does not store it.""",
         0,
         560,
         260,
@@ -606,11 +608,11 @@ def keep_layout(sheet: Drawing) -> None:
     sample(sheet, base, model, name[0], negative[0], 1170, "The concept by itself", first[1])
     sheet.note(
         "How to",
-        """## Keep a picture's layout
+        """## Keep an image's layout
 
-The first picture is drawn with the plain word. *Keep Layout* draws the next one in its layout: where the words that both prompts
-share look is taken from the first picture (Prompt-to-Prompt). **end** says how long: 1 keeps most, 0.5 leaves the concept more of
-its own shape. All three samplers have one seed, one sampler and one number of steps.""",
+The first image is generated with the plain word. *Keep Layout* generates the next one in its layout: words that both prompts share
+look where they looked in the first image (Prompt-to-Prompt). **end** sets for how long: 1 keeps most, 0.5 leaves the concept more
+of its own shape. All three samplers use the same seed, sampler and number of steps.""",
         0,
         560,
         200,
@@ -643,15 +645,15 @@ def keep_layout_of_a_picture(sheet: Drawing) -> None:
         shown(sheet, base, drawn, 1910, title)
     sheet.note(
         "How to",
-        """## Keep the layout of a picture that you have
+        """## Keep the layout of a picture you have
 
-*Picture to noise* runs the sampler backwards (*FlipSigmas*, **cfg** 1, no noise added) with a prompt that says what the picture
-shows: it finds the noise that this picture could have been drawn from. From that noise *Keep Layout* draws the concept in the
-picture's place. *The picture again* shows how much was kept on the way; with more steps it is more. A low **cfg** keeps more too.
+*Picture to noise* runs the sampler backwards (*FlipSigmas*, **cfg** 1, no noise added) with a prompt that describes the picture. It
+finds noise from which this picture could have been generated. From that noise, *Keep Layout* generates the concept in the layout of
+the picture. *The picture again* shows how much was kept on the way; more steps keep more, and so does a low **cfg**.
 
-The shorter way is *VAE Encode* and a usual *KSampler* with **denoise** at 0.6: then *Watch Attention* and *Keep Layout* go there as
-in `keep_layout`."""
-        + advice(sheet, """ With an SD1.5 checkpoint scale the picture to 512 × 512."""),
+A shorter way is *VAE Encode* and an ordinary *KSampler* with **denoise** at 0.6; connect *Watch Attention* and *Keep Layout* to it
+as in `keep_layout`."""
+        + advice(sheet, """ With an SD1.5 checkpoint, scale the picture to 512 × 512."""),
         0,
         560,
         290,
