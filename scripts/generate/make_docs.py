@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from demo.world import SIDE as WORLD
 from scripts.generate import foreign_file
 from scripts.generate.make_workflows import MONSTER
-from scripts.harness.demo_job import read, tile
+from scripts.harness.demo_job import PROMPTS, read, tile
 from scripts.harness.server import Server
 from scripts.harness.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt
 from scripts.setup import bootstrap, steps
@@ -49,9 +50,11 @@ class Press:
         named = [node for name in shown for node in find_nodes(workflow, name)]
         return [path for node in named for path in self.server.outputs(history, node["id"], kind)]
 
-    def use(self, concept: str, prompt: str, seed: int) -> Path:
-        """Generate an image with a concept, by the workflow use_concepts."""
+    def use(self, concept: str, prompt: str, seed: int, **settings: float) -> Path:
+        """Generate an image with a concept, by the workflow use_concepts; it is twice as wide if the prompt is for two things."""
         changes = {("PerfusionLoadConcept", "concept_name"): concept, ("Prompt", "text"): prompt, ("KSampler", "seed"): seed}
+        changes |= {("EmptyLatentImage", "width"): WORLD * (1 + prompt.count(" and a "))}
+        changes |= {("PerfusionConceptSettings", name): value for name, value in settings.items()}
         return self.run("use_concepts", "SaveImage", changes=changes)[0]
 
 
@@ -66,6 +69,37 @@ def main() -> int:
             steps.say(f"  {draw.__name__}.png")
             draw(press).save(PICTURES / f"{draw.__name__}.png", optimize=True)
     return 0
+
+
+def in_short(press: Press) -> Image.Image:
+    """The README's picture: the training pictures, and the concept in other places, its keys learned at the word."""
+    widgets = {("PerfusionTrain", "lock"): "word", ("PerfusionSaveConcept", "filename_prefix"): "in-short"}
+    press.run("train_a_concept", changes=widgets)
+    concept = max((press.server.base / "models" / "perfusion").glob("in-short_*.safetensors")).name
+    given = [press.server.base / "input" / f"monster-{i}.png" for i in range(4)]
+    asked = ("{} on the beach", "{} in the snow", "a sad {} at night", "{} with a balloon", "{} under water", "{} and a robot")
+    prompts = [*PROMPTS[:5], "a photo of a {} and a robot on the beach"]
+    drawn = [press.use(concept, prompt.format("<my-monster>"), 1, bias=0.5) for prompt in prompts]
+    return before_and_after(given, [text.format("<my-monster>") for text in asked], drawn)
+
+
+def before_and_after(given: list[Path], labels: list[str], drawn: list[Path]) -> Image.Image:
+    """Lay out four pictures at the left, and six images with their labels at the right, the last one twice as wide."""
+    tall, font = 144, ImageFont.load_default(15)
+    left = 2 * (tall + MARGIN) + 64
+    page = Image.new("RGB", (left + 4 * (tall + MARGIN) + MARGIN, 2 * (tall + LABEL + MARGIN) + LABEL), "white")
+    pen = ImageDraw.Draw(page)
+    pen.text((MARGIN, 4), "four pictures of one monster", "black", font)
+    pen.text((left, 4), "the concept in new prompts", "black", font)
+    for i, path in enumerate(given):
+        page.paste(tile(path, tall), (MARGIN + i % 2 * (tall + MARGIN), LABEL + i // 2 * (tall + LABEL + MARGIN)))
+    middle = left - 40, page.height // 2
+    pen.polygon([(middle[0] - 12, middle[1] - 16), (middle[0] + 16, middle[1]), (middle[0] - 12, middle[1] + 16)], "black")
+    for i, (path, label) in enumerate(zip(drawn, labels, strict=True)):
+        place = left + (i % 4 if i < 4 else i - 4) * (tall + MARGIN), LABEL + i // 4 * (tall + LABEL + MARGIN)
+        page.paste(tile(path, tall), place)
+        pen.text((place[0], place[1] + tall + 2), label, "black", ImageFont.load_default(13))
+    return page
 
 
 def compare_settings(press: Press) -> Image.Image:
@@ -199,6 +233,7 @@ def sheet(rows: list[list[Path]], labels: list[str]) -> Image.Image:
 
 
 DRAWN: list[Callable[[Press], Image.Image]] = [
+    in_short,
     compare_settings,
     find_the_bias,
     import_a_concept,
