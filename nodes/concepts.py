@@ -127,7 +127,7 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
 def concept_of(data: str) -> Concept:
     """Decode the concept stored in a workflow; raises PerfusionError if `data` is empty or not a concept."""
     if not data:
-        raise PerfusionError("Concept in Workflow holds no concept yet; choose one in the node.")
+        raise PerfusionError("Concept in Workflow contains no concept yet; choose one in the node.")
     return Concept.from_text(data, "The concept in this workflow")
 
 
@@ -137,7 +137,7 @@ def content_of(name: str) -> bytes:
     Concept.from_bytes(content, name)
     if 4 * -(-len(content) // 3) > MAX_TEXT:
         raise PerfusionError(
-            f"{name} has {len(content) // 1024} KB, more than the {MAX_TEXT * 3 // 4 // 1024} that a workflow may hold; share the "
+            f"{name} has {len(content) // 1024} KB, more than the limit of {MAX_TEXT * 3 // 4 // 1024} KB in a workflow; share the "
             "file instead."
         )
     return content
@@ -232,7 +232,7 @@ class PerfusionSaveConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         """Save the concept."""
         if len(concept) != 1:
-            raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
+            raise PerfusionError(f"Save Concept takes one concept, but {len(concept)} came combined; save each one separately.")
         saved = signed(concept[0], author, license)
         listed = save(saved, filename_prefix, overwrite, PRECISIONS[precision])
         return io.NodeOutput(listed, ui=shown(f"saved as {listed}\n{describe(saved)}", perfusion_saved=listed))
@@ -306,7 +306,10 @@ class PerfusionConceptSettings(io.ComfyNode):
             settings["region"] = region.reshape(-1, *region.shape[-2:])[0].float().cpu().clamp(0, 1)
         if trigger.strip():
             if len(concept) != 1:
-                raise PerfusionError("A trigger word can be given to one concept at a time; several came combined.")
+                raise PerfusionError(
+                    "A trigger word can only be set for a single concept, but several came combined; set it before Combine "
+                    "Concepts."
+                )
             settings["trigger"] = trigger.strip()
         return io.NodeOutput(tuple(one.with_settings(**settings) for one in concept))
 

@@ -56,9 +56,9 @@ def check_prefix(prefix: str) -> str:
     """Return the file name that the user typed, stripped; raises PerfusionError if it is empty or leads out of the folder."""
     prefix = prefix.strip()
     if not prefix:
-        raise PerfusionError("A name for the file is needed; type one into filename_prefix.")
+        raise PerfusionError("The file needs a name; type one into filename_prefix.")
     if Path(prefix).is_absolute() or ".." in Path(prefix).parts:
-        raise PerfusionError(f"The file cannot be saved outside of ComfyUI's own folder, as {prefix!r} asks; give a name alone.")
+        raise PerfusionError(f"The file cannot be saved outside ComfyUI's own folder, where {prefix!r} leads; give only a name.")
     return prefix
 
 

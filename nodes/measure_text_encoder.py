@@ -50,7 +50,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
         try:
             return Covariance.load(path)
         except PerfusionError as error:
-            log.warning("%s It is made anew.", error)
+            log.warning("%s The text encoder is measured again.", error)
     host.prepare_clip(clip)
     if texts is None:
         texts = shipped_captions(max(1000, host.width_of(model) if model is not None else host.encoding_width(clip)))

@@ -129,9 +129,9 @@ def lines_of(texts: Iterable[str]) -> list[str]:
     found = []
     for i, line in enumerate(line for text in texts for line in text.splitlines()):
         if i == MOST:
-            raise PerfusionError(f"There are more than {MOST} lines of captions; give fewer of them.")
+            raise PerfusionError(f"There are more than {MOST} lines of captions; use fewer.")
         if len(line) > LONGEST:
-            raise PerfusionError(f"A caption has {len(line)} characters, more than the {LONGEST} of one; write one a line.")
+            raise PerfusionError(f"A caption has {len(line)} characters, more than the limit of {LONGEST}; write one per line.")
         found.append(line.strip())
     return list(filter(None, found))
 
@@ -146,10 +146,10 @@ def in_file(folder: Path, name: str) -> list[str]:
     try:
         # The name is examined first: on Windows, merely looking for a path such as //host/share connects to that host.
         if not (stays_inside(name) and path.is_file() and path.resolve().is_relative_to(folder.resolve())):
-            raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one a line.")
+            raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one per line.")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise PerfusionError(f"{shown(path)} has {size} bytes, more than the {MAX_BYTES} that captions may have; shorten it.")
+            raise PerfusionError(f"{shown(path)} has {size} bytes, more than the limit of {MAX_BYTES} for captions; shorten it.")
         with path.open(encoding="utf-8") as file:
             return lines_of(file)
     except PerfusionError:

@@ -66,7 +66,8 @@ def check_trigger(trigger: str) -> str:
     """
     if not is_trigger(trigger):
         raise PerfusionError(
-            f"A trigger word is a name in angle brackets, of letters, digits, - and _, such as <my-teddy>; {trigger[:80]!r} is not."
+            f"A trigger word must be a name of letters, digits, - and _ in angle brackets, such as <my-teddy>; {trigger[:80]!r} is "
+            "not."
         )
     return trigger
 
@@ -160,7 +161,8 @@ class Concept:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise PerfusionError(
-                    f"{shown(path)} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
+                    f"{shown(path)} was not saved: {name} contains a number that {dtype} cannot represent; save in float32, or "
+                    "train with lower learning rates."
                 )
         held = quantize(tensors, list(self.layers.values()), dtype) if whole else tensors
         write(path, held, self._metadata(), overwrite)
@@ -210,13 +212,11 @@ class Concept:
         Raises:
             PerfusionError: the text is too long, is not base64, or does not encode a file that `load` would accept.
         """
-        require(
-            len(text) <= MAX_TEXT, Path(name), f"it is a text of {len(text)} characters, more than the {MAX_TEXT} that it may have"
-        )
+        require(len(text) <= MAX_TEXT, Path(name), f"it has {len(text)} characters, more than the limit of {MAX_TEXT}")
         try:
             content = base64.b64decode(text, validate=True)
         except (ValueError, binascii.Error):
-            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from None
+            raise PerfusionError(f"{name} cannot be used: it is not valid base64.") from None
         return cls.from_bytes(content, name)
 
     @classmethod

@@ -115,7 +115,7 @@ def unpack_layers(text: str, path: Path) -> dict[str, int]:
         require(width > 0 and bool(stem or not found[1].startswith(".")), path, unreadable)
         name = stem + found[1] if found[1].startswith(".") else found[1]
         layers[name + (end if end != "." else "")] = width
-    require(len(layers) == len(entries), path, "its list of layers names one twice")
+    require(len(layers) == len(entries), path, "its list of layers contains a layer twice")
     return layers
 
 
@@ -123,32 +123,32 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
     """Raise PerfusionError about the file `path` unless its tensors are those of a concept with these layers."""
     words = {name for name in tensors if re.fullmatch(r"word\.\w{1,40}", name)}
     outputs = {"target_outputs_v", "target_outputs_k"} & set(tensors)
-    require(bool(layers) or not outputs, path, "it holds target outputs, but its list of layers is empty")
+    require(bool(layers) or not outputs, path, "it contains target outputs, but its list of layers is empty")
     needed = {"target_input", "probe", "superclass_encoding"} | ({"target_outputs_v"} if layers else set())
     missing, extra = needed - set(tensors), set(tensors) - words - needed - {"target_outputs_k"}
     require(not missing, path, f"it lacks the tensor {', '.join(sorted(missing))}")
-    require(not extra, path, f"it holds tensors that no concept has: {repr(sorted(extra))[1:200]}")
+    require(not extra, path, f"it contains tensors that do not belong to a concept: {repr(sorted(extra))[1:200]}")
     require(bool(words), path, "it lacks a learned word")
     for name in sorted(words):
         shape = tuple(tensors[name].shape)
         good = len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= 8192
-        require(good, path, f"{name} has the shape {shape} where (1 to {MAX_VECTORS}, at most 8192) was expected")
-    require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words differ in their number of vectors")
+        require(good, path, f"{name} has the shape {shape} instead of (1 to {MAX_VECTORS}, at most 8192)")
+    require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words have different numbers of vectors")
     width, total = tensors["target_input"].numel(), sum(layers.values())
     expected = {name: total if name.startswith("target_outputs") else width for name in set(tensors) - words}
     for name, size in sorted(expected.items()):
         shape = tuple(tensors[name].shape)
         good = shape == (size,) or (shape == (POSITIONS, size) and name.startswith("target_outputs"))
-        require(good, path, f"{name} has the shape {shape} where ({size},) was expected")
+        require(good, path, f"{name} has the shape {shape} instead of ({size},)")
     for name, tensor in tensors.items():
-        require(tensor.dtype in DTYPES, path, f"{name} holds {tensor.dtype} where float16, bfloat16 or float32 was expected")
+        require(tensor.dtype in DTYPES, path, f"{name} contains {tensor.dtype} instead of float16, bfloat16 or float32")
     product = float(tensors["probe"].float() @ tensors["target_input"].float())
-    require(0 < product < float("inf"), path, "its probe does not fit its target input")
+    require(0 < product < float("inf"), path, "its probe does not match its target input")
 
 
 def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -> bool:
     """Return whether keys are edited at the concept's own word alone; raise PerfusionError about the file `path` if malformed."""
-    require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only place that it may name")
+    require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only value that it may have")
     require(text is None or "target_outputs_k" in tensors, path, f"it has {KEYS_AT}, but no trained keys")
     return text is not None
 

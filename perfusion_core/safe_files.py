@@ -61,7 +61,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         require(path.is_file(), path, "there is no such file")
         size = path.stat().st_size
-        require(size <= max_bytes, path, f"it has {size} bytes, more than the {max_bytes} that such a file may have")
+        require(size <= max_bytes, path, f"it has {size} bytes, more than the limit of {max_bytes} for such a file")
         return path.read_bytes()
     except OSError as error:
         raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
@@ -84,7 +84,7 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
     Raises:
         PerfusionError: the bytes are broken, or hold NaN, infinity, other dtypes or too many dimensions.
     """
-    broken = "it is not a whole safetensors file; it may be cut off or of another kind"
+    broken = "it is not a complete safetensors file; it may be cut off, or another kind of file"
     require(len(content) >= 8, path, broken)
     (length,) = struct.unpack("<Q", content[:8])
     require(length <= min(MAX_HEADER, len(content) - 8), path, broken)
@@ -97,9 +97,11 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
     require(isinstance(metadata, dict), path, broken)
     for name, tensor in tensors.items():
         told = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
-        require(tensor.dtype in dtypes, path, f"{told} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
-        require(tensor.ndim <= MAX_DIMENSIONS, path, f"{told} has {tensor.ndim} dimensions")
-        require(bool(tensor.isfinite().all()), path, f"{told} holds NaN or infinity")
+        require(tensor.dtype in dtypes, path, f"{told} contains {tensor.dtype}, not floating-point numbers of 16 to 64 bits")
+        require(
+            tensor.ndim <= MAX_DIMENSIONS, path, f"{told} has {tensor.ndim} dimensions, more than the limit of {MAX_DIMENSIONS}"
+        )
+        require(bool(tensor.isfinite().all()), path, f"{told} contains NaN or infinity")
     return tensors, metadata
 
 

@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 from .safe_files import require
 
-BROKEN = "it is not a whole file of torch.save; it may be cut off or of another kind"
+BROKEN = "it is not a complete file of torch.save; it may be cut off, or another kind of file"
 LEGACY = (
-    "it is not a whole file of torch.save as torch 1.6 and newer write it, but one of an older format; if you trust it, load it in "
-    "Python and save it again"
+    "it is in an older format than torch.save has written since torch 1.6; if you trust it, load it in Python and save it again"
 )
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that files of torch before 1.6 begin with."""
@@ -63,7 +62,7 @@ class Archive:
         count, length, start = self._end(file.seek(0, 2))
         entries = self._directory(count, length, start)
         unpacked = sum(entry.size for entry in entries)
-        require(unpacked <= max_bytes, path, f"it unpacks to more than the {max_bytes} bytes that a concept may have")
+        require(unpacked <= max_bytes, path, f"it unpacks to more than {max_bytes} bytes, the limit for a concept")
         starts = self._starts(entries, start)
         folders = [entry.name.removesuffix(b"data.pkl") for entry in entries if entry.name.endswith(b"/data.pkl")]
         self._require(len(folders) == 1 and all(entry.name.startswith(folders[0]) for entry in entries))

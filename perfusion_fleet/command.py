@@ -33,23 +33,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(*f"Failed: {error}".splitlines())
         return REFUSED
     except KeyboardInterrupt:
-        say("Interrupted. Run the same command again: what is saved is kept, and trainings go on from their last 25th step.")
+        say(
+            "Interrupted. Run the same command again: saved concepts are kept, and trainings continue from their last checkpoint, "
+            "made every 25 steps."
+        )
         return STOPPED
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="perfusion-train", description="Teaches many concepts, on Ray; see docs/fleet.md.")
+    made = argparse.ArgumentParser(prog="perfusion-train", description="Trains many concepts on Ray; see docs/fleet.md.")
     for name, told in {
-        "concepts": {"type": Path, "help": "a folder with a folder of pictures for each, or a .csv or .json table"},
-        "--checkpoint": {"required": True, "help": "the model to teach, as Load Checkpoint lists it"},
-        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default the one in whose custom_nodes this pack lies"},
-        "--models": {"type": Path, "help": "the folder with models/, ComfyUI's --base-directory; by default that of ComfyUI"},
-        "--out": {"type": Path, "help": "where concepts and index go; by default models/perfusion/NAME, NAME of the concepts"},
-        "--workers": {"type": int, "help": "how many train side by side; by default one a graphics card, or one a machine"},
-        "--cpu": {"action": "store_true", "help": "train on processors"},
-        "--address": {"default": "local", "help": "of a Ray cluster, such as auto or HOST:6379; by default this machine"},
-        "--precision": {"choices": PRECISIONS, "default": "half", "help": "of the files, as in Save Concept"},
+        "concepts": {"type": Path, "help": "a folder with a sub-folder of pictures for each concept, or a .csv or .json table"},
+        "--checkpoint": {"required": True, "help": "the checkpoint to train on, as Load Checkpoint lists it"},
+        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default the one whose custom_nodes contains this pack"},
+        "--models": {
+            "type": Path,
+            "help": "the folder that contains models/, ComfyUI's --base-directory; by default ComfyUI's folder",
+        },
+        "--out": {
+            "type": Path,
+            "help": "where to write concepts and index; by default models/perfusion/NAME, with the name of CONCEPTS",
+        },
+        "--workers": {
+            "type": int,
+            "help": "how many concepts to train in parallel; by default one per graphics card, or one per machine with --cpu",
+        },
+        "--cpu": {"action": "store_true", "help": "train on CPUs"},
+        "--address": {"default": "local", "help": "address of a Ray cluster, such as auto or HOST:6379; by default this machine"},
+        "--precision": {"choices": PRECISIONS, "default": "half", "help": "precision of the files, as in Save Concept"},
     }.items():
         made.add_argument(name, **told)
     return made
@@ -64,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("ray") is None:
         raise PerfusionError(f"perfusion-train needs Ray; install it with: {sys.executable} -m pip install -e '{ROOT}[fleet]'")
     if options.workers is not None and options.workers < 1:
-        raise PerfusionError(f"A fleet needs at least 1 worker; --workers said {options.workers}.")
+        raise PerfusionError(f"A fleet needs at least 1 worker, but --workers is {options.workers}.")
     from perfusion_fleet import schedule
 
     comfyui = host_folder(options.comfyui)
@@ -85,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         schedule.ray.shutdown()
     index.write(out, entries)
     failed = sum(each.state == index.FAILED for each in entries)
-    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; index.md there tells of all.")
+    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; index.md there lists them all.")
     return SOME_FAILED if failed else DONE
 
 
@@ -98,7 +110,7 @@ def host_folder(named: Path | None) -> Path:
     told = named or (Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else ROOT.parents[1])
     folder = told.expanduser().resolve()
     if not (folder / "main.py").is_file():
-        raise PerfusionError(f"{folder} is no folder of ComfyUI: it holds no main.py; name the one that is with --comfyui.")
+        raise PerfusionError(f"{folder} is not ComfyUI's folder: it contains no main.py; name the right one with --comfyui.")
     return folder
 
 

@@ -13,7 +13,7 @@ from ...perfusion_core import PerfusionError
 NOT_PUBLIC = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 """Ends of names that no public name server answers for."""
 REFUSED = (
-    "Concepts are given to a page that is open at localhost, at an IP address, at a name without a dot, or over https; open "
+    "Concepts are only sent to a page that is open at localhost, at an IP address, at a name without a dot, or over https; open "
     "ComfyUI in one of these ways."
 )
 

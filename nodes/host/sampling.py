@@ -38,8 +38,8 @@ def latents_of(vae: VAE, model: ModelPatcher, pixels: Tensor) -> Tensor:
     encoded = torch.cat([vae.encode(each[None]) for each in pixels]) if video else vae.encode(pixels)
     if not encoded.isfinite().all():
         raise PerfusionError(
-            "The VAE made latents that are not numbers, as some do in half precision; start ComfyUI with --fp32-vae, or load "
-            "another VAE with Load VAE."
+            "The VAE returned NaN or infinity, as some do in half precision; start ComfyUI with --fp32-vae, or load another VAE "
+            "with Load VAE."
         )
     return model.model.process_latent_in(encoded.to(torch.float32))
 
@@ -53,7 +53,7 @@ def decoded(vae: VAE, latents: Tensor) -> Tensor:
 def check_vae(vae: VAE | None) -> None:
     """Raise PerfusionError if there is no VAE; loaders give none, or an empty one, for a file that holds none."""
     if vae is None or vae.first_stage_model is None:
-        raise PerfusionError("There is no VAE: the checkpoint holds none; load one with Load VAE.")
+        raise PerfusionError("No VAE: the checkpoint does not contain one; load one with Load VAE.")
 
 
 def pixels_per_latent(model: ModelPatcher) -> int:

@@ -77,16 +77,16 @@ class Checkpoints:
             # In this order: while the checkpoint is there, so is the best concept, if there is one at all.
             best = Concept.load(folder / self.best_path.name) if (folder / self.best_path.name).exists() else None
             named, told = read(folder / self.path.name, MAX_CHECKPOINT)
-            require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it is of another version")
+            require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it was made by another version")
             state = TrainingState.from_tensors(named, fresh.target_input.device)
         except PerfusionError as error:
-            log.warning("%s Training starts anew.", error)
+            log.warning("%s Training starts over.", error)
             return fresh
         shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (state, fresh)]
         if shapes[0] != shapes[1]:
             return fresh
         self.best = best
-        log.info("Training goes on from step %d.", state.step)
+        log.info("Training continues from step %d.", state.step)
         return state
 
     def keep(self, state: TrainingState) -> None:
@@ -117,7 +117,7 @@ class Checkpoints:
         try:
             finished.keep(self.path.parent, (self.path.name, self.best_path.name), write_files)
         except (OSError, PerfusionError) as error:
-            log.warning("The training is done, but its files could not be put away: %s", error)
+            log.warning("The training is done, but its files could not be kept: %s", error)
 
     def _folders(self) -> Iterator[Path]:
         """Yield the folders in which this training's files may lie.
@@ -136,7 +136,7 @@ def unless_unwritable(what: str) -> Iterator[None]:
     try:
         yield
     except PerfusionError as error:
-        log.warning("%s Training goes on without %s.", error, what)
+        log.warning("%s Training continues without %s.", error, what)
 
 
 def judgement_of(concept: Concept) -> Judgement | PictureJudgement:

@@ -80,8 +80,8 @@ def warn_of_inverted(pictures: list[Sized], inverted: bool) -> None:
     looks = [training_pictures.looks_inverted(mask) for group in pictures for mask in group.masks]
     if 2 * sum(looks) > len(looks):
         log.warning(
-            "%d of %d masks are white along the rim and black in the middle: they look inverted, and the concept would be what is "
-            "around the thing. Turn invert_masks %s in Training Options; cut-outs need it on, masks of the mask editor off.",
+            "%d of %d masks are white along the rim and black in the middle: they look inverted, and training would learn what "
+            "is around the object. Turn invert_masks %s in Training Options; cut-outs need it on, masks from the mask editor off.",
             sum(looks),
             len(looks),
             "off" if inverted else "on",

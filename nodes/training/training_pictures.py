@@ -105,7 +105,7 @@ def prepare(
         raise PerfusionError("Training needs at least one picture of the concept; connect some to images.")
     for i, picture in enumerate(pictures):
         if not picture.isfinite().all():
-            raise PerfusionError(f"Picture {i + 1} of {len(pictures)} holds values that are not numbers; leave it out.")
+            raise PerfusionError(f"Picture {i + 1} of {len(pictures)} contains NaN or infinity; leave it out.")
     if marks and len(marks) != len(pictures):
         raise PerfusionError(
             f"There are {len(pictures)} images and {len(marks)} masks; give one mask for each image, or none at all."
@@ -119,8 +119,8 @@ def prepare(
     for i, (_, mark) in enumerate(made):
         if mark.max() <= 0:
             raise PerfusionError(
-                f"Mask {i + 1} of {len(made)} has nothing in the middle square of its picture, which is what training takes; paint "
-                "one thing, or crop the picture to it."
+                f"Mask {i + 1} of {len(made)} is empty in the middle square of its picture, which is the part that training uses; "
+                "paint one thing, or crop the picture to it."
             )
     buckets = {to: tuple(i for i, each in enumerate(shapes) if each == to) for to in shapes}
     return [Sized(which, *(torch.stack([made[i][part] for i in which]) for part in (0, 1))) for which in buckets.values()]

@@ -78,7 +78,7 @@ def as_templates(texts: Sequence[str], trigger: str, what: str) -> tuple[str, ..
     for i, text in enumerate(texts):
         where = f"{what} {i + 1} of {len(texts)}"
         if len(text) > MAX_CAPTION:
-            raise PerfusionError(f"{where} has {len(text)} characters, more than the {MAX_CAPTION} it may have; shorten it.")
+            raise PerfusionError(f"{where} has {len(text)} characters, more than the limit of {MAX_CAPTION}; shorten it.")
         parts = "".join("{}" if mentions(each, trigger) else doubled(each) for each in pieces(text.replace("{}", trigger)))
         if parts.replace("{{", "").count("{}") != 1:
             raise PerfusionError(f"{where} should name the concept once, as {trigger}: {text[:80]!r}.")

@@ -196,7 +196,8 @@ def gradients_in_range(
             return sums, seen, loss
         if scale <= 1 or not math.isfinite(loss):
             raise PerfusionError(
-                f"Training stopped at step {state.step + 1}: the loss is no longer a number. Use a higher precision or lower rates."
+                f"Training stopped at step {state.step + 1}: the loss is no longer a number. Use a higher precision or lower "
+                "learning rates."
             )
         state.scale /= 2
 
@@ -205,7 +206,7 @@ def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) 
     """Return the sentence that says which learned tensors the loss does not depend on, which would never learn."""
     layers = [*state.values, *state.keys]
     without = [layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None]
-    where = f"{len(without)} of {len(layers)} edited layers, the first is {without[0]}" if without else "the prompt's encoding"
+    where = f"{len(without)} of {len(layers)} edited layers (the first is {without[0]})" if without else "the prompt's encoding"
     return (
         f"Training stopped at step {state.step + 1}: no gradient reached {where}. A patch of this model replaces its attention or "
         "computes it in a way that cannot be differentiated; train on the model without that patch."

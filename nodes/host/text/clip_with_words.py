@@ -42,10 +42,12 @@ class ClipWithWords(CLIP):
         """Return a sentence for each trigger word that a prompt means and that will not be read as one."""
         triggers, superclasses = [c.trigger for c in self.stack], {word_key(c.superclass) for c in self.stack}
         bare = [trigger for trigger in bare_triggers(text, triggers) if word_key(trigger)[1:-1] not in superclasses]
-        lines = [f"A prompt says {trigger[1:-1]} without brackets, which is no trigger word: write {trigger}." for trigger in bare]
+        lines = [
+            f"A prompt contains {trigger[1:-1]} without brackets, which is not a trigger word: write {trigger}." for trigger in bare
+        ]
         if any("tokenize_with_weights" in vars(part) for part in encoders_of(self).values()):
             lines += [
-                f"A node pack reads prompts with a tokenizer of its own, which does not know {trigger}: encode this prompt with "
+                f"A node pack reads prompts with its own tokenizer, which does not know {trigger}: encode this prompt with "
                 "CLIP Text Encode."
                 for trigger in triggers
                 if has_trigger(text, trigger)
@@ -129,7 +131,10 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
             if name not in concept.word or concept.word[name].shape[1] != tokenizer.embedding_size:
                 taught = ", ".join(f"{name} (width {vectors.shape[1]})" for name, vectors in concept.word.items())
                 found = ", ".join(f"{name} (width {each.embedding_size})" for name, each in encoders.items())
-                raise PerfusionError(f"{concept.trigger} was taught to the text encoders {taught}; this CLIP has {found}.")
+                raise PerfusionError(
+                    f"{concept.trigger} was trained on the text encoders {taught}, but this CLIP has {found}; connect the CLIP of "
+                    "a matching checkpoint."
+                )
     cloned = clip.clone()
     cloned.__class__ = ClipWithWords
     # Vectors are recognised by their storage, so no two words may share one, not even one concept under two trigger words.

@@ -111,6 +111,6 @@ def _same(token: int | Tensor, other: int | Tensor) -> bool:
 
 def _unaligned(lengths: Mapping[str, int]) -> PerfusionError:
     return PerfusionError(
-        f"With {' and '.join(lengths)} replaced by the superclass this long prompt breaks at another word, so that keys and values "
+        f"With {' and '.join(lengths)} replaced by the superclass, this long prompt breaks at another word, so keys and values "
         "would not line up; shorten it, or encode it with CLIP Text Encode."
     )

@@ -55,8 +55,8 @@ def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     regional = any(concept.region is not None for concept in applied.stack)
     if not family.controlled and (regional or applied.recorder is not None or applied.layout is not None):
         raise PerfusionError(
-            f"Regions and attention maps are for Stable Diffusion 1, 2 and XL, and this model is {family.name}; give its concepts "
-            "no region, and leave out Watch Attention and Keep Layout."
+            f"Regions and attention maps work with Stable Diffusion 1, 2 and XL, but this model is {family.name}; give its "
+            "concepts no region, and leave out Watch Attention and Keep Layout."
         )
     # Detects concepts that do not fit together now, not in the middle of a graph.
     applied.edits(torch.device("cpu"))
@@ -87,7 +87,9 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
         return model
     before = get_perfusion_state(model) or PerfusionState()
     if before.stack and before.mode != mode:
-        raise PerfusionError(f"This model carries concepts in the edit mode {before.mode!r}; apply further ones in the same mode.")
+        raise PerfusionError(
+            f"This model already has concepts in the edit mode {before.mode!r}; apply further ones in the same mode."
+        )
     return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
 
 
@@ -117,12 +119,10 @@ def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) ->
     """
     before = get_perfusion_state(model) or PerfusionState()
     if not before.stack:
-        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+        raise PerfusionError("This model has no concepts; connect the model from Apply Concept.")
     known = [word_key(concept.trigger) for concept in before.stack]
     if trigger and word_key(trigger) not in known:
-        raise PerfusionError(
-            f"This model carries no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}."
-        )
+        raise PerfusionError(f"This model has no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}.")
     chosen = [not trigger or each == word_key(trigger) for each in known]
     changed = (c.with_settings(**settings) if chose else c for c, chose in zip(before.stack, chosen, strict=True))
     return model_with(model, replace(before, stack=tuple(concept for concept in changed if concept.strength > 0)))

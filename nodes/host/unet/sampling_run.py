@@ -92,7 +92,7 @@ def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) ->
     edit, numbers = applied.everywhere(encoding.device), read(encoding)
     for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers):
         log.warning(
-            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, so that it no longer says what it names; %s "
+            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, which no longer records what it names; %s "
             "acts where a token resembles its own word.",
             trigger,
         )
@@ -110,18 +110,18 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
             continue
         if not applied.report.calls:
             lines.append(
-                f"The concept {trigger} is applied but did not act, nor can any: the model is run by {by}, which leaves out what "
-                "Apply Concept adds to it; remove that node pack, or the node of it that patches the model."
+                f"The concept {trigger} is applied but did not act, and no concept can: the model is run by {by}, which skips what "
+                "Apply Concept adds to it; remove that node pack, or its node that patches the model."
             )
         elif i not in applied.report.reached:
             lines.append(
                 f"The concept {trigger} is applied but did not act: its part of the run ({schedule.start:g} to {schedule.end:g}) "
-                "holds no step of this sampler; widen it in Concept Schedule, or take more steps."
+                "contains no step of this sampler; widen it in Concept Schedule, or use more steps."
             )
         elif trigger in named:
             lines.append(
-                f"A prompt names {trigger}, but its gate stayed closed in this run: the word weighs too little in the prompt, or a "
-                "node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far it opens."
+                f"A prompt names {trigger}, but its gate stayed closed in this run: the word has too little weight in the prompt, "
+                "or a node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far it opens."
             )
         else:
             lines.append(
@@ -164,8 +164,8 @@ def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Wi
                 f"The region of {concept.trigger} is {width} by {height} pixels and is stretched over a picture of "
                 f"{8 * size[1]} by {8 * size[0]}: "
                 + ("it is turned on its side, as a photo's mask may be; " if turned else "")
-                + "paint it on a picture of the same shape. Where the picture is drawn in parts, this node does not say which one "
-                "it draws."
+                + "paint it on a picture of the same shape. If the picture is sampled in parts, this node does not report which "
+                "part it samples."
             )
     return lines
 
