@@ -140,7 +140,7 @@ def in_file(folder: Path, name: str) -> list[str]:
     """Return the captions in a UTF-8 text file of a folder, as `lines_of` does.
 
     Raises:
-        PerfusionError: the name leads out of the folder, or the file is missing, too large or no UTF-8 text.
+        PerfusionError: the name leads out of the folder, or the file is missing, too large or not UTF-8 text.
     """
     path = folder / name
     try:
@@ -154,5 +154,5 @@ def in_file(folder: Path, name: str) -> list[str]:
             return lines_of(file)
     except PerfusionError:
         raise
-    except (OSError, ValueError) as error:  # the latter for bytes that are no UTF-8, and for names that no file can have
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a name that no file can have
         raise PerfusionError(f"{shown(path)} is not a readable UTF-8 text file; save the captions as plain text.") from error

@@ -2,8 +2,8 @@
 
 A concept is stored as one safetensors file with the tensors `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, if keys were trained, `target_outputs_k` [Σ m], with the layers
-concatenated in the order of `layers` in the metadata; `keys_at` there says that trained keys are edited at the concept's own word
-alone. Target outputs that differ by token position are [77, Σ m] instead. A concept that is a word alone has no target outputs and
+concatenated in the order of `layers` in the metadata; `keys_at` there marks trained keys that are edited only at the concept's own
+word. Target outputs that differ by token position are [77, Σ m] instead. A concept that is only a word has no target outputs and
 an empty `layers`. Tensors of eight and of four bits come with scales (see `quantization`). All metadata values are text, as the
 format requires.
 """
@@ -73,7 +73,7 @@ def check_trigger(trigger: str) -> str:
 
 
 def search_words(metadata: Mapping[str, object]) -> tuple[str, str]:
-    """Return the trigger word and the superclass in a file's metadata; empty where it is none that a concept can have."""
+    """Return the trigger word and the superclass from a file's metadata; empty where a concept cannot have the value."""
     trigger, superclass = metadata.get("modelspec.trigger_phrase"), metadata.get("superclass")
     named = isinstance(trigger, str) and is_trigger(trigger)
     known = isinstance(superclass, str) and len(superclass) <= SUPERCLASS_LENGTH
@@ -82,7 +82,7 @@ def search_words(metadata: Mapping[str, object]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept learned for one base family: a word with its edit of each layer, or a word alone.
+    """A concept learned for one base family: a word with its edit of each layer, or only a word.
 
     Attributes:
         trigger: the word that stands for it in prompts, `<name>`.
@@ -92,10 +92,10 @@ class Concept:
         target_input: i*, [d].
         probe: C⁻¹ i*, up to a factor, [d]; sim(e) = ⟨probe, e⟩ / ⟨probe, i*⟩.
         superclass_encoding: mean encoding of the superclass word in the training prompts, [d].
-        values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty for a word alone (Textual
+        values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty if the concept is only a word (Textual
             Inversion), which edits no layer.
         keys: layer -> o*_K, likewise, if keys were trained; empty if they are locked.
-        keys_at_word: whether keys, which were trained, are edited at the concept's own word alone; see `Edit.keys_at_word`.
+        keys_at_word: whether the trained keys are edited only at the concept's own word; see `Edit.keys_at_word`.
         bias: β at inference.
         temperature: τ at inference.
         strength: share of the edit that is applied, between 0 and 1.
@@ -104,7 +104,7 @@ class Concept:
         region: where in the picture the concept may appear, [H, W] in 0…1 of any size; None for everywhere. It is a setting of
             one graph and is not stored in files.
         details: further ModelSpec metadata: "author", "license", "description" and the like.
-        schedule: in which part of a run it acts, and how its bias changes meanwhile; as the region, it is not stored in files.
+        schedule: in which part of a run it acts, and how its bias changes over it; like the region, it is not stored in files.
     """
 
     trigger: str
@@ -128,7 +128,7 @@ class Concept:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Layer -> width m of its projections; empty for a word alone."""
+        """Layer -> width m of its projections; empty if the concept is only a word."""
         return {layer: output.shape[-1] for layer, output in self.values.items()}
 
     def with_settings(self, **settings: str | float | Tensor | Schedule) -> "Concept":

@@ -22,11 +22,12 @@ FORMAT = "perfusion"
 
 
 VERSIONS = FIRST, AT_WORD_SINCE = "1", "2"
-"""The versions that can be read. A concept is written in the first one that can hold it, so that older packs can read it too."""
+"""The versions that can be read. A concept is written in the oldest one that can represent it, so that older packs can read it
+too."""
 
 
 KEYS_AT, WORD = "keys_at", "word"
-"""The metadata entry, and its only value, of a concept whose trained keys are edited at its own word alone; since AT_WORD_SINCE."""
+"""The metadata entry, and its only value, for trained keys that are edited only at the concept's own word; since AT_WORD_SINCE."""
 
 
 MAX_BYTES = 16 * 2**20
@@ -69,11 +70,11 @@ NUMBERS = {
     *("steps", "batch", "word_rate", "output_rate", "bias", "temperature", "flip", "small", "seed", "min_snr"),
     *("loss", "held_out_loss", "followed", "likeness", "prompted", "clip_layer"),
 }
-"""Training metadata of this pack that are numbers."""
+"""Training metadata of this pack whose values are numbers."""
 
 
 TEXTS = {"lock", "mode", "initial_word"}
-"""Training metadata of this pack that are texts."""
+"""Training metadata of this pack whose values are texts."""
 
 
 def pack_layers(widths: Mapping[str, int]) -> str:
@@ -147,7 +148,7 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
 
 
 def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -> bool:
-    """Return whether keys are edited at the concept's own word alone; raise PerfusionError about the file `path` if malformed."""
+    """Return whether keys are edited only at the concept's own word; raise PerfusionError about the file `path` if malformed."""
     require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only value that it may have")
     require(text is None or "target_outputs_k" in tensors, path, f"it has {KEYS_AT}, but no trained keys")
     return text is not None
@@ -165,10 +166,10 @@ def parse_gate(text: str, path: Path) -> tuple[float, float, float]:
 
 
 def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
-    """Return the settings of the training; raise PerfusionError about the file `path` if it is no object of texts and numbers.
+    """Return the settings of the training; raise PerfusionError about the file `path` unless it is an object of texts and numbers.
 
-    They are for people to read, and a concept works without them. So what cannot be what its name says (see `sensible`) is left
-    out, and the concept is not refused for it. All numbers that are returned are finite as floats.
+    They are for people to read, and a concept works without them. So a value that does not fit its name (see `sensible`) is left
+    out instead of refusing the concept. All returned numbers are finite as floats.
     """
     try:
         training = json.loads(text)
@@ -180,10 +181,10 @@ def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
 
 
 def sensible(name: str, value: str | int | float) -> bool:
-    """Return whether a value of the training metadata is of its name's type, and finite if it is a number."""
+    """Return whether a value of the training metadata has the type that its name requires, and is finite if it is a number."""
     if isinstance(value, str):
         return name not in NUMBERS
-    # False for NaN, and exact for a whole number that no float can hold, which float() would raise for.
+    # False for NaN. Exact for integers that are too large for a float, for which float() would raise.
     finite = -sys.float_info.max <= value <= sys.float_info.max
     return finite and name not in TEXTS and not (name in NUMBERS and isinstance(value, bool))
 
@@ -191,7 +192,7 @@ def sensible(name: str, value: str | int | float) -> bool:
 def parse_preview(text: str | None, path: Path) -> bytes:
     """Return the JPEG bytes of the preview, empty if `text` is None; raise PerfusionError about the file `path` if invalid.
 
-    Its size is read from its header, before anyone decodes it. Whether it can be decoded as a whole is not examined.
+    Its size is read from its header, before anything decodes it. Whether the rest can be decoded is not checked.
     """
     if text is None:
         return b""

@@ -92,7 +92,7 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        # Not with its cause: the library quotes the file in its error, which the host prints as it is.
+        # Without its cause: the library quotes the file in its error, which the host prints unescaped.
         raise PerfusionError(f"{shown(path)} cannot be used: {broken}.") from None
     require(isinstance(metadata, dict), path, broken)
     for name, tensor in tensors.items():
@@ -149,13 +149,13 @@ def _in_order(content: bytes, metadata: Mapping[str, str]) -> bytes:
 def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
     """Write a file atomically; raise as `write` does.
 
-    Who may read it is up to the user: the umask for a new file, and for one that is replaced, whatever that one allowed. A file
-    that was made private stays private, as if it were written in place.
+    The user decides who may read it: a new file follows the umask, and a replaced file keeps the old one's permissions. A file that
+    was made private stays private, as if it were written in place.
     """
     scratch = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The system applies the umask. Asking for it would mean changing it, in all threads.
+        # The system applies the umask. Reading it would mean changing it, for all threads.
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             if overwrite:
@@ -182,7 +182,7 @@ def _take_mode(scratch: Path, path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode) & 0o777 | 0o600
     except FileNotFoundError:
         return
-    if mode != stat.S_IMODE(scratch.stat().st_mode):  # some file systems know one mode alone, and refuse to set any
+    if mode != stat.S_IMODE(scratch.stat().st_mode):  # some file systems have only one mode, and refuse to set any
         os.chmod(scratch, mode)
 
 

@@ -36,7 +36,7 @@ def combine(*stacks: Stack) -> Stack:
 
 
 def with_outputs(stack: Stack) -> Stack:
-    """Return the concepts that edit layers, without those that are a word alone."""
+    """Return the concepts that edit layers, without those that are only a word."""
     return tuple(concept for concept in stack if concept.values)
 
 

@@ -1,4 +1,4 @@
-"""What a concept is taught from: pictures in buckets of one size each, and the prompts that go with them."""
+"""What a concept is trained from: pictures in buckets of one size each, and the prompts that go with them."""
 
 import random
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Lesson:
-    """All that a concept is taught from.
+    """Everything that a concept is trained from.
 
     Attributes:
         buckets: the pictures; those of a step come from the same bucket.
@@ -87,7 +87,7 @@ def as_templates(texts: Sequence[str], trigger: str, what: str) -> tuple[str, ..
 
 
 def pieces(text: str) -> list[str]:
-    """Split a text into what may be a trigger word and what is between."""
+    """Split a text into possible trigger words and what is between them."""
     found, end = [], 0
     for each in MENTION.finditer(text):
         found += [text[end : each.start()], each[0]]

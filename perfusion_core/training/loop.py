@@ -81,7 +81,7 @@ class BatchSample:
     noise: Tensor
     small: Tensor
     texts: Sequence[str]
-    """The texts that `prompts` counts in."""
+    """The texts that `prompts` indexes."""
 
     def forms(self) -> Tensor:
         """Return the index of the form in which each picture is used, int [B]: unchanged, mirrored, small, small and mirrored."""
@@ -115,7 +115,7 @@ class BatchSample:
         prompts = torch.randint(len(templates), (min(count, 2),), generator=generator).repeat(count)[:count]
         time = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         noise = torch.randn(count, *latents.shape[1:], generator=generator)
-        # What came later is drawn last, so that it does not affect the other choices.
+        # Draw newer options last, so that older seeds keep giving the same choices.
         small = torch.rand(count, generator=generator) < settings.small
         if captions:
             prompts = torch.where(torch.rand(count, generator=generator) < captioned, len(templates) + pictures, prompts)
@@ -203,7 +203,7 @@ def gradients_in_range(
 
 
 def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) -> str:
-    """Return the sentence that says which learned tensors the loss does not depend on, which would never learn."""
+    """Return the sentence that says which learned tensors the loss does not depend on, and which would therefore never learn."""
     layers = [*state.values, *state.keys]
     without = [layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None]
     where = f"{len(without)} of {len(layers)} edited layers (the first is {without[0]})" if without else "the prompt's encoding"
