@@ -15,7 +15,7 @@ log = logging.getLogger("perfusion")
 
 
 def warn_of_layers(stack: Stack, clip: CLIP) -> None:
-    """Say which concepts were taught with another layer of the text encoder than the one that it is set to."""
+    """Warn of concepts that were trained on another layer of the text encoder than the one it is set to."""
     layer = host.clip_layer(clip)
     for concept in stack:
         taught = concept.training.get("clip_layer", layer)

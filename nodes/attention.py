@@ -114,7 +114,7 @@ def requested_words(text: str, run: host.SamplingRun) -> list[str]:
     """Return the requested words as the prompts spell them; without a request, the first MOST words other than START.
 
     Raises:
-        PerfusionError: if a word is in no prompt, or if no prompt carries its words.
+        PerfusionError: if a word is in no prompt, or if no prompt's encoding records its words.
     """
     there = run.words()
     if not there:

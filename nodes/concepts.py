@@ -47,7 +47,7 @@ def concept_output(concept: Concept, **more: str) -> io.NodeOutput:
 
 
 def shown(text: str, **more: str) -> dict[str, tuple[str, ...]]:
-    """Return what a node tells the page: a text to show on the node, and further entries for the page's scripts."""
+    """Return a node's output for the page: a text to show on the node, and further entries for the page's scripts."""
     return ui.PreviewText(text).as_dict() | {name: (value,) for name, value in more.items()}
 
 
@@ -162,7 +162,7 @@ def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> 
 
 @lru_cache(maxsize=2**14)
 def words_of(name: str, version: str) -> tuple[str, str]:
-    """Read trigger word and superclass from a concept file's metadata; `version`, from `version_of`, is there for the cache."""
+    """Read trigger word and superclass from a concept file's metadata; `version`, from `version_of`, is part of the cache's key."""
     path = folder_paths.get_full_path(FOLDER, name)
     return search_words(read_metadata(Path(path)) if path else {})
 
@@ -340,9 +340,9 @@ class PerfusionCombineConcepts(io.ComfyNode):
 
 
 class PerfusionConceptSchedule(io.ComfyNode):
-    """Says in which part of a sampling run concepts act, and how their bias changes meanwhile.
+    """Sets in which part of a sampling run concepts act, and how their bias changes over it.
 
-    A schedule is a setting of one graph, as a region is: *Save Concept* does not store it in the concept's file.
+    Like a region, a schedule is a setting of one graph: *Save Concept* does not store it in the concept's file.
     """
 
     @classmethod
@@ -393,7 +393,7 @@ class PerfusionConceptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept: Stack, start_percent: float, end_percent: float, bias_change: float) -> io.NodeOutput:
-        """Return the concepts with this schedule, in place of one that they had."""
+        """Return the concepts with this schedule, which replaces any previous one."""
         schedule = Schedule(start_percent, end_percent, bias_change)
         return io.NodeOutput(tuple(one.with_settings(schedule=schedule) for one in concept))
 

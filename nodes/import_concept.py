@@ -126,7 +126,7 @@ class PerfusionImport(io.ComfyNode):
     async def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
         """Reject an unusable file or an invalid trigger word before the graph runs.
 
-        The host validates on its server's event loop, and to read a file takes up to a second: a thread does it.
+        The host validates on its server's event loop, and reading a file takes up to a second, so a thread does it.
         """
 
         def check() -> None:

@@ -22,8 +22,7 @@ FORMAT = "perfusion"
 
 
 VERSIONS = FIRST, AT_WORD_SINCE = "1", "2"
-"""The versions that can be read. A concept is written in the oldest one that can represent it, so that older packs can read it
-too."""
+"""The versions that can be read. A concept is written in the oldest version that fits, so that older packs can read it too."""
 
 
 KEYS_AT, WORD = "keys_at", "word"

@@ -48,8 +48,8 @@ PINV_RTOL = 1e-4
 less than about two percent then share their edits, instead of requiring an unbounded edit between them."""
 
 OWN_SIMILARITY = 0.4
-"""Where a concept's own tokens are unknown, tokens of lower similarity than this are not taken for them. Its own word has about 1
-times its weight in the prompt; unrelated words stay below 0.3."""
+"""Where a concept's own tokens are unknown, tokens of lower similarity than this are not taken for them. A concept's own word comes
+to about 1 times its weight in the prompt; unrelated words stay below 0.3."""
 
 OWN_LEAD = 0.25
 """A token is taken for a concept's own word only if it is closer to the target input than to the superclass's encoding, by this

@@ -44,7 +44,7 @@ class Schedule:
     judged: bool
 
     def due(self, step: int) -> list[Event]:
-        """Return the events due after a step; no preview after the last, as the final picture is drawn of the training's result."""
+        """Return the events due after a step; no preview after the last, as the final picture shows the training's result."""
         last = step == self.steps
         checking, saving, showing = (n > 0 and step % n == 0 for n in (CHECKPOINT_EVERY, self.save_every, self.preview_every))
         wanted = {

@@ -42,7 +42,7 @@ class TrainingSession:
         family: base family of the model.
         lesson: the pictures, their prompts and C⁻¹.
         digest: fingerprint of the training.
-        previews: how previews are drawn.
+        previews: how previews are generated.
         judge: chooses the best step by pictures; None if it is chosen by the loss.
         plain: previews of the superclass, i.e. of the concept before its first step; None without previews.
         schedule: when each event is due.

@@ -346,7 +346,7 @@ class PerfusionTrain(io.ComfyNode):
             )
         show_lesson(ready.pictures)
         if chosen["preview_every"]:
-            # Drawn before the text encoder is measured, which takes long if it has not been measured yet.
+            # Generated before the text encoder is measured, which takes long the first time.
             plain = ready.previews.draw(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready.pictures, plain)
         buckets = ready.encoded(model, vae, settings.small > 0)

@@ -37,9 +37,9 @@ class Sized:
 
 
 SQUARE, WHOLE = "square", "whole"
-"""Whether the largest square is cut out of a picture, or it is used as a whole, in its own shape."""
+"""Whether the largest square is cut out of a picture, or the whole picture is used, in its own shape."""
 WIDEST = 3.0
-"""Largest ratio of sides of a picture that is used as a whole; of a longer one, so much is used."""
+"""Largest ratio of sides of a picture that is used as a whole; longer pictures are cropped to it."""
 
 
 def shape_of(picture: Tensor, size: int, shape: str) -> tuple[int, int]:
@@ -131,7 +131,7 @@ RIM, MIDDLE = 1 / 16, 1 / 4
 
 
 def looks_inverted(mask: Tensor) -> bool:
-    """Return whether a mask [h, w] is white along the rim and black in the middle, as a cut-out's that says where nothing is."""
+    """Return whether a mask [h, w] is white along the rim and black in the middle, like that of a cut-out."""
     low, top = float(mask.min()), float(mask.max())
     if top - low < 0.2:
         return False

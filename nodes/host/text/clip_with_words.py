@@ -39,7 +39,7 @@ class ClipWithWords(CLIP):
         return super().tokenize(text, *args, **kwargs)
 
     def _unread(self, text: str) -> list[str]:
-        """Return a sentence for each trigger word that a prompt means and that will not be read as one."""
+        """Return a sentence for each trigger word that a prompt means but that will not be read as one."""
         triggers, superclasses = [c.trigger for c in self.stack], {word_key(c.superclass) for c in self.stack}
         bare = [trigger for trigger in bare_triggers(text, triggers) if word_key(trigger)[1:-1] not in superclasses]
         lines = [
@@ -65,7 +65,7 @@ class ClipWithWords(CLIP):
         encoded = super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
         if all(isinstance(cond, AnnotatedEncoding) for cond, *_ in encoded):
             return encoded
-        # With hooks on its weights the host encodes by itself, once for each of their strengths.
+        # With hooks on its weights, the host does the encoding itself, once for each hook strength.
         placed = self._placed()
         scheduled = super().encode_from_tokens_scheduled
         regional = self._of_regions(tokens, lambda each: scheduled(each, *args, **kwargs))
@@ -75,21 +75,20 @@ class ClipWithWords(CLIP):
         ]
 
     def _placed(self) -> dict[str, list[Tensor]]:
-        """Return what tells a sampler's run which part of the picture it draws, for a conditioning; only regions ask for it."""
+        """Return a conditioning's entry that shows a sampling run which part of the picture it covers; only regions need it."""
         return {PLACES: [place_map()]} if any(concept.region is not None for concept in self.stack) else {}
 
     def _of_regions(self, tokens: Tokens, encode: Callable[[Tokens], T]) -> dict[str, T]:
-        """Return what regions read if it is not the whole prompt; see `regional_prompts`."""
+        """Return what regions read if that is not the whole prompt; see `regional_prompts`."""
         superclasses = {concept.trigger: concept.superclass for concept in self.stack if concept.region is not None}
         return regional_prompts(self, tokens, superclasses, encode) if superclasses and understood(tokens) else {}
 
     def _note(self, cond: Tensor, tokens: Tokens, regional: Mapping[str, Tensor]) -> Tensor:
-        """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.
+        """Attach notes to an encoding: where each word is, which tokens each trigger word can have reached, what regions read.
 
-        With causal encoders a word reaches its own tokens and those after it in the same section, with others all of the section
-        but its padding. The reach of concepts that are a word alone is not needed, since they edit no layer. Where another pack
-        made more of a prompt than an encoding for each of its tokens, it is unknown which belongs to which, and the encoding stays
-        without notes.
+        With causal encoders a word reaches its own tokens and those after it in the same section, with others the whole section
+        except its padding. The reach of concepts that are only a word is not needed, since they edit no layer. If another pack
+        returned more encodings than the prompt has tokens, it is unknown which belongs to which, and the encoding gets no notes.
         """
         section = len(next(iter(tokens.values()))[0])
         if (

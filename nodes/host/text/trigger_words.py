@@ -1,4 +1,4 @@
-"""Tokenizers that know trigger words, and where these stand in a tokenized prompt."""
+"""Tokenizers that know trigger words, and where these are in a tokenized prompt."""
 
 import copy
 import re
@@ -71,7 +71,7 @@ def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, 
 
 
 def understood(tokens: Tokens) -> bool:
-    """Whether a tokenized prompt has the host's form; tokenizers of other packs make others."""
+    """Return whether a tokenized prompt has the host's form; tokenizers of other packs return others."""
     return all(isinstance(token, tuple) for sections in tokens.values() for section in sections for token in section)
 
 

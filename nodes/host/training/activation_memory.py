@@ -132,7 +132,7 @@ def activation_checkpointing(
 
     Args:
         unet: runs with `weights` within the context.
-        weights: its weights by name; each block is given its own, for the recomputation happens outside of the UNet's call.
+        weights: its weights by name; each block is given its own, since the recomputation happens outside of the UNet's call.
         again: creates the context of the recomputation.
     """
     blocks = blocks_of(unet)
@@ -142,7 +142,7 @@ def activation_checkpointing(
         alone = _Alone(block)
 
         def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # A copy of what the block changes and is to read once more.
+            # A copy, because the block changes its input and reads it again.
             x = x.clone() if isinstance(block, CHANGING) else x
             return torch.func.functional_call(alone, own, (x, *args), kwargs)
 

@@ -49,7 +49,7 @@ def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
 
 
 def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
-    """Return a clone of a MODEL that carries `applied` in place of its previous state."""
+    """Return a clone of a MODEL that carries `applied` instead of its previous state."""
     to_sigma, family = model.get_model_object("model_sampling").percent_to_sigma, kind_of(model)
     applied = replace(applied, family=family, layers=tuple(layers_of(model)), to_sigma=to_sigma, made={})
     regional = any(concept.region is not None for concept in applied.stack)
@@ -74,7 +74,7 @@ def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
 def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
     """Return a clone of a MODEL with the concepts applied in addition to those that it already carries.
 
-    Concepts that are a word alone edit no layer and concern only the CLIP; if there are no others, the MODEL itself is returned.
+    Concepts that are only a word edit no layer and concern only the CLIP; if there are no others, the MODEL itself is returned.
 
     Raises:
         PerfusionError: a concept does not fit the model, two concepts have the same trigger word, or the model carries concepts in

@@ -25,7 +25,7 @@ from .perfusion_state import KEY, PerfusionState, RunReport
 
 log = logging.getLogger("perfusion")
 Read = Callable[[Tensor], Tensor]
-"""Gives what a model's layers read of an encoding, on the same device."""
+"""Returns what a model's layers read for an encoding, on the same device."""
 STRETCHED = 0.05
 """Logarithm of the ratio of two aspect ratios from which a region counts as stretched; latents are rounded to 8 pixels."""
 
@@ -40,11 +40,11 @@ def prepare_conds(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Wrap a sampling run: pass what encodings name to the model along with them, and say what did not act."""
+    """Wrap a sampling run: pass the notes of encodings to the model along with them, and warn of what did not act."""
     options = extra_args["model_options"]["transformer_options"]
     # Hooks may change weights between steps.
     hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ())
-    # Patches of the noise levels may have come to the model after the concepts.
+    # Patches of the noise levels may have been applied to the model after the concepts.
     to_sigma = guider.inner_model.model_sampling.percent_to_sigma
     applied: PerfusionState = replace(options[KEY], to_sigma=to_sigma, kept=None if hooked else {}, report=RunReport())
     size, prompts = tuple(noise.shape[-2:]), {}
@@ -62,7 +62,7 @@ def prepare_conds(
                 if kind == "positive" and applied.recorder is not None:
                     prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied, read)
                 more = build_model_conds(cross.cond, applied, size, window, read)
-                # Of the host's own kind, which differs between models.
+                # Of the host's own class, which differs between models.
                 more["c_crossattn"] = type(cross)(cross.cond.as_subclass(Tensor))
                 cond = cond | {"model_conds": cond["model_conds"] | more}
             prepared.append(cond)
@@ -86,7 +86,7 @@ def plainly(encoding: Tensor) -> Tensor:
 
 
 def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) -> set[str]:
-    """Return the trigger words that an encoding names, and say so if the numbers had to tell."""
+    """Return the trigger words that an encoding names, and warn if they had to be judged from its values."""
     if not applied.stack:
         return set()
     edit, numbers = applied.everywhere(encoding.device), read(encoding)
@@ -150,7 +150,7 @@ def new_prompt_record(encoding: Tensor, applied: PerfusionState, read: Read = pl
 
 
 def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Window) -> list[str]:
-    """Return a sentence for each concept whose region has another aspect ratio than the picture of which a run draws `window`."""
+    """Return a sentence for each concept whose region has another aspect ratio than the picture of which a run covers `window`."""
     left, top, right, bottom = window
     wanted, lines = size[0] / (bottom - top) * (right - left) / size[1], []
     for concept in applied.stack:
@@ -175,7 +175,7 @@ def build_model_conds(
 ) -> dict[str, CONDRegular]:
     """Return the host's conditioning objects for an encoding's inputs in EXTRA_MODEL_INPUTS.
 
-    `size` is that of the latents, and `window` the part of the picture that they are.
+    `size` is that of the latents, and `window` the part of the picture that they cover.
     """
     plain = encoding.as_subclass(Tensor)
     keys = notes_of(encoding, KEYS)
