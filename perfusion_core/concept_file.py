@@ -33,7 +33,7 @@ MAX_BYTES = 16 * 2**20
 
 
 PREVIEW = "ssmd_cover_images"
-"""The metadata entry that holds the preview."""
+"""The metadata entry that contains the preview."""
 MAX_PREVIEW = 12 * 1024
 
 

@@ -33,7 +33,7 @@ def shown(path: Path) -> str:
 
 
 def stays_inside(name: str, windows: bool = os.name == "nt") -> bool:
-    """Return whether a relative path stays within its folder, judged by its text alone, without a call of the file system.
+    """Return whether a relative path stays within its folder, judged only by its text, without calling the file system.
 
     On Windows, looking for a path such as //host/share connects to that host, and opening COM1 or NUL opens a device.
     """
@@ -51,7 +51,7 @@ def read(path: Path, max_bytes: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -
     """Return the tensors and metadata of a safetensors file of at most `max_bytes`; the tensors are finite and of `dtypes`.
 
     Raises:
-        PerfusionError: the file is missing, too large or broken, or holds NaN, infinity, other dtypes or too many dimensions.
+        PerfusionError: the file is missing, too large or broken, or contains NaN, infinity, other dtypes or too many dimensions.
     """
     return parse(read_bytes(path, max_bytes), path, dtypes)
 
@@ -82,7 +82,7 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
     """Return the tensors, finite and of `dtypes`, and the metadata of a safetensors file's bytes; `path` names it in errors.
 
     Raises:
-        PerfusionError: the bytes are broken, or hold NaN, infinity, other dtypes or too many dimensions.
+        PerfusionError: the bytes are broken, or contain NaN, infinity, other dtypes or too many dimensions.
     """
     broken = "it is not a complete safetensors file; it may be cut off, or another kind of file"
     require(len(content) >= 8, path, broken)

@@ -101,7 +101,7 @@ def read(archive: Archive, path: Path) -> Any:
     The tensors are views of the entries, on the CPU; with strides of 0 they can claim any size. `path` names the file in errors.
 
     Raises:
-        PerfusionError: the pickle is damaged or too long, or holds anything else.
+        PerfusionError: the pickle is damaged or too long, or contains anything else.
         OSError: the file cannot be read.
     """
     require(archive.sizes["data.pkl"] <= MAX_PICKLE, path, TOO_LONG)

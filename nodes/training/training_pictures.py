@@ -97,7 +97,7 @@ def prepare(
     With `invert`, masks are white where the object is not.
 
     Raises:
-        PerfusionError: if there are no images, if one holds values that are not numbers, if the number of masks differs from
+        PerfusionError: if there are no images, if one contains NaN or infinity, if the number of masks differs from
             theirs, or if a mask is empty.
     """
     pictures, marks = flatten(images), flatten(masks)

@@ -143,7 +143,7 @@ def gradients(
     settings: Settings,
     scale: float = 1.0,
 ) -> Gradients:
-    """Return the gradients and the loss for the draw of one step; in between, the loss is multiplied by `scale`."""
+    """Return the gradients and the loss for the draw of one step; the backward pass multiplies the loss by `scale`."""
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
         distinct, which = draw.prompts.unique(return_inverse=True)

@@ -59,7 +59,7 @@ def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], length
         lengths: trigger word -> number of tokens of its superclass.
 
     Raises:
-        PerfusionError: a word lies in different sections of the two prompts.
+        PerfusionError: a word is in different sections of the two prompts.
     """
     rows, others = next(iter(worded.values())), next(iter(plain.values()))
     names = [next((t for t, places in marks.items() if places[n]), "") for n in range(sum(map(len, rows)))]

@@ -147,7 +147,7 @@ def _whole(pieces: list[str]) -> list[str]:
 
 
 def _whole_from_beginnings(pieces: list[str]) -> list[str]:
-    """Return the same as `_whole` for pieces of which the first one of a word begins with SPACE."""
+    """Return the same as `_whole` for pieces where the first one of a word begins with SPACE."""
     words, begin, apart = [], 0, True
     for i, piece in enumerate(pieces):
         before, apart = apart, piece in (START, END, "embedding") or (piece.startswith("<") and piece.endswith(">"))

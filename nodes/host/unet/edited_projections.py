@@ -36,7 +36,7 @@ class OtherEncodings:
         edit: the edit of all concepts, wherever their regions are.
         triggers: their trigger words.
         report: called with the coefficients of each encoding that is read.
-        causal: whether a token is encoded from those before it alone.
+        causal: whether a token is encoded only from those before it.
     """
 
     edit: Edit

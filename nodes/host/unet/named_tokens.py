@@ -16,8 +16,8 @@ def influenced_tokens(
 ) -> Tensor:
     """Return [B, N, J], above 0 at the tokens of an encoding [B, N, ·] that each concept's word can have influenced.
 
-    `read` is what layers read of it, [B, N, d], if that is not the encoding itself. `causal` says whether a token is encoded from
-    those before it alone; then an encoding may consist of sections.
+    `read` is what layers read of it, [B, N, d], if that is not the encoding itself. `causal` says whether a token is encoded only
+    from those before it; then an encoding may consist of sections.
     """
     numbers = encoding.as_subclass(Tensor) if read is None else read
     by_numbers = edit.influenced(numbers, POSITIONS) if causal else edit.influenced_both_ways(numbers)

@@ -132,7 +132,7 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
 
 
 def with_applied(extra_args: dict, applied: PerfusionState) -> dict:
-    """Return a sampling run's `extra_args` with `applied` in place of the state that its MODEL carries."""
+    """Return a sampling run's `extra_args` with `applied` instead of the state that its MODEL carries."""
     options = extra_args["model_options"]
     return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
 

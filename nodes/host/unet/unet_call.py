@@ -108,7 +108,7 @@ def call_unet(
     watch: Watch | None = None,
     injection: Injection | None = None,
 ) -> Tensor:
-    """Run the model with the concepts that its options carry; `inputs` go before what the call says."""
+    """Run the model with the concepts that its options carry; `inputs` take precedence over the call's own arguments."""
     applied: PerfusionState = options[KEY]
     unet, family = call.executor.class_obj, applied.family
     x, projections = inputs["x"], applied.projections(unet, options, inputs)
