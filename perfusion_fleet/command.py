@@ -42,26 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(prog="perfusion-train", description="Trains many concepts on Ray; see docs/fleet.md.")
+    made = argparse.ArgumentParser(prog="perfusion-train", description="Teaches many concepts, on Ray; see docs/fleet.md.")
     for name, told in {
-        "concepts": {"type": Path, "help": "a folder with a sub-folder of pictures for each concept, or a .csv or .json table"},
-        "--checkpoint": {"required": True, "help": "the checkpoint to train on, as Load Checkpoint lists it"},
-        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default the one whose custom_nodes contains this pack"},
-        "--models": {
-            "type": Path,
-            "help": "the folder that contains models/, ComfyUI's --base-directory; by default ComfyUI's folder",
-        },
-        "--out": {
-            "type": Path,
-            "help": "where to write concepts and index; by default models/perfusion/NAME, with the name of CONCEPTS",
-        },
-        "--workers": {
-            "type": int,
-            "help": "how many concepts to train in parallel; by default one per graphics card, or one per machine with --cpu",
-        },
-        "--cpu": {"action": "store_true", "help": "train on CPUs"},
-        "--address": {"default": "local", "help": "address of a Ray cluster, such as auto or HOST:6379; by default this machine"},
-        "--precision": {"choices": PRECISIONS, "default": "half", "help": "precision of the files, as in Save Concept"},
+        "concepts": {"type": Path, "help": "a folder with a folder of pictures for each, or a .csv or .json table"},
+        "--checkpoint": {"required": True, "help": "the model to teach, as Load Checkpoint lists it"},
+        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default the one in whose custom_nodes this pack lies"},
+        "--models": {"type": Path, "help": "the folder with models/, ComfyUI's --base-directory; by default that of ComfyUI"},
+        "--out": {"type": Path, "help": "where concepts and index go; by default models/perfusion/NAME, NAME of the concepts"},
+        "--workers": {"type": int, "help": "how many train side by side; by default one a graphics card, or one a machine"},
+        "--cpu": {"action": "store_true", "help": "train on processors"},
+        "--address": {"default": "local", "help": "of a Ray cluster, such as auto or HOST:6379; by default this machine"},
+        "--precision": {"choices": PRECISIONS, "default": "half", "help": "of the files, as in Save Concept"},
     }.items():
         made.add_argument(name, **told)
     return made

@@ -312,8 +312,8 @@ TABLES = [
                 for kind, channels in (("inpainting", 9), ("InstructPix2Pix", 8))
             ),
             ("GGUF and other quantised checkpoints", "Refused: *Training cannot read this model …*", "Concepts apply to them."),
-            ("Files without a text encoder or a VAE", "Refused: *There is no text encoder …*, *There is no VAE …*", ""),
-            ("A VAE whose latents are not numbers", "Refused: *The VAE made latents that are not numbers …*", ""),
+            ("Files without a text encoder or a VAE", "Refused: *No text encoder: …*, *No VAE: …*", ""),
+            ("A VAE whose latents are not numbers", "Refused: *The VAE returned NaN or infinity …*", ""),
         ],
     ),
     Table(
