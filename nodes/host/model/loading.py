@@ -52,7 +52,7 @@ def non_dynamic_clip(clip: CLIP) -> CLIP:
 
 
 def layer_encodings(model: ModelPatcher, encodings: Tensor) -> Tensor:
-    """Return what a MODEL's cross-attention layers read for text encodings [..., N, ·]: [..., N, d], on the same device."""
+    """Return what a MODEL's cross-attention layers read of text encodings [..., N, ·]: [..., N, d], on the same device."""
     family = kind_of(model)
     if not family.adapter:
         return encodings

@@ -65,7 +65,7 @@ class ClipWithWords(CLIP):
         encoded = super().encode_from_tokens_scheduled(tokens, *args, **kwargs)
         if all(isinstance(cond, AnnotatedEncoding) for cond, *_ in encoded):
             return encoded
-        # With hooks on its weights, the host does the encoding itself, once for each hook strength.
+        # With hooks on its weights the host encodes by itself, once for each of their strengths.
         placed = self._placed()
         scheduled = super().encode_from_tokens_scheduled
         regional = self._of_regions(tokens, lambda each: scheduled(each, *args, **kwargs))
@@ -75,7 +75,7 @@ class ClipWithWords(CLIP):
         ]
 
     def _placed(self) -> dict[str, list[Tensor]]:
-        """Return a conditioning's entry that shows a sampling run which part of the picture it covers; only regions need it."""
+        """Return what tells a sampler's run which part of the picture it draws, for a conditioning; only regions ask for it."""
         return {PLACES: [place_map()]} if any(concept.region is not None for concept in self.stack) else {}
 
     def _of_regions(self, tokens: Tokens, encode: Callable[[Tokens], T]) -> dict[str, T]:

@@ -59,7 +59,7 @@ def _joined(parts: Iterable[Forward], *args: Any, **kwargs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def layers_reading(unet: nn.Module, family: Family, encoding: Tensor) -> Iterator[None]:
-    """Make a model's layers read this encoding [B, N, d] within the context, if the model has an adapter that passes it on."""
+    """Let the layers of a model read this encoding [B, N, d] within the context, if the model has an adapter to give it to them."""
     if not family.adapter:
         yield
         return

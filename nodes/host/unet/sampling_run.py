@@ -62,7 +62,7 @@ def prepare_conds(
                 if kind == "positive" and applied.recorder is not None:
                     prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied, read)
                 more = build_model_conds(cross.cond, applied, size, window, read)
-                # Of the host's own class, which differs between models.
+                # Of the host's own kind, which differs between models.
                 more["c_crossattn"] = type(cross)(cross.cond.as_subclass(Tensor))
                 cond = cond | {"model_conds": cond["model_conds"] | more}
             prepared.append(cond)
