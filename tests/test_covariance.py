@@ -223,7 +223,7 @@ def test_refuses_numbers_that_are_not_finite_or_not_floating(tmp_path: Path) -> 
         matrix[2, 3] = bad
         refused(written(tmp_path / "c.safetensors", {"covariance": matrix}), "contains NaN or infinity")
     for dtype in (torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2):
-        refused(written(tmp_path / "c.safetensors", {"covariance": torch.eye(D).to(dtype)}), "not floating point")
+        refused(written(tmp_path / "c.safetensors", {"covariance": torch.eye(D).to(dtype)}), "not floating-point")
 
 
 @pytest.mark.parametrize("version", ["0", "2", "1.0", " 1", "", None, "1\n2", "9" * 5000])

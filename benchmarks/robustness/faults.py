@@ -180,7 +180,7 @@ class Bench:
         path = self.folder / f"{prefix}.safetensors"
         found = Concept.load(path)
         path.unlink()
-        return identical(found, self.undisturbed(server)) and f"goes on from step {STEPS}." not in server.log()
+        return identical(found, self.undisturbed(server)) and f"continues from step {STEPS}." not in server.log()
 
     # ---- killed ----------------------------------------------------------------------------------------------------------------
 
