@@ -15,14 +15,14 @@ log = logging.getLogger("perfusion")
 
 
 def warn_of_layers(stack: Stack, clip: CLIP) -> None:
-    """Say which concepts were taught with another layer of the text encoder than the one that it is set to."""
+    """Warn of concepts that were trained on another layer of the text encoder than the one it is set to."""
     layer = host.clip_layer(clip)
     for concept in stack:
         taught = concept.training.get("clip_layer", layer)
         if taught != layer:
             log.warning(
-                "%s was taught on layer %s of the text encoder, which is set to layer %s here: its gate may stay closed. Put CLIP "
-                "Set Last Layer with %s before Apply Concept.",
+                "%s was trained on layer %s of the text encoder, but this CLIP is set to layer %s: its gate may stay closed. Put "
+                "CLIP Set Last Layer with %s before Apply Concept.",
                 concept.trigger,
                 taught,
                 layer,

@@ -95,12 +95,14 @@ class PerfusionShowAttention(io.ComfyNode):
         run = attention.run_of(samples["samples"])
         chosen = requested_words(words, run)
         if each_step and not attention.each_step:
-            raise PerfusionError("Single steps were not kept apart; switch on each_step of Watch Attention too.")
+            raise PerfusionError("The steps were not recorded separately; switch on each_step of Watch Attention too.")
         steps = range(run.steps) if each_step else [None]
         maps = torch.stack([torch.stack([run.map_of(word, step) for word in chosen], 1) for step in steps])
         pictures = images[..., :3]
         if maps.shape[1] != len(pictures):
-            raise PerfusionError(f"There are {maps.shape[1]} latents and {len(pictures)} images; connect the same ones.")
+            raise PerfusionError(
+                f"There are {maps.shape[1]} latents but {len(pictures)} images; connect the images that these latents decode to."
+            )
         shown = maps[:, 0] if each_step else maps[0]
         rows = [f"step {i + 1}" if each_step else f"picture {i + 1}" for i in range(len(shown))]
         large = interpolate(shown, pictures.shape[1:3], mode="bicubic", antialias=True).clamp(min=0)
@@ -115,18 +117,21 @@ def requested_words(text: str, run: host.SamplingRun) -> list[str]:
     """Return the requested words as the prompts spell them; without a request, the first MOST words other than START.
 
     Raises:
-        PerfusionError: if a word is in no prompt, or if no prompt carries its words.
+        PerfusionError: if a word is in no prompt, or if no prompt's encoding records its words.
     """
     there = run.words()
     if not there:
         raise PerfusionError(
-            "The prompt does not know its words: encode it with a CLIP from Apply Concept, or with Text Encode, Keys Locked."
+            "The prompt's encoding does not record its words; encode the prompt with a CLIP from Apply Concept, or with Text "
+            "Encode, Keys Locked."
         )
     asked = [word_key(word) for word in re.findall(r"[^\s,;]+", text)]
     spelled = {word_key(word): word for word in there}
     missing = [word for word in asked if word not in spelled]
     if missing:
-        raise PerfusionError(f"No prompt of this picture has the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}.")
+        raise PerfusionError(
+            f"No prompt of this picture contains the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}."
+        )
     return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
 
 
@@ -180,7 +185,7 @@ class PerfusionKeepLayout(io.ComfyNode):
     def execute(cls, model: ModelPatcher, attention: host.Recorder, samples: dict, start: float, end: float) -> io.NodeOutput:
         """Return the patched model."""
         if start >= end:
-            raise PerfusionError(f"The layout would be kept from {start:g} to {end:g}, which is nothing; start must be below end.")
+            raise PerfusionError(f"The layout cannot be kept from {start:g} to {end:g}; start must be below end.")
         return io.NodeOutput(host.model_with_layout(model, attention.run_of(samples["samples"]), start, end))
 
 

@@ -45,7 +45,7 @@ def numbers(text: str, setting: str) -> list[float]:
         except ValueError:
             raise PerfusionError(f"{word[:80]!r} is not a number; write {plural} such as 0.3, 0.45, 0.6.") from None
         if not fits(value):
-            raise PerfusionError(f"A {setting} must be {bounds}; {word[:80]} came.")
+            raise PerfusionError(f"A {setting} must be {bounds}, not {word[:80]}.")
         found.append(value)
     return found
 
@@ -137,7 +137,7 @@ class PerfusionSweep(io.ComfyNode):
 
         def check() -> None:
             if across not in (None, *ACROSS):
-                raise PerfusionError(f"The columns of a comparison are over {' or '.join(ACROSS)}, not over {across!r}.")
+                raise PerfusionError(f"The columns of a comparison can vary {' or '.join(ACROSS)}, not {across!r}.")
             if biases is not None:
                 numbers(biases, "bias")
             if None not in (across, values):
@@ -164,8 +164,8 @@ class PerfusionSweep(io.ComfyNode):
         count = len(rows) * len(columns) * seeds
         if count > MOST:
             raise PerfusionError(
-                f"{len(rows)} biases × {len(columns)} {CHOICES[across][0]} × {seeds} seeds are {count} pictures; "
-                f"a comparison has at most {MOST}, so take fewer of them."
+                f"{len(rows)} biases × {len(columns)} {CHOICES[across][0]} × {seeds} seeds make {count} pictures, but a comparison "
+                f"has at most {MOST}; use fewer values or seeds."
             )
         bar, latents = ProgressBar(count * steps), []
 

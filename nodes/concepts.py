@@ -48,7 +48,7 @@ def concept_output(concept: Concept, **more: str) -> io.NodeOutput:
 
 
 def shown(text: str, **more: str) -> dict[str, tuple[str, ...]]:
-    """Return what a node tells the page: a text to show on the node, and further entries for the page's scripts."""
+    """Return a node's output for the page: a text to show on the node, and further entries for the page's scripts."""
     return ui.PreviewText(text).as_dict() | {name: (value,) for name, value in more.items()}
 
 
@@ -129,7 +129,7 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
 def concept_of(data: str) -> Concept:
     """Decode the concept stored in a workflow; raises PerfusionError if `data` is empty or not a concept."""
     if not data:
-        raise PerfusionError("Concept in Workflow holds no concept yet; choose one in the node.")
+        raise PerfusionError("Concept in Workflow contains no concept yet; choose one in the node.")
     return Concept.from_text(data, "The concept in this workflow")
 
 
@@ -139,7 +139,7 @@ def content_of(name: str) -> bytes:
     Concept.from_bytes(content, name)
     if 4 * -(-len(content) // 3) > MAX_TEXT:
         raise PerfusionError(
-            f"{name} has {len(content) // 1024} KB, more than the {MAX_TEXT * 3 // 4 // 1024} that a workflow may hold; share the "
+            f"{name} has {len(content) // 1024} KB, more than the limit of {MAX_TEXT * 3 // 4 // 1024} KB in a workflow; share the "
             "file instead."
         )
     return content
@@ -164,7 +164,7 @@ def save(concept: Concept, prefix: str, overwrite: bool, dtype: torch.dtype) -> 
 
 @lru_cache(maxsize=2**14)
 def words_of(name: str, version: str) -> tuple[str, str]:
-    """Read trigger word and superclass from a concept file's metadata; `version`, from `version_of`, is there for the cache."""
+    """Read trigger word and superclass from a concept file's metadata; `version`, from `version_of`, is part of the cache's key."""
     path = folder_paths.get_full_path(FOLDER, name)
     return search_words(read_metadata(Path(path)) if path else {})
 
@@ -235,7 +235,7 @@ class PerfusionSaveConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         """Save the concept."""
         if len(concept) != 1:
-            raise PerfusionError(f"Save Concept takes one concept, {len(concept)} came combined; save each by itself.")
+            raise PerfusionError(f"Save Concept takes one concept, but {len(concept)} came combined; save each one separately.")
         saved = signed(concept[0], author, license)
         listed = save(saved, filename_prefix, overwrite, PRECISIONS[precision])
         return io.NodeOutput(listed, ui=shown(f"saved as {listed}\n{describe(saved)}", perfusion_saved=listed))
@@ -329,7 +329,10 @@ class PerfusionConceptSettings(io.ComfyNode):
             settings["region"] = region.reshape(-1, *region.shape[-2:])[0].float().cpu().clamp(0, 1)
         if trigger.strip():
             if len(concept) != 1:
-                raise PerfusionError("A trigger word can be given to one concept at a time; several came combined.")
+                raise PerfusionError(
+                    "A trigger word can only be set for a single concept, but several came combined; set it before Combine "
+                    "Concepts."
+                )
             settings["trigger"] = trigger.strip()
         return io.NodeOutput(tuple(one.with_settings(**settings) for one in concept))
 
@@ -361,9 +364,9 @@ class PerfusionCombineConcepts(io.ComfyNode):
 
 
 class PerfusionConceptSchedule(io.ComfyNode):
-    """Says in which part of a sampling run concepts act, and how their bias changes meanwhile.
+    """Sets in which part of a sampling run concepts act, and how their bias changes over it.
 
-    A schedule is a setting of one graph, as a region is: *Save Concept* does not store it in the concept's file.
+    Like a region, a schedule is a setting of one graph: *Save Concept* does not store it in the concept's file.
     """
 
     @classmethod
@@ -414,7 +417,7 @@ class PerfusionConceptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, concept: Stack, start_percent: float, end_percent: float, bias_change: float) -> io.NodeOutput:
-        """Return the concepts with this schedule, in place of one that they had."""
+        """Return the concepts with this schedule, which replaces any previous one."""
         schedule = Schedule(start_percent, end_percent, bias_change)
         return io.NodeOutput(tuple(one.with_settings(schedule=schedule) for one in concept))
 

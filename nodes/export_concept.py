@@ -117,21 +117,22 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
     prefix = check_prefix(filename_prefix)
     if what != LORA and not IN_PROMPTS.fullmatch(prefix):
         raise PerfusionError(
-            f"Prompts call an embedding by its file's name, of letters, digits and - _ . / alone; {prefix!r} holds others."
+            f"Prompts refer to an embedding by its file name, which may contain only letters, digits and - _ . /; {prefix!r} "
+            "contains others."
         )
     if not stack:
         raise PerfusionError("At strength 0 there is nothing to export; raise it with Concept Settings.")
     known = {word_key(concept.trigger) for concept in getattr(clip, "stack", ())}
     bare = [one.trigger for one in stack if not one.values]
     if bare and what != EMBEDDING:
-        raise PerfusionError(f"{bare[0]} is a word alone, which no LoRA can hold; choose embedding, or leave it out.")
+        raise PerfusionError(f"{bare[0]} is only a word, which a LoRA cannot contain; choose embedding, or leave the concept out.")
     family = host.kind_of(model)
     if what != EMBEDDING and not family.loras:
-        raise PerfusionError(f"The host has no LoRA of keys and values apart for {family.name} models; choose embedding.")
+        raise PerfusionError(f"ComfyUI has no LoRA with separate keys and values for {family.name} models; choose embedding.")
     for one in stack:
         host.check_fit(one, model)
         if word_key(one.trigger) in known:
-            raise PerfusionError(f"This CLIP knows {one.trigger} already; connect the model and CLIP that go into Apply Concept.")
+            raise PerfusionError(f"This CLIP already knows {one.trigger}; connect the model and CLIP that go into Apply Concept.")
 
 
 def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Tensor], str]:

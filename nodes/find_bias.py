@@ -80,7 +80,7 @@ class PerfusionAutoBias(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, clip: CLIP, concept: Stack, prompt: str, followed: float, size: int, seed: int, edit_mode: str
     ) -> io.NodeOutput:
-        """Find the bias of each concept by itself."""
+        """Find the bias of each concept separately."""
         found, charts = [], {}
         bar = ProgressBar(len(concept) * (1 + len(BIASES)))
         for one in concept:

@@ -20,14 +20,14 @@ def concept_files() -> list[str]:
 
 
 def listed_as(name: str) -> str:
-    """Return the name under which this system lists a concept file; a workflow from another one may have other separators."""
+    """Return the name under which this system lists a concept file; a workflow from another system may have other separators."""
     names = concept_files()
     return name if name in names else next((n for n in names if n.replace("\\", "/") == name.replace("\\", "/")), name)
 
 
 def version_of(name: str) -> str:
     """Return a string that changes when a file of the user's is replaced: its name, time and size, or its name if there is none."""
-    # The page asks for the versions of all files: their list is made only for a name that is not one of them.
+    # The page requests the versions of all files, so they are listed only for a name that is not found directly.
     path = folder_paths.get_full_path(FOLDER, name) or folder_paths.get_full_path(FOLDER, listed_as(name))
     if path is None:
         return name
@@ -56,9 +56,9 @@ def check_prefix(prefix: str) -> str:
     """Return the file name that the user typed, stripped; raises PerfusionError if it is empty or leads out of the folder."""
     prefix = prefix.strip()
     if not prefix:
-        raise PerfusionError("A name for the file is needed; type one into filename_prefix.")
+        raise PerfusionError("The file needs a name; type one into filename_prefix.")
     if Path(prefix).is_absolute() or ".." in Path(prefix).parts:
-        raise PerfusionError(f"The file cannot be saved outside of ComfyUI's own folder, as {prefix!r} asks; give a name alone.")
+        raise PerfusionError(f"The file cannot be saved outside ComfyUI's own folder, where {prefix!r} leads; give only a name.")
     return prefix
 
 
@@ -91,14 +91,14 @@ def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool =
 
 
 def home() -> Path:
-    """Return the folder that concepts are saved to: the first of the user's that can be written, or the first if none can."""
+    """Return the folder that concepts are saved to: the user's first writable folder, or the first one if none is."""
     folders = [Path(each) for each in folder_paths.get_folder_paths(FOLDER)]
     return next((each for each in folders if can_be_written(each)), folders[0])
 
 
 def can_be_written(folder: Path) -> bool:
     """Return whether files can be written to a folder, which is created when it is first needed."""
-    # Not Path.exists, which raises an error below a folder that may not be looked into. A drive may be missing altogether.
+    # Not Path.exists, which raises an error below a folder that cannot be read. A drive may be missing altogether.
     there = next((each for each in (folder, *folder.parents) if os.path.exists(each)), None)
     return there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 

@@ -43,14 +43,15 @@ def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
     """
     encoders = host.encoders_of(clip)
     if host.encodings_adapted(clip):
-        raise PerfusionError("Such files are of Stable Diffusion 1 and 2, and this CLIP is not; choose an SD1 or SD2 checkpoint.")
+        raise PerfusionError("Such files are for Stable Diffusion 1 and 2, but this CLIP is not; choose an SD1 or SD2 checkpoint.")
     if len(encoders) != 1:
         raise PerfusionError(
-            f"Such files hold a word for one text encoder and this CLIP has {', '.join(encoders)}; choose an SD1 or SD2 checkpoint."
+            f"Such files contain a word for one text encoder, but this CLIP has {', '.join(encoders)}; choose an SD1 or SD2 "
+            "checkpoint."
         )
     if host.encoding_width(clip) != host.width_of(model):
         raise PerfusionError(
-            f"This CLIP gives encodings of width {host.encoding_width(clip)} and the model reads {host.width_of(model)}; "
+            f"This CLIP returns encodings of width {host.encoding_width(clip)}, but the model reads width {host.width_of(model)}; "
             "take both from one checkpoint."
         )
     ((name, tokenizer),) = encoders.items()
@@ -67,7 +68,7 @@ def metric(found: foreign_formats.Foreign, clip: CLIP, covariance: Covariance | 
         return found.inverse.double()
     if covariance is None:
         raise PerfusionError(
-            "This file holds no inverse covariance (C_inv), without which a concept has no place; connect Measure Text Encoder."
+            "This file does not contain the inverse covariance (C_inv) that a concept needs; connect Measure Text Encoder."
         )
     check_covariance(clip, covariance)
     return covariance.inverse()
@@ -129,7 +130,7 @@ class PerfusionImport(io.ComfyNode):
     async def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
         """Reject an unusable file or an invalid trigger word before the graph runs.
 
-        The host validates on its server's event loop, and to read a file takes up to a second: a thread does it.
+        The host validates on its server's event loop, and reading a file takes up to a second, so a thread does it.
         """
 
         def check() -> None:
@@ -161,9 +162,7 @@ class PerfusionImport(io.ComfyNode):
         found = foreign_formats.read(path_of(file_name), host.layers_of(model), host.width_of(model), embedding, number)
         word = superclass.strip() or found.superclass
         if not 0 < len(word) <= SUPERCLASS_LENGTH:
-            raise PerfusionError(
-                "This file does not say what its concept is a kind of; type a word or two such as teddy as superclass."
-            )
+            raise PerfusionError("The file does not contain a usable superclass; type a word or two as superclass, such as teddy.")
         inverse = metric(found, clip, covariance)
         concept = found.concept(trigger.strip(), word, family, encoder, host.word_encoding(clip, word), inverse)
         told = f"imported from {file_name}, a concept of {found.kind}\n{describe(concept)}"

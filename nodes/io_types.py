@@ -28,12 +28,12 @@ def concept_outputs(meant_for: str = "For Apply Concept, or for Concept Settings
 
 
 def page_input(name: str, default: str, tooltip: str) -> io.String.Input:
-    """Return an input for a text that the page's scripts write and keep out of sight."""
+    """Return an input for a text that the page's scripts write and hide."""
     return io.String.Input(name, default=default, socketless=True, extra_dict={"hidden": True}, tooltip=tooltip)
 
 
 def size_input() -> io.Int.Input:
-    """Return the input `size` of nodes that draw square pictures at the model's native size."""
+    """Return the input `size` of nodes that generate square pictures at the model's native size."""
     return io.Int.Input(
         "size",
         default=512,

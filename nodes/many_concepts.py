@@ -35,7 +35,7 @@ def rows_of(text: str) -> list[Row]:
     """Parse the node's rows; raises PerfusionError if they are not a JSON list of objects with the attributes of `Row`."""
     expected = PerfusionError(
         'Load Concepts needs a JSON list of rows such as [{"name": "teddy.safetensors", "on": true, "strength": 1, "bias": null}], '
-        f"at most {MOST} of them; {text[:80]!r} is none. Add the concepts in the node."
+        f"at most {MOST} of them, not {text[:80]!r}; add the concepts in the node."
     )
     try:
         given = json.loads(text or "[]")

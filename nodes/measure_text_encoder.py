@@ -26,7 +26,7 @@ CAPTIONS_AT_ONCE = 128
 def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED, model: ModelPatcher | None = None) -> Covariance:
     """Return the covariance of a CLIP over these captions, or over the shipped ones if `texts` is None; cached in a file.
 
-    It is that of the encodings that cross-attention reads. Where a model adapts those of the text encoder, it is needed, too.
+    It describes the encodings that cross-attention reads. If the model adapts those of the text encoder, the model is needed too.
 
     Args:
         clip: the text encoder.
@@ -35,7 +35,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
         model: the model whose cross-attention reads the encodings.
 
     Raises:
-        PerfusionError: the model is needed and there is none.
+        PerfusionError: the model is needed but not given.
     """
     if model is None and host.encodings_adapted(clip):
         raise PerfusionError(
@@ -50,7 +50,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
         try:
             return Covariance.load(path)
         except PerfusionError as error:
-            log.warning("%s It is made anew.", error)
+            log.warning("%s The text encoder is measured again.", error)
     host.prepare_clip(clip)
     if texts is None:
         texts = shipped_captions(max(1000, host.width_of(model) if model is not None else host.encoding_width(clip)))
@@ -80,7 +80,8 @@ def caption_lines(captions: str, file: str) -> list[str] | None:
     """Return the user's captions, one per line, from the text and the file in the input folder; None if there are none.
 
     Raises:
-        PerfusionError: the file is not in the input folder or is not readable UTF-8 text, or there is too much in it or in all.
+        PerfusionError: the file is not in the input folder or is not readable UTF-8 text, or there are too many or too long
+            captions.
     """
     own = in_file(Path(folder_paths.get_input_directory()), file.strip()) if file.strip() else []
     return lines_of([captions, *own]) or None

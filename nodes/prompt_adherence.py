@@ -45,7 +45,7 @@ class PromptAdherence:
         """Yield, for each of these biases, how far the prompts are followed with the concept."""
         prompts = self._encoded(host.clip_with_words(self.clip, (concept,)), concept.trigger)
         for bias in biases:
-            # Everywhere and at all times: the prediction is a single step.
+            # Without region and schedule, since the prediction is a single step.
             alone = replace(concept, bias=bias, region=None, schedule=ALWAYS)
             changed = host.model_with_edit(self.model, (alone,), mode)
             yield adherence_score(self._foreseen(changed, prompts), self.plain, self.asked)

@@ -12,7 +12,7 @@ import logging
 
 from .printable import printable, printable_record
 
-# Here, so that it is in place before any module of the pack can log.
+# Added here so that the filter is in place before any module of the pack logs.
 logging.getLogger("perfusion").addFilter(printable_record)
 
 

@@ -67,8 +67,8 @@ def layer_resolution(pixels: int, height: int, width: int) -> tuple[int, int]:
         if h * w == pixels:
             return h, w
     raise PerfusionError(
-        f"A layer of {pixels} pixels was met in latents of {width} x {height}; regions and attention maps need a model that halves "
-        "them, so take out what changes the model's resolution."
+        f"A layer of {pixels} pixels does not result from halving latents of {width} x {height}, as regions and attention maps "
+        "need; remove the patch that changes the model's resolution."
     )
 
 

@@ -129,9 +129,9 @@ def lines_of(texts: Iterable[str]) -> list[str]:
     found = []
     for i, line in enumerate(line for text in texts for line in text.splitlines()):
         if i == MOST:
-            raise PerfusionError(f"There are more than {MOST} lines of captions; give fewer of them.")
+            raise PerfusionError(f"There are more than {MOST} lines of captions; use fewer.")
         if len(line) > LONGEST:
-            raise PerfusionError(f"A caption has {len(line)} characters, more than the {LONGEST} of one; write one a line.")
+            raise PerfusionError(f"A caption has {len(line)} characters, more than the limit of {LONGEST}; write one per line.")
         found.append(line.strip())
     return list(filter(None, found))
 
@@ -140,19 +140,19 @@ def in_file(folder: Path, name: str) -> list[str]:
     """Return the captions in a UTF-8 text file of a folder, as `lines_of` does.
 
     Raises:
-        PerfusionError: the name leads out of the folder, or the file is missing, too large or no UTF-8 text.
+        PerfusionError: the name leads out of the folder, or the file is missing, too large or not UTF-8 text.
     """
     path = folder / name
     try:
         # The name is examined first: on Windows, merely looking for a path such as //host/share connects to that host.
         if not (stays_inside(name) and path.is_file() and path.resolve().is_relative_to(folder.resolve())):
-            raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one a line.")
+            raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one per line.")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise PerfusionError(f"{shown(path)} has {size} bytes, more than the {MAX_BYTES} that captions may have; shorten it.")
+            raise PerfusionError(f"{shown(path)} has {size} bytes, more than the limit of {MAX_BYTES} for captions; shorten it.")
         with path.open(encoding="utf-8") as file:
             return lines_of(file)
     except PerfusionError:
         raise
-    except (OSError, ValueError) as error:  # the latter for bytes that are no UTF-8, and for names that no file can have
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, or a name that no file can have
         raise PerfusionError(f"{shown(path)} is not a readable UTF-8 text file; save the captions as plain text.") from error

@@ -2,8 +2,8 @@
 
 A concept is stored as one safetensors file with the tensors `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, if keys were trained, `target_outputs_k` [Σ m], with the layers
-concatenated in the order of `layers` in the metadata; `keys_at` there says that trained keys are edited at the concept's own word
-alone. Target outputs that differ by token position are [77, Σ m] instead. A concept that is a word alone has no target outputs and
+concatenated in the order of `layers` in the metadata; `keys_at` there marks trained keys that are edited only at the concept's own
+word. Target outputs that differ by token position are [77, Σ m] instead. A concept that is only a word has no target outputs and
 an empty `layers`. Tensors of eight and of four bits come with scales (see `quantization`). All metadata values are text, as the
 format requires.
 """
@@ -68,13 +68,14 @@ def check_trigger(trigger: str) -> str:
     """
     if not is_trigger(trigger):
         raise PerfusionError(
-            f"A trigger word is a name in angle brackets, of letters, digits, - and _, such as <my-teddy>; {trigger[:80]!r} is not."
+            f"A trigger word must be a name of letters, digits, - and _ in angle brackets, such as <my-teddy>; {trigger[:80]!r} is "
+            "not."
         )
     return trigger
 
 
 def search_words(metadata: Mapping[str, object]) -> tuple[str, str]:
-    """Return the trigger word and the superclass in a file's metadata; empty where it is none that a concept can have."""
+    """Return the trigger word and the superclass from a file's metadata; empty where a concept cannot have the value."""
     trigger, superclass = metadata.get("modelspec.trigger_phrase"), metadata.get("superclass")
     named = isinstance(trigger, str) and is_trigger(trigger)
     known = isinstance(superclass, str) and len(superclass) <= SUPERCLASS_LENGTH
@@ -83,7 +84,7 @@ def search_words(metadata: Mapping[str, object]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept learned for one base family: a word with its edit of each layer, or a word alone.
+    """A concept learned for one base family: a word with its edit of each layer, or only a word.
 
     Attributes:
         trigger: the word that stands for it in prompts, `<name>`.
@@ -93,11 +94,11 @@ class Concept:
         target_input: i*, [d].
         probe: C⁻¹ i*, up to a factor, [d]; sim(e) = ⟨probe, e⟩ / ⟨probe, i*⟩.
         superclass_encoding: mean encoding of the superclass word in the training prompts, [d].
-        values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty for a word alone (Textual
+        values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty if the concept is only a word (Textual
             Inversion), which edits no layer.
         keys: layer -> o*_K, likewise, if keys were trained; empty if they are locked.
-        keys_at_word: whether keys, which were trained, are edited at the concept's own word alone; see `Edit.keys_at_word`.
-        key_lock: how far such keys are locked to the superclass all the same, between 0 and 1; 0 for all others.
+        keys_at_word: whether the trained keys are edited only at the concept's own word; see `Edit.keys_at_word`.
+        key_lock: how far such keys stay locked to the superclass, between 0 and 1; 0 for all other concepts.
         bias: β at inference.
         temperature: τ at inference.
         strength: share of the edit that is applied, between 0 and 1.
@@ -106,7 +107,7 @@ class Concept:
         region: where in the picture the concept may appear, [H, W] in 0…1 of any size; None for everywhere. It is a setting of
             one graph and is not stored in files.
         details: further ModelSpec metadata: "author", "license", "description" and the like.
-        schedule: in which part of a run it acts, and how its bias changes meanwhile; as the region, it is not stored in files.
+        schedule: in which part of a run it acts, and how its bias changes over it; like the region, it is not stored in files.
     """
 
     trigger: str
@@ -131,7 +132,7 @@ class Concept:
 
     @property
     def layers(self) -> dict[str, int]:
-        """Layer -> width m of its projections; empty for a word alone."""
+        """Layer -> width m of its projections; empty if the concept is only a word."""
         return {layer: output.shape[-1] for layer, output in self.values.items()}
 
     def with_settings(self, **settings: str | float | Tensor | Schedule) -> "Concept":
@@ -168,7 +169,8 @@ class Concept:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise PerfusionError(
-                    f"{shown(path)} was not saved: {name} holds what {dtype} cannot; save in float32, or train with lower rates."
+                    f"{shown(path)} was not saved: {name} contains a number that {dtype} cannot represent; save in float32, or "
+                    "train with lower learning rates."
                 )
         held = quantize(tensors, list(self.layers.values()), dtype) if whole else tensors
         write(path, held, self._metadata(), overwrite)
@@ -218,13 +220,11 @@ class Concept:
         Raises:
             PerfusionError: the text is too long, is not base64, or does not encode a file that `load` would accept.
         """
-        require(
-            len(text) <= MAX_TEXT, Path(name), f"it is a text of {len(text)} characters, more than the {MAX_TEXT} that it may have"
-        )
+        require(len(text) <= MAX_TEXT, Path(name), f"it has {len(text)} characters, more than the limit of {MAX_TEXT}")
         try:
             content = base64.b64decode(text, validate=True)
         except (ValueError, binascii.Error):
-            raise PerfusionError(f"{name} cannot be used: it is not a file's content in base64.") from None
+            raise PerfusionError(f"{name} cannot be used: it is not valid base64.") from None
         return cls.from_bytes(content, name)
 
     @classmethod

@@ -22,11 +22,11 @@ FORMAT = "perfusion"
 
 
 VERSIONS = FIRST, AT_WORD_SINCE = "1", "2"
-"""The versions that can be read. A concept is written in the first one that can hold it, so that older packs can read it too."""
+"""The versions that can be read. A concept is written in the oldest version that fits, so that older packs can read it too."""
 
 
 KEYS_AT, WORD = "keys_at", "word"
-"""The metadata entry, and its only value, of a concept whose trained keys are edited at its own word alone; since AT_WORD_SINCE."""
+"""The metadata entry, and its only value, for trained keys that are edited only at the concept's own word; since AT_WORD_SINCE."""
 
 
 KEY_LOCK = "key_lock"
@@ -37,7 +37,7 @@ MAX_BYTES = 16 * 2**20
 
 
 PREVIEW = "ssmd_cover_images"
-"""The metadata entry that holds the preview."""
+"""The metadata entry that contains the preview."""
 MAX_PREVIEW = 12 * 1024
 
 
@@ -73,11 +73,11 @@ NUMBERS = {
     *("steps", "batch", "word_rate", "output_rate", "bias", "temperature", "flip", "small", "seed", "min_snr"),
     *("loss", "held_out_loss", "followed", "likeness", "prompted", "clip_layer"),
 }
-"""Training metadata of this pack that are numbers."""
+"""Training metadata of this pack whose values are numbers."""
 
 
 TEXTS = {"lock", "mode", "initial_word"}
-"""Training metadata of this pack that are texts."""
+"""Training metadata of this pack whose values are texts."""
 
 
 def pack_layers(widths: Mapping[str, int]) -> str:
@@ -119,7 +119,7 @@ def unpack_layers(text: str, path: Path) -> dict[str, int]:
         require(width > 0 and bool(stem or not found[1].startswith(".")), path, unreadable)
         name = stem + found[1] if found[1].startswith(".") else found[1]
         layers[name + (end if end != "." else "")] = width
-    require(len(layers) == len(entries), path, "its list of layers names one twice")
+    require(len(layers) == len(entries), path, "its list of layers contains a layer twice")
     return layers
 
 
@@ -127,32 +127,32 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
     """Raise PerfusionError about the file `path` unless its tensors are those of a concept with these layers."""
     words = {name for name in tensors if re.fullmatch(r"word\.\w{1,40}", name)}
     outputs = {"target_outputs_v", "target_outputs_k"} & set(tensors)
-    require(bool(layers) or not outputs, path, "it holds target outputs, but its list of layers is empty")
+    require(bool(layers) or not outputs, path, "it contains target outputs, but its list of layers is empty")
     needed = {"target_input", "probe", "superclass_encoding"} | ({"target_outputs_v"} if layers else set())
     missing, extra = needed - set(tensors), set(tensors) - words - needed - {"target_outputs_k"}
     require(not missing, path, f"it lacks the tensor {', '.join(sorted(missing))}")
-    require(not extra, path, f"it holds tensors that no concept has: {repr(sorted(extra))[1:200]}")
+    require(not extra, path, f"it contains tensors that do not belong to a concept: {repr(sorted(extra))[1:200]}")
     require(bool(words), path, "it lacks a learned word")
     for name in sorted(words):
         shape = tuple(tensors[name].shape)
         good = len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= 8192
-        require(good, path, f"{name} has the shape {shape} where (1 to {MAX_VECTORS}, at most 8192) was expected")
-    require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words differ in their number of vectors")
+        require(good, path, f"{name} has the shape {shape} instead of (1 to {MAX_VECTORS}, at most 8192)")
+    require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words have different numbers of vectors")
     width, total = tensors["target_input"].numel(), sum(layers.values())
     expected = {name: total if name.startswith("target_outputs") else width for name in set(tensors) - words}
     for name, size in sorted(expected.items()):
         shape = tuple(tensors[name].shape)
         good = shape == (size,) or (shape == (POSITIONS, size) and name.startswith("target_outputs"))
-        require(good, path, f"{name} has the shape {shape} where ({size},) was expected")
+        require(good, path, f"{name} has the shape {shape} instead of ({size},)")
     for name, tensor in tensors.items():
-        require(tensor.dtype in DTYPES, path, f"{name} holds {tensor.dtype} where float16, bfloat16 or float32 was expected")
+        require(tensor.dtype in DTYPES, path, f"{name} contains {tensor.dtype} instead of float16, bfloat16 or float32")
     product = float(tensors["probe"].float() @ tensors["target_input"].float())
-    require(0 < product < float("inf"), path, "its probe does not fit its target input")
+    require(0 < product < float("inf"), path, "its probe does not match its target input")
 
 
 def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -> bool:
-    """Return whether keys are edited at the concept's own word alone; raise PerfusionError about the file `path` if malformed."""
-    require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only place that it may name")
+    """Return whether keys are edited only at the concept's own word; raise PerfusionError about the file `path` if malformed."""
+    require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only value that it may have")
     require(text is None or "target_outputs_k" in tensors, path, f"it has {KEYS_AT}, but no trained keys")
     return text is not None
 
@@ -179,10 +179,10 @@ def parse_gate(text: str, path: Path) -> tuple[float, float, float]:
 
 
 def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
-    """Return the settings of the training; raise PerfusionError about the file `path` if it is no object of texts and numbers.
+    """Return the settings of the training; raise PerfusionError about the file `path` unless it is an object of texts and numbers.
 
-    They are for people to read, and a concept works without them. So what cannot be what its name says (see `sensible`) is left
-    out, and the concept is not refused for it. All numbers that are returned are finite as floats.
+    They are for people to read, and a concept works without them. So a value that does not fit its name (see `sensible`) is left
+    out instead of refusing the concept. All returned numbers are finite as floats.
     """
     try:
         training = json.loads(text)
@@ -194,10 +194,10 @@ def parse_training(text: str, path: Path) -> dict[str, str | int | float]:
 
 
 def sensible(name: str, value: str | int | float) -> bool:
-    """Return whether a value of the training metadata is of its name's type, and finite if it is a number."""
+    """Return whether a value of the training metadata has the type that its name requires, and is finite if it is a number."""
     if isinstance(value, str):
         return name not in NUMBERS
-    # False for NaN, and exact for a whole number that no float can hold, which float() would raise for.
+    # False for NaN. Exact for integers that are too large for a float, for which float() would raise.
     finite = -sys.float_info.max <= value <= sys.float_info.max
     return finite and name not in TEXTS and not (name in NUMBERS and isinstance(value, bool))
 
@@ -205,7 +205,7 @@ def sensible(name: str, value: str | int | float) -> bool:
 def parse_preview(text: str | None, path: Path) -> bytes:
     """Return the JPEG bytes of the preview, empty if `text` is None; raise PerfusionError about the file `path` if invalid.
 
-    Its size is read from its header, before anyone decodes it. Whether it can be decoded as a whole is not examined.
+    Its size is read from its header, before anything decodes it. Whether the rest can be decoded is not checked.
     """
     if text is None:
         return b""

@@ -34,7 +34,7 @@ class Estimate:
         """
         flat = encodings.detach().reshape(-1, encodings.shape[-1]).to("cpu", torch.float64)
         if not flat.isfinite().all():
-            raise PerfusionError("The text encoder gave NaN or infinity for a caption; load it in a higher precision.")
+            raise PerfusionError("The text encoder returned NaN or infinity for a caption; load it in a higher precision.")
         self.sum += flat.T @ flat
         self.count += len(flat)
 
@@ -47,7 +47,8 @@ class Estimate:
         width = len(self.sum)
         if self.count < width:
             raise PerfusionError(
-                f"A covariance of width {width} needs at least {width} tokens of captions, {self.count} came; give more captions."
+                f"A covariance of width {width} needs at least {width} tokens of captions, but only {self.count} were given; add "
+                "more captions."
             )
         return Covariance((self.sum / self.count).float(), self.count, identity)
 
@@ -82,7 +83,7 @@ class Covariance:
         """
         factor, failed = torch.linalg.cholesky_ex(self.regularised())
         if failed:
-            raise PerfusionError("This covariance is not positive definite, so it is not one of encodings; make it anew.")
+            raise PerfusionError("This covariance is not positive definite, so it cannot be that of encodings; measure it again.")
         return torch.cholesky_inverse(factor)
 
     def condition(self) -> float:
@@ -108,7 +109,7 @@ class Covariance:
         require(version == str(VERSION), path, f"its format version is {version!r}, not {VERSION}")
         matrix = tensors.get("covariance")
         square = matrix is not None and matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
-        require(len(tensors) == 1 and square and matrix.dtype == torch.float32, path, "it should hold one square float32 matrix")
+        require(len(tensors) == 1 and square and matrix.dtype == torch.float32, path, "it should contain one square float32 matrix")
         require(metadata.get("count", "").isdecimal() and len(metadata["count"]) < 19, path, "its count of encodings is missing")
         return cls(matrix, int(metadata["count"]), metadata.get("identity", ""))
 

@@ -42,7 +42,7 @@ MAX_VECTORS = 32
 BIAS, TEMPERATURE = 0.7, 0.15
 """Inference defaults of both implementations; their files do not store other values."""
 
-OTHER_BASE = "choose a checkpoint of the base that it was taught to"
+OTHER_BASE = "choose a checkpoint of the base model that it was trained on"
 ALIKE = 1e-4
 """perfusion-pytorch stores i* once per projection; the copies may differ from their mean by this share of its length."""
 
@@ -83,8 +83,8 @@ class Foreign:
         length = float(self.target_input.double() @ inverse @ self.target_input.double())
         if not 0 < length < float("inf"):
             raise PerfusionError(
-                "The file cannot be used: its target input has no length by its inverse covariance; one of them is wrong, or it "
-                "was saved untrained."
+                "The file cannot be used: its target input has no positive length in the metric of its inverse covariance; one of "
+                "the two is wrong, or the file was saved before training."
             )
         return Concept(
             trigger=trigger,
@@ -113,7 +113,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        require(size <= MAX_BYTES, path, f"it has {size} bytes, more than the {MAX_BYTES} that a concept may have")
+        require(size <= MAX_BYTES, path, f"it has {size} bytes, more than the limit of {MAX_BYTES} for a concept")
         with path.open("rb") as file:
             found = torch_pickle.read(Archive(file, path, MAX_BYTES), path)
     except OSError as error:
@@ -128,7 +128,7 @@ def kind_of(found: Any, path: Path) -> str:
     if {"embed_params", "key_value_params"} <= names:
         return PERFUSION_PYTORCH
     known = {"target_input", "embedding", "target_output"} <= names
-    require(known, path, f"it is a concept neither of {PERFUSION_PYTORCH} nor of {CHENDARYEN}")
+    require(known, path, f"it is not a concept of {PERFUSION_PYTORCH} or of {CHENDARYEN}")
     return CHENDARYEN
 
 
@@ -171,10 +171,10 @@ def checked(value: Any, name: str, shape: tuple[int, ...], path: Path) -> Tensor
         PerfusionError: it is not a tensor, has another shape, is not of floating point, or is not finite.
     """
     # Check the shape first: with strides of 0, a file can claim any size for a few numbers.
-    require(shape_of(value) == shape, path, f"its {name} has the shape {shape_of(value)} where {shape} was expected")
-    require(value.dtype in DTYPES, path, f"its {name} holds {value.dtype}, not floating point numbers of 16 to 64 bits")
+    require(shape_of(value) == shape, path, f"its {name} has the shape {shape_of(value)} instead of {shape}")
+    require(value.dtype in DTYPES, path, f"its {name} contains {value.dtype}, not floating-point numbers of 16 to 64 bits")
     numbers = value.detach().to(torch.float32, copy=True).contiguous()
-    require(bool(numbers.isfinite().all()), path, f"its {name} holds NaN, infinity or numbers beyond float32")
+    require(bool(numbers.isfinite().all()), path, f"its {name} contains NaN, infinity or numbers too large for float32")
     return numbers
 
 
@@ -183,18 +183,18 @@ def _perfusion_pytorch(
 ) -> dict[str, Any]:
     """Return the fields of a `Foreign` from a file of perfusion-pytorch."""
     embedded, pairs = found["embed_params"], found["key_value_params"]
-    require(embedded is not None, path, "it holds no word: its model had no EmbeddingWrapper when it was saved")
+    require(embedded is not None, path, "it contains no word: its model had no EmbeddingWrapper when it was saved")
     good = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
     require(good, path, "its key_value_params are not pairs of target inputs and target outputs")
-    many = f"it edits {len(pairs)} projections where this model has {2 * len(layers)}"
+    many = f"it edits {len(pairs)} projections, but this model has {2 * len(layers)}"
     require(len(pairs) == 2 * len(layers), path, f"{many}; {OTHER_BASE}")
     count = (shape_of(embedded) or (0,))[0]
-    require(1 <= number <= count, path, f"it holds {count} concepts, and number {number} of them was asked for")
+    require(1 <= number <= count, path, f"it contains {count} concept{'s' * (count != 1)}, but number {number} was requested")
 
     def row(value: Any, name: str, size: int) -> Tensor:
         shape = shape_of(value)
         good = len(shape) == 2 and shape[0] == count
-        require(good, path, f"its {name} has the shape {shape} where {(count, size)} was expected")
+        require(good, path, f"its {name} has the shape {shape} instead of {(count, size)}")
         return checked(value[number - 1], name, (size,), path)
 
     def outputs(pairs: list) -> dict[str, Tensor]:
@@ -206,7 +206,7 @@ def _perfusion_pytorch(
     target_input = inputs.double().mean(0).float()
     apart = float((inputs - target_input).norm(dim=1).max())
     same = apart <= ALIKE * float(target_input.norm())
-    require(same, path, "its layers have target inputs that differ, and a concept has one for all of them")
+    require(same, path, "the target inputs of its layers differ, but a concept has one for all layers")
     return {
         "word": row(embedded, "word", embedding)[None],
         "target_input": target_input,
@@ -229,21 +229,21 @@ def layer_order(layers: Mapping[str, int], widths: Sequence[tuple[int, ...]], pa
     for order in (list(layers), [layer for layer in layers if layer not in middle] + middle):
         if list(widths) == [(layers[layer],) for layer in order for _ in range(2)]:
             return order
-    raise PerfusionError(f"{shown(path)} cannot be used: its projections have other widths than this model's; {OTHER_BASE}.")
+    raise PerfusionError(f"{shown(path)} cannot be used: the widths of its projections are not those of this model; {OTHER_BASE}.")
 
 
 def _chendaryen(
     found: Mapping[str, Any], path: Path, layers: Mapping[str, int], width: int, embedding: int, number: int
 ) -> dict[str, Any]:
     """Return the fields of a `Foreign` from a checkpoint of ChenDarYen's implementation."""
-    require(number == 1, path, f"it holds 1 concept, and number {number} was asked for")
+    require(number == 1, path, f"it contains 1 concept, but number {number} was requested")
     told = found["embedding"] if isinstance(found["embedding"], dict) else {}
     words = told.get("string_to_param")
     words = _stated(words, "_parameters")
-    require(isinstance(words, dict) and len(words) == 1, path, "it does not hold the embedding of just one word")
+    require(isinstance(words, dict) and len(words) == 1, path, "it does not contain the embedding of exactly one word")
     (word,) = words.values()
     count = (shape_of(word) or (0,))[0]
-    many = f"its word has the shape {shape_of(word)} where 1 to {MAX_VECTORS} vectors were expected"
+    many = f"its word has the shape {shape_of(word)} instead of 1 to {MAX_VECTORS} vectors"
     require(1 <= count <= MAX_VECTORS, path, many)
     named = found["target_output"]
     expected = {f"{layer}.{which}.target_output" for layer in layers for which in ("to_k", "to_v")}

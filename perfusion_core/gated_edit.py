@@ -48,11 +48,11 @@ PINV_RTOL = 1e-4
 less than about two percent then share their edits, instead of requiring an unbounded edit between them."""
 
 OWN_SIMILARITY = 0.4
-"""A token of less similarity than this is not taken for a concept's own word where that is unknown; its own comes to about 1 times
-its weight in the prompt, unrelated words stay below 0.3."""
+"""Where a concept's own tokens are unknown, tokens of lower similarity than this are not taken for them. A concept's own word comes
+to about 1 times its weight in the prompt; unrelated words stay below 0.3."""
 
 OWN_LEAD = 0.25
-"""A token is taken for a concept's own word only if it is nearer to the target input than to the superclass's encoding, by this
+"""A token is taken for a concept's own word only if it is closer to the target input than to the superclass's encoding, by this
 share of the distance between the two. Distances are differences of cosines, which a word's weight in the prompt does not change.
 """
 
@@ -139,10 +139,10 @@ class Edit:
         values: layer name -> o*_V, [J, m], or [J, P, m] if they differ by token position (see `by_position`).
         keys: layer name -> o*_K, likewise, for concepts whose keys were trained; rows of concepts with locked keys are ignored.
         keys_trained: bool [J], whether a concept's keys were trained.
-        keys_at_word: bool [J], whether a concept's keys are edited at its own word alone, where its similarity is at least
-            OWN_SIMILARITY; static mode, which has no gates, ignores it. None if no concept's are.
-        key_lock: how far trained keys are locked to the superclass all the same, [J]: 0 uses them as learned, 1 the locked ones.
-            None is 0 for all.
+        keys_at_word: bool [J], whether a concept's keys are edited only at its own word, where its similarity is at least
+            OWN_SIMILARITY; static mode, which has no gates, ignores it. None if this applies to no concept.
+        key_lock: how far trained keys stay locked to the superclass, [J]: 0 uses them as learned, 1 the locked ones. None is 0 for
+            all concepts.
     """
 
     mode: str
@@ -206,10 +206,10 @@ class Edit:
         return gate(similarity(encoding, self.probes), self.bias, self.temperature)
 
     def own_tokens(self, encoding: Tensor) -> Tensor:
-        """Return the tokens that are each concept's own word, told by the numbers alone, bool [B, N, J].
+        """Return which tokens are each concept's own word, judged from the encoding only, bool [B, N, J].
 
         The superclass's own word has similarities of up to 0.7, more where a prompt emphasises it, so similarity alone does not
-        tell the two apart; but it is nearer to the superclass's encoding than to the concept's.
+        distinguish the two; but it is closer to the superclass's encoding than to the concept's.
         """
         with torch.autocast(encoding.device.type, enabled=False):
             encoding, inputs, supers = promote_dtypes(encoding, self.target_inputs, self.superclass_encodings)
@@ -219,7 +219,7 @@ class Edit:
         return (similarity(encoding, self.probes) >= OWN_SIMILARITY) & (lead > OWN_LEAD * apart)
 
     def influenced(self, encoding: Tensor, section: int) -> Tensor:
-        """Return the tokens that each concept's word can have influenced, told by the numbers alone, float [B, N, J].
+        """Return which tokens each concept's word can have influenced, judged from the encoding only, float [B, N, J].
 
         The text encoders are causal: these are the word's own tokens and those after it in the same section. An encoding that is
         not made of sections of `section` tokens counts as a single one.
@@ -231,7 +231,7 @@ class Edit:
     def influenced_both_ways(self, encoding: Tensor) -> Tensor:
         """Return the same as `influenced` for text encoders that are not causal: a word reaches all of its prompt.
 
-        Padding that is encoded alike is no part of it: the last tokens that are equal, if there are several.
+        Identically encoded padding is not part of it: the last tokens that are equal, if there are several.
         """
         own = self.own_tokens(encoding).any(1, keepdim=True).float()
         ending = (encoding == encoding[:, -1:]).all(2).int().flip(1).cumprod(1).flip(1)
@@ -258,7 +258,7 @@ class Edit:
         return Coefficients(*self._shares(sim, opened, self.strength), self._key_coefficients(sim, opened))
 
     def _key_coefficients(self, sim: Tensor, opened: Tensor) -> Coefficients | None:
-        """Return the coefficients of keys if they differ: 0 outside of a concept's own word where `keys_at_word` says so."""
+        """Return the coefficients of keys if they differ: 0 outside of a concept's own word where `keys_at_word` is set."""
         if self.keys_at_word is None or not self.keys_at_word.any():
             return None
         edited = (sim >= OWN_SIMILARITY) | ~self.keys_at_word

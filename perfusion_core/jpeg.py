@@ -1,17 +1,17 @@
-"""The size of a JPEG picture, from its header alone: a picture from a stranger is looked at before anything decodes it."""
+"""The size of a JPEG picture, read only from its header, so that untrusted pictures are checked before anything decodes them."""
 
 FRAMES = {0xC0, 0xC1, 0xC2}
 """Markers of the frames that every viewer knows: baseline, extended sequential and progressive."""
 SCAN = 0xDA
 BEFORE_SCAN = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}
-"""Markers of the other segments that may stand before the first scan: tables, application data, comments."""
+"""Markers of the other segments that may come before the first scan: tables, application data, comments."""
 
 
 def size_of(content: bytes) -> tuple[int, int] | None:
     """Return width and height in pixels, or None unless this is a JPEG picture of 8 bits with one frame before its first scan.
 
-    Decoders forgive much, each in its own way: they skip bytes between segments, or take the last of two frames. Only a header that
-    all of them read alike is accepted. Whether the rest can be decoded is not examined.
+    Decoders are lenient, each in its own way: they skip bytes between segments, or use the last of two frames. Only a header that
+    all of them read alike is accepted. Whether the rest can be decoded is not checked.
     """
     if content[:2] != b"\xff\xd8":
         return None

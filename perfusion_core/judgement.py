@@ -26,10 +26,10 @@ CONTEXTS = (
 """Prompts with `{}` for the object, chosen to be as different from each other as possible."""
 
 MIN_ADHERENCE = 0.85
-"""Default of how far a prompt should be followed.
+"""Default for how far a prompt should be followed.
 
 Chosen in the demo's first world: from this value on, pictures had both the requested place and a shape that was still recognisable
-for its word; from 0.8 on, they had the place alone.
+for its word; from 0.8 on, they had only the place.
 """
 
 
@@ -86,12 +86,12 @@ class Judgement:
 
 @dataclass(frozen=True)
 class PictureJudgement:
-    """Quality measures of a concept during training from pictures drawn with it, embedded by a vision model.
+    """Quality measures of a concept during training, from pictures generated with it and embedded by a vision model.
 
     Attributes:
-        likeness: how far its pictures have come from the plain word's to the training pictures: 0 if they are no more like those
-            than the plain word's are, 1 if they are as much so as the training pictures among themselves.
-        prompted: how far prompts have the effect on its pictures that they have on the plain word's: 1 if it is the same.
+        likeness: how close its pictures are to the training pictures: 0 if they resemble them no more than the plain word's
+            pictures do, 1 if they resemble them as much as the training pictures resemble each other.
+        prompted: how far prompts have the same effect on its pictures as on the plain word's: 1 if the effect is the same.
     """
 
     likeness: float
@@ -102,12 +102,12 @@ class PictureJudgement:
         """Judge embeddings of length 1.
 
         Args:
-            told: of pictures drawn with the concept, [K, S, d] for K prompts, at least 2, and S noises.
-            plain: of those drawn with the superclass in its place and the same noises, [K, S, d].
+            told: of pictures generated with the concept, [K, S, d] for K prompts, at least 2, and S noises.
+            plain: of those generated with the superclass in its place and the same noises, [K, S, d].
             pictures: of the training pictures, [P, d].
         """
         before, now = (float((each @ pictures.T).mean()) for each in (plain, told))
-        # A picture is not compared with itself; a single one can be met exactly.
+        # A picture is not compared with itself; a single picture can be matched exactly.
         count = len(pictures)
         alike = (pictures @ pictures.T).sum() - count
         best = float(alike / (count * (count - 1))) if count > 1 else 1.0

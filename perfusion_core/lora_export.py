@@ -1,6 +1,6 @@
 """Export of a stack of concepts to standard file formats: a LoRA of rank J, and a textual-inversion embedding for each word.
 
-A LoRA has no gate, so it holds the static edit (`gated_edit.STATIC`). In every layer ΔW = U P for the keys and for the values,
+A LoRA has no gate, so it contains the static edit (`gated_edit.STATIC`). In every layer ΔW = U P for the keys and for the values,
 where the columns of U [m, J] are s_j g*_j (o*_j - W i*_j) and the rows of P [J, d] are the static probes; with one concept
 ΔW = s g* (o* - W i*) (C⁻¹ i*)ᵀ / ‖i*‖². The LoRA is computed from one model's W i*, so it is specific to that model.
 """
@@ -94,7 +94,7 @@ def error(
         encodings: [P, N, d], of prompts that contain the trigger words.
         named: [P, N, J], above 0 at tokens that trigger words can have influenced.
         projected: projections of the edit's `vectors`.
-        held: the static edit that the LoRA holds, if it differs from that of `edit`.
+        held: the static edit that the LoRA contains, if it differs from that of `edit`.
         places: int [P], the only position of each prompt that counts; all of them by default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Text from outside on its way to a terminal or a log: nothing in it may steer a terminal or pass for a line of ours."""
+"""Makes external text safe for terminals and logs: it can neither control a terminal nor pass for one of the pack's own lines."""
 
 import logging
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ def printable(text: str) -> str:
     r"""Return a text in one line, with every character that is not printable written as an escape such as `\x1b`.
 
     These are the control characters (C0, C1 and the ends of lines), characters that change the direction of text or cannot be seen,
-    all spaces but the usual one, and halves of surrogate pairs, which no console can encode.
+    all spaces except the ordinary one, and halves of surrogate pairs, which no console can encode.
     """
     if text.isprintable():
         return text
@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 def printable_record(record: logging.LogRecord) -> bool:
     """Make a record of the log printable; a filter for `logging`, which lets every record pass.
 
-    Line ends of the message itself stay, since they are ours; those of its arguments become escapes.
+    Line ends in the message itself stay, since the pack wrote them; those in its arguments are escaped.
     """
 
     def safe(argument: object) -> object:

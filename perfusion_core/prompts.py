@@ -24,7 +24,7 @@ that LoRA tags have (`<my-teddy:0.8>`), in the wide brackets of East Asian keybo
 
 
 def word_key(word: str) -> str:
-    """Return what two spellings of the same word share: words, trigger words above all, are the same if their keys are equal.
+    """Return a key that all spellings of a word share: two words, such as trigger words, are the same if their keys are equal.
 
     Case is ignored, and so is the way in which accents are encoded, as by the text encoders' tokenizers (NFC). An i with a dot and
     one without are the same letter: which of them a capital stands for depends on the language.
@@ -39,9 +39,9 @@ def has_trigger(text: str, trigger: str) -> bool:
 
 
 def replace_triggers(text: str, words: Mapping[str, str]) -> str:
-    """Return a prompt with its trigger words replaced; `words`: trigger word -> replacement text, which is left as it is.
+    """Return a prompt with its trigger words replaced; `words`: trigger word -> replacement text, which is inserted unchanged.
 
-    A weight in the brackets becomes one of the prompt's own: `<my-teddy:0.8>` is (replacement:0.8).
+    A weight in the brackets becomes a weight in the prompt: `<my-teddy:0.8>` becomes (replacement:0.8).
     """
     known = {word_key(trigger): word for trigger, word in words.items()}
 
@@ -55,7 +55,7 @@ def replace_triggers(text: str, words: Mapping[str, str]) -> str:
 
 
 def bare_triggers(text: str, triggers: Iterable[str]) -> list[str]:
-    """Return the trigger words whose name stands in a prompt without its brackets, and nowhere with them."""
+    """Return the trigger words whose name occurs in a prompt without brackets, but nowhere with them."""
     key, found = word_key(text), []
     for trigger in triggers:
         name = re.escape(word_key(trigger)[1:-1])

@@ -22,7 +22,7 @@ OUTPUTS = "target_outputs"
 INT8, UINT4 = torch.int8, torch.uint4
 LARGEST = {INT8: 127, UINT4: 7}
 GROUP = 32
-UNFIT = "its scales do not fit its tensors"
+UNFIT = "its scales do not match its tensors"
 
 
 def quantize(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def dequantize(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> 
     for name in sorted(whole):
         found[name] = torch.cat([part.float() * next(left) for part in _parts(name, whole[name], widths)], dim=-1)
     for name, tensor in found.items():
-        require(bool(tensor.isfinite().all()), path, f"{name} holds infinity")
+        require(bool(tensor.isfinite().all()), path, f"{name} contains infinity")
     return found
 
 

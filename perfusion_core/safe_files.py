@@ -33,7 +33,7 @@ def shown(path: Path) -> str:
 
 
 def stays_inside(name: str, windows: bool = os.name == "nt") -> bool:
-    """Return whether a relative path stays within its folder, judged by its text alone, without a call of the file system.
+    """Return whether a relative path stays within its folder, judged only by its text, without calling the file system.
 
     On Windows, looking for a path such as //host/share connects to that host, and opening COM1 or NUL opens a device.
     """
@@ -51,7 +51,7 @@ def read(path: Path, max_bytes: int, dtypes: tuple[torch.dtype, ...] = DTYPES) -
     """Return the tensors and metadata of a safetensors file of at most `max_bytes`; the tensors are finite and of `dtypes`.
 
     Raises:
-        PerfusionError: the file is missing, too large or broken, or holds NaN, infinity, other dtypes or too many dimensions.
+        PerfusionError: the file is missing, too large or broken, or contains NaN, infinity, other dtypes or too many dimensions.
     """
     return parse(read_bytes(path, max_bytes), path, dtypes)
 
@@ -61,7 +61,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         require(path.is_file(), path, "there is no such file")
         size = path.stat().st_size
-        require(size <= max_bytes, path, f"it has {size} bytes, more than the {max_bytes} that such a file may have")
+        require(size <= max_bytes, path, f"it has {size} bytes, more than the limit of {max_bytes} for such a file")
         return path.read_bytes()
     except OSError as error:
         raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
@@ -82,9 +82,9 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
     """Return the tensors, finite and of `dtypes`, and the metadata of a safetensors file's bytes; `path` names it in errors.
 
     Raises:
-        PerfusionError: the bytes are broken, or hold NaN, infinity, other dtypes or too many dimensions.
+        PerfusionError: the bytes are broken, or contain NaN, infinity, other dtypes or too many dimensions.
     """
-    broken = "it is not a whole safetensors file; it may be cut off or of another kind"
+    broken = "it is not a complete safetensors file; it may be cut off, or another kind of file"
     require(len(content) >= 8, path, broken)
     (length,) = struct.unpack("<Q", content[:8])
     require(length <= min(MAX_HEADER, len(content) - 8), path, broken)
@@ -92,14 +92,16 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
         tensors = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        # Not with its cause: the library quotes the file in its error, which the host prints as it is.
+        # Without its cause: the library quotes the file in its error, which the host prints unescaped.
         raise PerfusionError(f"{shown(path)} cannot be used: {broken}.") from None
     require(isinstance(metadata, dict), path, broken)
     for name, tensor in tensors.items():
         told = name if name.isprintable() and len(name) <= 80 else f"{name[:80]!r}"
-        require(tensor.dtype in dtypes, path, f"{told} holds {tensor.dtype}, not floating point numbers of 16 to 64 bits")
-        require(tensor.ndim <= MAX_DIMENSIONS, path, f"{told} has {tensor.ndim} dimensions")
-        require(bool(tensor.isfinite().all()), path, f"{told} holds NaN or infinity")
+        require(tensor.dtype in dtypes, path, f"{told} contains {tensor.dtype}, not floating-point numbers of 16 to 64 bits")
+        require(
+            tensor.ndim <= MAX_DIMENSIONS, path, f"{told} has {tensor.ndim} dimensions, more than the limit of {MAX_DIMENSIONS}"
+        )
+        require(bool(tensor.isfinite().all()), path, f"{told} contains NaN or infinity")
     return tensors, metadata
 
 
@@ -147,13 +149,13 @@ def _in_order(content: bytes, metadata: Mapping[str, str]) -> bytes:
 def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
     """Write a file atomically; raise as `write` does.
 
-    Who may read it is up to the user: the umask for a new file, and for one that is replaced, whatever that one allowed. A file
-    that was made private stays private, as if it were written in place.
+    The user decides who may read it: a new file follows the umask, and a replaced file keeps the old one's permissions. A file that
+    was made private stays private, as if it were written in place.
     """
     scratch = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The system applies the umask. Asking for it would mean changing it, in all threads.
+        # The system applies the umask. Reading it would mean changing it, for all threads.
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with os.fdopen(descriptor, "wb") as file:
             if overwrite:
@@ -180,7 +182,7 @@ def _take_mode(scratch: Path, path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode) & 0o777 | 0o600
     except FileNotFoundError:
         return
-    if mode != stat.S_IMODE(scratch.stat().st_mode):  # some file systems know one mode alone, and refuse to set any
+    if mode != stat.S_IMODE(scratch.stat().st_mode):  # some file systems have only one mode, and refuse to set any
         os.chmod(scratch, mode)
 
 

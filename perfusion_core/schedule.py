@@ -1,7 +1,7 @@
-"""When in a sampling run a concept acts, and how its bias changes meanwhile.
+"""When a concept acts in a sampling run, and how its bias changes over that time.
 
-How far a run is on the way from noise, 0, to picture, 1, is its percent: 0 at the highest noise level of the model, 1 at none,
-and in between whatever the model takes for it (SD's models: the share of their 1000 timesteps).
+The percent of a run is how far it has come from noise, 0, to picture, 1: 0 at the model's highest noise level, 1 without noise, and
+in between as the model defines it (SD's models: the share of their 1000 timesteps).
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Schedule:
         bias_change: what is added to the bias by `end`, in proportion to how much of the part has passed.
 
     Raises:
-        PerfusionError: `start` and `end` hold no part of a run between them.
+        PerfusionError: there is no part of a run between `start` and `end`.
     """
 
     start: float = 0.0
@@ -38,7 +38,7 @@ class Schedule:
             )
 
     def holds(self, sigma: float, sigma_of: Callable[[float], float]) -> bool:
-        """Return whether a call at noise level `sigma` is in the part; `sigma_of` is the noise level at a percent, and falls."""
+        """Return whether a call at noise level `sigma` is in the part; `sigma_of` maps a percent to the noise level there."""
         begun = self.start == 0 or sigma <= sigma_of(self.start)
         return begun and (self.end == 1 or sigma > sigma_of(self.end))
 
@@ -49,7 +49,7 @@ class Schedule:
 
 
 ALWAYS = Schedule()
-"""The schedule of a concept that acts in all of a run, with one bias."""
+"""The schedule of a concept that acts throughout a run, with a constant bias."""
 
 
 def percent_at(sigma: float, sigma_of: Callable[[float], float]) -> float:

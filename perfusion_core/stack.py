@@ -29,14 +29,14 @@ def combine(*stacks: Stack) -> Stack:
             )
         if one.family != other.family:
             raise PerfusionError(
-                f"{one.trigger} was taught to {one.family} and {other.trigger} to {other.family}; "
-                "concepts that are used together must share their base family."
+                f"{one.trigger} was trained on {one.family} and {other.trigger} on {other.family}; concepts that are used together "
+                "must have the same base family."
             )
     return tuple(concepts)
 
 
 def with_outputs(stack: Stack) -> Stack:
-    """Return the concepts that edit layers, without those that are a word alone."""
+    """Return the concepts that edit layers, without those that are only a word."""
     return tuple(concept for concept in stack if concept.values)
 
 
@@ -57,7 +57,10 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
     layers = stack[0].layers
     for concept in stack[1:]:
         if concept.layers != layers or len(concept.probe) != len(stack[0].probe):
-            raise PerfusionError(f"{concept.trigger} and {stack[0].trigger} were taught to models of different shape.")
+            raise PerfusionError(
+                f"{concept.trigger} and {stack[0].trigger} were trained on models of different shapes; use concepts of one shape "
+                "together."
+            )
     trained = torch.tensor([bool(concept.keys) for concept in stack])
     keys = {}
     if trained.any():

@@ -1,4 +1,4 @@
-"""The zip container that torch.save writes, read so strictly that no two readers can see two files in it.
+"""The zip container that torch.save writes, read so strictly that no two readers can see different files in it.
 
 Every byte of the file belongs to exactly one entry or to the only directory, which ends the file; entries are not compressed. torch
 writes such files since version 1.6. Everything is checked before an entry is read, and only what was checked is read.
@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 from .safe_files import require
 
-BROKEN = "it is not a whole file of torch.save; it may be cut off or of another kind"
+BROKEN = "it is not a complete file of torch.save; it may be cut off, or another kind of file"
 LEGACY = (
-    "it is not a whole file of torch.save as torch 1.6 and newer write it, but one of an older format; if you trust it, load it in "
-    "Python and save it again"
+    "it is in an older format than torch.save has written since torch 1.6; if you trust it, load it in Python and save it again"
 )
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that files of torch before 1.6 begin with."""
@@ -28,14 +27,14 @@ MAX_DIRECTORY = 2**20
 LOCAL, RECORD, END = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s4H2IH")
 """The header before an entry, its record in the directory, and the record that ends the file."""
 END_64 = struct.Struct("<4sQ2H2I4Q4sIQI")
-"""What torch writes before the latter: the same in more digits, and where that stands."""
+"""What torch writes before END: the same fields with more digits, and their position."""
 DESCRIBED, UTF8 = 0x8, 0x800
-"""Flags of an entry: its sizes are repeated behind it; its name is UTF-8."""
+"""Flags of an entry: its sizes are repeated after it; its name is UTF-8."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the directory says of an entry; `header` is where the entry's own header starts, `size` its content's bytes."""
+    """The directory's record of an entry; `header` is where the entry's own header starts, `size` the bytes of its content."""
 
     name: bytes
     flags: int
@@ -49,7 +48,7 @@ class Archive:
     """The entries of an open file of torch.save.
 
     Attributes:
-        sizes: name of each entry, without the folder that holds them all -> its size in bytes.
+        sizes: name of each entry, without the folder that contains them all -> its size in bytes.
     """
 
     def __init__(self, file: BinaryIO, path: Path, max_bytes: int) -> None:
@@ -63,18 +62,18 @@ class Archive:
         count, length, start = self._end(file.seek(0, 2))
         entries = self._directory(count, length, start)
         unpacked = sum(entry.size for entry in entries)
-        require(unpacked <= max_bytes, path, f"it unpacks to more than the {max_bytes} bytes that a concept may have")
+        require(unpacked <= max_bytes, path, f"it unpacks to more than {max_bytes} bytes, the limit for a concept")
         starts = self._starts(entries, start)
         folders = [entry.name.removesuffix(b"data.pkl") for entry in entries if entry.name.endswith(b"/data.pkl")]
         self._require(len(folders) == 1 and all(entry.name.startswith(folders[0]) for entry in entries))
-        # torch's own names are ASCII; latin-1 makes different names of all different bytes.
+        # torch's own names are ASCII; latin-1 turns different bytes into different names.
         names = [entry.name.removeprefix(folders[0]).decode("latin-1") for entry in entries]
         self._contents = {name: (starts[entry.header], entry) for name, entry in zip(names, entries, strict=True)}
         self.sizes = {name: entry.size for name, (_, entry) in self._contents.items()}
         self._require(len(self.sizes) == count)
 
     def read(self, name: str) -> bytearray:
-        """Return the content of an entry; raise PerfusionError if there is none of this name, or if it is damaged."""
+        """Return the content of an entry; raise PerfusionError if no entry has this name, or if it is damaged."""
         self._require(name in self._contents)
         start, entry = self._contents[name]
         content = bytearray(entry.size)
@@ -109,7 +108,7 @@ class Archive:
         return count, length, start
 
     def _directory(self, count: int, length: int, start: int) -> list[Entry]:
-        """Return what the directory says of its `count` entries."""
+        """Return the directory's records of its `count` entries."""
         content, entries, at = self._at(start, length), [], 0
         for _ in range(count):
             self._require(at + RECORD.size <= length)
@@ -122,7 +121,7 @@ class Archive:
         return entries
 
     def _starts(self, entries: list[Entry], end: int) -> dict[int, int]:
-        """Return where each header starts -> where its content does. Together the entries must fill the file up to `end`."""
+        """Return the start of each header -> the start of its content. Together the entries must fill the file up to `end`."""
         starts, at = {}, 0
         for entry in sorted(entries, key=lambda each: each.header):
             self._require(entry.header == at and entry.stored)
@@ -139,7 +138,7 @@ class Archive:
         return starts
 
     def _description(self, start: int, told: list[int]) -> int:
-        """Return the length of what is repeated behind an entry: its checksum and sizes, of 4 or 8 bytes each."""
+        """Return the length of what is repeated after an entry: its checksum and sizes, of 4 or 8 bytes each."""
         for form in ("<4s3I", "<4sI2Q"):
             if self._at(start, struct.calcsize(form)) == struct.pack(form, b"PK\7\10", *told):
                 return struct.calcsize(form)

@@ -19,7 +19,7 @@ from . import PerfusionError
 from .safe_files import MAX_DIMENSIONS, require, shown
 from .torch_archive import BROKEN, Archive
 
-CODE = "it holds more than plain tensors and texts, which could run code, so it was not opened"
+CODE = "it contains more than plain tensors and text, which could run code, so it was not opened"
 TOO_LONG = "its pickle is much longer than that of any concept"
 MAX_PICKLE = 2**20
 MAX_STEPS = 100_000
@@ -27,7 +27,7 @@ MAX_STEPS = 100_000
 LONGEST_NAME, LONGEST_KEY = 100, 1000
 """Limits on the characters of a module, a class or a storage's name, and of a dictionary's key."""
 LARGEST_KEY = 2**31
-"""Limit on an integer as a key; longer ones could be chosen so that all of them fall into one place of a dictionary."""
+"""Limit on an integer as a key; larger ones could be chosen so that all of them collide in a dictionary."""
 
 STORAGES = {
     f"torch.{name}Storage": dtype
@@ -58,12 +58,12 @@ OPAQUE = {
     "typing.Any",
     *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("dict", "list", "int", "long", "set")),
 }
-"""Classes in ChenDarYen's checkpoints of which nothing matters but, for some, an object's state."""
+"""Classes in ChenDarYen's checkpoints whose objects do not matter, except, for some, their state."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name that may stand in a file; nothing is imported for it."""
+    """A name that may occur in a file; nothing is imported for it."""
 
     full: str
 
@@ -101,7 +101,7 @@ def read(archive: Archive, path: Path) -> Any:
     The tensors are views of the entries, on the CPU; with strides of 0 they can claim any size. `path` names the file in errors.
 
     Raises:
-        PerfusionError: the pickle is damaged or too long, or holds anything else.
+        PerfusionError: the pickle is damaged or too long, or contains anything else.
         OSError: the file cannot be read.
     """
     require(archive.sizes["data.pkl"] <= MAX_PICKLE, path, TOO_LONG)
@@ -110,12 +110,12 @@ def read(archive: Archive, path: Path) -> Any:
     try:
         return _Machine(archive, path).run()
     except (ArithmeticError, LookupError, RuntimeError, TypeError, UnicodeError, struct.error):
-        # Not with its cause, which can quote the file, and which the host prints as it is.
+        # Without its cause, which can quote the file, and which the host prints unescaped.
         raise PerfusionError(f"{shown(path)} cannot be used: {BROKEN}.") from None
 
 
 class _Machine:
-    """The state of the machine: the instructions and where it is in them, a stack of objects, and objects kept by number."""
+    """The state of the machine: the instructions and the position in them, a stack of objects, and objects kept by number."""
 
     def __init__(self, archive: Archive, path: Path) -> None:
         self._archive, self._path = archive, path
@@ -194,7 +194,7 @@ class _Machine:
         return struct.unpack(form, self._take(struct.calcsize(form)))[0]
 
     def _since(self, first: int) -> list[Any]:
-        """Take the objects from this place in the stack on away, and return them."""
+        """Remove all objects from this place in the stack upwards, and return them."""
         self._require(0 <= first <= len(self._stack))
         taken = self._stack[first:]
         del self._stack[first:]
@@ -238,7 +238,7 @@ class _Machine:
         return self._take(end + 1 - self._at)[:-1].decode()
 
     def _made(self, name: Any, arguments: Any) -> Any:
-        """Return what the file calls a name with arguments for."""
+        """Return the object for which the file calls a name with arguments."""
         self._require(isinstance(name, Name) and isinstance(arguments, tuple))
         if name.full in TENSORS:
             self._require(len(arguments) == TENSORS[name.full])
@@ -276,6 +276,6 @@ class _Machine:
 
 
 def _are_sizes(found: Any) -> bool:
-    """Whether this is a tuple of a few whole numbers that torch can count with."""
+    """Return whether this is a tuple of a few integers that torch can handle."""
     few = isinstance(found, tuple) and len(found) <= MAX_DIMENSIONS
     return few and all(type(n) is int and 0 <= n < 2**60 for n in found)

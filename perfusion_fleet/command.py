@@ -33,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(*f"Failed: {error}".splitlines())
         return REFUSED
     except KeyboardInterrupt:
-        say("Interrupted. Run the same command again: what is saved is kept, and trainings go on from their last 25th step.")
+        say(
+            "Interrupted. Run the same command again: saved concepts are kept, and trainings continue from their last checkpoint, "
+            "made every 25 steps."
+        )
         return STOPPED
 
 
@@ -75,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("ray") is None:
         raise PerfusionError(f"perfusion-train needs Ray; install it with: {sys.executable} -m pip install -e '{ROOT}[fleet]'")
     if options.workers is not None and options.workers < 1:
-        raise PerfusionError(f"A fleet needs at least 1 worker; --workers said {options.workers}.")
+        raise PerfusionError(f"A fleet needs at least 1 worker, but --workers is {options.workers}.")
     from perfusion_fleet import schedule
 
     comfyui = host_folder(options.comfyui)
@@ -96,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         schedule.ray.shutdown()
     index.write(out, entries)
     failed = sum(each.state == index.FAILED for each in entries)
-    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; index.md there tells of all.")
+    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; index.md there lists them all.")
     return SOME_FAILED if failed else DONE
 
 
@@ -109,7 +112,7 @@ def host_folder(named: Path | None) -> Path:
     told = named or (Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else ROOT.parents[1])
     folder = told.expanduser().resolve()
     if not (folder / "main.py").is_file():
-        raise PerfusionError(f"{folder} is no folder of ComfyUI: it holds no main.py; name the one that is with --comfyui.")
+        raise PerfusionError(f"{folder} is not ComfyUI's folder: it contains no main.py; name the right one with --comfyui.")
     return folder
 
 

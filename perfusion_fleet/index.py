@@ -60,13 +60,13 @@ def entry(out: Path, job: Job, state: str, seconds: float = 0.0, tries: int = 0,
             concept = Concept.load(file_of(out, job.name))
             loss, fault = concept.training.get("loss"), lacking(concept)
         except PerfusionError as error:
-            state, fault = FAILED, f"{error} Delete it to have it trained anew."
+            state, fault = FAILED, f"{error} Delete it to train the concept again."
     return Entry(job.name, state, job.trigger, job.superclass, loss, round(seconds, 1), tries, fault)
 
 
 def lacking(concept: Concept) -> str:
     """Return what a row cannot show about an otherwise usable concept: a sentence or two, or an empty string."""
-    said = [] if "loss" in concept.training else ["Its file does not say with what loss its training ended."]
+    said = [] if "loss" in concept.training else ["Its file does not record the loss that its training ended with."]
     try:
         tile(concept)
     except PerfusionError:

@@ -29,11 +29,11 @@ def opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise PerfusionError(
-                    f"{name} has {width} × {height} pixels, more than the {MAX_PIXELS // 10**6} million that a picture may have; "
-                    "save it smaller."
+                    f"{name} has {width} × {height} pixels, more than the limit of {MAX_PIXELS // 10**6} million; save it at a "
+                    "smaller size."
                 )
             yield image
     except PerfusionError:
         raise
     except Exception as error:  # for broken pictures Pillow raises about a dozen kinds of errors, few of them documented
-        raise PerfusionError(f"{name} is no picture that can be opened; take it out, or save it anew.") from error
+        raise PerfusionError(f"{name} cannot be opened as an image; remove it, or save it again.") from error

@@ -79,8 +79,8 @@ def started(place: Place, workers: int | None) -> list[Any]:
         room, share = 1 <= count <= cards, {"num_cpus": 1, "num_gpus": 1}
     if not room:
         raise PerfusionError(
-            f"There is no room for this many workers: {count or 1}. Ray counts machines: {len(nodes)}, graphics cards: {cards}; "
-            "lower --workers, or give --cpu to train on processors."
+            f"There is not enough room for the workers (requested: {count or 1}, machines: {len(nodes)}, graphics cards: {cards}); "
+            "lower --workers, or add --cpu to train on CPUs."
         )
     actor = ray.remote(max_restarts=-1, scheduling_strategy="SPREAD", **share)(Worker)
     return [actor.remote(place) for _ in range(count)]
@@ -123,12 +123,12 @@ def outcomes(workers: list[Any], jobs: Iterable[Job], say: Callable[[str], None]
                 say(str(not_started(error)))
                 continue
             if isinstance(error, LOST):
-                say(f"A worker was lost while it trained {job.name}.")
+                say(f"A worker was lost while training {job.name}.")
                 running[worker.ready.options(**UNTIL_BACK).remote()] = worker, None, 0.0
                 if tries[job.name] < TRIES:
                     waiting.appendleft(job)
                     continue
-                answer = Answer(fault=f"{TRIES} workers were lost while they trained it; it may need more memory than they have.")
+                answer = Answer(fault=f"{TRIES} workers were lost while training it; it may need more memory than they have.")
             else:
                 idle.append(worker)
                 answer = Answer(fault=f"Its training failed: {one_line(error.cause)}.")

@@ -41,7 +41,7 @@ def chosen(given: Mapping[str, object]) -> dict[str, object]:
     known = widgets() | further_widgets()
     for name in given:
         if name not in known:
-            raise PerfusionError(f"{name} is no setting of Train Concept; it has {', '.join(known)}.")
+            raise PerfusionError(f"{name} is not a setting of Train Concept; choose one of {', '.join(known)}.")
     return {name: value_of(each, given[name]) if name in given else each.default for name, each in known.items()}
 
 
@@ -58,9 +58,9 @@ def value_of(widget: io.WidgetInput, given: object) -> object:
         value, wanted = number(kind, given), f"a {named} from {widget.min:g} to {widget.max:g}"
         good = value is not None and widget.min <= value <= widget.max
     else:
-        value, wanted, good = str(given), "a text", True
+        value, wanted, good = str(given), "text", True
     if not good:
-        raise PerfusionError(f"{widget.id} should be {wanted}; {str(given)[:80]!r} came.")
+        raise PerfusionError(f"{widget.id} should be {wanted}, not {str(given)[:80]!r}.")
     return value
 
 

@@ -70,7 +70,8 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
     rows = list(in_folder(path) if path.is_dir() else in_table(path))
     if not rows:
         raise PerfusionError(
-            f"There is no concept in {brief(path)}; give a folder with a sub-folder of pictures for each, or a .csv or .json table."
+            f"There is no concept in {brief(path)}; give a folder with a sub-folder of pictures for each concept, or a .csv or "
+            ".json table."
         )
     jobs, faults, base = [], [], path if path.is_dir() else path.parent
     for row in rows:
@@ -115,7 +116,7 @@ def told_in(folder: Path) -> dict[str, object]:
     path = folder / TOLD
     told = parsed(path) if path.exists() else {}
     if not isinstance(told, dict):
-        raise PerfusionError(f'{brief(path)} should hold one JSON object of columns, such as {{"superclass": "teddy"}}.')
+        raise PerfusionError(f'{brief(path)} should contain one JSON object of columns, such as {{"superclass": "teddy"}}.')
     return told
 
 
@@ -126,9 +127,9 @@ def in_table(path: Path) -> Iterator[dict[str, object]]:
     elif path.suffix.lower() == ".json":
         rows = parsed(path)
     else:
-        raise PerfusionError(f"Concepts come in a folder or in a .csv or .json table; {brief(path)} is none of them.")
+        raise PerfusionError(f"Concepts must be in a folder or in a .csv or .json table; {brief(path)} is neither.")
     if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise PerfusionError(f"{brief(path)} should hold a JSON list of objects, one for each concept.")
+        raise PerfusionError(f"{brief(path)} should contain a JSON list of objects, one for each concept.")
     if len(rows) > MAX_CONCEPTS:
         raise too_many(path)
     for row in rows:
@@ -141,7 +142,7 @@ def in_csv(path: Path) -> Iterator[dict[str, str]]:
         lines = csv.reader(io.StringIO(read_bytes(path, MAX_BYTES).decode("utf-8-sig"), newline=""))
         columns = next(lines, [])
         if len(columns) > MAX_COLUMNS:
-            raise PerfusionError(f"{brief(path)} has {len(columns)} columns, more than the {MAX_COLUMNS} that a table may have.")
+            raise PerfusionError(f"{brief(path)} has {len(columns)} columns, more than the limit of {MAX_COLUMNS} for a table.")
         for i, line in enumerate(filter(None, lines)):
             if i == MAX_CONCEPTS:
                 raise too_many(path)
@@ -163,7 +164,7 @@ def parsed(path: Path) -> object:
 
 def too_many(path: Path) -> PerfusionError:
     """Return the error for a table of more concepts than are trained at once."""
-    return PerfusionError(f"{brief(path)} has more than {MAX_CONCEPTS} concepts; make several tables of it.")
+    return PerfusionError(f"{brief(path)} has more than {MAX_CONCEPTS} concepts; split it into several tables.")
 
 
 def unreadable(path: Path, error: Exception) -> PerfusionError:
@@ -176,15 +177,15 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
     for column, value in row.items():
         came = NO_VALUES.get(type(value)) or (HALF.search(f"{column}{value}") and "half of a character")
         if came:
-            raise PerfusionError(f"{brief(column, 80)} should be a text or a number; {came} came.")
+            raise PerfusionError(f"{brief(column, 80)} should be text or a number, not {came}.")
     text = {name: str(row.get(name, "")).strip() for name in OWN}
     if not NAME.fullmatch(text["name"]):
-        raise PerfusionError("a concept's name is of letters, digits, - and _, and at most 64 of them; give it another one.")
+        raise PerfusionError("a concept's name must have 1 to 64 letters, digits, - and _; choose another one.")
     try:
         folder = (base / (text["pictures"] or text["name"])).resolve()
         pictures = [file for file in images(folder) if not file.stem.endswith(MASK)]
         if not pictures:
-            raise PerfusionError(f"there is no picture in {brief(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
+            raise PerfusionError(f"there are no pictures in {brief(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
         for picture in pictures:
             check(picture)
         captions = () if text["captions"] == NONE else captions_of(pictures, text["captions"])
@@ -192,7 +193,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
     except PerfusionError:
         raise
     except (OSError, ValueError) as error:  # such as a name that is too long or contains an invalid character
-        raise PerfusionError("its folder of pictures or of masks cannot be read; name another one.") from error
+        raise PerfusionError("its folder of pictures or masks cannot be read; name another one.") from error
     return Job(
         name=text["name"],
         pictures=tuple(str(file) for file in pictures),
@@ -227,7 +228,8 @@ def masks_of(pictures: list[Path], folder: Path) -> tuple[str, ...]:
     if any(found) and not all(found):
         without = shown(pictures[found.index(False)])
         raise PerfusionError(
-            f"{sum(found)} of {len(found)} pictures have a mask, and {without} has none; give each one, or write {NONE} for masks."
+            f"{sum(found)} of {len(found)} pictures have a mask, but {without} has none; give each picture one, or set masks to "
+            f"{NONE}."
         )
     masks = [files.get(picture.stem) for picture in pictures] if all(found) else []
     for mask in filter(None, masks):
@@ -242,7 +244,10 @@ def captions_of(pictures: list[Path], told: str) -> tuple[str, ...]:
         PerfusionError: `told`, the value of the column, is not empty; a file is not text; or only some of the pictures have one.
     """
     if told:
-        raise PerfusionError(f"captions lie beside the pictures, as text files of their names; write {NONE} to leave them alone.")
+        raise PerfusionError(
+            f"captions must be text files beside the pictures, with the same names; set captions to {NONE} to ignore them, or "
+            "leave it empty."
+        )
     files = [picture.with_suffix(CAPTION) for picture in pictures]
     there = [file.is_file() for file in files]
     if not any(there):
@@ -250,13 +255,13 @@ def captions_of(pictures: list[Path], told: str) -> tuple[str, ...]:
     if not all(there):
         without = shown(pictures[there.index(False)])
         raise PerfusionError(
-            f"{sum(there)} of {len(there)} pictures have a caption, and {without} has none; give each one, or write {NONE} for "
-            "captions."
+            f"{sum(there)} of {len(there)} pictures have a caption, but {without} has none; give each picture one, or set captions "
+            f"to {NONE}."
         )
     try:
         return tuple(" ".join(read_bytes(file, LONGEST).decode("utf-8-sig").split()) for file in files)
     except UnicodeDecodeError as error:
-        raise PerfusionError("a caption is no UTF-8 text; save it as plain text.") from error
+        raise PerfusionError("a caption is not UTF-8 text; save it as plain text.") from error
 
 
 def check(picture: Path) -> None:

@@ -72,7 +72,7 @@ class Worker:
         faults = [f"{job.name}: {fault}" for job in jobs for fault in faults_of(job)]
         if folder_paths.get_full_path("checkpoints", self.place.checkpoint) is None:
             names = ", ".join(folder_paths.get_filename_list("checkpoints")[:10]) or "none"
-            faults.append(f"There is no checkpoint {self.place.checkpoint} in {self.place.base}; there is {names}.")
+            faults.append(f"There is no checkpoint {self.place.checkpoint} in {self.place.base}; available: {names}.")
         return faults
 
     def ready(self) -> str:

@@ -171,7 +171,7 @@ def test_words_are_shown_with_their_share_their_gate_and_their_steps(server: Ser
 
 
 def test_latents_and_words_that_were_not_seen_are_refused(server: Server) -> None:
-    for said, given, sentence in (("robot", 0, "has the word 'robot'"), ("", 1, "These latents are of none of the last")):
+    for said, given, sentence in (("robot", 0, "contains the word 'robot'"), ("", 1, "These latents are not from any of the last")):
         graph = Bench()
         model, attention = graph.watched(graph.model)
         positive = graph.text(graph.words, PROMPT)
@@ -218,7 +218,10 @@ def test_a_layout_is_kept_in_its_span_and_only_there(server: Server) -> None:
 
 
 def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:
-    for start, end, width, sentence in ((0.5, 0.5, 64, "start must be below end"), (0.0, 1.0, 128, "two pictures of one size")):
+    for start, end, width, sentence in (
+        (0.5, 0.5, 64, "start must be below end"),
+        (0.0, 1.0, 128, "the same picture size and batch size"),
+    ):
         graph = Bench()
         model, attention = graph.watched(graph.model)
         positive = graph.text(graph.words, PROMPT)
@@ -235,7 +238,7 @@ def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:
     span = {"start": 0.0, "end": 1.0}
     kept = [graph.add("PerfusionKeepLayout", model=graph.model, attention=attention, samples=first, **span), 0]
     graph.add("PreviewAny", source=graph.sample(kept, graph.text(graph.clip, PROMPT), graph.negative()))
-    refused(server, graph, "prompts that know their words")
+    refused(server, graph, "encodings that record their words")
 
 
 # ---- gates -------------------------------------------------------------------------------------------------------------------
@@ -287,7 +290,7 @@ def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Se
 def test_the_inspector_needs_a_model_with_concepts(server: Server) -> None:
     graph = Bench()
     graph.add("PerfusionInspect", model=graph.base, positive=graph.text(graph.words, PROMPT))
-    refused(server, graph, "This model carries no concepts")
+    refused(server, graph, "This model has no concepts")
 
 
 # ---- found objects -----------------------------------------------------------------------------------------------------------
@@ -317,7 +320,7 @@ def test_an_object_is_found_without_any_mask_and_can_be_trained_on(server: Serve
 
 
 def test_finding_needs_a_word_and_a_picture_that_is_large_enough(server: Server) -> None:
-    for word, sentence in (("  ", "needs the plain word"), ("a", "is no word to look for")):
+    for word, sentence in (("  ", "needs the plain word"), ("a", "is not a word to look for")):
         graph = Graph()
         model, clip, vae = graph.checkpoint()
         images, _ = graph.pictures(2)

@@ -287,7 +287,7 @@ def test_refuses_few_bits_whose_scales_do_not_fit(kind: torch.dtype, name: str, 
     tensors, metadata = safe_files.read(path, 2**20, READABLE)
     (EIGHT_BITS if kind == INT8 else FOUR_BITS)[name](tensors)
     safe_files.write(path, tensors, metadata)
-    assert "its scales do not fit its tensors" in sentence(path)
+    assert "its scales do not match its tensors" in sentence(path)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(INT8, "scales"), (UINT4, "scales"), (UINT4, OUTPUT_SCALES)])
@@ -296,7 +296,7 @@ def test_refuses_few_bits_that_stand_for_infinity(kind: torch.dtype, name: str, 
     tensors, metadata = safe_files.read(path, 2**20, READABLE)
     tensors[name] = torch.full_like(tensors[name], torch.finfo(tensors[name].dtype).max)
     safe_files.write(path, tensors, metadata)
-    assert "holds infinity" in sentence(path)
+    assert "contains infinity" in sentence(path)
 
 
 @pytest.mark.parametrize("kind", [INT8, UINT4])
@@ -305,7 +305,7 @@ def test_refuses_few_bits_without_scales(kind: torch.dtype, tiny: Concept, path:
     tensors, metadata = safe_files.read(path, 2**20, READABLE)
     del tensors["scales"]
     safe_files.write(path, tensors, metadata)
-    assert ("holds torch.int8 where" if kind == INT8 else "holds tensors that no concept has") in sentence(path)
+    assert ("contains torch.int8 instead" if kind == INT8 else "contains tensors that do not belong to a concept") in sentence(path)
 
 
 def test_a_tiny_probe_survives_half_precision(path: Path) -> None:
@@ -474,9 +474,9 @@ def test_refuses_every_truncation(tiny: Concept, path: Path) -> None:
     whole = path.read_bytes()
     for length in [*range(0, 64), *range(64, len(whole), 41), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "not a whole safetensors file" in sentence(path)
+        assert "not a complete safetensors file" in sentence(path)
     path.write_bytes(whole + b"\0")
-    assert "not a whole safetensors file" in sentence(path)
+    assert "not a complete safetensors file" in sentence(path)
 
 
 def test_a_flipped_bit_in_the_header_gives_a_concept_or_a_sentence(path: Path) -> None:
@@ -541,7 +541,7 @@ def test_outputs_without_layers_are_refused(path: Path, changed: Callable[[Chang
     "name", ["more", "word.", "word.a-b", "word.a.b", "target_outputs_q", "", "a\nb" * 300, "word." + "x" * 41]
 )
 def test_refuses_an_extra_tensor(name: str, changed: Callable[[Change], str]) -> None:
-    assert "tensors that no concept has" in changed(lambda tensors, _: tensors.update({name: torch.ones(8)}))
+    assert "tensors that do not belong to a concept" in changed(lambda tensors, _: tensors.update({name: torch.ones(8)}))
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_refuses_an_empty_word(shape: tuple[int, ...], changed: Callable[[Change
 
 def test_refuses_words_of_different_length(changed: Callable[[Change], str]) -> None:
     said = changed(lambda tensors, _: tensors.update({"word.clip_g": torch.ones(2, 8)}))
-    assert "differ in their number of vectors" in said
+    assert "have different numbers of vectors" in said
 
 
 def test_refuses_tensors_without_a_width(changed: Callable[[Change], str]) -> None:
@@ -594,25 +594,25 @@ def test_refuses_a_thousand_dimensions(path: Path) -> None:
 @pytest.mark.parametrize("name", ["probe", "word.clip_l", "target_outputs_v"])
 def test_refuses_another_type_of_number(name: str, dtype: torch.dtype, changed: Callable[[Change], str]) -> None:
     said = changed(lambda tensors, _: tensors.update({name: torch.ones_like(tensors[name]).to(dtype)}))
-    assert f"{name} holds {dtype}" in said
+    assert f"{name} contains {dtype}" in said
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["target_input", "probe", "superclass_encoding", "word.clip_l", "target_outputs_v"])
 def test_refuses_what_is_not_finite(name: str, bad: float, changed: Callable[[Change], str]) -> None:
-    assert f"{name} holds NaN or infinity" in changed(lambda tensors, _: tensors[name].view(-1)[-1].fill_(bad))
+    assert f"{name} contains NaN or infinity" in changed(lambda tensors, _: tensors[name].view(-1)[-1].fill_(bad))
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.0])
 def test_refuses_a_probe_that_does_not_measure_its_target_input(factor: float, changed: Callable[[Change], str]) -> None:
-    assert "probe does not fit" in changed(lambda tensors, _: tensors["probe"].mul_(factor))
+    assert "probe does not match" in changed(lambda tensors, _: tensors["probe"].mul_(factor))
 
 
 def test_refuses_numbers_whose_product_is_not_finite(changed: Callable[[Change], str]) -> None:
     def change(tensors: dict[str, Tensor], _: object) -> None:
         tensors |= {name: torch.full((8,), 1e30) for name in ("probe", "target_input")}
 
-    assert "probe does not fit" in changed(change)
+    assert "probe does not match" in changed(change)
 
 
 LONG = "x" * 100_000
@@ -799,7 +799,7 @@ def with_header(header: bytes, data: bytes = b"", length: int | None = None) -> 
 )
 def test_refuses_headers_that_lie(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-    assert "not a whole safetensors file" in sentence(path)
+    assert "not a complete safetensors file" in sentence(path)
 
 
 def test_refuses_a_header_whose_length_is_changed(tiny: Concept, path: Path) -> None:
@@ -808,7 +808,7 @@ def test_refuses_a_header_whose_length_is_changed(tiny: Concept, path: Path) -> 
     (length,) = struct.unpack("<Q", whole[:8])
     for lie in (0, 1, length - 1, length + 1, length + 8, len(whole) - 8, len(whole), 2**31, 2**32, 2**63 - 1):
         path.write_bytes(struct.pack("<Q", lie) + whole[8:])
-        assert "not a whole safetensors file" in sentence(path)
+        assert "not a complete safetensors file" in sentence(path)
 
 
 class Trap:
@@ -823,9 +823,9 @@ class Trap:
 
 def test_a_pickle_is_not_opened(path: Path, tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(Trap(tmp_path / "mark")))
-    assert "not a whole safetensors file" in sentence(path)
+    assert "not a complete safetensors file" in sentence(path)
     torch.save({"target_input": Trap(tmp_path / "mark")}, path)
-    assert "not a whole safetensors file" in sentence(path)
+    assert "not a complete safetensors file" in sentence(path)
     assert not (tmp_path / "mark").exists()
 
 
@@ -837,7 +837,7 @@ def test_refuses_a_file_that_is_too_large_without_reading_it(path: Path, monkeyp
         raise AssertionError("the file was read")
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    assert f"has {2**40} bytes, more than the {MAX_BYTES}" in sentence(path)
+    assert f"has {2**40} bytes, more than the limit of {MAX_BYTES}" in sentence(path)
 
 
 def test_refuses_what_is_no_file(path: Path, tmp_path: Path) -> None:
@@ -933,7 +933,7 @@ def test_refuses_to_save_what_half_precision_cannot_hold(tiny: Concept, path: Pa
     tiny.save(path)
     before = path.read_bytes()
     large = replace(tiny, values={layer: each * 1e6 for layer, each in tiny.values.items()})
-    with pytest.raises(PerfusionError, match=r"target_outputs_v holds what torch\.float16 cannot"):
+    with pytest.raises(PerfusionError, match=r"target_outputs_v contains a number that torch\.float16 cannot"):
         large.save(path)
     assert path.read_bytes() == before
     large.save(path, torch.float32)
@@ -956,7 +956,7 @@ def test_trigger_words(trigger: str, tiny: Concept) -> None:
 )
 def test_what_is_no_trigger_word(trigger: str, tiny: Concept) -> None:
     for refuse in (lambda: check_trigger(trigger), lambda: tiny.with_settings(trigger=trigger)):
-        with pytest.raises(PerfusionError, match="A trigger word is a name in angle brackets") as caught:
+        with pytest.raises(PerfusionError, match="A trigger word must be a name of letters") as caught:
             refuse()
         assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
 
@@ -1050,7 +1050,7 @@ def test_concepts_of_different_shape_are_refused_by_name() -> None:
         concept_of({**TINY_LAYERS, "middle_block.1.attn2": 5}, trigger="<b>"),
         concept_of({**TINY_LAYERS, "more.attn2": 4}, trigger="<b>"),
     ):
-        with pytest.raises(PerfusionError, match=r"<b> and <a> were taught to models of different shape"):
+        with pytest.raises(PerfusionError, match=r"<b> and <a> were trained on models of different shapes"):
             edit_of(combine((first,), (other,)), EXACT)
     turned = replace(second, values=dict(reversed(second.values.items())))
     assert edit_of((first, turned), EXACT).values["middle_block.1.attn2"].shape == (2, 4)

@@ -101,7 +101,7 @@ def test_refuses_what_is_not_finite_and_keeps_what_it_had(encodings: Tensor, bad
 def test_refuses_fewer_encodings_than_dimensions(encodings: Tensor) -> None:
     estimate = Estimate(D)
     estimate.add(encodings.reshape(-1, D)[: D - 1])
-    with pytest.raises(PerfusionError, match=f"at least {D} tokens of captions, {D - 1} came"):
+    with pytest.raises(PerfusionError, match=f"at least {D} tokens of captions, but only {D - 1}"):
         estimate.finish(IDENTITY)
     estimate.add(encodings[0, 0])
     assert estimate.finish(IDENTITY).count == D
@@ -221,9 +221,9 @@ def test_refuses_numbers_that_are_not_finite_or_not_floating(tmp_path: Path) -> 
     for bad in (float("nan"), float("inf")):
         matrix = torch.eye(D)
         matrix[2, 3] = bad
-        refused(written(tmp_path / "c.safetensors", {"covariance": matrix}), "holds NaN or infinity")
+        refused(written(tmp_path / "c.safetensors", {"covariance": matrix}), "contains NaN or infinity")
     for dtype in (torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2):
-        refused(written(tmp_path / "c.safetensors", {"covariance": torch.eye(D).to(dtype)}), "not floating point")
+        refused(written(tmp_path / "c.safetensors", {"covariance": torch.eye(D).to(dtype)}), "not floating-point")
 
 
 @pytest.mark.parametrize("version", ["0", "2", "1.0", " 1", "", None, "1\n2", "9" * 5000])
@@ -247,14 +247,14 @@ def test_refuses_files_that_are_cut_off_or_of_another_kind(covariance: Covarianc
     whole = path.read_bytes()
     for length in [*range(0, 300, 7), *range(300, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        refused(path, "not a whole safetensors file")
+        refused(path, "not a complete safetensors file")
     for content in (whole + b"\0", b"PK\x03\x04" + whole, struct.pack("<Q", 2**63) + whole[8:], b"{}" * 600):
         path.write_bytes(content)
-        refused(path, "not a whole safetensors file")
+        refused(path, "not a complete safetensors file")
     torch.save({"covariance": covariance.matrix}, path)
-    refused(path, "not a whole safetensors file")
+    refused(path, "not a complete safetensors file")
     refused(tmp_path, "no such file")
     refused(tmp_path / "missing.safetensors", "no such file")
     with open(path, "wb") as file:
         file.truncate(81 * 2**20)
-    refused(path, "more than the")
+    refused(path, "more than the limit of")

@@ -82,6 +82,4 @@ def test_what_the_host_moves_in_parts_is_taught_as_a_whole(measured: dict) -> No
 
 
 def test_a_model_that_cannot_be_read_again_is_refused(measured: dict) -> None:
-    assert measured["cannot be read again"].startswith(
-        "This model was loaded by a node that leaves ComfyUI no way to read it again"
-    )
+    assert measured["cannot be read again"].startswith("This model must be read again as a whole, but the node that loaded it")

@@ -111,9 +111,9 @@ def test_captions_lie_beside_the_pictures(folder: Callable[[Told], Path]) -> Non
     (path / "dog" / "a.txt").write_bytes(b"\xff")
     jobs, faults = table.read(path)
     assert not jobs and [fault.split("; ")[0] for fault in faults] == [
-        "bear: 1 of 2 pictures have a caption, and b.png has none",
-        "cat: captions lie beside the pictures, as text files of their names",
-        "dog: a caption is no UTF-8 text",
+        "bear: 1 of 2 pictures have a caption, but b.png has none",
+        "cat: captions must be text files beside the pictures, with the same names",
+        "dog: a caption is not UTF-8 text",
     ]
 
 
@@ -133,13 +133,13 @@ def test_all_that_is_wrong_with_a_table_is_told_at_once(folder: Callable[[Told],
     jobs, faults = table.read(path)
     assert [job.name for job in jobs] == ["bear"] and len(faults) == 5
     for fault, wanted in zip(
-        faults, ["a b: a concept's name", "half: 1 of 2", "none: there is no", "said: ", "torn: a.png"], strict=True
+        faults, ["a b: a concept's name", "half: 1 of 2", "none: there are no", "said: ", "torn: a.png"], strict=True
     ):
         assert fault.startswith(wanted) and fault.endswith(".")
     table_of = path.parent / "table.csv"
     table_of.write_text("name,pictures,superclass\nbear,set/bear,teddy\nBear,set/bear,teddy\n,set/bear,teddy\n", encoding="utf-8")
     assert table.read(table_of)[1] == [
-        "A concept without a name: a concept's name is of letters, digits, - and _, and at most 64 of them; give it another one.",
+        "A concept without a name: a concept's name must have 1 to 64 letters, digits, - and _; choose another one.",
         "bear: 2 concepts have this name; give each its own.",
     ]
 
@@ -228,16 +228,16 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
     _, first, *faults = ran.stdout.splitlines()
     assert first == f"Failed: {path} cannot be trained:"
     assert [fault.strip()[:30] for fault in faults] == [
-        "f: b.png is no picture that ca",
-        "a: step is no setting of Train",
+        "f: b.png cannot be opened as a",
+        "a: step is not a setting of Tr",
         "b: steps should be a whole num",
         "c: keep should be one of last,",
-        "d: A trigger word is a name in",
+        "d: A trigger word must be a na",
         "e: flip should be a number fro",
         "g: flip should be a number fro",
         "h: shape should be one of squa",
         "i: Caption 1 of 1 should name ",
-        "j: preset is no setting of Tra",
+        "j: preset is not a setting of ",
     ]
 
 
@@ -283,11 +283,11 @@ def test_what_ends_three_workers_or_fails_of_itself_is_given_up_and_the_rest_is_
         schedule.ray.shutdown()
         signal.signal(signal.SIGTERM, before)  # Ray has one of its own
     assert set(found) == {"deadly", "first", "faulty", "second"} and found["deadly"].tries == 3
-    assert found["deadly"].answer.fault.startswith("3 workers were lost while they trained it")
+    assert found["deadly"].answer.fault.startswith("3 workers were lost while training it")
     assert found["faulty"].answer.fault == "Its training failed: no such thing." and found["faulty"].tries == 1
     assert [found[name].answer.content for name in ("first", "second")] == [b"first", b"second"]
-    assert told.count("A worker was lost while it trained deadly.") == 3
-    assert carded["poisonous"].answer.fault.startswith("3 workers were lost while they trained it")
+    assert told.count("A worker was lost while training deadly.") == 3
+    assert carded["poisonous"].answer.fault.startswith("3 workers were lost while training it")
     assert [carded[name].answer.content for name in ("one", "two", "three")] == [b"one", b"two", b"three"]
 
 
@@ -308,7 +308,7 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
         lines = list(killing_the_first(running, server.base / "models" / "perfusion" / "steps"))
     told = "\n".join(lines)
     assert running.returncode == 1, told
-    assert told.count("A worker was lost") == told.count("A worker was lost while it trained one.") == 1
+    assert told.count("A worker was lost") == told.count("A worker was lost while training one.") == 1
     entries = {each["name"]: each for each in json.loads((out / "index.json").read_text(encoding="utf-8"))}
     assert list(entries) == ["one", "three", "two", "zero"]
     assert [each["state"] for each in entries.values()] == ["trained", "trained", "trained", "failed"]
@@ -324,7 +324,7 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
         alone = load_file(taught_alone(server, path / name / "a.png", name, json.loads((path / name / "concept.json").read_text())))
         fleets = load_file(out / f"{name}.safetensors")
         assert alone.keys() == fleets.keys() and all(alone[key].equal(fleets[key]) for key in alone)
-    assert "Training goes on from" not in server.log()[told_before:]
+    assert "Training continues from" not in server.log()[told_before:]
     assert Concept.load(out / "three.safetensors").trigger == "<third>"
 
     shutil.rmtree(path / "zero")

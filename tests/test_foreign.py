@@ -182,7 +182,7 @@ def test_each_concept_of_a_merged_file_of_perfusion_pytorch_can_be_imported(tmp_
         got = edited(base, edit_of(stack, APPROXIMATE), layer, which, encoding)
         assert error(got, module(encoding, concept_id=(0, 1))) <= AGREE
     for number in (0, 3):
-        with pytest.raises(PerfusionError, match=f"holds 2 concepts, and number {number}"):
+        with pytest.raises(PerfusionError, match=f"contains 2 concepts, but number {number}"):
             as_concept(tmp_path / "two.pt", base, number)
 
 
@@ -421,18 +421,18 @@ def test_stand_ins_take_what_is_called_and_run_nothing(tmp_path: Path) -> None:
         archive.writestr("odd/data.pkl", data)
         archive.writestr("odd/version", "3\n")
         archive.writestr("odd/byteorder", "little")
-    assert "neither of perfusion-pytorch nor of" in sentence(tmp_path / "odd.pt")
+    assert "not a concept of perfusion-pytorch or of" in sentence(tmp_path / "odd.pt")
 
 
 def test_refuses_what_is_too_large_before_reading_it(tmp_path: Path) -> None:
     path = tmp_path / "huge.ckpt"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    assert f"more than the {MAX_BYTES}" in sentence(path)
+    assert f"more than the limit of {MAX_BYTES}" in sentence(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("huge/data.pkl", bytes(MAX_BYTES + 1))
     assert path.stat().st_size < MAX_BYTES / 100
-    assert "unpacks to more" in sentence(path)
+    assert "unpacks to more than" in sentence(path)
 
 
 def test_refuses_every_truncation_and_other_kinds(tmp_path: Path) -> None:
@@ -440,12 +440,12 @@ def test_refuses_every_truncation_and_other_kinds(tmp_path: Path) -> None:
     whole, path = (tmp_path / "good.ckpt").read_bytes(), tmp_path / "short.ckpt"
     for length in [*range(0, 40), *range(40, len(whole), 997), len(whole) - 1]:
         path.write_bytes(whole[:length])
-        assert "not a whole file of torch.save" in sentence(path)
+        assert "not a complete file of torch.save" in sentence(path)
     for content in (pickle.dumps(checkpoint(Base.of())["embedding"]["string_to_token"]), b"\x80\x02.", b"hello" * 99):
         path.write_bytes(content)
-        assert "not a whole file of torch.save" in sentence(path)
+        assert "not a complete file of torch.save" in sentence(path)
     torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
-    assert "not a whole file of torch.save" in sentence(path)
+    assert "in an older format than torch.save has written" in sentence(path)
     assert "cannot be read" in sentence(tmp_path / "missing.ckpt") and "cannot be read" in sentence(tmp_path)
 
 
@@ -453,7 +453,7 @@ def test_refuses_files_of_other_things(tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     for content in ({"state_dict": {"a": torch.ones(3)}}, torch.ones(3), [1, 2], {1: 2, None: 3}, "text", {"C_inv": torch.eye(3)}):
         torch.save(content, path)
-        assert "neither of perfusion-pytorch nor of" in sentence(path)
+        assert "not a concept of perfusion-pytorch or of" in sentence(path)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -505,25 +505,25 @@ def poisoned(value: float) -> Callable[[Tensor], Tensor]:
 WRONG = [
     (("C_inv",), torch.eye(D + 1), "C_inv has the shape"),
     (("C_inv",), [1, 2], "C_inv has the shape"),
-    (("C_inv",), lambda t: t.int(), "C_inv holds torch.int32"),
+    (("C_inv",), lambda t: t.int(), "C_inv contains torch.int32"),
     (("C_inv",), poisoned(float("nan")), "NaN"),
-    (("C_inv",), lambda t: -t, "no length by its inverse covariance"),
+    (("C_inv",), lambda t: -t, "no positive length in the metric of its inverse covariance"),
     (("C_inv",), lambda t: t.to_sparse(), "more than plain tensors"),
     (("C_inv",), lambda t: t.to("meta"), "more than plain tensors"),
     (("C_inv",), torch.ones(1).expand(10**5, 10**5), "C_inv has the shape"),
-    (("target_input",), torch.zeros(D), "no length by its inverse covariance"),
+    (("target_input",), torch.zeros(D), "no positive length in the metric of its inverse covariance"),
     (("target_input",), torch.ones(1, D), "target input has the shape"),
     (("target_input",), poisoned(float("inf")), "NaN"),
-    (("target_input",), poisoned(1e305), "beyond float32"),
-    (("target_input",), lambda t: t.bool(), "target input holds torch.bool"),
+    (("target_input",), poisoned(1e305), "too large for float32"),
+    (("target_input",), lambda t: t.bool(), "target input contains torch.bool"),
     (("target_input",), "text", "target input has the shape"),
-    (("embedding",), 7, "embedding of just one word"),
-    (("embedding", "string_to_param"), {}, "embedding of just one word"),
-    (("embedding", "string_to_param"), {"*": torch.ones(1, WORD), "+": torch.ones(1, WORD)}, "embedding of just one word"),
+    (("embedding",), 7, "embedding of exactly one word"),
+    (("embedding", "string_to_param"), {}, "embedding of exactly one word"),
+    (("embedding", "string_to_param"), {"*": torch.ones(1, WORD), "+": torch.ones(1, WORD)}, "embedding of exactly one word"),
     (TOKEN, torch.ones(33, WORD), "1 to 32 vectors"),
     (TOKEN, torch.ones(0, WORD), "1 to 32 vectors"),
     (TOKEN, torch.ones(1, WORD + 1), "word has the shape"),
-    (TOKEN, torch.ones(1, WORD).long(), "word holds torch.int64"),
+    (TOKEN, torch.ones(1, WORD).long(), "word contains torch.int64"),
     (("target_output",), [], "target outputs are not those"),
     (("target_output",), lambda t: dict(list(t.items())[1:]), "target outputs are not those"),
     (("target_output", "more"), torch.ones(1), "target outputs are not those"),
@@ -547,20 +547,20 @@ def test_refuses_wrong_parts_of_chendaryens(keys: tuple, value: object, words: s
 
 
 PEER_WRONG = [
-    (("embed_params",), None, "holds no word"),
+    (("embed_params",), None, "contains no word"),
     (("embed_params",), torch.ones(1, WORD + 1), "word has the shape"),
     (("embed_params",), torch.ones(WORD), "target input has the shape"),
     (("embed_params",), poisoned(float("nan")), "NaN"),
     (("key_value_params",), {}, "not pairs"),
-    (("key_value_params",), lambda t: t[:-1], "edits 9 projections where this model has 10"),
+    (("key_value_params",), lambda t: t[:-1], "edits 9 projections, but this model has 10"),
     (("key_value_params", 3), [torch.ones(1, D)], "not pairs"),
     (("key_value_params", 0, 0), torch.ones(1, D + 1), "target input has the shape"),
-    (("key_value_params", 0, 0), lambda t: t + 0.1, "target inputs that differ"),
-    (("key_value_params", 0, 1), torch.ones(1, 17), "other widths"),
+    (("key_value_params", 0, 0), lambda t: t + 0.1, "target inputs of its layers differ"),
+    (("key_value_params", 0, 1), torch.ones(1, 17), "the widths of its projections"),
     (("key_value_params", 0, 1), torch.ones(2, 16), "target output of"),
-    (("key_value_params", 0, 1), lambda t: t.long(), "holds torch.int64"),
+    (("key_value_params", 0, 1), lambda t: t.long(), "contains torch.int64"),
     (("key_value_params", 5, 1), poisoned(float("inf")), "NaN"),
-    (("C_inv",), torch.zeros(D, D), "no length by its inverse covariance"),
+    (("C_inv",), torch.zeros(D, D), "no positive length in the metric of its inverse covariance"),
 ]
 
 

@@ -156,21 +156,21 @@ def test_hostile_files_are_refused_before_the_graph_runs(server: Server, peer: P
     assert not mark.exists()
     with (place / "huge.pt").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    refused(server, "huge.pt", f"more than the {MAX_BYTES}")
+    refused(server, "huge.pt", f"more than the limit of {MAX_BYTES}")
     (place / "huge.pt").unlink()
     (place / "short.bin").write_bytes(peer.read_bytes()[:-500])
-    refused(server, "short.bin", "not a whole file")
+    refused(server, "short.bin", "not a complete file")
     torch.save({"state_dict": {}}, place / "lora.pth")
-    refused(server, "lora.pth", "neither of perfusion-pytorch nor of")
+    refused(server, "lora.pth", "not a concept of perfusion-pytorch or of")
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda saved: saved.update(embed_params=torch.ones(1, 1024)), "word has the shape (1024,) where (768,)"),
-        (lambda saved: saved["C_inv"].fill_(float("nan")), "C_inv holds NaN"),
+        (lambda saved: saved.update(embed_params=torch.ones(1, 1024)), "word has the shape (1024,) instead of (768,)"),
+        (lambda saved: saved["C_inv"].fill_(float("nan")), "C_inv contains NaN"),
         (lambda saved: saved.update(C_inv=saved["C_inv"].int()), "torch.int32"),
-        (lambda saved: saved["key_value_params"].pop(), "edits 13 projections where this model has 14"),
+        (lambda saved: saved["key_value_params"].pop(), "edits 13 projections, but this model has 14"),
     ],
 )
 def test_files_with_wrong_parts_are_refused(server: Server, peer: Path, change: object, words: str) -> None:
@@ -190,14 +190,14 @@ def test_names_lead_nowhere_else(server: Server, taught: Path, peer: Path) -> No
 def test_inputs_that_cannot_be_are_refused(server: Server, peer: Path) -> None:
     refused(server, peer.name, "as superclass", superclass=" ")
     refused(server, peer.name, "angle brackets", trigger="my teddy")
-    refused(server, peer.name, "holds 1 concepts, and number 2", number=2)
+    refused(server, peer.name, "contains 1 concept, but number 2", number=2)
 
 
 def test_a_file_without_a_metric_takes_one_that_is_connected(server: Server, peer: Path) -> None:
     saved = torch.load(peer, weights_only=True)
     del saved["C_inv"]
     torch.save(saved, folder(server) / "bare.pt")
-    refused(server, "bare.pt", "no inverse covariance", "Measure Text Encoder")
+    refused(server, "bare.pt", "the inverse covariance", "Measure Text Encoder")
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     measured = graph.add("PerfusionCovariance", clip=clip, captions="", captions_file="")

@@ -31,14 +31,14 @@ def test_training_differentiates_whatever_attention_the_server_uses(measured: di
 
 def test_what_cannot_be_trained_on_is_refused_in_one_sentence_before_any_work(measured: dict) -> None:
     wanted = {
-        "no model": "There is no model",
+        "no model": "No model",
         "no text encoder": "load one with Load CLIP",
         "no VAE": "load one with Load VAE",
         "an empty VAE": "load one with Load VAE",
         "a GGUF model": "is a GGMLTensor of torch.float32",
         "a model of integers": "is a Tensor of torch.uint8",
         "a VAE that gives NaN": "--fp32-vae",
-        "a picture of NaN": "Picture 1 of 1 holds values that are not numbers",
+        "a picture of NaN": "Picture 1 of 1 contains NaN or infinity",
     }
     assert measured["refused"].keys() == wanted.keys()
     assert all(said in measured["refused"][name] for name, said in wanted.items())
@@ -68,7 +68,7 @@ def test_without_a_folder_to_write_to_the_best_concept_is_kept_under_the_trigger
     """Two concepts, a checkpoint and the concept so far are not saved, also when the user stops the training."""
     found = measured["unwritable"]
     assert measured["anew"] and found["kept"] == 0.1 and found["trigger"] == "<new>"
-    assert len(found["warnings"]) == 4 and all("was not saved" in each and "goes on" in each for each in found["warnings"])
+    assert len(found["warnings"]) == 4 and all("was not saved" in each and "continues" in each for each in found["warnings"])
 
 
 def test_pictures_keep_their_shape_in_buckets_of_about_the_same_area(measured: dict) -> None:

@@ -272,9 +272,9 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     (another,) = stopped(server, graph_of("resumed"))
     another.unlink()
     embedding(server, "initial", clip_l=first.contiguous())
-    assert "Training goes on from step" not in server.log()[said:]
+    assert "Training continues from step" not in server.log()[said:]
     server.run(graph_of("resumed"))
-    assert "Training goes on from step" in server.log()[said:] and not list(work.glob("training-*"))
+    assert "Training continues from step" in server.log()[said:] and not list(work.glob("training-*"))
     server.free()
     server.run(graph_of("undisturbed"))
     resumed, undisturbed = (
@@ -295,7 +295,7 @@ def test_a_training_that_ended_before_a_crash_is_there_still(setup: Setup) -> No
             for _ in range(times):
                 server.free()
                 server.run(graph.nodes)
-            assert server.log().count("Training goes on from step 3") == gone_on
+            assert server.log().count("Training continues from step 3") == gone_on
     one, *others = [load_file(path) for path in (base / "models" / "perfusion").glob("ended_*")]
     assert len(others) == 2 and all(torch.equal(other[name], one[name]) for other in others for name in one)
 
@@ -319,9 +319,9 @@ def test_a_stopped_training_goes_on_with_less_memory_and_not_with_another_lora(s
 
     (first,) = stopped(server, graph_of(1.0))
     (second,) = stopped(server, graph_of(0.5))
-    told = server.log().count("Training goes on from step")
+    told = server.log().count("Training continues from step")
     server.run(graph_of(1.0, at_once=1))
-    assert server.log().count("Training goes on from step") == told + 1 and not first.exists() and second.exists()
+    assert server.log().count("Training continues from step") == told + 1 and not first.exists() and second.exists()
     second.unlink()
 
 
@@ -834,7 +834,7 @@ def test_a_broken_concept_file_is_refused_before_the_graph_runs(server: Server, 
     (folder / "broken-version.safetensors").write_bytes(content.replace(b'"version":"1"', b'"version":"9"'))
     tensors, metadata = parse(content, folder / strong)
     save_file(tensors | {"target_input": tensors["target_input"] * float("nan")}, folder / "broken-nan.safetensors", metadata)
-    for name, word in (("short", "whole"), ("pickle", "whole"), ("version", "version"), ("nan", "NaN")):
+    for name, word in (("short", "complete"), ("pickle", "complete"), ("version", "version"), ("nan", "NaN")):
         graph = Graph()
         model, clip, _ = graph.checkpoint()
         m, c = graph.apply(model, clip, graph.load(f"broken-{name}.safetensors"))
@@ -882,7 +882,7 @@ def test_a_word_alone_has_no_lora(server: Server, alone: str) -> None:
         if what == "embedding":
             server.run(graph.nodes)
         else:
-            refused(server, graph, "<alone>", "no LoRA can hold")
+            refused(server, graph, "<alone>", "a LoRA cannot contain")
     assert "bare_00001.safetensors" in files(server, "embeddings") and "bare_00001.safetensors" not in files(server, "loras")
 
 
@@ -918,5 +918,5 @@ def test_a_concept_says_on_which_layer_of_the_text_encoder_it_was_taught(server:
         other = [graph.add("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer), 0]
         model, clip = graph.apply(model, other, graph.load(trained[0].name))
         latents(server, graph, graph.sample(model, graph.text(clip, f"a {TRIGGER}"), graph.text(clip, "")))
-        said.append("was taught on layer -1 of the text encoder, which is set to layer -2" in server.log()[start:])
+        said.append("was trained on layer -1 of the text encoder, but this CLIP is set to layer -2" in server.log()[start:])
     assert said == [False, True]

@@ -155,7 +155,7 @@ def test_another_packs_tokenizer_is_said_to_know_no_trigger(server: Server) -> N
         server, graph, *(graph.sample(m, t, graph.text(clip, ""), steps=1) for m, t in zip((model, with_model), texts, strict=True))
     )
     assert torch.equal(base, found)
-    assert written(server.log()[log:], "tokenizer of its own", TRIGGER)
+    assert written(server.log()[log:], "its own tokenizer", TRIGGER)
 
 
 def test_beside_negative_weights_in_keys_and_values_apart(server: Server) -> None:

@@ -97,7 +97,7 @@ def test_a_scheduled_run_is_a_run_with_the_concept_and_one_without(server: Serve
     assert torch.allclose(once, by_hand, rtol=0, atol=2e-5 * size)
     assert min((once - each).abs().max() for each in (with_it, without)) > 0.02 * size
     assert torch.equal(quick[0], quick[1]) and torch.equal(quick[2], quick[3]) and not torch.equal(quick[0], quick[2])
-    assert server.log()[start:].count("its part of the run (0.85 to 0.95) holds no step") == 1
+    assert server.log()[start:].count("its part of the run (0.85 to 0.95) contains no step") == 1
 
 
 def test_a_schedule_goes_through_settings_and_combining_and_not_into_the_file(server: Server) -> None:
@@ -171,7 +171,9 @@ def test_encodings_that_a_patch_brings_are_edited_in_the_part_alone(measured: di
 def test_a_concept_whose_part_holds_no_step_is_named_with_the_reason(measured: dict) -> None:
     said = measured["said"]
     (line,) = said["no step"]
-    assert line.startswith("The concept <demo-monster> is applied but did not act: its part of the run (0.9 to 0.95) holds no step")
+    assert line.startswith(
+        "The concept <demo-monster> is applied but did not act: its part of the run (0.9 to 0.95) contains no step"
+    )
     assert said["some steps"] == [] and "its gate stayed closed" in said["bias too high"][0]
 
 

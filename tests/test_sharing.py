@@ -44,14 +44,14 @@ def test_a_concept_as_text_is_that_of_its_file() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "not a whole safetensors file"),
-        ("not base64 at all", "not a file's content in base64"),
-        (TEXT[:-1], "not a file's content in base64"),
-        (TEXT[:4000], "not a whole safetensors file"),
-        (TEXT + "\n", "not a file's content in base64"),
-        (base64.b64encode(b"\x80\x04\x95junk of a pickle").decode(), "not a whole safetensors file"),
-        (base64.b64encode(struct.pack("<Q", 2**60) + CONTENT[8:]).decode(), "not a whole safetensors file"),
-        ("A" * (MAX_TEXT + 4), f"more than the {MAX_TEXT}"),
+        ("", "not a complete safetensors file"),
+        ("not base64 at all", "not valid base64"),
+        (TEXT[:-1], "not valid base64"),
+        (TEXT[:4000], "not a complete safetensors file"),
+        (TEXT + "\n", "not valid base64"),
+        (base64.b64encode(b"\x80\x04\x95junk of a pickle").decode(), "not a complete safetensors file"),
+        (base64.b64encode(struct.pack("<Q", 2**60) + CONTENT[8:]).decode(), "not a complete safetensors file"),
+        ("A" * (MAX_TEXT + 4), f"more than the limit of {MAX_TEXT}"),
     ],
 )
 def test_a_text_that_is_no_concept_is_refused(text: str, said: str) -> None:
@@ -77,7 +77,7 @@ def test_a_workflow_that_holds_a_concept_draws_what_its_file_draws(server: Serve
 
 
 @pytest.mark.parametrize(
-    ("data", "said"), [("", "holds no concept yet"), (TEXT[:400], "The concept in this workflow cannot be used")]
+    ("data", "said"), [("", "contains no concept yet"), (TEXT[:400], "The concept in this workflow cannot be used")]
 )
 def test_a_workflow_that_holds_none_is_refused_before_it_runs(server: Server, data: str, said: str) -> None:
     with pytest.raises(GraphError, match=said) as refused:
@@ -104,12 +104,12 @@ def test_the_page_gets_concept_files_and_nothing_else(server: Server) -> None:
         status, sentence = asked(server, name)
         assert status == 400 and sentence.startswith("There is no concept"), name
     status, sentence = asked(server, "other.safetensors")
-    assert status == 400 and "not a whole safetensors file" in sentence
+    assert status == 400 and "not a complete safetensors file" in sentence
     concept = Concept.load(folder / MONSTER)
     large = {layer: output.repeat(POSITIONS, 1) for layer, output in concept.values.items()}
     replace(concept, values=large, keys=large).save(folder / "large.safetensors", torch.float32)
     status, sentence = asked(server, "large.safetensors")
-    assert status == 400 and "more than the 768 that a workflow may hold" in sentence
+    assert status == 400 and "more than the limit of 768 KB in a workflow" in sentence
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_page_of_another_name_gets_no_concepts(server: Server, address: str, h
     connection.close()
     assert answer.status == status
     if status == 403 and "Sec-Fetch-Site" not in headers:
-        assert json.loads(content)["error"].startswith("Concepts are given to a page that is open at localhost, ")
+        assert json.loads(content)["error"].startswith("Concepts are only sent to a page that is open at localhost, ")
 
 
 def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> None:

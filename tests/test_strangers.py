@@ -208,7 +208,7 @@ def test_a_bad_concept_costs_the_index_its_own_row(tmp_path: Path) -> None:
     assert rows["torn"]["fault"] == "Its preview cannot be decoded, so it has no picture here."
     for name in ("text", "digits"):
         assert rows[name]["loss"] is None
-        assert rows[name]["fault"] == "Its file does not say with what loss its training ended."
+        assert rows[name]["fault"] == "Its file does not record the loss that its training ended with."
     page = (tmp_path / "index.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in page for name in texts) and "5 kept, 2 failed" in page
     with Image.open(tmp_path / "sheet-1.png") as sheet:
@@ -239,11 +239,11 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("t.csv", "name," * 200 + "\nbear\n", "has 201 columns, more than the 100"),
+        ("t.csv", "name," * 200 + "\nbear\n", "has 201 columns, more than the limit of 100"),
         ("t.csv", "name\n" + "bear\n" * 10_001, "has more than 10000 concepts"),
-        ("t.csv", "name\n" + "x" * 2**21, "more than the 2097152"),
+        ("t.csv", "name\n" + "x" * 2**21, "more than the limit of 2097152"),
         ("t.csv", 'name\n"' + "x" * 200_000, "cannot be read"),
-        ("t.json", " " * 2**21 + "[]", "more than the 2097152"),
+        ("t.json", " " * 2**21 + "[]", "more than the limit of 2097152"),
         ("t.json", "[" + "{}," * 10_000 + "{}]", "has more than 10000 concepts"),
         ("t.json", "[" * 100_000, "cannot be read"),
     ],
@@ -266,13 +266,13 @@ def test_a_number_of_a_table_is_a_number_whatever_its_length(pictures: Path, dig
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"flip": [1]}, "bear: flip should be a text or a number; a list came."),
-        ({"flip": {"a": 1}}, "bear: flip should be a text or a number; an object came."),
-        ({"superclass": "\ud800"}, "bear: superclass should be a text or a number; half of a character came."),
-        ({"\udfff\x1b": 1}, r"bear: \udfff\x1b should be a text or a number; half of a character came."),
-        ({"pictures": "a\0b"}, "bear: its folder of pictures or of masks cannot be read; name another one."),
-        ({"masks": "m" * 5000}, "bear: its folder of pictures or of masks cannot be read; name another one."),
-        ({"name": ["\x1b"]}, "?: name should be a text or a number; a list came."),
+        ({"flip": [1]}, "bear: flip should be text or a number, not a list."),
+        ({"flip": {"a": 1}}, "bear: flip should be text or a number, not an object."),
+        ({"superclass": "\ud800"}, "bear: superclass should be text or a number, not half of a character."),
+        ({"\udfff\x1b": 1}, r"bear: \udfff\x1b should be text or a number, not half of a character."),
+        ({"pictures": "a\0b"}, "bear: its folder of pictures or masks cannot be read; name another one."),
+        ({"masks": "m" * 5000}, "bear: its folder of pictures or masks cannot be read; name another one."),
+        ({"name": ["\x1b"]}, "?: name should be text or a number, not a list."),
     ],
 )
 def test_a_row_holds_texts_and_numbers(pictures: Path, row: dict, said: str) -> None:
@@ -287,12 +287,12 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (png(16, 16, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24))), PIXELS), "a.png is no picture that can be opened"),
-        (png(60_000, 60_000, PIXELS), "a.png is no picture that can be opened"),
-        (png(8193, 8193, PIXELS), "a.png has 8193 × 8193 pixels, more than the 67 million"),
+        (png(16, 16, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24))), PIXELS), "a.png cannot be opened as an image"),
+        (png(60_000, 60_000, PIXELS), "a.png cannot be opened as an image"),
+        (png(8193, 8193, PIXELS), "a.png has 8193 × 8193 pixels, more than the limit of 67 million"),
         (claiming(9000, 9000), "a.png has 9000 × 9000 pixels"),
-        (POSTSCRIPT, "a.png is no picture that can be opened"),
-        (picture("GIF"), "a.png is no picture that can be opened"),
+        (POSTSCRIPT, "a.png cannot be opened as an image"),
+        (picture("GIF"), "a.png cannot be opened as an image"),
     ],
     ids=told,
 )
@@ -306,7 +306,7 @@ def test_a_picture_to_train_from_is_looked_at_first(pictures: Path, content: byt
 def test_a_mask_is_looked_at_first(pictures: Path) -> None:
     (pictures / "bear" / "a-mask.png").write_bytes(png(60_000, 60_000, PIXELS))
     (pictures / "t.csv").write_text("name\nbear\n", encoding="utf-8")
-    assert table.read(pictures / "t.csv")[1] == ["bear: a-mask.png is no picture that can be opened; take it out, or save it anew."]
+    assert table.read(pictures / "t.csv")[1] == ["bear: a-mask.png cannot be opened as an image; remove it, or save it again."]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
@@ -327,10 +327,10 @@ def test_what_is_no_file_is_no_picture_and_no_table(pictures: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"x" * (captions.MAX_BYTES + 1), "more than the 8388608 that captions may have"),
+        (b"x" * (captions.MAX_BYTES + 1), "more than the limit of 8388608 for captions"),
         (b"a cat\n" * (captions.MOST + 1), "more than 100000 lines of captions"),
         (b"\n" * (captions.MOST + 1), "more than 100000 lines of captions"),
-        (b"x" * (captions.LONGEST + 1), "has 2001 characters, more than the 2000"),
+        (b"x" * (captions.LONGEST + 1), "has 2001 characters, more than the limit of 2000"),
         (b"a cat\n\xff", "not a readable UTF-8 text file"),
     ],
     ids=told,

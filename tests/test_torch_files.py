@@ -21,8 +21,8 @@ from perfusion_core.torch_pickle import CODE, LONGEST_KEY, MAX_PICKLE, MAX_STEPS
 from scripts.setup.bootstrap import Setup
 from tests.measuring import measure
 
-BROKEN = "not a whole file of torch.save"
-NEITHER = "neither of perfusion-pytorch nor of"
+BROKEN = "not a complete file of torch.save"
+NEITHER = "not a concept of perfusion-pytorch or of"
 MOST = 64 * 2**20
 
 
@@ -225,7 +225,10 @@ def test_an_old_pickle_is_refused_with_a_way_out_also_with_an_archive_behind_it(
     bomb = b"".join(pickle.dumps(each, 2) for each in (torch.serialization.MAGIC_NUMBER, 1001, {}))
     bomb += with_storage(("storage", torch.FloatStorage, "0", "cpu", 75 * 10**9, None), lambda held: held)
     for content in (old, old + good, bomb + good):
-        assert "one of an older format; if you trust it, load it in Python and save it again" in refusal(content, tmp_path)
+        assert (
+            "in an older format than torch.save has written since torch 1.6; if you trust it, load it in Python and save it again"
+            in refusal(content, tmp_path)
+        )
 
 
 @pytest.mark.parametrize("names", [MAX_ENTRIES, 60_000])

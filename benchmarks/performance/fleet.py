@@ -97,7 +97,7 @@ def teach_alone(setup: bootstrap.Setup, base: Path, steps: int) -> None:
             shown = [f"{name}/{kind}-{i}.png" for i in range(4)]
             teach(graph, graph.checkpoint(), Recipe(widgets={"steps": steps}), kind, shown, SIDE, SEED, name)
             server.run(graph.nodes, timeout=36000)
-        if "Training goes on from" in server.log():
+        if "Training continues from" in server.log():
             raise SystemExit("a concept was not taught from its first step")
 
 

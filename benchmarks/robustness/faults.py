@@ -180,7 +180,7 @@ class Bench:
         path = self.folder / f"{prefix}.safetensors"
         found = Concept.load(path)
         path.unlink()
-        return identical(found, self.undisturbed(server)) and f"goes on from step {STEPS}." not in server.log()
+        return identical(found, self.undisturbed(server)) and f"continues from step {STEPS}." not in server.log()
 
     # ---- killed ----------------------------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Bench:
             gone_on = kept
         with server:
             server.run(graph)
-            told = f"Training goes on from step {gone_on}."
+            told = f"Training continues from step {gone_on}."
             good = told in server.log() and self.same(server, "resumed") and not list(self.work.glob("training-*"))
             return [*rows, Row("the same graph after a fresh start: bit-identical to the undisturbed concept", 1, good, told)]
 
@@ -249,7 +249,7 @@ class Bench:
                     after = said(server, graph)
                     good = "was not saved: " in sentence and untouched and not after
                     rows.append(Row(f"{which}: {name}; repeated with room", 1, good, sentence + after))
-            good = "Training goes on without this checkpoint." in server.log() and self.same(server)
+            good = "Training continues without this checkpoint." in server.log() and self.same(server)
             return [*rows, Row("the training that met the full disk: bit-identical to the undisturbed concept", 1, good)]
 
     # ---- changes under a running server ----------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Bench:
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         sentence = said(server, saving(path.name, "half"))
-        rows.append(Row("concept replaced by half a file", 1, "not a whole safetensors file" in sentence, sentence))
+        rows.append(Row("concept replaced by half a file", 1, "not a complete safetensors file" in sentence, sentence))
         path.unlink()
         return rows
 

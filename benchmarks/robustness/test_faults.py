@@ -67,7 +67,7 @@ def test_a_server_killed_while_it_teaches_goes_on_from_its_last_checkpoint(serve
     server.kill()
     server.start()
     server.run(graph.nodes)
-    assert "Training goes on from step 25." in server.log()
+    assert "Training continues from step 25." in server.log()
     resumed, _ = read(path, 2**20)
     path.unlink()
     server.free()

@@ -11,9 +11,9 @@ from server import PromptServer
 from ...perfusion_core import PerfusionError
 
 NOT_PUBLIC = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
-"""Ends of names that no public name server answers for."""
+"""Endings of names that no public name server resolves."""
 REFUSED = (
-    "Concepts are given to a page that is open at localhost, at an IP address, at a name without a dot, or over https; open "
+    "Concepts are only sent to a page that is open at localhost, at an IP address, at a name without a dot, or over https; open "
     "ComfyUI in one of these ways."
 )
 
@@ -31,11 +31,11 @@ def own_name(host: str) -> bool:
 
 
 def may_have(request: web.Request) -> bool:
-    """Return whether the page that asks cannot be that of a stranger's web site, whose name was made to point here.
+    """Return whether a request cannot come from a stranger's web site whose name was made to point here (DNS rebinding).
 
-    Newer hosts compare a page's name with the name that it asked for, and in that attack (DNS rebinding) both are the stranger's.
-    But browsers send Sec-Fetch-Site, which no page can set, only over https and to localhost: over plain http it is missing, and
-    over https the server's certificate would have to be for the stranger's name. So tunnels and proxies with https pass.
+    Newer hosts compare a page's name with the name that it requested, but in this attack both are the stranger's. Browsers send
+    Sec-Fetch-Site, which no page can set, only over https and to localhost: over plain http it is missing, and over https the
+    server's certificate would have to be for the stranger's name. So tunnels and proxies with https are accepted.
     """
     site = request.headers.get("Sec-Fetch-Site", "")
     return site != "cross-site" and (request.secure or bool(site) or own_name(request.headers.get("Host", "")))
@@ -46,9 +46,9 @@ def serve(address: str, content_of: Callable[[str], bytes], content_type: str = 
 
     Args:
         address: path of the route, such as /perfusion/file.
-        content_of: returns the bytes for a name; raises PerfusionError if there are none for it.
+        content_of: returns the bytes for a name; raises PerfusionError if there are none.
         content_type: what the bytes are.
-        kept: seconds for which the page may keep an answer.
+        kept: seconds for which the page may cache an answer.
     """
 
     async def answer(request: web.Request) -> web.Response:

@@ -43,12 +43,12 @@ def fingerprint(
 ) -> str:
     """Return a digest of everything that a training depends on, so that a checkpoint is used for the same training only.
 
-    How many pictures are computed at once is left out: it affects memory alone, and a training that ran out of memory can be
-    resumed with fewer. `tensors` are pictures, masks and covariance, and `options` tells which further options were chosen.
+    How many pictures are computed at once is left out: it affects only memory, and a training that ran out of memory can be resumed
+    with fewer. `tensors` are pictures, masks and covariance, and `options` describes the further options that were chosen.
     """
     told = replace(settings, micro=1), superclass, keep, host.identity_of(clip), host.identity_of_weights(model, vae)
     digest = hashlib.sha256((str(told) + options).encode())
-    # The embedding of that name may have been replaced by one with other vectors.
+    # The embedding may have been replaced by another one of the same name.
     initial = host.embed(clip, settings.initial_word or superclass)
     for tensor in (*tensors, *initial.values()):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -68,7 +68,7 @@ class Checkpoints:
     def resume(self, fresh: TrainingState) -> TrainingState:
         """Return the state in the checkpoint, or the fresh one if there is no usable checkpoint with tensors of the same shapes.
 
-        The best concept so far is then known, too.
+        This also restores the best concept so far.
         """
         folder = next((each for each in self._folders() if (each / self.path.name).exists()), None)
         if folder is None:
@@ -77,16 +77,16 @@ class Checkpoints:
             # In this order: while the checkpoint is there, so is the best concept, if there is one at all.
             best = Concept.load(folder / self.best_path.name) if (folder / self.best_path.name).exists() else None
             named, told = read(folder / self.path.name, MAX_CHECKPOINT)
-            require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it is of another version")
+            require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it was made by another version")
             state = TrainingState.from_tensors(named, fresh.target_input.device)
         except PerfusionError as error:
-            log.warning("%s Training starts anew.", error)
+            log.warning("%s Training starts over.", error)
             return fresh
         shapes = [{k: v.shape for k, v in each.tensors().items() if k != "losses"} for each in (state, fresh)]
         if shapes[0] != shapes[1]:
             return fresh
         self.best = best
-        log.info("Training goes on from step %d.", state.step)
+        log.info("Training continues from step %d.", state.step)
         return state
 
     def keep(self, state: TrainingState) -> None:
@@ -104,8 +104,8 @@ class Checkpoints:
     def finish(self, state: TrainingState) -> None:
         """Keep the files as those of the training that finished last, because ComfyUI may die before the concept is saved.
 
-        Called once everything is done, the final picture included. They are written anew, and not moved: another process may be at
-        the end of the same training, with the same files. The training is done even if this fails.
+        Called once everything is done, the final picture included. They are written again instead of moved, because another process
+        may be finishing the same training, with the same files. If this fails, the training still counts as done.
         """
         _ended_here.add(self.path)
 
@@ -117,10 +117,10 @@ class Checkpoints:
         try:
             finished.keep(self.path.parent, (self.path.name, self.best_path.name), write_files)
         except (OSError, PerfusionError) as error:
-            log.warning("The training is done, but its files could not be put away: %s", error)
+            log.warning("The training is done, but its files could not be kept: %s", error)
 
     def _folders(self) -> Iterator[Path]:
-        """Yield the folders in which this training's files may lie.
+        """Yield the folders in which this training's files may be.
 
         If another process finished it, it resumes at its end. Within the process that finished it, queueing the training again
         trains it again.
@@ -136,11 +136,11 @@ def unless_unwritable(what: str) -> Iterator[None]:
     try:
         yield
     except PerfusionError as error:
-        log.warning("%s Training goes on without %s.", error, what)
+        log.warning("%s Training continues without %s.", error, what)
 
 
 def judgement_of(concept: Concept) -> Judgement | PictureJudgement:
-    """Return the judgement that training recorded in a concept; a measure that was no number counts as the worst."""
+    """Return the judgement that training recorded in a concept; a measure that was not a number counts as the worst."""
     told = concept.training
     if "likeness" in told:
         return PictureJudgement(float(told["likeness"]), float(told.get("prompted", 0.0)))

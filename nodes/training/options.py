@@ -24,17 +24,17 @@ PRESETS = ("SD1.5", "SD2", "SDXL", "demo")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What Training Options gives to Train Concept; the default is what Train Concept does without it.
+    """What Training Options passes to Train Concept; the defaults are what Train Concept does without it.
 
     Attributes:
         captions: one for each picture, in which the trigger word or `{}` stands for the concept; or empty.
         captioned: how often a picture comes with its own caption rather than with a template.
-        templates: training prompts in place of the built-in ones, if there are any.
+        templates: training prompts that replace the built-in ones, if there are any.
         shape: SQUARE or WHOLE.
         invert_masks: whether masks are white where the object is not.
-        preview_prompts: in place of the usual one, if there are any.
-        previews: how previews are drawn, apart from their prompts.
-        vision: by whose likeness of pictures the best step is chosen; None if by the loss.
+        preview_prompts: replace the usual one, if there are any.
+        previews: how previews are generated, apart from their prompts.
+        vision: chooses the best step by the likeness of pictures; None to choose it by the loss.
     """
 
     captions: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class TrainingOptions:
     def fingerprint(self) -> str:
         """Return the options that the result of a training depends on as text; empty if they are the defaults.
 
-        Pictures and masks count by themselves, and previews change nothing unless the best step is chosen by pictures.
+        Pictures and masks count separately, and previews change nothing unless the best step is chosen by pictures.
         """
         judged = self.previews if self.vision is not None else None
         chosen = self.captions, self.captioned if self.captions else 1.0, self.templates, judged

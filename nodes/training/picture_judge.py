@@ -1,4 +1,4 @@
-"""Judge a concept by pictures drawn with it, as a CLIP vision model sees them (see `perfusion_core.judgement`)."""
+"""Judge a concept by pictures generated with it, as a CLIP vision model sees them (see `perfusion_core.judgement`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ class PictureJudge:
     """Judges concepts by their pictures in PROMPTS, compared with the training pictures and with those of the plain word.
 
     Attributes:
-        vision: sees the pictures.
+        vision: embeds the pictures.
         pictures: the training pictures.
         model, clip, vae: the host's objects, without the concept.
         superclass: the plain word.
-        size, seed: of the drawn pictures.
-        previews: how they are drawn, apart from their prompts.
+        size, seed: of the generated pictures.
+        previews: how they are generated, apart from their prompts.
         mode: edit mode.
     """
 
@@ -46,7 +46,7 @@ class PictureJudge:
 
     @cached_property
     def plain(self) -> Tensor:
-        """The plain word's pictures, embedded, [K, S, d]; drawn once."""
+        """The plain word's pictures, embedded, [K, S, d]; generated once."""
         return self._seen(self.model, self.clip, self.superclass)
 
     @cached_property
@@ -55,7 +55,7 @@ class PictureJudge:
         return torch.cat([host.picture_embeddings(self.vision, group.images) for group in self.pictures])
 
     def judgement(self, concept: Concept) -> PictureJudgement:
-        """Draw a concept's pictures and judge them."""
+        """Generate a concept's pictures and judge them."""
         model = host.model_with_edit(self.model, (concept,), self.mode)
         told = self._seen(model, host.clip_with_words(self.clip, (concept,)), concept.trigger)
         return PictureJudgement.of(told, self.plain, self.taught)

@@ -1,4 +1,4 @@
-"""What a training is given, checked and put in order before any work is done, and then encoded."""
+"""The inputs of a training: checked and arranged before any work is done, then encoded."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Preparation:
         pictures: the training pictures, by size.
         captions: one for each picture with `{}` for the concept, or none.
         templates: training prompts with `{}` for the concept.
-        previews: how previews are drawn.
+        previews: how previews are generated.
     """
 
     pictures: list[Sized]
@@ -37,7 +37,7 @@ class Preparation:
     def of(
         cls, images: list[Tensor] | None, masks: list[Tensor] | None, size: int, trigger: str, options: TrainingOptions
     ) -> "Preparation":
-        """Check and prepare what the node was given; masks that look inverted are said.
+        """Check and prepare the node's inputs; warn of masks that look inverted.
 
         Raises:
             PerfusionError: pictures, masks, captions or prompts cannot be trained with.
@@ -76,12 +76,12 @@ def captions_of(options: TrainingOptions, trigger: str, count: int) -> tuple[str
 
 
 def warn_of_inverted(pictures: list[Sized], inverted: bool) -> None:
-    """Say so if most masks look as if they were white where the object is not."""
+    """Warn if most masks look as if they were white where the object is not."""
     looks = [training_pictures.looks_inverted(mask) for group in pictures for mask in group.masks]
     if 2 * sum(looks) > len(looks):
         log.warning(
-            "%d of %d masks are white along the rim and black in the middle: they look inverted, and the concept would be what is "
-            "around the thing. Turn invert_masks %s in Training Options; cut-outs need it on, masks of the mask editor off.",
+            "%d of %d masks are white along the rim and black in the middle: they look inverted, and training would learn what "
+            "is around the object. Turn invert_masks %s in Training Options; cut-outs need it on, masks from the mask editor off.",
             sum(looks),
             len(looks),
             "off" if inverted else "on",

@@ -1,4 +1,4 @@
-"""Pictures of a concept while it is taught."""
+"""Pictures of a concept during its training."""
 
 from dataclasses import asdict, dataclass
 
@@ -14,7 +14,7 @@ ON_THE_GRASS = "a photo of a {} on the grass"
 
 @dataclass(frozen=True)
 class Previews:
-    """How previews are drawn.
+    """How previews are generated.
 
     Attributes:
         prompts: one for each picture, with `{}` for the concept. The default shows whether prompts are still followed.
@@ -31,7 +31,7 @@ class Previews:
     scheduler: str = "normal"
 
     def draw(self, model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
-        """Draw pictures [K, size, size, 3] of what a word stands for, all from the same noise."""
+        """Generate pictures [K, size, size, 3] for a word, all from the same noise."""
         how = asdict(self)
         prompts = [prompt.format(word) for prompt in how.pop("prompts")]
         return torch.cat([host.draw(model, clip, vae, prompt, size, seed, **how) for prompt in prompts])

@@ -50,7 +50,7 @@ def tile(picture: Tensor, high: int) -> Image.Image:
 def show_lesson(pictures: Sequence[Sized], plain: Tensor | None = None) -> None:
     """Show on the node what is about to be learned: the training pictures, darkened outside of their masks.
 
-    `plain` [K, h, w, 3], the model's pictures of the superclass, are shown beside them once they have been drawn.
+    `plain` [K, h, w, 3], the model's pictures of the superclass, are shown beside them once they have been generated.
     """
     seen = [each for group in pictures for each in group.images * (0.25 + 0.75 * group.masks[..., None])]
     parts = [tile(each, TILE) for each in [*seen[:IN_A_ROW], *([] if plain is None else plain[:1])]]

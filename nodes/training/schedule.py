@@ -44,7 +44,7 @@ class Schedule:
     judged: bool
 
     def due(self, step: int) -> list[Event]:
-        """Return the events due after a step; no preview after the last, as the final picture is drawn of the training's result."""
+        """Return the events due after a step; no preview after the last, as the final picture shows the training's result."""
         last = step == self.steps
         checking, saving, showing = (n > 0 and step % n == 0 for n in (CHECKPOINT_EVERY, self.save_every, self.preview_every))
         wanted = {
@@ -93,15 +93,15 @@ def steps(model: host.TrainableModel, state: TrainingState, lesson: Lesson, sett
                 raise
             if settings.micro == 1 and model.twice:
                 raise PerfusionError(
-                    "There is not enough memory to train with one picture at once; choose a smaller size, or close what else uses "
-                    "the device."
+                    "There is not enough memory to train with even one picture at once; choose a smaller size, or close other "
+                    "programs that use the device."
                 ) from error
             if settings.micro > 1:
                 settings = replace(settings, micro=settings.micro // 2)
                 less = f"{settings.micro} pictures at once"
             else:
                 model.twice = True
-                less = "parts of the model computed twice"
-            log.warning("Memory ran out at step %d; going on with %s.", state.step + 1, less)
+                less = "parts of the model recomputed"
+            log.warning("Memory ran out at step %d; continuing with %s.", state.step + 1, less)
         # Outside the handler: within it the exception still references what was computed when memory ran out.
         host.free_unused()

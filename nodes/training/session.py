@@ -42,7 +42,7 @@ class TrainingSession:
         family: base family of the model.
         lesson: the pictures, their prompts and C⁻¹.
         digest: fingerprint of the training.
-        previews: how previews are drawn.
+        previews: how previews are generated.
         judge: chooses the best step by pictures; None if it is chosen by the loss.
         plain: previews of the superclass, i.e. of the concept before its first step; None without previews.
         schedule: when each event is due.
@@ -122,7 +122,7 @@ class TrainingSession:
             return self.so_far()
         best = self.checkpoints.best
         if best is None:
-            log.warning("There was not enough memory to judge any concept, so that the best is not known; the last one is kept.")
+            log.warning("There was not enough memory to judge any concept, so the best one is unknown; the last one is kept.")
             return self.so_far()
         # A training resumes whatever its trigger, so the best concept may have been judged under another one.
         return replace(best, trigger=self.trigger)
@@ -161,7 +161,7 @@ class TrainingSession:
         except RuntimeError as error:
             if not host.memory_ran_out(error):
                 raise
-            log.warning("Memory ran out for %s at step %d; training goes on without it.", what, self.state.step)
+            log.warning("Memory ran out for %s at step %d; training continues without it.", what, self.state.step)
             host.free_unused()
 
     def _save(self, concept: Concept) -> str:
@@ -178,8 +178,8 @@ class TrainingSession:
     def _stopped(self) -> None:
         """Keep what there is when the user stops the training; files that cannot be written must not hide that it was stopped."""
         self.checkpoints.keep(self.state)
-        told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to go on."
+        told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to continue."
         if self.state.step:
             with unless_unwritable("the concept so far"):
-                told += f" The concept so far is {self._save(self.so_far())} in Load Concept."
+                told += f" Load Concept lists the concept so far as {self._save(self.so_far())}."
         log.info("%s", told)

@@ -43,9 +43,9 @@ def check_words(superclass: str, trigger: str) -> None:
     if not superclass.strip():
         raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
     if len(superclass) > SUPERCLASS_LENGTH:
-        raise PerfusionError(f"The superclass should be a word or two; {len(superclass)} characters came.")
+        raise PerfusionError(f"The superclass should be a word or two, not {len(superclass)} characters.")
     if "{" in superclass + trigger or "}" in superclass + trigger:
-        raise PerfusionError("The superclass and the trigger word cannot hold braces; take them out.")
+        raise PerfusionError("The superclass and the trigger word cannot contain braces; remove them.")
     check_trigger(trigger)
 
 
@@ -68,7 +68,7 @@ def check(
         )
     step = host.pixels_per_latent(model)
     if size % step:
-        raise PerfusionError(f"The size of training pictures must be a multiple of {step} pixels; {size} came.")
+        raise PerfusionError(f"The size of training pictures must be a multiple of {step} pixels, not {size}.")
     check_covariance(clip, covariance, model)
     for word in (superclass, settings.initial_word):
         if word:
@@ -358,7 +358,7 @@ class PerfusionTrain(io.ComfyNode):
             )
         show_lesson(ready.pictures)
         if chosen["preview_every"]:
-            # Drawn before the text encoder is measured, which takes long if it has not been measured yet.
+            # Generated before the text encoder is measured, which takes long the first time.
             plain = ready.previews.draw(model, clip, vae, superclass, size, settings.seed)
             show_lesson(ready.pictures, plain)
         buckets = ready.encoded(model, vae, settings.small > 0)

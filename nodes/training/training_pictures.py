@@ -37,9 +37,9 @@ class Sized:
 
 
 SQUARE, WHOLE = "square", "whole"
-"""Whether the largest square is cut out of a picture, or it is used as a whole, in its own shape."""
+"""Whether the largest square is cut out of a picture, or the whole picture is used, in its own shape."""
 WIDEST = 3.0
-"""Largest ratio of sides of a picture that is used as a whole; of a longer one, so much is used."""
+"""Largest ratio of sides of a picture that is used as a whole; longer pictures are cropped to it."""
 
 
 def shape_of(picture: Tensor, size: int, shape: str) -> tuple[int, int]:
@@ -97,7 +97,7 @@ def prepare(
     With `invert`, masks are white where the object is not.
 
     Raises:
-        PerfusionError: if there are no images, if one holds values that are not numbers, if the number of masks differs from
+        PerfusionError: if there are no images, if one contains NaN or infinity, if the number of masks differs from
             theirs, or if a mask is empty.
     """
     pictures, marks = flatten(images), flatten(masks)
@@ -105,7 +105,7 @@ def prepare(
         raise PerfusionError("Training needs at least one picture of the concept; connect some to images.")
     for i, picture in enumerate(pictures):
         if not picture.isfinite().all():
-            raise PerfusionError(f"Picture {i + 1} of {len(pictures)} holds values that are not numbers; leave it out.")
+            raise PerfusionError(f"Picture {i + 1} of {len(pictures)} contains NaN or infinity; leave it out.")
     if marks and len(marks) != len(pictures):
         raise PerfusionError(
             f"There are {len(pictures)} images and {len(marks)} masks; give one mask for each image, or none at all."
@@ -119,8 +119,8 @@ def prepare(
     for i, (_, mark) in enumerate(made):
         if mark.max() <= 0:
             raise PerfusionError(
-                f"Mask {i + 1} of {len(made)} has nothing in the middle square of its picture, which is what training takes; paint "
-                "one thing, or crop the picture to it."
+                f"Mask {i + 1} of {len(made)} is empty in the middle square of its picture, which is the part that training uses; "
+                "paint one thing, or crop the picture to it."
             )
     buckets = {to: tuple(i for i, each in enumerate(shapes) if each == to) for to in shapes}
     return [Sized(which, *(torch.stack([made[i][part] for i in which]) for part in (0, 1))) for which in buckets.values()]
@@ -131,7 +131,7 @@ RIM, MIDDLE = 1 / 16, 1 / 4
 
 
 def looks_inverted(mask: Tensor) -> bool:
-    """Return whether a mask [h, w] is white along the rim and black in the middle, as a cut-out's that says where nothing is."""
+    """Return whether a mask [h, w] is white along the rim and black in the middle, like that of a cut-out."""
     low, top = float(mask.min()), float(mask.max())
     if top - low < 0.2:
         return False

@@ -23,8 +23,8 @@ class Encoded:
         tokens: [P, N, d], the input of cross-attention.
         places: int [P], the position of the word's last vector in each prompt.
         pooled: [P, w], the text encoders' further input to the UNet; None if there is none.
-        unpadded: bool [P, N], the tokens that are not padding, which the edit then leaves alone in exact mode; None if the gates
-            alone decide.
+        unpadded: bool [P, N], the tokens that are not padding; in exact mode the edit leaves padding alone. None if the gates alone
+            decide.
     """
 
     tokens: Tensor

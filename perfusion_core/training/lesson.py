@@ -1,4 +1,4 @@
-"""What a concept is taught from: pictures in buckets of one size each, and the prompts that go with them."""
+"""What a concept is trained from: pictures in buckets of one size each, and the prompts that go with them."""
 
 import random
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Lesson:
-    """All that a concept is taught from.
+    """Everything that a concept is trained from.
 
     Attributes:
         buckets: the pictures; those of a step come from the same bucket.
@@ -78,7 +78,7 @@ def as_templates(texts: Sequence[str], trigger: str, what: str) -> tuple[str, ..
     for i, text in enumerate(texts):
         where = f"{what} {i + 1} of {len(texts)}"
         if len(text) > MAX_CAPTION:
-            raise PerfusionError(f"{where} has {len(text)} characters, more than the {MAX_CAPTION} it may have; shorten it.")
+            raise PerfusionError(f"{where} has {len(text)} characters, more than the limit of {MAX_CAPTION}; shorten it.")
         parts = "".join("{}" if mentions(each, trigger) else doubled(each) for each in pieces(text.replace("{}", trigger)))
         if parts.replace("{{", "").count("{}") != 1:
             raise PerfusionError(f"{where} should name the concept once, as {trigger}: {text[:80]!r}.")
@@ -87,7 +87,7 @@ def as_templates(texts: Sequence[str], trigger: str, what: str) -> tuple[str, ..
 
 
 def pieces(text: str) -> list[str]:
-    """Split a text into what may be a trigger word and what is between."""
+    """Split a text into possible trigger words and what is between them."""
     found, end = [], 0
     for each in MENTION.finditer(text):
         found += [text[end : each.start()], each[0]]

@@ -81,7 +81,7 @@ class BatchSample:
     noise: Tensor
     small: Tensor
     texts: Sequence[str]
-    """The texts that `prompts` counts in."""
+    """The texts that `prompts` indexes."""
 
     def forms(self) -> Tensor:
         """Return the index of the form in which each picture is used, int [B]: unchanged, mirrored, small, small and mirrored."""
@@ -115,7 +115,7 @@ class BatchSample:
         prompts = torch.randint(len(templates), (min(count, 2),), generator=generator).repeat(count)[:count]
         time = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         noise = torch.randn(count, *latents.shape[1:], generator=generator)
-        # What came later is drawn last, so that it does not affect the other choices.
+        # Draw newer options last, so that older seeds keep giving the same choices.
         small = torch.rand(count, generator=generator) < settings.small
         if captions:
             prompts = torch.where(torch.rand(count, generator=generator) < captioned, len(templates) + pictures, prompts)
@@ -143,7 +143,7 @@ def gradients(
     settings: Settings,
     scale: float = 1.0,
 ) -> Gradients:
-    """Return the gradients and the loss for the draw of one step; in between, the loss is multiplied by `scale`."""
+    """Return the gradients and the loss for the draw of one step; the backward pass multiplies the loss by `scale`."""
     learned = [tensor.requires_grad_() for tensor in state.learned()]
     try:
         distinct, which = draw.prompts.unique(return_inverse=True)
@@ -196,16 +196,17 @@ def gradients_in_range(
             return sums, seen, loss
         if scale <= 1 or not math.isfinite(loss):
             raise PerfusionError(
-                f"Training stopped at step {state.step + 1}: the loss is no longer a number. Use a higher precision or lower rates."
+                f"Training stopped at step {state.step + 1}: the loss is no longer a number. Use a higher precision or lower "
+                "learning rates."
             )
         state.scale /= 2
 
 
 def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) -> str:
-    """Return the sentence that says which learned tensors the loss does not depend on, which would never learn."""
+    """Return the sentence that says which learned tensors the loss does not depend on, and which would therefore never learn."""
     layers = [*state.values, *state.keys]
     without = [layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None]
-    where = f"{len(without)} of {len(layers)} edited layers, the first is {without[0]}" if without else "the prompt's encoding"
+    where = f"{len(without)} of {len(layers)} edited layers (the first is {without[0]})" if without else "the prompt's encoding"
     return (
         f"Training stopped at step {state.step + 1}: no gradient reached {where}. A patch of this model replaces its attention or "
         "computes it in a way that cannot be differentiated; train on the model without that patch."

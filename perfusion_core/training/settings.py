@@ -7,10 +7,10 @@ from .. import PerfusionError
 from ..gated_edit import EXACT, MODES, STATIC
 
 LOCAL, TRAINED, WORD = LOCKS = "local", "trained", "word"
-"""Keys are locked to the superclass's keys (§4.1), learned like the values, or learned and edited at the concept's own word alone.
+"""Keys are locked to the superclass's keys (§4.1), learned like the values, or learned and edited only at the concept's own word.
 
-The last goes beyond the paper: the tokens after the word keep the keys that they have by themselves, so that the rest of the prompt
-keeps its places in the picture. See `Edit.keys_at_word`.
+The last goes beyond the paper: the tokens after the word keep their own keys, so that the rest of the prompt keeps its places in
+the picture. See `Edit.keys_at_word`.
 """
 NO_EDIT = "none"
 """A mode in addition to `gated_edit.MODES`, for training only: layers are not edited, and only the word is learned."""

@@ -19,7 +19,7 @@ LOSSES = 25
 """Number of last steps over which a concept's recorded loss is averaged; all steps if there are fewer."""
 
 MAX_SCALE = 2.0**16
-"""The factor of the loss that a training in half precision begins with, and the largest."""
+"""The initial and the largest scale of the loss in a training in half precision."""
 
 OPENED = 0.05
 """How much further a concept's gate may open at similarity 0 than in training."""
@@ -30,10 +30,11 @@ a prompt for two things the concept then takes the place of the second."""
 
 
 def inference_gate(bias: float, temperature: float) -> tuple[float, float]:
-    """Return the bias and temperature that a concept taught with these has by itself.
+    """Return the default bias and temperature of a concept that was trained with these.
 
-    The paper's ratios of inference to training: bias 0.6 to 0.75, temperature 0.15 to 0.1. They keep the training's own where the
-    paper's would open the gate at unrelated tokens as well, among them the padding: a concept would then colour whole pictures.
+    They have the paper's ratios of inference to training: bias 0.6 to 0.75, temperature 0.15 to 0.1. If these would open the gate
+    at unrelated tokens as well, such as the padding, so that the concept would colour whole pictures, the values of training are
+    kept.
     """
 
     def at_zero(bias: float, temperature: float) -> float:
@@ -54,7 +55,7 @@ class TrainingState:
         target_input: i*, a moving average of the concept's encodings, float32 [d].
         superclass_encoding: float32 [d].
         losses: one per step.
-        scale: the factor of the loss in half precision, at which no gradient overflows.
+        scale: the scale of the loss in half precision at which no gradient overflows.
         optimizer: updates all tensors that are learned by gradients.
     """
 
@@ -106,7 +107,7 @@ class TrainingState:
             return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}
 
         if not {"target_input", "superclass_encoding", "losses", "scale"} <= set(named) or named["losses"].ndim != 1:
-            raise PerfusionError("This training checkpoint is not whole; delete it and train anew.")
+            raise PerfusionError("This training checkpoint is not complete; delete it and train again.")
         state = cls(
             group("word."),
             group("value."),

@@ -328,8 +328,8 @@ TABLES = [
                 "Refused: *Training cannot read this model …*",
                 "Concepts can still be applied to them.",
             ),
-            ("Files without a text encoder or a VAE", "Refused: *There is no text encoder …*, *There is no VAE …*", ""),
-            ("A VAE whose latents are not numbers", "Refused: *The VAE made latents that are not numbers …*", ""),
+            ("Files without a text encoder or a VAE", "Refused: *No text encoder: …*, *No VAE: …*", ""),
+            ("A VAE whose latents are not numbers", "Refused: *The VAE returned NaN or infinity …*", ""),
         ],
     ),
     Table(

@@ -157,7 +157,7 @@ def unet_config_of(model: ModelPatcher) -> dict:
         PerfusionError: there is no model; a loader gives none for a file that holds none.
     """
     if model is None:
-        raise PerfusionError("There is no model: the file that it was loaded from holds none; load one with Load Diffusion Model.")
+        raise PerfusionError("No model: the loaded file does not contain one; load one with Load Diffusion Model.")
     return model.model.model_config.unet_config
 
 
@@ -244,7 +244,7 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
         PerfusionError: there is no text encoder of Stable Diffusion's kind, or one of another kind.
     """
     if clip is None:
-        raise PerfusionError("There is no text encoder: the checkpoint holds none; load one with Load CLIP or DualCLIPLoader.")
+        raise PerfusionError("No text encoder: the checkpoint does not contain one; load one with Load CLIP or DualCLIPLoader.")
     found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, SDTokenizer)}
     if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
         raise PerfusionError("Perfusion needs the text encoder of a Stable Diffusion checkpoint; this CLIP is of another kind.")

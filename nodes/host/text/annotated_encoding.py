@@ -1,8 +1,8 @@
-"""An encoding that knows what it was computed from, so that its notes hold through whatever other nodes do to it.
+"""An encoding that records what it was computed from, so that its notes stay valid whatever other nodes do to it.
 
-Every operation of torch on it is recorded with its arguments, and nothing is computed until a note is asked for. A note is then
-found by computing the encoding once more, from originals that differ in what the note is about. Whatever cannot be recorded (NumPy,
-pickle) gives a plain tensor, for which `named_tokens` decides by similarity.
+Every torch operation on it is recorded with its arguments, and nothing is computed until a note is requested. A note is then found
+by computing the encoding again, from originals that differ in what the note is about. Whatever cannot be recorded (NumPy, pickle)
+returns a plain tensor, for which `named_tokens` decides by similarity.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +34,7 @@ ORIGIN = Note("origin")
 """Marks what was computed from encodings with notes; they all carry it."""
 
 FORGETTING = frozenset({"as_subclass", "linear", "scaled_dot_product_attention"})
-"""Functions whose results are plain tensors: these are no encodings any more, or are asked to be plain."""
+"""Functions whose results are plain tensors: they are no longer encodings, or are meant to be plain."""
 MIXING = frozenset("matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm einsum tensordot inner".split())
 """Functions whose result is an encoding only if it has the shape of one of their arguments."""
 IN_PLACE = frozenset(f"__{name}__" for name in "setitem iadd isub imul itruediv ifloordiv imod ipow".split())
@@ -42,18 +42,18 @@ IN_PLACE = frozenset(f"__{name}__" for name in "setitem iadd isub imul itruediv 
 
 @dataclass(frozen=True, eq=False)
 class Original:
-    """The origin of what a text encoder made: the encoding, and its notes, which broadcast to it."""
+    """The origin of a text encoder's output: the encoding, and its notes, which broadcast to it."""
 
     encoding: Tensor
     notes: Mapping[Note, Tensor]
 
     def replaced_by(self, note: Note | None) -> Tensor:
-        """Return the encoding, changed where `note` marks it, or what `note` is in its place."""
+        """Return the encoding, changed where `note` marks it, or the encoding that `note` replaces it with."""
         if note not in self.notes:
             return self.encoding
         if note.kind not in MARKS:
             return self.notes[note].to(self.encoding)
-        # No two elements change alike, or what takes a mean away would take the change away too.
+        # Every element changes differently, or subtracting a mean would remove the change.
         more = torch.linspace(1, 2, self.encoding.numel(), device=self.encoding.device).to(self.encoding.dtype)
         other = self.encoding + more.reshape(self.encoding.shape)
         return torch.where(self.notes[note].to(self.encoding.device), other, self.encoding)
@@ -63,7 +63,7 @@ class Original:
 class Derived:
     """The origin of a function's result: the function, its arguments, and which of several results it is.
 
-    In the arguments each annotated encoding is replaced by its origin, so that it does not matter what becomes of it later.
+    In the arguments each annotated encoding is replaced by its origin, so that later changes to it do not matter.
     """
 
     func: Callable
@@ -76,7 +76,7 @@ class Derived:
         return [each for each in _leaves((self.args, self.kwargs)) if not isinstance(each, Tensor)]
 
     def run(self, values: Mapping["Origin", Tensor]) -> Tensor:
-        """Compute the result once more, from the `values` of origins."""
+        """Compute the result again, from the `values` of origins."""
         changes = _is_in_place(self.func, self.kwargs)
 
         def value(leaf: "Tensor | Origin") -> Tensor:
@@ -129,7 +129,7 @@ class AnnotatedEncoding(Tensor):
 
     @classmethod
     def _changed(cls, target: Tensor, result: Any, origin: Derived) -> Any:
-        """Return what an operation on `target` in place returns. Of a plain tensor only the returned one knows its origin."""
+        """Return what an operation on `target` in place returns. For a plain tensor, only the returned one records its origin."""
         if isinstance(target, cls):
             target.origin = origin
             return result
@@ -156,7 +156,7 @@ def known_notes(encoding: Tensor) -> list[Note]:
 def note_of(encoding: AnnotatedEncoding, note: Note) -> Tensor:
     """Return a note of an encoding, of the encoding's shape.
 
-    Where an operation cannot be repeated, a mark is set everywhere: gates then decide alone.
+    Where an operation cannot be repeated, a mark is set everywhere: the gates alone then decide.
     """
     try:
         with torch.no_grad():
@@ -192,7 +192,7 @@ def _ancestry(origin: Origin) -> list[Origin]:
 
 
 def _recorded(leaf: Tensor, changes: bool) -> "Tensor | Origin":
-    """Return what is recorded of an argument; a plain tensor may be about to change."""
+    """Return what is recorded for an argument; a plain tensor is copied if it is about to change."""
     if isinstance(leaf, AnnotatedEncoding):
         return leaf.origin
     return leaf.clone() if changes else leaf

@@ -39,13 +39,15 @@ class ClipWithWords(CLIP):
         return super().tokenize(text, *args, **kwargs)
 
     def _unread(self, text: str) -> list[str]:
-        """Return a sentence for each trigger word that a prompt means and that will not be read as one."""
+        """Return a sentence for each trigger word that a prompt means but that will not be read as one."""
         triggers, superclasses = [c.trigger for c in self.stack], {word_key(c.superclass) for c in self.stack}
         bare = [trigger for trigger in bare_triggers(text, triggers) if word_key(trigger)[1:-1] not in superclasses]
-        lines = [f"A prompt says {trigger[1:-1]} without brackets, which is no trigger word: write {trigger}." for trigger in bare]
+        lines = [
+            f"A prompt contains {trigger[1:-1]} without brackets, which is not a trigger word: write {trigger}." for trigger in bare
+        ]
         if any("tokenize_with_weights" in vars(part) for part in encoders_of(self).values()):
             lines += [
-                f"A node pack reads prompts with a tokenizer of its own, which does not know {trigger}: encode this prompt with "
+                f"A node pack reads prompts with its own tokenizer, which does not know {trigger}: encode this prompt with "
                 "CLIP Text Encode."
                 for trigger in triggers
                 if has_trigger(text, trigger)
@@ -77,17 +79,16 @@ class ClipWithWords(CLIP):
         return {PLACES: [place_map()]} if any(concept.region is not None for concept in self.stack) else {}
 
     def _of_regions(self, tokens: Tokens, encode: Callable[[Tokens], T]) -> dict[str, T]:
-        """Return what regions read if it is not the whole prompt; see `regional_prompts`."""
+        """Return what regions read if that is not the whole prompt; see `regional_prompts`."""
         superclasses = {concept.trigger: concept.superclass for concept in self.stack if concept.region is not None}
         return regional_prompts(self, tokens, superclasses, encode) if superclasses and understood(tokens) else {}
 
     def _note(self, cond: Tensor, tokens: Tokens, regional: Mapping[str, Tensor]) -> Tensor:
-        """Attach notes to an encoding: where each word stands, which tokens each trigger word can have reached, what regions read.
+        """Attach notes to an encoding: where each word is, which tokens each trigger word can have reached, what regions read.
 
-        With causal encoders a word reaches its own tokens and those after it in the same section, with others all of the section
-        but its padding. The reach of concepts that are a word alone is not needed, since they edit no layer. Where another pack
-        made more of a prompt than an encoding for each of its tokens, it is unknown which belongs to which, and the encoding stays
-        without notes.
+        With causal encoders a word reaches its own tokens and those after it in the same section, with others the whole section
+        except its padding. The reach of concepts that are only a word is not needed, since they edit no layer. If another pack
+        returned more encodings than the prompt has tokens, it is unknown which belongs to which, and the encoding gets no notes.
         """
         section = len(next(iter(tokens.values()))[0])
         if (
@@ -129,7 +130,10 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
             if name not in concept.word or concept.word[name].shape[1] != tokenizer.embedding_size:
                 taught = ", ".join(f"{name} (width {vectors.shape[1]})" for name, vectors in concept.word.items())
                 found = ", ".join(f"{name} (width {each.embedding_size})" for name, each in encoders.items())
-                raise PerfusionError(f"{concept.trigger} was taught to the text encoders {taught}; this CLIP has {found}.")
+                raise PerfusionError(
+                    f"{concept.trigger} was trained on the text encoders {taught}, but this CLIP has {found}; connect the CLIP of "
+                    "a matching checkpoint."
+                )
     cloned = clip.clone()
     cloned.__class__ = ClipWithWords
     # Vectors are recognised by their storage, so no two words may share one, not even one concept under two trigger words.

@@ -51,7 +51,7 @@ def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = 
         for name, sections in (tokenizer or clip.tokenizer).tokenize_with_weights(text).items():
             if len(sections) != 1:
                 raise PerfusionError(
-                    f"A caption or superclass is too long for one prompt of {len(sections[0])} tokens: {text[:60]!r}…"
+                    f"A caption or superclass is too long for one prompt of {len(sections[0])} tokens; shorten it: {text[:60]!r}…"
                 )
             joined.setdefault(name, []).append([(token[0], 1.0) for token in sections[0]])
     return joined
@@ -92,18 +92,20 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
         own = [token if isinstance(token, Tensor) else table[token] for token in found]
         if not 1 <= len(own) <= MAX_VECTORS:
             raise PerfusionError(
-                f"A word can be learned that has 1 to {MAX_VECTORS} vectors; {text[:60]!r} has {len(own)}; choose another one."
+                f"A learned word has 1 to {MAX_VECTORS} vectors, but {text[:60]!r} has {len(own)}; choose another one."
             )
         for vector in own:
             if vector.shape != (tokenizer.embedding_size,):
                 raise PerfusionError(
-                    f"{text[:60]!r} was made for another base model: its vectors are of width {vector.shape[-1]} where {name} "
-                    f"of this CLIP takes {tokenizer.embedding_size}; choose one that was made for this base."
+                    f"{text[:60]!r} was made for another base model: its vectors have width {vector.shape[-1]}, but {name} of this "
+                    f"CLIP takes {tokenizer.embedding_size}; choose one that was made for this base."
                 )
         vectors[name] = torch.stack([vector.detach().float().cpu() for vector in own])
     if len({len(each) for each in vectors.values()}) > 1:
         counts = " and ".join(f"{len(each)} for {name}" for name, each in vectors.items())
-        raise PerfusionError(f"{text[:60]!r} has {counts}; a word needs as many vectors for each text encoder.")
+        raise PerfusionError(
+            f"{text[:60]!r} has different numbers of vectors ({counts}); choose a word with the same number for each text encoder."
+        )
     return vectors
 
 
@@ -113,8 +115,8 @@ def _tokens_of(clip: CLIP, text: str) -> dict[str, list]:
         for name in re.findall(rf"{re.escape(tokenizer.embedding_identifier)}(\S*)", text):
             if not name or not _readable(tokenizer, name):
                 raise PerfusionError(
-                    f"There is no embedding {name[:60]!r} that can be read in models/embeddings; put its file there, or give "
-                    "another word."
+                    f"There is no embedding {name[:60]!r} in models/embeddings, or it cannot be read; put its file there, or "
+                    "choose another word."
                 )
     return clip.tokenizer.tokenize_with_weights(text)
 

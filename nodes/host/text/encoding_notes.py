@@ -1,4 +1,4 @@
-"""What the notes of an encoding say: where words stand, which tokens trigger words reach, and what keys and regions read."""
+"""What the notes of an encoding say: where words are, which tokens trigger words reach, and what keys and regions read."""
 
 from collections.abc import Sequence
 

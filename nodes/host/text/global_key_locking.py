@@ -59,7 +59,7 @@ def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], length
         lengths: trigger word -> number of tokens of its superclass.
 
     Raises:
-        PerfusionError: a word lies in different sections of the two prompts.
+        PerfusionError: a word is in different sections of the two prompts.
     """
     rows, others = next(iter(worded.values())), next(iter(plain.values()))
     names = [next((t for t, places in marks.items() if places[n]), "") for n in range(sum(map(len, rows)))]
@@ -111,6 +111,6 @@ def _same(token: int | Tensor, other: int | Tensor) -> bool:
 
 def _unaligned(lengths: Mapping[str, int]) -> PerfusionError:
     return PerfusionError(
-        f"With {' and '.join(lengths)} replaced by the superclass this long prompt breaks at another word, so that keys and values "
+        f"With {' and '.join(lengths)} replaced by the superclass, this long prompt breaks at another word, so keys and values "
         "would not line up; shorten it, or encode it with CLIP Text Encode."
     )

@@ -1,8 +1,8 @@
-"""Which part of the whole picture a run of a sampler draws, where another node draws the picture in tiles.
+"""Which part of the whole picture a sampling run covers, where another node samples the picture in tiles.
 
-A tile's run knows nothing of the rest. But nodes that draw in tiles cut what belongs to the picture out of its conditionings, and
-among it the pictures under `reference_latents`. Models of the Stable Diffusion family ignore these, so a map of places can travel
-there; what is left of it tells where the tile lies.
+A tile's run knows nothing about the rest. But nodes that sample in tiles crop whatever in the conditionings belongs to the picture,
+including the pictures under `reference_latents`. Models of the Stable Diffusion family ignore these, so a map of places can be
+passed there; the part that is left of it shows where the tile is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 PLACES = "reference_latents"
-"""The entry of a conditioning that holds the map, beside others that its user may have put there."""
+"""The entry of a conditioning that contains the map, beside others that the user may have put there."""
 SIDE = 64
 Window = tuple[float, float, float, float]
 """Left, top, right and bottom of a part of a picture, as shares of its width and height."""

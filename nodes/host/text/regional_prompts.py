@@ -16,7 +16,7 @@ from .trigger_words import Tokens, literal, trigger_masks
 
 T = TypeVar("T")
 OUTSIDE = ""
-"""The name of what lies outside of all regions, where no concept with a region is."""
+"""The name for what is outside of all regions, where no concept with a region is."""
 
 
 def regional_prompts(clip: CLIP, tokens: Tokens, superclasses: Mapping[str, str], encode: Callable[[Tokens], T]) -> dict[str, T]:

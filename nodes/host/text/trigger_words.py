@@ -1,4 +1,4 @@
-"""Tokenizers that know trigger words, and where these stand in a tokenized prompt."""
+"""Tokenizers that know trigger words, and where these are in a tokenized prompt."""
 
 import copy
 import re
@@ -71,7 +71,7 @@ def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, 
 
 
 def understood(tokens: Tokens) -> bool:
-    """Whether a tokenized prompt has the host's form; tokenizers of other packs make others."""
+    """Return whether a tokenized prompt has the host's form; tokenizers of other packs return others."""
     return all(isinstance(token, tuple) for sections in tokens.values() for section in sections for token in section)
 
 
@@ -147,7 +147,7 @@ def _whole(pieces: list[str]) -> list[str]:
 
 
 def _whole_from_beginnings(pieces: list[str]) -> list[str]:
-    """Return the same as `_whole` for pieces of which the first one of a word begins with SPACE."""
+    """Return the same as `_whole` for pieces where the first one of a word begins with SPACE."""
     words, begin, apart = [], 0, True
     for i, piece in enumerate(pieces):
         before, apart = apart, piece in (START, END, "embedding") or (piece.startswith("<") and piece.endswith(">"))

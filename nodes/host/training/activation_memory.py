@@ -15,7 +15,7 @@ from ..model.families import FAMILIES
 from ..unet.projection_hooks import replace_forward
 
 BLOCKS = tuple({block for family in FAMILIES for block in family.blocks})
-"""The parts of models that are recomputed when memory is short; they hold most of the activations."""
+"""The parts of models that are recomputed when memory is short; they contain most of the activations."""
 CHANGING = tuple({block for family in FAMILIES if family.in_place for block in family.blocks})
 """Those of them that change their own input."""
 
@@ -56,7 +56,7 @@ class MemoryNeed:
         return self.outside.of(count) + (count * self.inputs + self.largest(count) if twice else sum(self._blocks(count)))
 
     def largest(self, count: int) -> int:
-        """Return the bytes of the largest block alone for `count` times as many images."""
+        """Return the bytes of only the largest block for `count` times as many images."""
         return max(self._blocks(count))
 
     def _blocks(self, count: int) -> list[int]:
@@ -132,7 +132,7 @@ def activation_checkpointing(
 
     Args:
         unet: runs with `weights` within the context.
-        weights: its weights by name; each block is given its own, for the recomputation happens outside of the UNet's call.
+        weights: its weights by name; each block is given its own, since the recomputation happens outside of the UNet's call.
         again: creates the context of the recomputation.
     """
     blocks = blocks_of(unet)
@@ -142,7 +142,7 @@ def activation_checkpointing(
         alone = _Alone(block)
 
         def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # A copy of what the block changes and is to read once more.
+            # A copy, because the block changes its input and reads it again.
             x = x.clone() if isinstance(block, CHANGING) else x
             return torch.func.functional_call(alone, own, (x, *args), kwargs)
 

@@ -153,7 +153,7 @@ class TrainableModel:
 
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
-        """Let the model compute in the precision of training within the context."""
+        """Make the model compute in the precision of training within the context."""
         wide = weights_cast_to_input(self.unet) if self.precision == torch.float32 else contextlib.nullcontext()
         norms = norms_with_own_input() if self.family.in_place else contextlib.nullcontext()
         with computing(self.device, self.precision), kernels_with_backward(), norms, wide:
@@ -168,7 +168,7 @@ class TrainableModel:
         """See `Base.objective`. The target is the model's output from which the host would compute exactly the original latents."""
         if self.family.padded:
             return self._objective(latents, noise, time, encoded, edit)
-        # Layers would read the padding of shorter prompts, so that prompts of one length are computed at a time.
+        # Layers would read the padding of shorter prompts, so only prompts of the same length are computed together.
         lengths, found, order = encoded.unpadded.sum(1), [], []
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero()[:, 0]

@@ -176,6 +176,6 @@ class Recorder:
             if run.result.shape == samples.shape and torch.allclose(run.result, samples.float().cpu(), rtol=1e-2, atol=1e-2):
                 return run
         raise PerfusionError(
-            f"These latents are of none of the last {self.KEPT} pictures of the watched model; connect the samples of a sampler "
-            "whose model comes from Watch Attention, as they are."
+            f"These latents are not from any of the last {self.KEPT} runs of the watched model; connect the unchanged samples of a "
+            "sampler whose model comes from Watch Attention."
         )

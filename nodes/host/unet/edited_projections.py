@@ -30,13 +30,13 @@ class Comparer(Protocol):
 
 @dataclass(frozen=True)
 class OtherEncodings:
-    """Encodings that a patch has layers read in place of the UNet's own: regional prompts, appended tokens.
+    """Encodings that a patch makes layers read instead of the UNet's own: regional prompts, appended tokens.
 
     Attributes:
         edit: the edit of all concepts, wherever their regions are.
         triggers: their trigger words.
-        report: is called with the coefficients of each encoding that is read.
-        causal: whether a token is encoded from those before it alone.
+        report: called with the coefficients of each encoding that is read.
+        causal: whether a token is encoded only from those before it.
     """
 
     edit: Edit
@@ -47,13 +47,13 @@ class OtherEncodings:
     def named(self, x: Tensor, own: Tensor, named: Tensor | None) -> Tensor:
         """Return the tokens of an encoding [B, N, d] that trigger words can have influenced, [B, N, J].
 
-        Where it begins with the UNet's own encoding, `named` tells for that part, and no trigger word has reached what follows.
+        If it begins with the UNet's own encoding, `named` applies to that part, and no trigger word has reached what follows.
         """
         found = influenced_tokens(x, self.edit, self.triggers, causal=self.causal)
         more = x.shape[1] - own.shape[1]
         if named is None or more < 0 or x.shape[0] != own.shape[0]:
             return found
-        # Compared on the device, since this is asked in every layer.
+        # Compared on the device, since this runs in every layer.
         return torch.where((x[:, : own.shape[1]] == own).all(), nn.functional.pad(named, (0, 0, 0, more)), found)
 
     def coefficients(self, edit: Edit, x: Tensor, own: Tensor, named: Tensor | None) -> Coefficients:
@@ -69,7 +69,7 @@ class Projections:
     The edit is added to the output of the host's own Linear, so weight patches, offloading and quantised weights keep working, and
     attention patches that call to_k and to_v themselves get the edit as well. A norm of keys comes after it.
 
-    Of a Linear with a bias, W u is what it gives for u without that bias: plain(u) - plain(0).
+    For a Linear with a bias, W u is its output for u without that bias: plain(u) - plain(0).
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Projections:
         )
 
     def _is_own(self, x: Tensor) -> bool:
-        """Return whether a layer reads the model's own encoding, be it as a view of another shape."""
+        """Return whether a layer reads the model's own encoding, even as a view of another shape."""
         if x is self.encoding:
             return True
         mine = self.encoding
@@ -130,7 +130,7 @@ class Projections:
     def _made(
         self, plain: Callable[..., Tensor], layer: str, keys: bool, biased: bool, x: Tensor, *args: Any, **kwargs: Any
     ) -> list[Tensor]:
-        """Compute a layer's keys or values of x with each set of edits; the host may hand its Linear more than x."""
+        """Compute a layer's keys or values of x with each set of edits; the host may pass its Linear more than x."""
         own, edits = self._is_own(x), self._edits(x)
         read = (self.key_encodings if keys else self.read) if own else [x.as_subclass(Tensor)] * max(len(edits), 1)
         outputs = {id(each): plain(each, *args, **kwargs) for each in {id(each): each for each in read}.values()}
@@ -169,7 +169,7 @@ class Projections:
                     kept[layer, keys] = results
             if self.observer is not None and x.shape[0] == self.encoding.shape[0]:
                 self.observer.project(layer, keys, results)
-            # As it is where its shape fits, since who controls attention knows keys by what they are.
+            # Returned as it is if its shape fits, since the control of attention recognises keys by identity.
             fits = results[0].shape[:-1] == x.shape[:-1]
             return results[0] if fits else results[0].reshape(*x.shape[:-1], -1)
 

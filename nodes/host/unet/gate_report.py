@@ -73,7 +73,7 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     """
     applied = get_perfusion_state(model)
     if applied is None or not applied.stack:
-        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+        raise PerfusionError("This model has no concepts; connect the model from Apply Concept.")
     changes = ChangeMeter()
     # The one step that is sampled need not be in the part of the run in which a concept acts.
     stack = tuple(concept.with_settings(schedule=ALWAYS) for concept in applied.stack)

@@ -57,18 +57,19 @@ class Layout:
         rows = len(x) // len(options["cond_or_uncond"])
         if not latents.numel():
             raise PerfusionError(
-                "Keep Layout needs a first picture with a prompt for all of it; all of its prompts were confined to areas."
+                "Keep Layout needs a prompt that covers the whole first picture, but all of its prompts are confined to areas; "
+                "add one that covers it."
             )
         if latents.shape != x[:rows].shape:
             raise PerfusionError(
-                f"Keep Layout needs two pictures of one size and number: the first one's latents are {list(latents.shape)}, "
-                f"these are {list(x[:rows].shape)}."
+                f"Keep Layout needs the same picture size and batch size twice, but the first latents are {list(latents.shape)} "
+                f"and these are {list(x[:rows].shape)}; use the same in both samplers."
             )
         kinds = torch.tensor([kind == POSITIVE for kind in options["cond_or_uncond"]], device=x.device).repeat_interleave(rows)
         if (columns[kinds] < 0).all():
             raise PerfusionError(
-                "Keep Layout needs prompts that know their words: encode both pictures' with a CLIP from Apply Concept, or with "
-                "Text Encode, Keys Locked."
+                "Keep Layout needs encodings that record their words; encode both pictures' prompts with a CLIP from Apply "
+                "Concept, or with Text Encode, Keys Locked."
             )
         maps = call(latents.to(x), times.to(x.device), self.prompt().inputs)
         return Injection(maps, torch.where(kinds[:, None], columns[..., 0], -1))

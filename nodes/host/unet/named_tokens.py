@@ -1,4 +1,4 @@
-"""Which tokens of a prompt name a concept: from the notes of its encoding or, where a node has lost these, from the numbers."""
+"""Which tokens of a prompt name a concept: from the notes of its encoding or, where a node has lost these, from its values."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ def influenced_tokens(
 ) -> Tensor:
     """Return [B, N, J], above 0 at the tokens of an encoding [B, N, ·] that each concept's word can have influenced.
 
-    `read` is what layers read of it, [B, N, d], if that is not the encoding itself. `causal` says whether a token is encoded from
-    those before it alone; then an encoding may consist of sections.
+    `read` is what layers read of it, [B, N, d], if that is not the encoding itself. `causal` says whether a token is encoded only
+    from those before it; then an encoding may consist of sections.
     """
     numbers = encoding.as_subclass(Tensor) if read is None else read
     by_numbers = edit.influenced(numbers, POSITIONS) if causal else edit.influenced_both_ways(numbers)
@@ -31,7 +31,7 @@ def own_tokens(encoding: Tensor, edit: Edit, triggers: Sequence[str]) -> Tensor:
 
 
 def decided_by_numbers(encoding: Tensor, edit: Edit, triggers: Sequence[str], read: Tensor | None = None) -> list[str]:
-    """Return the trigger words that an encoding names as far as the numbers tell, where its notes are lost; `read` as above."""
+    """Return the trigger words that an encoding names, judged from its values, where its notes are lost; `read` as above."""
     unknown = ~known_tokens(encoding)
     named = (edit.own_tokens(encoding.as_subclass(Tensor) if read is None else read) & unknown).flatten(0, 1).any(0)
     return [trigger for trigger, found in zip(triggers, named.tolist(), strict=True) if found]

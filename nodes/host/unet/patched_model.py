@@ -49,7 +49,7 @@ def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
 
 
 def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
-    """Return a clone of a MODEL that carries `applied` in place of its previous state."""
+    """Return a clone of a MODEL that carries `applied` instead of its previous state."""
     to_sigma, family = model.get_model_object("model_sampling").percent_to_sigma, kind_of(model)
     applied = replace(applied, family=family, layers=tuple(layers_of(model)), to_sigma=to_sigma, made={})
     regional = any(concept.region is not None for concept in applied.stack)
@@ -74,7 +74,7 @@ def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
 def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatcher:
     """Return a clone of a MODEL with the concepts applied in addition to those that it already carries.
 
-    Concepts that are a word alone edit no layer and concern only the CLIP; if there are no others, the MODEL itself is returned.
+    Concepts that are only a word edit no layer and concern only the CLIP; if there are no others, the MODEL itself is returned.
 
     Raises:
         PerfusionError: a concept does not fit the model, two concepts have the same trigger word, or the model carries concepts in
@@ -87,7 +87,9 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
         return model
     before = get_perfusion_state(model) or PerfusionState()
     if before.stack and before.mode != mode:
-        raise PerfusionError(f"This model carries concepts in the edit mode {before.mode!r}; apply further ones in the same mode.")
+        raise PerfusionError(
+            f"This model already has concepts in the edit mode {before.mode!r}; apply further ones in the same mode."
+        )
     return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
 
 
@@ -117,12 +119,10 @@ def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) ->
     """
     before = get_perfusion_state(model) or PerfusionState()
     if not before.stack:
-        raise PerfusionError("This model carries no concepts; connect the model that Apply Concept gives.")
+        raise PerfusionError("This model has no concepts; connect the model from Apply Concept.")
     known = [word_key(concept.trigger) for concept in before.stack]
     if trigger and word_key(trigger) not in known:
-        raise PerfusionError(
-            f"This model carries no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}."
-        )
+        raise PerfusionError(f"This model has no concept {trigger[:80]!r}; it has {', '.join(c.trigger for c in before.stack)}.")
     chosen = [not trigger or each == word_key(trigger) for each in known]
     changed = (c.with_settings(**settings) if chose else c for c, chose in zip(before.stack, chosen, strict=True))
     return model_with(model, replace(before, stack=tuple(concept for concept in changed if concept.strength > 0)))

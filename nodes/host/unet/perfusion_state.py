@@ -44,7 +44,7 @@ class RunReport:
     """What concepts did in a run of a sampler.
 
     Attributes:
-        calls: number of the UNet's calls that the concepts were brought to.
+        calls: number of the UNet's calls that ran with the concepts.
         reached: numbers of the concepts in whose part of the run there was a call.
         acted: device, numbers of concepts -> bool, whether each of these changed the keys or values of any token there.
     """
@@ -56,7 +56,7 @@ class RunReport:
     def add(self, by: Coefficients, concepts: tuple[int, ...]) -> None:
         """Take the coefficients of an encoding [B, N, d] into account, which are those of the concepts with these numbers.
 
-        Nothing is read from the device until it is asked for.
+        Nothing is read from the device until it is needed.
         """
         acted = by.add.flatten(0, -2).any(0)
         key = acted.device, concepts
@@ -80,7 +80,7 @@ class PerfusionState:
     comparer: Comparer | None = None
     layers: tuple[str, ...] = ()
     to_sigma: ToSigma | None = None
-    """The host's conversion by which schedules are told; None where there is no model yet."""
+    """The host's conversion that schedules use; None if there is no model yet."""
     made: dict[tuple[torch.device, tuple[int, ...]], list[Edit]] = field(default_factory=dict)
     kept: dict[torch.device, ProjectionCache] | None = None
     """Projections cached from step to step while a sampler runs; None if the weights may change between steps."""
@@ -94,8 +94,8 @@ class PerfusionState:
     def edits(self, device: torch.device, concepts: tuple[int, ...] | None = None) -> list[Edit]:
         """Return the edits on a device: that outside of all regions, then that of each concept's region in the stack's order.
 
-        In a region, its own concept and all concepts without a region are active. With `concepts`, the edits are of the concepts
-        with these numbers alone, just as if there were no others; the regions are still those of all.
+        In a region, its own concept and all concepts without a region are active. With `concepts`, the edits are only of the
+        concepts with these numbers, as if there were no others; the regions are still those of all.
         """
         concepts = tuple(range(len(self.stack))) if concepts is None else concepts
         if concepts and (device, concepts) not in self.made:
@@ -108,10 +108,10 @@ class PerfusionState:
         return self.made.get((device, concepts), [])
 
     def edits_with(self, device: torch.device, biases: Biases) -> tuple[tuple[int, ...], list[Edit]]:
-        """Return the edits on a device with these biases, and the numbers of the concepts that they are of.
+        """Return the edits on a device with these biases, and the numbers of their concepts.
 
-        They are those of the concepts that act. If none does, all are there with a strength of 0, which leaves keys and values
-        as they are; their regions go on keeping their words in place.
+        They are the edits of the concepts that act. If none does, all are included with a strength of 0, which leaves keys and
+        values as they are; their regions still keep their words in place.
         """
         acting = tuple(i for i, bias in enumerate(biases) if bias is not None)
         if not acting:

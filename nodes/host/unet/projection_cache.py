@@ -9,7 +9,7 @@ from .edited_projections import Projections
 from .schedules import Biases
 
 KEPT_BYTES = 128 * 2**20
-"""Bytes that the cache of a sampling run may hold. SDXL with one image and guidance uses 51 MB of it."""
+"""Bytes that the cache of a sampling run may contain. SDXL with one image and guidance uses 51 MB of it."""
 
 
 Given = Mapping[str, Tensor | None]
@@ -30,7 +30,7 @@ class ProjectionCache:
     def projections(self, call: object, biases: Biases, given: Given, make: Callable[[], Projections]) -> Projections:
         """Return the cached projections of `call` if biases and inputs are equal; otherwise those from `make`, cached if they fit.
 
-        They take the place of earlier ones of the same call. The oldest entries are evicted to make room.
+        They replace earlier ones of the same call. The oldest entries are evicted to make room.
         """
         if call in self.known:
             then, before, found = self.known[call]

@@ -15,7 +15,7 @@ Forward = Callable[..., Tensor]
 
 @contextlib.contextmanager
 def replace_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Replace a module's forward within the context; afterwards restore the previous one, be it its class's or its own."""
+    """Replace a module's forward within the context; afterwards restore the previous one, whether its class's or its own."""
     before = vars(module).get("forward")
     module.forward = forward
     try:
@@ -33,8 +33,8 @@ def replace_key_value_forwards(
 ) -> Iterator[None]:
     """Replace the forward of the key and value projections in a model's layers within the context.
 
-    The new one is changed(the projection's own, layer, whether it gives keys, whether it has a bias). Where one Linear gives both,
-    each half is changed by itself.
+    The new one is changed(the projection's own, layer, whether it computes keys, whether it has a bias). If one Linear computes
+    both, each half is changed separately.
     """
     with contextlib.ExitStack() as opened:
         for layer in layers:
@@ -67,7 +67,7 @@ def layers_reading(unet: nn.Module, family: Family, encoding: Tensor) -> Iterato
     plain = adapter.forward
 
     def forward(context: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # What another node has the model adapt beside its context stays as it is.
+        # Anything else that another node passes through the adapter stays as it is.
         if context.shape[:-1].numel() != encoding.shape[:-1].numel():
             return plain(context, *args, **kwargs)
         return encoding.reshape(*context.shape[:-1], encoding.shape[-1])

@@ -25,7 +25,7 @@ from .perfusion_state import KEY, PerfusionState, RunReport
 
 log = logging.getLogger("perfusion")
 Read = Callable[[Tensor], Tensor]
-"""Gives what a model's layers read of an encoding, on the same device."""
+"""Returns what a model's layers read for an encoding, on the same device."""
 STRETCHED = 0.05
 """Logarithm of the ratio of two aspect ratios from which a region counts as stretched; latents are rounded to 8 pixels."""
 
@@ -40,11 +40,11 @@ def prepare_conds(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """Wrap a sampling run: pass what encodings name to the model along with them, and say what did not act."""
+    """Wrap a sampling run: pass the notes of encodings to the model along with them, and warn of what did not act."""
     options = extra_args["model_options"]["transformer_options"]
     # Hooks may change weights between steps.
     hooked = any(cond.get("hooks") is not None for conds in guider.conds.values() for cond in conds or ())
-    # Patches of the noise levels may have come to the model after the concepts.
+    # Patches of the noise levels may have been applied to the model after the concepts.
     to_sigma = guider.inner_model.model_sampling.percent_to_sigma
     applied: PerfusionState = replace(options[KEY], to_sigma=to_sigma, kept=None if hooked else {}, report=RunReport())
     size, prompts = tuple(noise.shape[-2:]), {}
@@ -86,13 +86,13 @@ def plainly(encoding: Tensor) -> Tensor:
 
 
 def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) -> set[str]:
-    """Return the trigger words that an encoding names, and say so if the numbers had to tell."""
+    """Return the trigger words that an encoding names, and warn if they had to be judged from its values."""
     if not applied.stack:
         return set()
     edit, numbers = applied.everywhere(encoding.device), read(encoding)
     for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers):
         log.warning(
-            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, so that it no longer says what it names; %s "
+            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, which no longer records what it names; %s "
             "acts where a token resembles its own word.",
             trigger,
         )
@@ -110,18 +110,18 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
             continue
         if not applied.report.calls:
             lines.append(
-                f"The concept {trigger} is applied but did not act, nor can any: the model is run by {by}, which leaves out what "
-                "Apply Concept adds to it; remove that node pack, or the node of it that patches the model."
+                f"The concept {trigger} is applied but did not act, and no concept can: the model is run by {by}, which skips what "
+                "Apply Concept adds to it; remove that node pack, or its node that patches the model."
             )
         elif i not in applied.report.reached:
             lines.append(
                 f"The concept {trigger} is applied but did not act: its part of the run ({schedule.start:g} to {schedule.end:g}) "
-                "holds no step of this sampler; widen it in Concept Schedule, or take more steps."
+                "contains no step of this sampler; widen it in Concept Schedule, or use more steps."
             )
         elif trigger in named:
             lines.append(
-                f"A prompt names {trigger}, but its gate stayed closed in this run: the word weighs too little in the prompt, or a "
-                "node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far it opens."
+                f"A prompt names {trigger}, but its gate stayed closed in this run: the word has too little weight in the prompt, "
+                "or a node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far it opens."
             )
         else:
             lines.append(
@@ -132,7 +132,7 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
 
 
 def with_applied(extra_args: dict, applied: PerfusionState) -> dict:
-    """Return a sampling run's `extra_args` with `applied` in place of the state that its MODEL carries."""
+    """Return a sampling run's `extra_args` with `applied` instead of the state that its MODEL carries."""
     options = extra_args["model_options"]
     return extra_args | {"model_options": options | {"transformer_options": options["transformer_options"] | {KEY: applied}}}
 
@@ -150,7 +150,7 @@ def new_prompt_record(encoding: Tensor, applied: PerfusionState, read: Read = pl
 
 
 def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Window) -> list[str]:
-    """Return a sentence for each concept whose region has another aspect ratio than the picture of which a run draws `window`."""
+    """Return a sentence for each concept whose region has another aspect ratio than the picture of which a run covers `window`."""
     left, top, right, bottom = window
     wanted, lines = size[0] / (bottom - top) * (right - left) / size[1], []
     for concept in applied.stack:
@@ -164,8 +164,8 @@ def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Wi
                 f"The region of {concept.trigger} is {width} by {height} pixels and is stretched over a picture of "
                 f"{8 * size[1]} by {8 * size[0]}: "
                 + ("it is turned on its side, as a photo's mask may be; " if turned else "")
-                + "paint it on a picture of the same shape. Where the picture is drawn in parts, this node does not say which one "
-                "it draws."
+                + "paint it on a picture of the same shape. If the picture is sampled in parts, this node does not report which "
+                "part it samples."
             )
     return lines
 
@@ -175,7 +175,7 @@ def build_model_conds(
 ) -> dict[str, CONDRegular]:
     """Return the host's conditioning objects for an encoding's inputs in EXTRA_MODEL_INPUTS.
 
-    `size` is that of the latents, and `window` the part of the picture that they are.
+    `size` is that of the latents, and `window` the part of the picture that they cover.
     """
     plain = encoding.as_subclass(Tensor)
     keys = notes_of(encoding, KEYS)

@@ -1,4 +1,4 @@
-"""What the schedules of concepts come to in one UNet call."""
+"""The biases that the schedules of concepts result in for one UNet call."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ ToSigma = Callable[[float], Any]
 def biases_at(stack: Stack, options: Mapping[str, Any], to_sigma: ToSigma | None) -> Biases:
     """Return the biases in a UNet call with these `transformer_options`.
 
-    The call's noise level is that of its first row, as for the host's own patches; all rows of a sampler's call have the same. A
-    call that tells none, outside of any sampler, has every concept act with its own bias.
+    The call's noise level is that of its first row, as for the host's own patches; all rows of a sampler's call have the same. In a
+    call without one, outside of any sampler, every concept acts with its own bias.
     """
     if all(concept.schedule == ALWAYS for concept in stack) or to_sigma is None or options.get("sigmas") is None:
         return tuple(concept.bias for concept in stack)

@@ -33,7 +33,7 @@ class Call:
 
     @classmethod
     def of(cls, executor: WrapperExecutor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple["Call", dict]:
-        """Return a call and its `transformer_options`, which carry the Perfusion state and so tell the model's family."""
+        """Return a call and its `transformer_options`, which carry the Perfusion state and thus the model's family."""
         options = next(each for each in (*args, *kwargs.values()) if isinstance(each, dict) and KEY in each)
         names = options[KEY].family.inputs[: len(args)]
         given = dict(zip(names, args, strict=True)) | kwargs
@@ -88,7 +88,7 @@ def run_edited(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def ask_wrappers(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
-    """Wrap the application of a model whose forward does not ask for wrappers: have it ask."""
+    """Wrap the application of a model whose forward does not call wrappers: make it call them."""
     unet = executor.class_obj.diffusion_model
     plain = unet.forward
 
@@ -108,7 +108,7 @@ def call_unet(
     watch: Watch | None = None,
     injection: Injection | None = None,
 ) -> Tensor:
-    """Run the model with the concepts that its options carry; `inputs` go before what the call says."""
+    """Run the model with the concepts that its options carry; `inputs` take precedence over the call's own arguments."""
     applied: PerfusionState = options[KEY]
     unet, family = call.executor.class_obj, applied.family
     x, projections = inputs["x"], applied.projections(unet, options, inputs)
