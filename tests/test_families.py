@@ -1,5 +1,6 @@
 """The families beside SD1: SD2 with its v-prediction, SDXL with two text encoders and a pooled output beside the encoding, and
-transformers: Wan, LTX-Video, PixArt and Cosmos-Predict2, with biases, adapted encodings, encoders that look both ways, and flows.
+transformers: Wan, LTX-Video, PixArt, Cosmos-Predict2 and Anima, with biases, adapted encodings, ids beside them, encoders that look
+both ways, and flows.
 
 In the real host, on their layouts with few layers, and on all of KOALA-700M's, a smaller SDXL; their weights are seeded. The
 transformers' files are read by the stock loader; their encoders are made by the host's own classes (see `tiny`).
@@ -19,6 +20,7 @@ BOTH = {"clip_g": [1, 1280], "clip_l": [1, 768]}
 WORDS = {
     "sd2": {"clip_h": [1, 1024]}, "sdxl": BOTH, "koala": BOTH, "wan": {"clip_umt5xxl": [6, 4096]}, "ltxv": {"clip_t5xxl": [4, 64]},
     "pixart": {"clip_t5xxl": [6, 4096]}, "cosmos": {"clip_t5xxl": [6, 1024]},
+    "anima": {"qwen3_06b": [4, 1024]},
 }  # fmt: skip
 UNETS = ("sd2", "sdxl", "koala")
 
@@ -64,6 +66,11 @@ def test_the_memory_of_all_blocks_is_counted(measured: dict, family: str) -> Non
 
 def test_keys_and_values_are_those_of_the_formula(measured: dict) -> None:
     assert measured["layers against float64"] < ROUNDING
+
+
+def test_under_global_key_locking_keys_are_those_of_the_superclass(measured: dict, family: str) -> None:
+    """Where layers read what an adapter makes of an encoding and of ids; for others see test_attention_nodes.py."""
+    assert (family == "anima") == ("locked keys" in measured) and measured.get("locked keys", 0) < ROUNDING
 
 
 def test_two_concepts_are_combined(measured: dict) -> None:
@@ -132,7 +139,7 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
     layouts = whole["transformers"]
     assert {name: (each["family"], each["layers"]) for name, each in layouts.items()} == {
         "Wan 2.1 1.3B": ("wan", 30), "Wan 14B": ("wan", 40), "LTX-Video 2B": ("ltxv", 28),
-        "PixArt Sigma": ("pixart_sigma", 28), "Cosmos-Predict2 2B": ("cosmos_predict2", 28)
+        "PixArt Sigma": ("pixart_sigma", 28), "Cosmos-Predict2 2B": ("cosmos_predict2", 28), "Anima": ("anima", 28),
     }  # fmt: skip
     for name, each in layouts.items():
         assert 50_000 < each["bytes"] < 500_000
@@ -146,7 +153,7 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
 def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) -> None:
     assert len(whole["joint"]) == 5
     for name, told in whole["joint"].items():
-        known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt or Cosmos-Predict2 model."
+        known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima model."
         shared = "text and picture share one attention, so there is no cross-attention that Perfusion could edit; "
         assert told == f"In this model ({name}) {shared}{known}"
 
