@@ -19,7 +19,7 @@ from ..model.loading import adapt, layer_encodings, load
 from .annotated_encoding import TRIGGER_INFLUENCE, WORD_POSITIONS
 from .encoding_notes import note_mask
 from .prompt_ids import model_context
-from .trigger_words import Tokenizer, counts_spaces, own_tokens
+from .trigger_words import Tokenizer, counts_spaces, is_blank, own_tokens
 
 log = logging.getLogger("perfusion")
 
@@ -94,7 +94,9 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
     for name, tokenizer in encoders_of(clip).items():
         table = clip_model(clip, name).transformer.get_input_embeddings().weight
         found = own_tokens(tokens[name.removeprefix("clip_")], tokenizer)
-        own = [token if isinstance(token, Tensor) else table[token] for token in found]
+        own = [
+            token if isinstance(token, Tensor) else table[token] for token in found if not (spaced and is_blank(tokenizer, token))
+        ]
         if not 1 <= len(own) <= MAX_VECTORS:
             raise PerfusionError(
                 f"A word can be learned that has 1 to {MAX_VECTORS} vectors; {text[:60]!r} has {len(own)}; choose another one."

@@ -47,6 +47,11 @@ def counts_spaces(part: SDTokenizer) -> bool:
     return str(part.inv_vocab.get(first, "")).startswith(BLANK)
 
 
+def is_blank(part: SDTokenizer, token: int | Tensor) -> bool:
+    """Whether a token is of spaces alone, in a vocabulary that counts them."""
+    return not isinstance(token, Tensor) and not str(part.inv_vocab.get(token, "?")).strip(BLANK)
+
+
 class _KnowsWords:
     """Mixin for a copy of the host's tokenizer: trigger words are inserted in the same way as the host's own embeddings.
 
@@ -68,8 +73,7 @@ class _KnowsWords:
         """Yield the tokens of a section without those of spaces alone before a vector."""
         kept: list[tuple] = []
         for token in section:
-            blank = not isinstance(token[0], Tensor) and not str(self.inv_vocab.get(token[0], "?")).strip(BLANK)
-            if blank:
+            if is_blank(self, token[0]):
                 kept.append(token)
                 continue
             if not isinstance(token[0], Tensor):
@@ -141,11 +145,14 @@ def ids_of(part: SDTokenizer, text: str) -> Tensor:
     """Return the ids of a text's tokens, int [n, 1], without the end.
 
     Raises:
-        PerfusionError: the text has none.
+        PerfusionError: the text has none, or an embedding among them.
     """
     found = list(own_tokens(part.tokenize_with_weights(literal(text)), part))
-    if not found:
-        raise PerfusionError(f"The superclass {text[:60]!r} has no tokens; write the plain word for what the pictures show.")
+    if not found or any(isinstance(token, Tensor) for token in found):
+        raise PerfusionError(
+            f"This model reads a plain word beside a learned one, and the superclass {text[:60]!r} is none; write one such "
+            "as teddy."
+        )
     return torch.tensor(found)[:, None]
 
 
