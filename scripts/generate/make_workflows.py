@@ -189,7 +189,7 @@ def train_transformer(sheet: Drawing, kind: Transformer) -> None:
     drawn = {f"preview_{name.removesuffix('_name')}": value for name, value in kind.sampler.items()}
     options = sheet.add("PerfusionTrainingOptions", 640, 340, 700, top=880, preview_negative=kind.prompt[1], **drawn)
     settings = SD15["PerfusionTrain"] | {"size": kind.size, "batch": kind.batch}
-    training(sheet, "monster", base, top=440, options=options[0], **settings)
+    training(sheet, "monster", base, top=540, options=options[0], **settings)
     sheet.note(
         "How to",
         f"""## Teach a concept to {kind.title}
@@ -203,7 +203,7 @@ def train_transformer(sheet: Drawing, kind: Transformer) -> None:
         0,
         560,
         460,
-        1260,
+        1360,
     )
 
 
