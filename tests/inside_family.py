@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from scripts.harness import inside
 
@@ -31,6 +32,7 @@ host, training, exports = (inside.part(name) for name in ("nodes.host", "perfusi
 empty_latents = inside.part("nodes.host.sampling").empty_latents
 PerfusionError = inside.part("perfusion_core").PerfusionError
 Concept = inside.part("perfusion_core.concept").Concept
+stacks = inside.part("perfusion_core.stack")
 OUTPUTS = 3
 """By about so many the derivative is measured, from the first layer to the last."""
 STEPS = {"koala": 3, "pixart": 3}
@@ -180,7 +182,8 @@ def used(model: object, clip: object, concept: object) -> dict:
         "said to another family": said_by(lambda: host.check_fit(replace(concept, family="sd3000"), model)),
     } | {
         **two_prompts(model, applied, knowing),
-        **locked(model, applied, knowing),
+        **beside_ids(model, applied, knowing),
+        **variants(clip, concept),
         **seen_by_layers(model, applied, knowing, concept),
         **beside_freeu(model, applied, drawn),
         **combined(model, clip, concept),
@@ -237,20 +240,61 @@ def edited(applied: object, clip: object, concept: object) -> float:
     return max(apart)
 
 
-def locked(model: object, applied: object, clip: object) -> dict:
-    """Under global key-locking, how far the keys of Anima's layers are from those of the prompt with the superclass."""
+def variants(clip: object, concept: object) -> dict:
+    """Of Wan's variants: whether a prompt without the word stays as it is, what the concept changes, and the least gradient."""
+    if FAMILY != "wan":
+        return {}
+    knowing, found = host.clip_with_words(clip, (concept,)), {}
+    seen = SimpleNamespace(penultimate_hidden_states=torch.randn(1, 257, 1280))
+    with torch.inference_mode(False):
+        made = tiny.wan_variants()
+    for name, model in made.items():
+        applied, empty = host.model_with_edit(model, (concept,), "exact"), blank(model, 1)
+
+        def drawn(one: object, text: str, empty: Tensor = empty) -> Tensor:
+            given = [[cond, more | {"clip_vision_output": seen}] for ((cond, more),) in host.conditionings(knowing, (text, ""))]
+            settings = (1, 3.0, "euler", "normal", given[:1], given[1:], empty)
+            return comfy.sample.sample(one, comfy.sample.prepare_noise(empty, 1), *settings, disable_pbar=True, seed=1)
+
+        with host.gradients_enabled():
+            own, latents = Concept.load(FOLDER / "it.safetensors"), torch.randn(blank(model, 2).shape)
+            edit, student = stacks.edit_of((own,), "exact"), host.TrainableModel(model, clip, torch.float32)
+            outputs = [each.requires_grad_() for each in edit.values.values()]
+            encoded = student.encode(training.TEMPLATES[:1], own.word).of_prompts(torch.tensor([0, 0]))
+            prediction, target = student.objective(latents, torch.randn_like(latents), torch.tensor([0.3, 0.7]), encoded, edit)
+            slopes = torch.autograd.grad((prediction - target).square().mean(), outputs)
+        found[name] = [
+            torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
+            worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
+            min(float(each.norm()) for each in slopes),
+        ]
+    return {"variants": found}
+
+
+def beside_ids(model: object, applied: object, clip: object) -> dict:
+    """Of Anima, which reads ids beside an encoding.
+
+    Whether a prompt has the superclass's ids, and as many of Qwen's tokens; under global key-locking, how far the layers' keys are
+    from those of the prompt with the superclass; and how far a picture changes where the host runs the adapter within the model.
+    """
     if not host.kind_of(model).ids:
         return {}
-    (((cond, more),),), latents = host.conditionings(clip, ("a teddy in a room",)), blank(model, 1)
+    ((plain,), (noted,)), latents = host.conditionings(clip, ("a teddy in a room", "a <it> in a room")), blank(model, 1)
     unet, heard = model.model.diffusion_model, {}
-    layers = {layer: unet.get_submodule(layer).k_proj for layer in host.layers_of(model)}
-    hooks = [linear.register_forward_hook(lambda m, _, made: heard.update({m: made})) for linear in layers.values()]
+    layers = [unet.get_submodule(layer).k_proj for layer in host.layers_of(model)]
+    hooks = [linear.register_forward_hook(lambda each, _, made: heard.update({each: made})) for linear in layers]
     given = (1, 1.0, "euler", "normal", host.encode_locked(clip, "a <it> in a room"), [], latents)
     comfy.sample.sample(applied, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
     for hook in hooks:
         hook.remove()
-    read = host.layer_encodings(model, cond.as_subclass(Tensor), more)
-    return {"locked keys": max(worst(heard[linear], read @ linear.weight.T) for linear in layers.values())}
+    read, inside_model = host.layer_encodings(model, plain[0].as_subclass(Tensor), plain[1]), sampled(applied, clip, "an <it>")
+    with torch.inference_mode(False), torch.no_grad():
+        outside = sampled(applied, clip, "an <it>")
+    return {
+        "ids of the superclass": torch.equal(plain[1]["t5xxl_ids"], noted[1]["t5xxl_ids"]) and plain[0].shape == noted[0].shape,
+        "locked keys": max(worst(heard[linear], read @ linear.weight.T) for linear in layers),
+        "adapted within the model": worst(outside, inside_model),
+    }
 
 
 def reached(family: object, clip: object, text: str) -> Tensor:

@@ -68,9 +68,20 @@ def test_keys_and_values_are_those_of_the_formula(measured: dict) -> None:
     assert measured["layers against float64"] < ROUNDING
 
 
-def test_under_global_key_locking_keys_are_those_of_the_superclass(measured: dict, family: str) -> None:
-    """Where layers read what an adapter makes of an encoding and of ids; for others see test_attention_nodes.py."""
-    assert (family == "anima") == ("locked keys" in measured) and measured.get("locked keys", 0) < ROUNDING
+def test_ids_beside_an_encoding_are_the_superclasses(measured: dict, family: str) -> None:
+    """So that under global key-locking keys are those of the prompt with the superclass, as in test_attention_nodes.py."""
+    if family != "anima":
+        assert "ids of the superclass" not in measured
+        return
+    assert measured["ids of the superclass"] and measured["locked keys"] < ROUNDING
+    assert measured["adapted within the model"] < ROUNDING
+
+
+def test_variants_of_wan_that_read_a_picture_take_its_concepts_and_are_taught(measured: dict, family: str) -> None:
+    """2.1's by further keys and values beside the prompt's, which are not edited; 2.2's by further channels."""
+    assert len(measured.get("variants", {})) == (3 if family == "wan" else 0)
+    for untouched, changed, gradient in measured.get("variants", {}).values():
+        assert untouched and changed > 0.001 and gradient > 0
 
 
 def test_two_concepts_are_combined(measured: dict) -> None:
@@ -148,6 +159,10 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
             theirs = layouts[other]["family"]
             wanted = "of another shape" if theirs == each["family"] else f"{theirs} model and this one is {each['family']}"
             assert wanted in told
+
+
+def test_a_model_that_needs_a_control_video_is_not_taught(whole: dict) -> None:
+    assert whole["VACE"].startswith("Training has no control video, which this model (VACE) cannot do without; ")
 
 
 def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) -> None:

@@ -42,7 +42,7 @@ def taught(server: Server) -> tuple[Path, list[Path]]:
     measured = graph.add("PerfusionCovariance", clip=clip, model=model, captions=CAPTIONS, captions_file="", positions="all")
     shown = graph.options(preview_steps=1, preview_sampler="euler", preview_scheduler="simple")
     trained = graph.train(
-        model, clip, vae, images, masks, steps=2, batch=2, at_once=2, preview_every=2, keep="best", word_rate=1e-3, output_rate=0.3,
+        model, clip, vae, images, masks, steps=2, batch=2, at_once=2, preview_every=2, keep="best", word_rate=1e-2, output_rate=5.0,
         covariance=[measured, 0], options=shown,
     )  # fmt: skip
     graph.save([trained, 0], "frame")
@@ -63,30 +63,27 @@ def test_frames_are_drawn_with_the_concept_and_without_its_word_as_by_the_base(
     graph = Small()
     model, clip, vae = graph.base
     applied, knowing = graph.apply(model, clip, graph.load(taught[0].name))
-    said = [
-        (applied, knowing, "a monster"),
-        (model, clip, "a monster"),
-        (applied, knowing, f"a {TRIGGER}"),
-        (model, knowing, f"a {TRIGGER}"),
-    ]
+    ours, base = (applied, knowing), (model, clip)
+    said = [(*ours, "a monster"), (*base, "a monster"), (*ours, f"a {TRIGGER}"), (model, knowing, f"a {TRIGGER}")]
     drawn = [graph.frame(*each) for each in said]
-    pictures = graph.add("SaveImage", images=[graph.add("VAEDecode", samples=drawn[2], vae=vae), 0], filename_prefix="frame")
-    plain, base, concept, word = latents(server, graph, *drawn)
+    graph.add("SaveImage", images=[graph.add("VAEDecode", samples=drawn[2], vae=vae), 0], filename_prefix="frame")
+    plain, untouched, concept, word = latents(server, graph, *drawn)
     assert plain.shape == (1, 16, 1, 8, 8)
-    assert torch.equal(plain, base) and (concept - word).abs().max() > 0.01 * word.abs().max()
-    del pictures
+    assert torch.equal(plain, untouched) and (concept - word).abs().max() > 0.01 * word.abs().max()
 
 
 def test_settings_are_compared_and_gates_inspected(server: Server, taught: tuple[Path, list[Path]]) -> None:
     graph = Small()
     model, clip, vae = graph.base
-    found = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load(taught[0].name), size=64)
+    asked = {"prompt": f"a {TRIGGER}", "followed": 0.9, "seed": 0, "size": 64, "edit_mode": "exact"}
+    found = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load(taught[0].name), **asked)
     applied, knowing = graph.apply(model, clip, [found, 0])
     positive, negative = graph.text(knowing, f"a {TRIGGER}"), graph.text(knowing, "")
     empty = graph.add("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1)
     swept = graph.add(
         "PerfusionSweep", model=applied, vae=vae, positive=positive, negative=negative, latent_image=[empty, 0], biases="0.2, 0.6",
-        values="0.15", steps=1, cfg=3.0, sampler_name="euler", scheduler="simple",
+        across="temperature", values="0.15", trigger="", seed=1, seeds=1, steps=1, cfg=3.0, sampler_name="euler",
+        scheduler="simple", denoise=1.0,
     )  # fmt: skip
     compared = graph.add("PreviewImage", images=[swept, 1])
     said = graph.add("PreviewAny", source=[graph.add("PerfusionInspect", model=applied, positive=positive), 1])

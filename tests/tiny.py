@@ -34,7 +34,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from scripts.harness import inside
-from scripts.harness.seeded_models import FEW, made
+from scripts.harness.seeded_models import FEW, made, seeded
 
 SD2 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
@@ -156,6 +156,23 @@ def wan(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     few = {"umt5xxl_model_config": T5 | {"vocab_size": PIECES}}
     model, clip = made(config, comfy.model_base.WAN21, target, layers=few, vocabulary={"spiece_model": pieces()})
     return loaded(folder, model), softened(clip)
+
+
+def wan_variants() -> dict[str, ModelPatcher]:
+    """MODELs of the layouts of Wan's variants that read a picture: those of 2.1 by further keys and values, and those of 2.2."""
+    made_of, found = comfy.supported_models, {}
+    for name, config, more in (
+        ("2.1, from a picture", made_of.WAN21_I2V, {"model_type": "i2v", "in_dim": 36}),
+        ("2.2, from a picture", made_of.WAN21_T2V, {"in_dim": 36}),
+        ("2.2 5B", made_of.WAN22_T2V, {"in_dim": 48, "out_dim": 48}),
+    ):
+        kind = comfy.model_base.WAN22 if "5B" in name else comfy.model_base.WAN21
+        given, cpu = config(WAN | more), torch.device("cpu")
+        given.set_inference_dtype(torch.float32, None)
+        model = kind(given, image_to_video=True, device=cpu)
+        seeded(model.diffusion_model)
+        found[name] = ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return found
 
 
 def ltxv(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
@@ -305,6 +322,12 @@ def transformers() -> dict[str, ModelPatcher]:
         "PixArt Sigma": (comfy.supported_models.PixArtSigma, comfy.model_base.PixArt, PIXART | {"depth": 28}),
     }
     return {name: weightless(config(dict(given)), kind) for name, (config, kind, given) in sizes.items()}
+
+
+def vace() -> ModelPatcher:
+    """A MODEL of Wan VACE's layout, without weights."""
+    config = comfy.supported_models.WAN21_Vace(WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
+    return weightless(config, comfy.model_base.WAN21_Vace)
 
 
 def joint() -> dict[str, ModelPatcher]:

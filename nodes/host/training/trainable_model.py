@@ -12,7 +12,7 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
-from ..model.families import clip_model, kind_of, layers_of
+from ..model.families import clip_model, kind_of, layers_of, unet_config_of
 from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project
 from ..text.encoding import Method, embed, prepare_clip, sections_of
 from ..text.encoding_notes import END
@@ -40,8 +40,14 @@ def best_precision(device: torch.device) -> torch.dtype:
 def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
     """Raise PerfusionError if a model or a text encoder has weights that only its own loader can compute with.
 
-    GGUF files and some others are loaded as tensors of a class of their own, or as integers.
+    GGUF files and some others are loaded as tensors of a class of their own, or as integers. So are models refused whose forward
+    needs more than a prompt.
     """
+    if unet_config_of(model).get("model_type") == "vace":
+        raise PerfusionError(
+            "Training has no control video, which this model (VACE) cannot do without; train on Wan's text-to-video model of the "
+            "same size, whose concepts fit this one too."
+        )
     for what, patcher in (("model", model), ("text encoder", clip.patcher)):
         for name, weight in patcher.model.named_parameters():
             kind = type(weight.data).__name__
