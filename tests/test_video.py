@@ -75,9 +75,7 @@ def test_frames_are_drawn_with_the_concept_and_without_its_word_as_by_the_base(
 def test_settings_are_compared_and_gates_inspected(server: Server, taught: tuple[Path, list[Path]]) -> None:
     graph = Small()
     model, clip, vae = graph.base
-    asked = {"prompt": f"a {TRIGGER}", "followed": 0.9, "seed": 0, "size": 64, "edit_mode": "exact"}
-    found = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load(taught[0].name), **asked)
-    applied, knowing = graph.apply(model, clip, [found, 0])
+    applied, knowing = graph.apply(model, clip, graph.load(taught[0].name))
     positive, negative = graph.text(knowing, f"a {TRIGGER}"), graph.text(knowing, "")
     empty = graph.add("EmptyHunyuanLatentVideo", width=64, height=64, length=1, batch_size=1)
     swept = graph.add(
