@@ -246,14 +246,18 @@ def variants(clip: object, concept: object) -> dict:
         return {}
     knowing, found = host.clip_with_words(clip, (concept,)), {}
     seen = SimpleNamespace(penultimate_hidden_states=torch.randn(1, 257, 1280))
+    texts = ("a teddy", "an <it>", "")
+    said = {
+        text: [[cond, more | {"clip_vision_output": seen}]]
+        for text, ((cond, more),) in zip(texts, host.conditionings(knowing, texts), strict=True)
+    }
     with torch.inference_mode(False):
         made = tiny.wan_variants()
     for name, model in made.items():
         applied, empty = host.model_with_edit(model, (concept,), "exact"), blank(model, 1)
 
         def drawn(one: object, text: str, empty: Tensor = empty) -> Tensor:
-            given = [[cond, more | {"clip_vision_output": seen}] for ((cond, more),) in host.conditionings(knowing, (text, ""))]
-            settings = (1, 3.0, "euler", "normal", given[:1], given[1:], empty)
+            settings = (1, 3.0, "euler", "normal", said[text], said[""], empty)
             return comfy.sample.sample(one, comfy.sample.prepare_noise(empty, 1), *settings, disable_pbar=True, seed=1)
 
         with host.gradients_enabled():
