@@ -189,7 +189,7 @@ def train_transformer(sheet: Drawing, kind: Transformer) -> None:
     drawn = {f"preview_{name.removesuffix('_name')}": value for name, value in kind.sampler.items()}
     options = sheet.add("PerfusionTrainingOptions", 640, 340, 700, top=880, preview_negative=kind.prompt[1], **drawn)
     settings = SD15["PerfusionTrain"] | {"size": kind.size, "batch": kind.batch}
-    training(sheet, "monster", base, top=540, options=options[0], **settings)
+    training(sheet, "monster", base, top=540, pitch=520, options=options[0], **settings)
     sheet.note(
         "How to",
         f"""## Teach a concept to {kind.title}
@@ -203,7 +203,7 @@ def train_transformer(sheet: Drawing, kind: Transformer) -> None:
         0,
         560,
         460,
-        1360,
+        1660,
     )
 
 
@@ -808,10 +808,10 @@ def in_base64(name: str) -> str:
 # ---- parts that several workflows share --------------------------------------------------------------------------------------
 
 
-def pictures(sheet: Drawing, masked: bool = True, top: int = 196) -> tuple[Node, Node | None]:
+def pictures(sheet: Drawing, masked: bool = True, top: int = 196, pitch: int = 370) -> tuple[Node, Node | None]:
     """Load the demo's four pictures and their masks, as batches; no masks unless `masked`."""
     loaded = [
-        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", top + 370 * (i // 2), image=f"monster-{i}.png")
+        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", top + pitch * (i // 2), image=f"monster-{i}.png")
         for i in range(4)
     ]
     images = sheet.add("BatchImagesNode", 640, top=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
@@ -819,13 +819,16 @@ def pictures(sheet: Drawing, masked: bool = True, top: int = 196) -> tuple[Node,
     return images, sheet.add("BatchMasksNode", 640, **masks) if masked else None
 
 
-def training(sheet: Drawing, prefix: str, base: Sequence[tuple] | None = None, top: int = 196, **changed: object) -> None:
+def training(
+    sheet: Drawing, prefix: str, base: Sequence[tuple] | None = None, top: int = 196, pitch: int = 370, **changed: object
+) -> None:
     """Train a concept with the settings TRAINING, save it and show the results.
 
-    It is taught to `base`, MODEL, CLIP and VAE, or else to the demo's checkpoint, from the demo's pictures, which begin at `top`.
+    It is taught to `base`, MODEL, CLIP and VAE, or else to the demo's checkpoint, from the demo's pictures, whose rows begin
+    at `top` and are `pitch` apart.
     """
     base = base or sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
-    images, masks = pictures(sheet, top=top)
+    images, masks = pictures(sheet, top=top, pitch=pitch)
     settings = TRAINING | changed
     train = sheet.add(
         "PerfusionTrain", 1020, 380, model=base[0], clip=base[1], vae=base[2], images=images[0], masks=masks[0], **settings
