@@ -140,8 +140,8 @@ def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Te
     edit = edit_of(stack, STATIC)
     projected = host.projections(model, edit.vectors)
     taught, triggers = host.clip_with_words(clip, stack), [one.trigger for one in stack]
-    read, named, own = (found.cpu() for found in host.encodings(taught, lora_export.prompts(stack), triggers))
-    encodings, words = host.layer_encodings(model, read), lora_export.at_words(stack, own)
+    encodings, named, own = (found.cpu() for found in host.encodings(model, taught, lora_export.prompts(stack), triggers))
+    words = lora_export.at_words(stack, own)
     held = lora_export.at_positions(edit, words)
     at_word, in_all = (lora_export.error(edit, encodings, named, projected, held, places) for places in (words, None))
     told = (

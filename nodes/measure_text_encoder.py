@@ -59,9 +59,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
     log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
     for i in range(0, len(texts), CAPTIONS_AT_ONCE):
         host.check_interrupt()
-        encodings = host.caption_encodings(clip, texts[i : i + CAPTIONS_AT_ONCE], precision, positions)
-        if model is not None:
-            encodings = host.layer_encodings(model, encodings)
+        encodings = host.caption_encodings(clip, texts[i : i + CAPTIONS_AT_ONCE], precision, positions, model)
         estimate = estimate or Estimate(encodings.shape[-1])
         estimate.add(encodings)
         bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))
@@ -123,8 +121,8 @@ class PerfusionCovariance(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that reads the encodings. Needed for Wan, LTX-Video and PixArt, which adapt the encodings "
-                    "first.",
+                    tooltip="The model that reads the encodings. Needed for Wan, LTX-Video, PixArt and Anima, which adapt the "
+                    "encodings first.",
                 ),
             ],
             outputs=[

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 from scripts.harness import inside
 
@@ -31,12 +32,15 @@ host, training, exports = (inside.part(name) for name in ("nodes.host", "perfusi
 empty_latents = inside.part("nodes.host.sampling").empty_latents
 PerfusionError = inside.part("perfusion_core").PerfusionError
 Concept = inside.part("perfusion_core.concept").Concept
+stacks = inside.part("perfusion_core.stack")
 OUTPUTS = 3
 """By about so many the derivative is measured, from the first layer to the last."""
 STEPS = {"koala": 3, "pixart": 3}
 """Of the training, where it is not 6: a step of these large ones takes as long as all of the others."""
 OPEN = 0.1
 """The least to which a gate opens at the word in a prompt that is none of the training's."""
+PADDED = 512
+"""Tokens to which the host pads what Anima's adapter makes."""
 BENT = 0.001
 """Of a word's length, the step of finite differences with T5, whose attention bends sharply where weights are random."""
 SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
@@ -50,7 +54,7 @@ def main() -> dict:
     inverse = inside.part("perfusion_core.covariance").Estimate(width)
     inverse.add(torch.randn(3 * width, width, generator=torch.Generator().manual_seed(0)))
     metric = inverse.finish("").inverse()
-    student = host.TrainableModel(model, clip, torch.float32)
+    student = host.TrainableModel(model, clip, torch.float32, superclass="teddy")
     empty = blank(model, 6)
     latents, masks = torch.randn(empty.shape).unflatten(0, (3, 2)), torch.ones_like(empty[:, :1]).unflatten(0, (3, 2))
     lessons = inside.part("perfusion_core.training.lesson")
@@ -142,7 +146,7 @@ def as_the_host(student: object, state: object) -> dict:
     plain = {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in conds.items()}
     wanted = student.model.model.apply_model(x, sigma, **plain)
     return {
-        "encoding": worst(encoded.tokens, host.layer_encodings(student.model, cond.as_subclass(Tensor))),
+        "encoding": worst(encoded.tokens, host.layer_encodings(student.model, cond.as_subclass(Tensor), more)),
         "pooled": [] if encoded.pooled is None else [worst(encoded.pooled, more["pooled_output"])],
         "v-prediction": any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__),
         "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),
@@ -178,6 +182,8 @@ def used(model: object, clip: object, concept: object) -> dict:
         "said to another family": said_by(lambda: host.check_fit(replace(concept, family="sd3000"), model)),
     } | {
         **two_prompts(model, applied, knowing),
+        **beside_ids(model, applied, knowing),
+        **variants(clip, concept),
         **seen_by_layers(model, applied, knowing, concept),
         **beside_freeu(model, applied, drawn),
         **combined(model, clip, concept),
@@ -202,9 +208,9 @@ def edited(applied: object, clip: object, concept: object) -> float:
         for name in concept.values
         for which, linear in zip("kv", family.projections(unet.get_submodule(name)), strict=True)
     ]
-    (((cond, _),),) = host.conditionings(clip, ("an <it>",))
-    unreached = ~reached(clip, "an <it>", family.causal)
-    cond = host.layer_encodings(applied, cond.as_subclass(Tensor))
+    (((cond, more),),) = host.conditionings(clip, ("an <it>",))
+    unreached = ~reached(family, clip, "an <it>")
+    cond = host.layer_encodings(applied, cond.as_subclass(Tensor), more)
 
     def see(linear: object, given: tuple, made: Tensor) -> None:
         if given[0].numel() % cond.numel() == 0:
@@ -234,14 +240,76 @@ def edited(applied: object, clip: object, concept: object) -> float:
     return max(apart)
 
 
-def reached(clip: object, text: str, causal: bool) -> Tensor:
+def variants(clip: object, concept: object) -> dict:
+    """Of Wan's variants: whether a prompt without the word stays as it is, what the concept changes, and the least gradient."""
+    if FAMILY != "wan":
+        return {}
+    knowing, found = host.clip_with_words(clip, (concept,)), {}
+    seen = SimpleNamespace(penultimate_hidden_states=torch.randn(1, 257, 1280))
+    texts = ("a teddy", "an <it>", "")
+    said = {
+        text: [[cond, more | {"clip_vision_output": seen}]]
+        for text, ((cond, more),) in zip(texts, host.conditionings(knowing, texts), strict=True)
+    }
+    with torch.inference_mode(False):
+        made = tiny.wan_variants()
+    for name, model in made.items():
+        applied, empty = host.model_with_edit(model, (concept,), "exact"), blank(model, 1)
+
+        def drawn(one: object, text: str, empty: Tensor = empty) -> Tensor:
+            settings = (1, 3.0, "euler", "normal", said[text], said[""], empty)
+            return comfy.sample.sample(one, comfy.sample.prepare_noise(empty, 1), *settings, disable_pbar=True, seed=1)
+
+        with host.gradients_enabled():
+            own, latents = Concept.load(FOLDER / "it.safetensors"), torch.randn(blank(model, 2).shape)
+            edit, student = stacks.edit_of((own,), "exact"), host.TrainableModel(model, clip, torch.float32)
+            outputs = [each.requires_grad_() for each in edit.values.values()]
+            encoded = student.encode(training.TEMPLATES[:1], own.word).of_prompts(torch.tensor([0, 0]))
+            prediction, target = student.objective(latents, torch.randn_like(latents), torch.tensor([0.3, 0.7]), encoded, edit)
+            slopes = torch.autograd.grad((prediction - target).square().mean(), outputs)
+        found[name] = [
+            torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
+            worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
+            min(float(each.norm()) for each in slopes),
+        ]
+    return {"variants": found}
+
+
+def beside_ids(model: object, applied: object, clip: object) -> dict:
+    """Of Anima, which reads ids beside an encoding.
+
+    Whether a prompt has the superclass's ids, and as many of Qwen's tokens; under global key-locking, how far the layers' keys are
+    from those of the prompt with the superclass; and how far a picture changes where the host runs the adapter within the model.
+    """
+    if not host.kind_of(model).ids:
+        return {}
+    ((plain,), (noted,)), latents = host.conditionings(clip, ("a teddy in a room", "a <it> in a room")), blank(model, 1)
+    unet, heard = model.model.diffusion_model, {}
+    layers = [unet.get_submodule(layer).k_proj for layer in host.layers_of(model)]
+    hooks = [linear.register_forward_hook(lambda each, _, made: heard.update({each: made})) for linear in layers]
+    given = (1, 1.0, "euler", "normal", host.encode_locked(clip, "a <it> in a room"), [], latents)
+    comfy.sample.sample(applied, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
+    for hook in hooks:
+        hook.remove()
+    read, inside_model = host.layer_encodings(model, plain[0].as_subclass(Tensor), plain[1]), sampled(applied, clip, "an <it>")
+    with torch.inference_mode(False), torch.no_grad():
+        outside = sampled(applied, clip, "an <it>")
+    return {
+        "ids of the superclass": torch.equal(plain[1]["t5xxl_ids"], noted[1]["t5xxl_ids"]) and plain[0].shape == noted[0].shape,
+        "locked keys": max(worst(heard[linear], read @ linear.weight.T) for linear in layers),
+        "adapted within the model": worst(outside, inside_model),
+    }
+
+
+def reached(family: object, clip: object, text: str) -> Tensor:
     """The tokens of a prompt that the word has reached, bool [N]: from it on, or all but padding if encoders look both ways."""
-    section = next(iter(clip.tokenize(text).values()))[0]
+    tokens = clip.tokenize(text)
+    section = tokens[family.ids][0] if family.ids else next(iter(tokens.values()))[0]
     words = torch.tensor([isinstance(token, Tensor) for token, _ in section])
-    if causal:
+    if family.causal:
         return words.cumsum(0) > 0
     end = next(n for n, (token, _) in enumerate(section) if not isinstance(token, Tensor) and token == 1)
-    return torch.arange(len(section)) <= end
+    return torch.arange(PADDED if family.ids else len(section)) <= end
 
 
 def combined(model: object, clip: object, concept: object) -> dict:
@@ -274,9 +342,9 @@ def seen_by_layers(model: object, applied: object, clip: object, concept: object
     if family.causal:
         return {}
     noted, plain = host.conditionings(clip, ("an <it>", "an <it>"))
-    plain[0][0] = plain[0][0].as_subclass(Tensor).clone()
-    encoding = host.layer_encodings(model, plain[0][0])[0].double()
-    within = reached(clip, "an <it>", causal=False)
+    plain[0] = [plain[0][0].as_subclass(Tensor).clone(), {k: v for k, v in plain[0][1].items() if k != "perfusion_words"}]
+    encoding = host.layer_encodings(model, *plain[0])[0].double()
+    within = reached(family, clip, "an <it>")
     similarity = encoding @ concept.probe.double() / (concept.target_input.double() @ concept.probe.double())
     gates = torch.sigmoid((similarity - concept.bias) / concept.temperature) * within
     found = [host.gate_report(applied, each) for each in (noted, plain)]
@@ -285,8 +353,8 @@ def seen_by_layers(model: object, applied: object, clip: object, concept: object
     measured = inside.part("nodes.measure_text_encoder").measure(clip, texts * 200, model=model)
     tokens = torch.cat(
         [
-            host.layer_encodings(model, cond.as_subclass(Tensor))[0][reached(clip, text, causal=False)].double()
-            for text, ((cond, _),) in zip(texts, host.conditionings(clip, texts), strict=True)
+            host.layer_encodings(model, cond.as_subclass(Tensor), more)[0][reached(family, clip, text)].double()
+            for text, ((cond, more),) in zip(texts, host.conditionings(clip, texts), strict=True)
         ]
     )
     region = (replace(concept, region=torch.ones(8, 8)),)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from scripts.harness import inside
@@ -26,8 +27,13 @@ Concept = inside.part("perfusion_core.concept").Concept
 
 def said(model: object, concept: object) -> str:
     """What is said to a concept; nothing if it fits."""
+    return refused(lambda: host.check_fit(concept, model))
+
+
+def refused(asked: Callable[[], object]) -> str:
+    """What is said when something is refused; nothing if it is not."""
     try:
-        host.check_fit(concept, model)
+        asked()
     except PerfusionError as error:
         return str(error)
     return ""
@@ -65,6 +71,7 @@ print(
         {
             "unets": unets,
             "transformers": layouts(tiny.transformers()),
+            "VACE": refused(lambda: host.check_trainable(tiny.vace(), None)),
             "joint": {name: said(model, concept_for(tiny.weightless(tiny.whole("SDXL")))) for name, model in tiny.joint().items()},
         }
     )

@@ -1,5 +1,6 @@
 """The families beside SD1: SD2 with its v-prediction, SDXL with two text encoders and a pooled output beside the encoding, and
-transformers: Wan, LTX-Video, PixArt and Cosmos-Predict2, with biases, adapted encodings, encoders that look both ways, and flows.
+transformers: Wan, LTX-Video, PixArt, Cosmos-Predict2 and Anima, with biases, adapted encodings, ids beside them, encoders that look
+both ways, and flows.
 
 In the real host, on their layouts with few layers, and on all of KOALA-700M's, a smaller SDXL; their weights are seeded. The
 transformers' files are read by the stock loader; their encoders are made by the host's own classes (see `tiny`).
@@ -19,6 +20,7 @@ BOTH = {"clip_g": [1, 1280], "clip_l": [1, 768]}
 WORDS = {
     "sd2": {"clip_h": [1, 1024]}, "sdxl": BOTH, "koala": BOTH, "wan": {"clip_umt5xxl": [6, 4096]}, "ltxv": {"clip_t5xxl": [4, 64]},
     "pixart": {"clip_t5xxl": [6, 4096]}, "cosmos": {"clip_t5xxl": [6, 1024]},
+    "anima": {"qwen3_06b": [4, 1024]},
 }  # fmt: skip
 UNETS = ("sd2", "sdxl", "koala")
 
@@ -66,6 +68,22 @@ def test_keys_and_values_are_those_of_the_formula(measured: dict) -> None:
     assert measured["layers against float64"] < ROUNDING
 
 
+def test_ids_beside_an_encoding_are_the_superclasses(measured: dict, family: str) -> None:
+    """So that under global key-locking keys are those of the prompt with the superclass, as in test_attention_nodes.py."""
+    if family != "anima":
+        assert "ids of the superclass" not in measured
+        return
+    assert measured["ids of the superclass"] and measured["locked keys"] < ROUNDING
+    assert measured["adapted within the model"] < ROUNDING
+
+
+def test_variants_of_wan_that_read_a_picture_take_its_concepts_and_are_taught(measured: dict, family: str) -> None:
+    """2.1's by further keys and values beside the prompt's, which are not edited; 2.2's by further channels."""
+    assert len(measured.get("variants", {})) == (3 if family == "wan" else 0)
+    for untouched, changed, gradient in measured.get("variants", {}).values():
+        assert untouched and changed > 0.001 and gradient > 0
+
+
 def test_two_concepts_are_combined(measured: dict) -> None:
     """One behind the other or together is the same to the bit, and both act."""
     assert measured["combined"] and min(measured["without one of them"]) > 0.01
@@ -88,7 +106,7 @@ def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
 
 def test_a_concept_of_another_family_is_refused(measured: dict, family: str) -> None:
     name = {"koala": "sdxl", "pixart": "pixart_sigma", "cosmos": "cosmos_predict2"}.get(family, family)
-    said = f"<it> was taught to an sd3000 model and this one is {name}; use an sd3000 checkpoint."
+    said = f"<it> was trained on an sd3000 model, and this one is {name}; use an sd3000 checkpoint."
     assert measured["said to another family"] == said
 
 
@@ -123,7 +141,7 @@ def test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone(who
         assert each["family"] == "sdxl" and each["layers"] == each["blocks"]
         assert each["said"].pop(name) == ""
         for other, told in each["said"].items():
-            assert "taught to an sdxl model of another shape" in told
+            assert "trained on an sdxl model of another shape" in told
             assert f"{layouts[other]['layers']} cross" in told and f"has {each['layers']} cross" in told
 
 
@@ -132,7 +150,7 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
     layouts = whole["transformers"]
     assert {name: (each["family"], each["layers"]) for name, each in layouts.items()} == {
         "Wan 2.1 1.3B": ("wan", 30), "Wan 14B": ("wan", 40), "LTX-Video 2B": ("ltxv", 28),
-        "PixArt Sigma": ("pixart_sigma", 28), "Cosmos-Predict2 2B": ("cosmos_predict2", 28)
+        "PixArt Sigma": ("pixart_sigma", 28), "Cosmos-Predict2 2B": ("cosmos_predict2", 28), "Anima": ("anima", 28),
     }  # fmt: skip
     for name, each in layouts.items():
         assert 50_000 < each["bytes"] < 500_000
@@ -143,10 +161,14 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
             assert wanted in told
 
 
+def test_a_model_that_needs_a_control_video_is_not_taught(whole: dict) -> None:
+    assert whole["VACE"].startswith("This model (VACE) needs a control video, which training does not have; ")
+
+
 def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) -> None:
     assert len(whole["joint"]) == 5
     for name, told in whole["joint"].items():
-        known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt or Cosmos-Predict2 model."
+        known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima model."
         shared = "text and picture share one attention, so there is no cross-attention that Perfusion could edit; "
         assert told == f"In this model ({name}) {shared}{known}"
 

@@ -11,11 +11,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import comfy.ldm.anima.model
 import comfy.model_base
+import comfy.ops
 import comfy.sd
 import comfy.sdxl_clip
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.text_encoders.anima
 import comfy.text_encoders.cosmos
 import comfy.text_encoders.lt
 import comfy.text_encoders.pixart_t5
@@ -24,12 +27,14 @@ import comfy.text_encoders.spiece_tokenizer
 import comfy.text_encoders.wan
 import comfy.utils
 import sentencepiece
+import tokenizers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from scripts.harness import inside
-from scripts.harness.seeded_models import FEW, made
+from scripts.harness.seeded_models import FEW, made, seeded
 
 SD2 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
@@ -153,6 +158,23 @@ def wan(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     return loaded(folder, model), softened(clip)
 
 
+def wan_variants() -> dict[str, ModelPatcher]:
+    """MODELs of the layouts of Wan's variants that read a picture: those of 2.1 by further keys and values, and those of 2.2."""
+    made_of, found = comfy.supported_models, {}
+    for name, config, more in (
+        ("2.1, from a picture", made_of.WAN21_I2V, {"model_type": "i2v", "in_dim": 36}),
+        ("2.2, from a picture", made_of.WAN21_T2V, {"in_dim": 36}),
+        ("2.2 5B", made_of.WAN22_T2V, {"in_dim": 48, "out_dim": 48}),
+    ):
+        kind = comfy.model_base.WAN22 if "5B" in name else comfy.model_base.WAN21
+        given, cpu = config(WAN | more), torch.device("cpu")
+        given.set_inference_dtype(torch.float32, None)
+        model = kind(given, image_to_video=True, device=cpu)
+        seeded(model.diffusion_model)
+        found[name] = ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return found
+
+
 def ltxv(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     """A model of LTX-Video's layout, read by the stock loader, and a narrow T5 with few layers."""
     torch.manual_seed(0)
@@ -237,6 +259,48 @@ def cosmos(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
     return loaded(folder, model), softened(clip)
 
 
+ANIMA = COSMOS | {"image_model": "anima", "crossattn_emb_channels": 256, "num_blocks": 2, "num_heads": 2}
+ADAPTER = {"source_dim": 1024, "target_dim": 256, "model_dim": 128, "num_layers": 2, "num_heads": 4}
+QWEN = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128}
+
+
+class SmallAnima(comfy.text_encoders.anima.AnimaTokenizer):
+    """Anima's tokenizers, with a small vocabulary in place of Qwen's."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        learned = tokenizers.ByteLevelBPETokenizer()
+        learned.train_from_iterator(inside.part("perfusion_core.captions").captions(1000), PIECES, special_tokens=["<pad>"])
+        self.qwen3_06b.tokenizer = PreTrainedTokenizerFast(tokenizer_object=learned._tokenizer)
+        self.qwen3_06b.inv_vocab = {number: piece for piece, number in learned.get_vocab().items()}
+        self.qwen3_06b.pad_token = 0
+
+
+def anima(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """A model of Anima's layout with few layers, in its adapter too, and its Qwen with few layers and a small vocabulary.
+
+    By the host's own classes: its loader takes the adapter at full size alone, and the text encoder likewise.
+    """
+    torch.manual_seed(0)
+    config = comfy.supported_models.Anima(dict(ANIMA))
+    target = comfy.supported_models_base.ClipTarget(SmallAnima, comfy.text_encoders.anima.te())
+    few = {"qwen3_06b_model_config": QWEN | {"vocab_size": PIECES}}
+    model, clip = made(config, FewLayers, target, layers=few)
+    clip.cond_stage_model.qwen3_06b.special_tokens = {"pad": 0}
+    return model, clip
+
+
+class FewLayers(comfy.model_base.Anima):
+    """Anima with a small adapter."""
+
+    def __init__(self, config: comfy.supported_models_base.BASE, device: torch.device) -> None:
+        super().__init__(config, device=device)
+        operations = comfy.ops.manual_cast
+        self.diffusion_model.llm_adapter = comfy.ldm.anima.model.LLMAdapter(
+            **ADAPTER, device=device, dtype=torch.float32, operations=operations
+        )
+
+
 def transformers() -> dict[str, ModelPatcher]:
     """MODELs of transformers of the real sizes, without weights."""
     text = comfy.supported_models.WAN21_T2V, comfy.model_base.WAN21
@@ -250,9 +314,20 @@ def transformers() -> dict[str, ModelPatcher]:
             comfy.model_base.CosmosPredict2,
             COSMOS | {"model_channels": 2048, "num_blocks": 28, "num_heads": 16},
         ),
+        "Anima": (
+            comfy.supported_models.Anima,
+            comfy.model_base.Anima,
+            ANIMA | {"model_channels": 2048, "crossattn_emb_channels": 1024, "num_blocks": 28, "num_heads": 16},
+        ),
         "PixArt Sigma": (comfy.supported_models.PixArtSigma, comfy.model_base.PixArt, PIXART | {"depth": 28}),
     }
     return {name: weightless(config(dict(given)), kind) for name, (config, kind, given) in sizes.items()}
+
+
+def vace() -> ModelPatcher:
+    """A MODEL of Wan VACE's layout, without weights."""
+    config = comfy.supported_models.WAN21_Vace(WAN | {"model_type": "vace", "vace_layers": 1, "vace_in_dim": 96})
+    return weightless(config, comfy.model_base.WAN21_Vace)
 
 
 def joint() -> dict[str, ModelPatcher]:

@@ -385,7 +385,7 @@ class PerfusionTrain(io.ComfyNode):
         )
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
         with host.gradients_enabled():
-            session.run(host.TrainableModel(model, clip, precision, settings.min_snr))
+            session.run(host.TrainableModel(model, clip, precision, settings.min_snr, superclass))
         taught = session.result()
         pictures = session.pictures(taught)
         concept: Stack = (replace(taught, preview=preview_bytes(pictures[0])),)

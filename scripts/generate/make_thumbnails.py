@@ -5,7 +5,7 @@ from __future__ import annotations
 from PIL import Image
 
 from scripts.generate.make_docs import LABEL, MARGIN, PICTURES, SIDE
-from scripts.generate.make_workflows import SD15_PREFIX
+from scripts.generate.make_workflows import SD15_PREFIX, TRANSFORMERS
 from scripts.harness import demo_job
 from scripts.setup import bootstrap
 
@@ -68,7 +68,8 @@ def main() -> None:
     for workflow, (name, boxes) in CUT.items():
         with Image.open(PICTURES / f"{name}.png") as picture:
             found = [picture.convert("RGB").crop(box) for box in boxes]
-        for prefix in ("", SD15_PREFIX):
+        others = tuple(f"{kind.name}_" for kind in TRANSFORMERS) if workflow in ("train_a_concept", "use_concepts") else ()
+        for prefix in ("", SD15_PREFIX, *others):
             tiled(found).save(bootstrap.ROOT / "workflows" / f"{prefix}{workflow}.jpg", quality=85, optimize=True)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from demo.make_pictures import PLACES
 from demo.world import SIDE
@@ -64,10 +65,20 @@ def main() -> int:
             draw(drawing)
             if change:
                 drawing.note("For SD1.5", SD15_NOTE, 0, 420, 200, -250)
-            path = WORKFLOWS / f"{drawing.name}.json"
-            path.write_text(json.dumps(drawing.workflow(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            steps.say(f"  {path.name}")
+            write(drawing)
+    for kind in TRANSFORMERS:
+        for name, draw in (("train_a_concept", train_transformer), ("use_concepts", use_transformer)):
+            drawing = Drawing(f"{kind.name}_{name}", info, of_the_user)
+            draw(drawing, kind)
+            write(drawing)
     return 0
+
+
+def write(drawing: Drawing) -> None:
+    """Write one workflow."""
+    path = WORKFLOWS / f"{drawing.name}.json"
+    path.write_text(json.dumps(drawing.workflow(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    steps.say(f"  {path.name}")
 
 
 SD15_NOTE = """The numbers here are for an **SD1.5** checkpoint: choose yours in *Load Checkpoint*.
@@ -88,6 +99,137 @@ def for_sd15(class_type: str, given: dict) -> dict:
             wanted[name] = value
     alone = SD15_ALONE if given.get("edit_mode") == "none" else {}
     return wanted | {k: v for k, v in (SD15.get(class_type, {}) | alone).items() if k in given}
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """A model whose parts are loaded one by one, with the settings that its sources give.
+
+    Attributes:
+        name: what its workflows' names begin with.
+        title: its name.
+        files: its model, text encoder and VAE.
+        kind: of its text encoder, as *Load CLIP* calls it.
+        latent: the node of empty latents, with its widgets.
+        sampler: widgets of KSampler.
+        size: of training pictures.
+        batch: of training.
+        prompt: what a prompt begins with, and a negative prompt.
+        source: a sentence on where the settings are from.
+    """
+
+    name: str
+    title: str
+    files: tuple[str, str, str]
+    kind: str
+    latent: tuple[str, dict[str, int]]
+    sampler: dict[str, object]
+    size: int
+    batch: int
+    source: str
+    prompt: tuple[str, str] = field(default=("", ""))
+
+
+TRANSFORMERS = (
+    Transformer(
+        "wan",
+        "Wan 2.1",
+        ("wan2.1_t2v_1.3B_fp16.safetensors", "umt5_xxl_fp16.safetensors", "wan_2.1_vae.safetensors"),
+        "wan",
+        ("EmptyHunyuanLatentVideo", {"width": 832, "height": 480, "length": 1}),
+        {"steps": 30, "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"},
+        480,
+        4,
+        "Steps, guidance, sampler and size are those of ComfyUI's own example of this model; its shift of 8 is what ComfyUI takes "
+        "by itself. A picture is a video of one frame: raise **length** for more, in steps of 4.",
+    ),
+    Transformer(
+        "anima",
+        "Anima",
+        ("anima-base-v1.0.safetensors", "qwen_3_06b_base.safetensors", "qwen_image_vae.safetensors"),
+        "stable_diffusion",
+        ("EmptyLatentImage", {"width": 1024, "height": 1024}),
+        {"steps": 30, "cfg": 4.0, "sampler_name": "er_sde", "scheduler": "simple"},
+        1024,
+        2,
+        "Size, steps, guidance and sampler are those that its makers recommend; its shift of 3 is what ComfyUI takes by itself. "
+        "*Load CLIP* knows the text encoder by its file, whatever its **type** says.",
+        ("masterpiece, best quality, ", "worst quality, low quality, blurry, jpeg artifacts"),
+    ),
+)
+
+
+def of_the_user(class_type: str, given: dict) -> dict:
+    """Return the widget values to replace in a workflow for a model that the user brings."""
+    return {"image": "example.png"} if class_type == "LoadImage" else {}
+
+
+def parts(sheet: Drawing, kind: Transformer) -> tuple[tuple, tuple, tuple]:
+    """Load a transformer's MODEL, CLIP and VAE."""
+    model, encoder, vae = kind.files
+    return (
+        sheet.add("UNETLoader", 0, 340, unet_name=model, weight_dtype="default")[0],
+        sheet.add("CLIPLoader", 0, 340, clip_name=encoder, type=kind.kind)[0],
+        sheet.add("VAELoader", 0, 340, vae_name=vae)[0],
+    )
+
+
+def untried(kind: Transformer) -> str:
+    """Return a note's last words."""
+    return f"""
+
+**Untried**: that Perfusion works with {kind.title} is tested on small models of its layout, with weights that know nothing, and not
+yet on the real ones. {kind.source} The settings of *Train Concept* and *Concept Settings* are SD1.5's. Files: `{kind.files[0]}` in
+`models/diffusion_models`, `{kind.files[1]}` in `models/text_encoders`, `{kind.files[2]}` in `models/vae`."""
+
+
+def train_transformer(sheet: Drawing, kind: Transformer) -> None:
+    """As `train_a_concept`, from a model whose parts are loaded one by one."""
+    base = parts(sheet, kind)
+    drawn = {f"preview_{name.removesuffix('_name')}": value for name, value in kind.sampler.items()}
+    options = sheet.add("PerfusionTrainingOptions", 640, 340, 700, top=880, preview_negative=kind.prompt[1], **drawn)
+    settings = SD15["PerfusionTrain"] | {"size": kind.size, "batch": kind.batch}
+    training(sheet, "monster", base, top=540, pitch=520, options=options[0], **settings)
+    sheet.note(
+        "How to",
+        f"""## Teach a concept to {kind.title}
+
+1. Choose the model's three files in the loaders.
+2. **Pictures**: load four to ten pictures of one thing. Paint the thing in each with *Open in MaskEditor*; or disconnect **masks**.
+3. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
+4. Queue. The concept is saved to `models/perfusion`; `{kind.name}_use_concepts` draws it.
+"""
+        + untried(kind),
+        0,
+        560,
+        460,
+        1660,
+    )
+
+
+def use_transformer(sheet: Drawing, kind: Transformer) -> None:
+    """As `use_concepts`, from a model whose parts are loaded one by one."""
+    base = parts(sheet, kind)
+    loaded = sheet.add("PerfusionLoadConcept", 0, 340, 310, concept_name="monster_00001.safetensors")
+    chosen = sheet.add("PerfusionConceptSettings", 0, 340, 260, concept=loaded[0], **SETTINGS | SD15["PerfusionConceptSettings"])
+    applied = sheet.add("PerfusionApply", 390, model=base[0], clip=base[1], concept=chosen[0])
+    text = f"{kind.prompt[0]}a <my-monster> on the grass"
+    positive = sheet.add("CLIPTextEncode", 760, 360, 140, "Prompt", clip=applied[1], text=text)
+    name, widgets = kind.latent
+    empty = sheet.add(name, 760, **widgets)
+    draw(sheet, base, applied[0], applied[1], positive[0], 1170, negative=kind.prompt[1], latent_image=empty[0], **kind.sampler)
+    sheet.note(
+        "How to",
+        f"""## Use a concept with {kind.title}
+
+Choose the model's three files and a concept that was taught to it; `{kind.name}_train_a_concept` makes one. Write its trigger word
+where you would write the plain word. **bias** decides between likeness and prompt. Regions and attention maps are for Stable
+Diffusion alone."""
+        + untried(kind),
+        0,
+        560,
+        380,
+    )
 
 
 def advice(sheet: Drawing, text: str) -> str:
@@ -668,10 +810,10 @@ def in_base64(name: str) -> str:
 # ---- parts that several workflows share --------------------------------------------------------------------------------------
 
 
-def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
+def pictures(sheet: Drawing, masked: bool = True, top: int = 196, pitch: int = 370) -> tuple[Node, Node | None]:
     """Load the demo's four pictures and their masks, as batches; no masks unless `masked`."""
     loaded = [
-        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", 196 + 370 * (i // 2), image=f"monster-{i}.png")
+        sheet.add("LoadImage", 290 * (i % 2), 270, 320, f"Picture {i + 1}", top + pitch * (i // 2), image=f"monster-{i}.png")
         for i in range(4)
     ]
     images = sheet.add("BatchImagesNode", 640, top=180, **{f"images__image{i}": node[0] for i, node in enumerate(loaded)})
@@ -679,10 +821,16 @@ def pictures(sheet: Drawing, masked: bool = True) -> tuple[Node, Node | None]:
     return images, sheet.add("BatchMasksNode", 640, **masks) if masked else None
 
 
-def training(sheet: Drawing, prefix: str, **changed: object) -> None:
-    """Train a concept from the demo's pictures with the settings TRAINING, save it and show the results."""
-    base = sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
-    images, masks = pictures(sheet)
+def training(
+    sheet: Drawing, prefix: str, base: Sequence[tuple] | None = None, top: int = 196, pitch: int = 370, **changed: object
+) -> None:
+    """Train a concept with the settings TRAINING, save it and show the results.
+
+    It is taught to `base`, MODEL, CLIP and VAE, or else to the demo's checkpoint, from the demo's pictures, whose rows begin
+    at `top` and are `pitch` apart.
+    """
+    base = base or sheet.add("CheckpointLoaderSimple", 0, ckpt_name=CHECKPOINT)
+    images, masks = pictures(sheet, top=top, pitch=pitch)
     settings = TRAINING | changed
     train = sheet.add(
         "PerfusionTrain", 1020, 380, model=base[0], clip=base[1], vae=base[2], images=images[0], masks=masks[0], **settings
@@ -740,14 +888,22 @@ def shown(sheet: Drawing, base: Node, sampled: Node, x: int, title: str) -> None
 
 
 def draw(
-    sheet: Drawing, base: Node, model: tuple, clip: tuple, positive: tuple, x: int, width: int = SIDE, **sampler: object
+    sheet: Drawing,
+    base: Node | Sequence[tuple],
+    model: tuple,
+    clip: tuple,
+    positive: tuple,
+    x: int,
+    width: int = SIDE,
+    negative: str = "",
+    **sampler: object,
 ) -> tuple[Node, Node]:
     """Sample and save an image; return the nodes of the sampler and the decoder. For two characters, `width` is two squares."""
-    negative = sheet.add("CLIPTextEncode", x - 410, 360, 100, "Negative prompt", clip=clip, text="")
+    unwanted = sheet.add("CLIPTextEncode", x - 410, 360, 100, "Negative prompt", clip=clip, text=negative)
     empty = sheet.add("EmptyLatentImage", x - 410, width=width, height=SIDE) if "latent_image" not in sampler else None
     latent = {} if empty is None else {"latent_image": empty[0]}
     settings = SAMPLER | latent | sampler
-    sampled = sheet.add("KSampler", x, 300, model=model, positive=positive, negative=negative[0], **settings)
+    sampled = sheet.add("KSampler", x, 300, model=model, positive=positive, negative=unwanted[0], **settings)
     decoded = sheet.add("VAEDecode", x, 220, samples=sampled[0], vae=base[2])
     sheet.add("SaveImage", x + 350, 360, 400, images=decoded[0], filename_prefix="perfusion")
     return sampled, decoded

@@ -36,7 +36,7 @@ def base_dir(setup: bootstrap.Setup) -> Path:
     for folder in ("input", "output", "temp", "models", "user"):
         shutil.rmtree(base / folder, ignore_errors=True)
     bootstrap.stocked_base(setup, base)
-    for name in ("other_packs.py", "other_prompts.py"):
+    for name in ("other_packs.py", "other_prompts.py", "small_wan.py"):
         shutil.copyfile(bootstrap.ROOT / "tests" / name, base / "custom_nodes" / name)
     return base
 

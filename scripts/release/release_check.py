@@ -359,7 +359,7 @@ def _shorten(pack: Path, object_info: dict) -> list[str]:
     for path in sorted((pack / "workflows").glob("*.json")):
         workflow = json.loads(path.read_text(encoding="utf-8"))
         loaders = [node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple"]
-        if any(loader["widgets_values"] != [CHECKPOINT] for loader in loaders):
+        if not loaders or any(loader["widgets_values"] != [CHECKPOINT] for loader in loaders):
             path.unlink()
             continue
         for node in workflow["nodes"]:

@@ -27,13 +27,14 @@ class Family:
         width: d of a UNet's encodings; 0 for other models, whose layers tell it.
         layers: regular expression for the names of its cross-attention modules.
         keys, values: names of their projections. If both are the same, one Linear gives keys, and values behind them.
-        adapter: the module whose output layers read in place of the text encoder's; it maps each token by itself. Empty if there is
-            none.
+        adapter: the module whose output layers read in place of the text encoder's. Empty if there is none.
+        ids: the name, among a prompt's tokens, of ids that the adapter reads beside encodings: it gives a token for each id, and
+            the host runs it before the model. Empty if the adapter maps each token by itself, within the model.
         inputs: positional arguments of the model's forward.
         asks_wrappers: whether its forward asks the host for the wrappers of the diffusion model.
         encoders: names of its text encoders.
         pooled: the text encoder, if any, whose pooled output the model reads in addition to the encoding.
-        causal: whether a token of its text encoders is encoded from those before it alone.
+        causal: whether a token that layers read is encoded from those before it alone.
         padded: whether short prompts are padded to one length.
         least: latents a side of the smallest picture that it draws, for looks at what happens inside.
         blocks: the parts of the model that are recomputed when memory is short; they hold most of the activations.
@@ -49,6 +50,7 @@ class Family:
     keys: str = "to_k"
     values: str = "to_v"
     adapter: str = ""
+    ids: str = ""
     inputs: tuple[str, ...] = ("x", "timesteps", "context", "y", "control", "transformer_options")
     asks_wrappers: bool = True
     encoders: tuple[str, ...] = ()
@@ -66,13 +68,18 @@ class Family:
         """Whether one Linear gives both keys and values."""
         return self.keys == self.values
 
+    @property
+    def adapts_tokens(self) -> bool:
+        """Whether the model itself adapts each token of the encodings that it is called with."""
+        return bool(self.adapter) and not self.ids
+
     def projections(self, attention: nn.Module) -> tuple[nn.Module, nn.Module]:
         """Return the modules that give the keys and the values of a cross-attention module."""
         return getattr(attention, self.keys), getattr(attention, self.values)
 
     def read(self, unet: nn.Module, context: Tensor) -> Tensor:
         """Return what the layers of a model read, [B, N, d], of the encodings that it is called with, [B, N, ·]."""
-        return unet.get_submodule(self.adapter)(context) if self.adapter else context
+        return unet.get_submodule(self.adapter)(context) if self.adapts_tokens else context
 
 
 PIXART = Family(
@@ -137,6 +144,20 @@ FAMILIES = (
         blocks=(comfy.ldm.cosmos.predict2.Block,),
         controlled=False,
     ),
+    Family(
+        "anima",
+        architectures=("anima",),
+        layers=r"blocks\.\d+\.cross_attn",
+        keys="k_proj",
+        values="v_proj",
+        adapter="llm_adapter",
+        ids="t5xxl",
+        inputs=("x", "timesteps", "context", "fps", "padding_mask"),
+        encoders=("qwen3_06b",),
+        causal=False,
+        blocks=(comfy.ldm.cosmos.predict2.Block,),
+        controlled=False,
+    ),
 )
 """All base families. This is the only place where they are told apart."""
 
@@ -146,7 +167,7 @@ JOINT = {
 }
 """The host's classes of models in which text and picture share one attention."""
 
-KNOWN = "Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt or Cosmos-Predict2"
+KNOWN = "Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima"
 """The models of FAMILIES, for sentences."""
 
 
@@ -226,9 +247,15 @@ def width_of(model: ModelPatcher) -> int:
 
 
 def encoders_causal(clip: CLIP) -> bool:
-    """Return whether a token of a CLIP's text encoders is encoded from those before it alone."""
+    """Return whether a token that layers read of a CLIP's encodings is made from those before it alone."""
     names = set(encoders_of(clip))
     return all(family.causal for family in FAMILIES if names <= set(family.encoders))
+
+
+def ids_beside(clip: CLIP) -> str:
+    """Return the name of the ids, among a prompt's tokens, that models read beside a CLIP's encodings; empty if they read none."""
+    names = set(encoders_of(clip))
+    return next((family.ids for family in FAMILIES if family.ids and names == set(family.encoders)), "")
 
 
 def encodings_adapted(clip: CLIP) -> bool:
@@ -246,6 +273,9 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
     if clip is None:
         raise PerfusionError("No text encoder: the checkpoint does not contain one; load one with Load CLIP or DualCLIPLoader.")
     found = {k: v for k, v in vars(clip.tokenizer).items() if isinstance(v, SDTokenizer)}
+    for family in FAMILIES:
+        if family.ids and set(found) == {*family.encoders, family.ids}:
+            del found[family.ids]
     if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
         raise PerfusionError("Perfusion needs the text encoder of a Stable Diffusion checkpoint; this CLIP is of another kind.")
     return found

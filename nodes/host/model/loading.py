@@ -1,6 +1,7 @@
 """Loading whole models onto their device, and applying their key and value projections to vectors."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import comfy.lora
 import comfy.model_management
@@ -51,13 +52,32 @@ def non_dynamic_clip(clip: CLIP) -> CLIP:
     return whole
 
 
-def layer_encodings(model: ModelPatcher, encodings: Tensor) -> Tensor:
-    """Return what a MODEL's cross-attention layers read of text encodings [..., N, ·]: [..., N, d], on the same device."""
+def layer_encodings(model: ModelPatcher, encodings: Tensor, beside: Mapping[str, Any] | None = None) -> Tensor:
+    """Return what a MODEL's cross-attention layers read of text encodings [..., N, ·]: [..., N, d], on the same device.
+
+    `beside` are the further entries of the conditioning that the encodings are from; models that read ids need them.
+    """
     family = kind_of(model)
     if not family.adapter:
         return encodings
     load(model)
+    if family.ids:
+        return adapt(model.model, family, model.load_device, encodings, beside or {}).to(encodings.device)
     return reader(model.model, family, model.load_device)(encodings)
+
+
+def adapt(base: BaseModel, family: Family, device: torch.device, encodings: Tensor, beside: Mapping[str, Any]) -> Tensor:
+    """Return what a model's adapter makes of text encodings [B, N, ·] and of the ids beside them: [B, n, d], on the device.
+
+    It computes and pads as the host does before it samples. `beside` holds, as `IDS_ids` and `IDS_weights` for the family's IDS,
+    int and float [n], or [B, n] if they are not the same in all prompts.
+    """
+    dtype = base.get_dtype_inference()
+    ids, weights = (beside[f"{family.ids}_{what}"].to(device) for what in ("ids", "weights"))
+    with torch.no_grad():
+        plain = encodings.as_subclass(Tensor).to(device, dtype)
+        rows = ids.expand(len(plain), -1), weights.expand(len(plain), -1)[..., None].to(dtype)
+        return base.diffusion_model.preprocess_text_embeds(plain, *rows)
 
 
 def reader(base: BaseModel, family: Family, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -68,7 +88,7 @@ def reader(base: BaseModel, family: Family, device: torch.device) -> Callable[[T
 
     def read(encodings: Tensor) -> Tensor:
         plain = encodings.as_subclass(Tensor)
-        if not family.adapter:
+        if not family.adapts_tokens:
             return plain
         with torch.no_grad():
             found = family.read(base.diffusion_model, plain.to(device, base.get_dtype_inference()))

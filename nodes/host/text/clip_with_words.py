@@ -14,6 +14,7 @@ from ....perfusion_core.stack import Stack, combine, with_outputs
 from ..model.families import encoders_causal, encoders_of
 from .annotated_encoding import REGIONAL, TRIGGER_INFLUENCE, WORD_POSITIONS, AnnotatedEncoding, Note
 from .picture_window import PLACES, place_map
+from .prompt_ids import words_of_ids
 from .regional_prompts import regional_prompts
 from .trigger_words import Tokens, prompt_tokens, token_labels, tokenizer_with_words, trigger_masks, understood
 
@@ -58,7 +59,7 @@ class ClipWithWords(CLIP):
         out = super().encode_from_tokens(tokens, return_pooled, return_dict)
         regional = self._of_regions(tokens, super().encode_from_tokens)
         if return_dict:
-            return out | {"cond": self._note(out["cond"], tokens, regional)} | self._placed()
+            return out | {"cond": self._note(out["cond"], tokens, regional)} | self._beside(tokens)
         return (self._note(out[0], tokens, regional), *out[1:]) if return_pooled else self._note(out, tokens, regional)
 
     def encode_from_tokens_scheduled(self, tokens: Tokens, *args: Any, **kwargs: Any) -> list[list]:  # noqa: D102
@@ -66,17 +67,22 @@ class ClipWithWords(CLIP):
         if all(isinstance(cond, AnnotatedEncoding) for cond, *_ in encoded):
             return encoded
         # With hooks on its weights the host encodes by itself, once for each of their strengths.
-        placed = self._placed()
+        beside = self._beside(tokens)
         scheduled = super().encode_from_tokens_scheduled
         regional = self._of_regions(tokens, lambda each: scheduled(each, *args, **kwargs))
         return [
-            [self._note(cond, tokens, {name: found[i][0].as_subclass(Tensor) for name, found in regional.items()}), extra | placed]
+            [self._note(cond, tokens, {name: found[i][0].as_subclass(Tensor) for name, found in regional.items()}), extra | beside]
             for i, (cond, extra) in enumerate(encoded)
         ]
 
-    def _placed(self) -> dict[str, list[Tensor]]:
-        """Return what tells a sampler's run which part of the picture it draws, for a conditioning; only regions ask for it."""
-        return {PLACES: [place_map()]} if any(concept.region is not None for concept in self.stack) else {}
+    def _beside(self, tokens: Tokens) -> dict[str, list]:
+        """Return what a conditioning is to hold beside the encoding.
+
+        The words of its ids, if models read such; and what tells a sampler's run which part of the picture it draws, for which only
+        regions ask.
+        """
+        placed = {PLACES: [place_map()]} if any(concept.region is not None for concept in self.stack) else {}
+        return placed | (words_of_ids(self, tokens) if understood(tokens) else {})
 
     def _of_regions(self, tokens: Tokens, encode: Callable[[Tokens], T]) -> dict[str, T]:
         """Return what regions read if that is not the whole prompt; see `regional_prompts`."""
@@ -138,6 +144,6 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
     cloned.__class__ = ClipWithWords
     # Vectors are recognised by their storage, so no two words may share one, not even one concept under two trigger words.
     words = {c.trigger: {name: vectors.clone() for name, vectors in c.word.items()} for c in stack}
-    cloned.tokenizer = tokenizer_with_words(clip.tokenizer, words)
+    cloned.tokenizer = tokenizer_with_words(clip, words, {concept.trigger: concept.superclass for concept in stack})
     cloned.stack = combine(getattr(clip, "stack", ()), stack)
     return cloned

@@ -2,10 +2,11 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.concept_file import MAX_VECTORS
 from ....perfusion_core.prompts import TEMPLATES
-from ..model.families import clip_model, encoders_of
-from ..model.loading import load
+from ..model.families import clip_model, encoders_of, kind_of
+from ..model.loading import adapt, layer_encodings, load
 from .annotated_encoding import TRIGGER_INFLUENCE, WORD_POSITIONS
 from .encoding_notes import note_mask
-from .trigger_words import Tokenizer
+from .prompt_ids import model_context
+from .trigger_words import Tokenizer, counts_spaces, is_blank, own_tokens
 
 log = logging.getLogger("perfusion")
 
@@ -62,15 +64,16 @@ def conditionings(clip: CLIP, texts: Sequence[str]) -> list[list]:
     return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
 
 
-def encodings(clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+def encodings(model: ModelPatcher, clip: CLIP, texts: Sequence[str], triggers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """Encode short prompts with a CLIP that knows trigger words.
 
     Returns:
-        The encodings [P, N, d]; [P, N, J], 1 at the tokens that each trigger word can have reached; and the same at those that are
-        the word itself.
+        What the MODEL's layers read of them, [P, N, d]; [P, N, J], 1 at the tokens that each trigger word can have reached; and the
+        same at those that are the word itself.
     """
-    found = [conditioning[0][0] for conditioning in conditionings(clip, texts)]
+    found = [model_context(model, cond, more, triggers) for ((cond, more),) in conditionings(clip, texts)]
     plain = torch.cat([encoding.as_subclass(Tensor) for encoding in found])
+    plain = layer_encodings(model, plain) if kind_of(model).adapts_tokens else plain
     kinds = TRIGGER_INFLUENCE, WORD_POSITIONS
     return plain, *(torch.cat([note_mask(encoding, kind, triggers) for encoding in found]) for kind in kinds)
 
@@ -85,11 +88,15 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
         PerfusionError: the embedding does not exist or was made for other text encoders, or the word has no vectors, too many, or
             a different number for each text encoder.
     """
-    tokens, vectors = _tokens_of(clip, text), {}
+    # A word of a prompt stands behind a space.
+    spaced = any(counts_spaces(tokenizer) for tokenizer in encoders_of(clip).values())
+    tokens, vectors = _tokens_of(clip, f" {text}" if spaced else text), {}
     for name, tokenizer in encoders_of(clip).items():
         table = clip_model(clip, name).transformer.get_input_embeddings().weight
         found = own_tokens(tokens[name.removeprefix("clip_")], tokenizer)
-        own = [token if isinstance(token, Tensor) else table[token] for token in found]
+        own = [
+            token if isinstance(token, Tensor) else table[token] for token in found if not (spaced and is_blank(tokenizer, token))
+        ]
         if not 1 <= len(own) <= MAX_VECTORS:
             raise PerfusionError(
                 f"A learned word has 1 to {MAX_VECTORS} vectors, but {text[:60]!r} has {len(own)}; choose another one."
@@ -129,15 +136,6 @@ def _readable(tokenizer: SDTokenizer, name: str) -> bool:
         return False
 
 
-def own_tokens(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
-    """Yield the tokens of the text itself, between the start token, if there is one, and the end token of its sections."""
-    for section in sections:
-        for token, *_ in section[0 if tokenizer.start_token is None else 1 :]:
-            if not isinstance(token, Tensor) and token == tokenizer.end_token:
-                break
-            yield token
-
-
 class Method(nn.Module):
     """A module whose forward is another module's method, since `torch.func.functional_call` only calls forwards."""
 
@@ -151,7 +149,37 @@ class Method(nn.Module):
         return getattr(self.module, self.method)(*args, **kwargs)
 
 
-def caption_encodings(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED) -> Tensor:
+def caption_encodings(
+    clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str = UNPADDED, model: ModelPatcher | None = None
+) -> Tensor:
+    """Return what the layers of a MODEL read of captions, or the encodings if there is none: [tokens, d], at one of POSITIONS."""
+    if model is not None and kind_of(model).ids:
+        return _with_ids(model, clip, texts, precision, positions)
+    found = _caption_encodings(clip, texts, precision, positions)
+    return found if model is None else layer_encodings(model, found)
+
+
+def _with_ids(model: ModelPatcher, clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str) -> Tensor:
+    """Return the result of `caption_encodings` for a model that reads ids, whose tokens are those that layers read."""
+    family, tokens, found = kind_of(model), sections_of(clip, texts), []
+    end, alike = getattr(clip.tokenizer, family.ids).end_token, {}
+    for sections in zip(*tokens.values(), strict=True):
+        alike.setdefault(tuple(map(len, sections)), []).append(sections)
+    load(model)
+    for group in alike.values():
+        given = dict(zip(tokens, map(list, zip(*group, strict=True)), strict=True))
+        with torch.autocast(clip.patcher.load_device.type, precision, enabled=precision != torch.float32):
+            encoded = clip.cond_stage_model.encode_token_weights(given)[0].reshape(len(group), -1, encoding_width(clip))
+        ids = torch.tensor([[token for token, _ in section] for section in given[family.ids]])
+        beside = {f"{family.ids}_ids": ids, f"{family.ids}_weights": torch.ones(ids.shape)}
+        adapted = adapt(model.model, family, model.load_device, encoded, beside).to(encoded)
+        ends = (ids == end).int().argmax(1).tolist() if positions != ALL else [adapted.shape[1]] * len(group)
+        more = int(positions == UNPADDED)
+        found += [encoding[: at + more] for encoding, at in zip(adapted, ends, strict=True)]
+    return torch.cat(found)
+
+
+def _caption_encodings(clip: CLIP, texts: Sequence[str], precision: torch.dtype, positions: str) -> Tensor:
     """Return the encodings [tokens, d] of captions at `positions`, one of POSITIONS.
 
     Causal encoders and those that do not look at padding give the same without it, so unless padding is requested all sections
@@ -165,7 +193,7 @@ def caption_encodings(clip: CLIP, texts: Sequence[str], precision: torch.dtype, 
         alike: dict[int, list[str]] = {}
         for text, section in zip(texts, sections, strict=True):
             alike.setdefault(len(section), []).append(text)
-        return torch.cat([caption_encodings(clip, each, precision, positions) for each in alike.values()])
+        return torch.cat([_caption_encodings(clip, each, precision, positions) for each in alike.values()])
     length = max(ends) + 1 if positions != ALL else None
     tokens = {name: [section[:length] for section in sections] for name, sections in tokens.items()}
     encoder = Method(clip.cond_stage_model, "encode_token_weights")

@@ -12,7 +12,7 @@ from ..model.families import encoders_of
 from .annotated_encoding import KEYS, Note
 from .clip_with_words import ClipWithWords, clip_with_words
 from .encoding_notes import with_notes
-from .trigger_words import Tokens, literal, trigger_masks
+from .trigger_words import Tokens, counts_spaces, literal, own_tokens, trigger_masks
 
 
 def encode_locked(clip: CLIP, text: str) -> list[list]:
@@ -32,7 +32,9 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
     marks = trigger_masks(tokens, knowing.tokenizer)
     if not marks:
         return encoded
-    others = knowing.tokenize(replace_triggers(text, {trigger: f" {literal(word)} " for trigger, word in superclasses.items()}))
+    apart = "" if any(map(counts_spaces, encoders_of(knowing).values())) else " "
+    plain = {trigger: f"{apart}{literal(word)}{apart}" for trigger, word in superclasses.items()}
+    others = knowing.tokenize(replace_triggers(text, plain))
     index = alignment(tokens, others, marks, {t: _length(knowing, superclasses[t]) for t in marks})
     keys = knowing.encode_from_tokens_scheduled(others)
     return [
@@ -42,11 +44,10 @@ def encode_locked(clip: CLIP, text: str) -> list[list]:
 
 
 def _length(clip: CLIP, text: str) -> int:
-    """Return the number of tokens of a text."""
-    tokens = clip.tokenize(literal(text))
+    """Return the number of tokens of a word in a prompt."""
     part = next(iter(encoders_of(clip).values()))
-    row = [token[0] for token in next(iter(tokens.values()))[0]]
-    return row.index(part.end_token) - (part.start_token is not None)
+    tokens = clip.tokenize(f" {literal(text)}" if counts_spaces(part) else literal(text))
+    return len(list(own_tokens(next(iter(tokens.values())), part)))
 
 
 def alignment(worded: Tokens, plain: Tokens, marks: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Tensor:

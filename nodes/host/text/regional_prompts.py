@@ -11,8 +11,7 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..model.families import encoders_of
-from .encoding import own_tokens
-from .trigger_words import Tokens, literal, trigger_masks
+from .trigger_words import Tokens, literal, own_tokens, trigger_masks
 
 T = TypeVar("T")
 OUTSIDE = ""

@@ -2,15 +2,18 @@
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import torch
+from comfy.sd import CLIP
 from comfy.sd1_clip import SDTokenizer
 from torch import Tensor
 
+from ....perfusion_core import PerfusionError
 from ....perfusion_core.prompts import replace_triggers
+from ..model.families import encoders_of
 from .encoding_notes import END, START
 
 Tokenizer = Any
@@ -34,40 +37,132 @@ def embeddings_are_named() -> bool:
     return len(asked._try_get_embedding("none")) == 3
 
 
+BLANK = "\u0120"
+"""What a piece of a word begins with if a space is before it, in vocabularies that count spaces."""
+
+
+def counts_spaces(part: SDTokenizer) -> bool:
+    """Whether a word is tokenized in another way behind a space, as Qwen's tokenizer does."""
+    first = part.tokenizer(" a")["input_ids"][part.tokens_start]
+    return str(part.inv_vocab.get(first, "")).startswith(BLANK)
+
+
+def is_blank(part: SDTokenizer, token: int | Tensor) -> bool:
+    """Whether a token is of spaces alone, in a vocabulary that counts them."""
+    return not isinstance(token, Tensor) and not str(part.inv_vocab.get(token, "?")).strip(BLANK)
+
+
 class _KnowsWords:
     """Mixin for a copy of the host's tokenizer: trigger words are inserted in the same way as the host's own embeddings.
 
     Attributes:
         words: trigger word -> its embedding vectors [n, width].
+        spaced: whether the tokenizer counts spaces.
     """
 
     words: dict[str, Tensor]
+    spaced: bool
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
         names = {trigger: f" {self.embedding_identifier}perfusion-word-{i} " for i, trigger in enumerate(self.words)}
-        return super().tokenize_with_weights(replace_triggers(text, names), *args, **kwargs)
+        found = super().tokenize_with_weights(replace_triggers(text, names), *args, **kwargs)
+        # The spaces around an embedding's name, which the host asks for, are part of a plain word's first piece.
+        return [list(self._without_blanks(section)) for section in found] if self.spaced else found
+
+    def _without_blanks(self, section: list[tuple]) -> Iterator[tuple]:
+        """Yield the tokens of a section without those of spaces alone before a vector."""
+        kept: list[tuple] = []
+        for token in section:
+            if is_blank(self, token[0]):
+                kept.append(token)
+                continue
+            if not isinstance(token[0], Tensor):
+                yield from kept
+            kept = []
+            yield token
+        yield from kept
 
     def _try_get_embedding(self, embedding_name: str) -> tuple:
         name, _, rest = embedding_name.strip().partition(" ")
         match = re.fullmatch(r"perfusion-word-(\d+)", name)
         if match and int(match[1]) < len(self.words):
             named = (name,) if embeddings_are_named() else ()
-            return list(self.words.values())[int(match[1])], *named, rest.strip()
+            return list(self.words.values())[int(match[1])], *named, rest if self.spaced else rest.strip()
         return super()._try_get_embedding(embedding_name)
 
 
-def tokenizer_with_words(tokenizer: Tokenizer, words: Mapping[str, Mapping[str, Tensor]]) -> Tokenizer:
-    """Return a copy of a CLIP's tokenizer that knows more words; `words`: trigger -> encoder's name -> vectors [n, width]."""
-    taught = copy.copy(tokenizer)
-    for name, part in vars(tokenizer).items():
+class StandIn(int):
+    """The id of a plain word's token where a trigger word is: of a superclass, in a prompt of which the model reads ids alone."""
+
+    trigger: str
+
+    @classmethod
+    def of(cls, token: int, trigger: str) -> "StandIn":
+        """Return the id of a token of a trigger word's superclass."""
+        made = cls(token)
+        made.trigger = trigger
+        return made
+
+
+class _NamesWords(_KnowsWords):
+    """The same for a tokenizer that no text encoder belongs to; `words`: trigger word -> the ids of its superclass, [n, 1]."""
+
+    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
+        triggers = {ids.untyped_storage().data_ptr(): trigger for trigger, ids in self.words.items()}
+
+        def plain(token: int | Tensor) -> int | Tensor:
+            trigger = triggers.get(token.untyped_storage().data_ptr()) if isinstance(token, Tensor) else None
+            return token if trigger is None else StandIn.of(int(token), trigger)
+
+        found = super().tokenize_with_weights(text, *args, **kwargs)
+        return [[(plain(token), *rest) for token, *rest in section] for section in found]
+
+
+def tokenizer_with_words(clip: CLIP, words: Mapping[str, Mapping[str, Tensor]], superclasses: Mapping[str, str]) -> Tokenizer:
+    """Return a copy of a CLIP's tokenizer that knows more words.
+
+    Args:
+        clip: the CLIP.
+        words: trigger word -> encoder's name -> vectors [n, width].
+        superclasses: trigger word -> superclass; its ids are given for the word to a tokenizer that no text encoder belongs to.
+    """
+    taught, encoders = copy.copy(clip.tokenizer), encoders_of(clip)
+    for name, part in vars(clip.tokenizer).items():
         if isinstance(part, SDTokenizer):
-            knowing = copy.copy(part)
+            knowing, learned = copy.copy(part), name in encoders
             if not isinstance(part, _KnowsWords):
-                knowing.__class__ = type(f"{type(part).__name__}WithWords", (_KnowsWords, type(part)), {})
+                kind = _KnowsWords if learned else _NamesWords
+                knowing.__class__ = type(f"{type(part).__name__}WithWords", (kind, type(part)), {})
                 knowing.embedding_directory = part.embedding_directory or []
-            knowing.words = getattr(part, "words", {}) | {trigger: word[name] for trigger, word in words.items()}
+                knowing.spaced = counts_spaces(part)
+            new = {trigger: word[name] if learned else ids_of(part, superclasses[trigger]) for trigger, word in words.items()}
+            knowing.words = getattr(part, "words", {}) | new
             setattr(taught, name, knowing)
     return taught
+
+
+def ids_of(part: SDTokenizer, text: str) -> Tensor:
+    """Return the ids of a text's tokens, int [n, 1], without the end.
+
+    Raises:
+        PerfusionError: the text has none, or an embedding among them.
+    """
+    found = list(own_tokens(part.tokenize_with_weights(literal(text)), part))
+    if not found or any(isinstance(token, Tensor) for token in found):
+        raise PerfusionError(
+            f"This model reads the superclass beside the learned word, so it must be a plain word, such as teddy; {text[:60]!r} is "
+            "not."
+        )
+    return torch.tensor(found)[:, None]
+
+
+def own_tokens(sections: list, tokenizer: SDTokenizer) -> Iterator[int | Tensor]:
+    """Yield the tokens of the text itself, between the start token, if there is one, and the end token of its sections."""
+    for section in sections:
+        for token, *_ in section[0 if tokenizer.start_token is None else 1 :]:
+            if not isinstance(token, Tensor) and token == tokenizer.end_token:
+                break
+            yield token
 
 
 def understood(tokens: Tokens) -> bool:
@@ -81,6 +176,7 @@ def trigger_masks(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
     Text encoders may be given different prompts; N is the length of the longest.
     """
     found: dict[str, Tensor] = {}
+    tokens = {name: rows for name, rows in tokens.items() if not isinstance(getattr(tokenizer, name, None), _NamesWords)}
     length = max(sum(map(len, sections)) for sections in tokens.values())
     for part in vars(tokenizer).values():
         if not isinstance(part, _KnowsWords):
@@ -95,17 +191,21 @@ def trigger_masks(tokens: Tokens, tokenizer: Tokenizer) -> dict[str, Tensor]:
     return found
 
 
-def token_labels(tokens: Tokens, tokenizer: Tokenizer) -> list[str]:
-    """Return a label for each position of a tokenized prompt: a word in lower case, a trigger word, "embedding", START or END."""
-    rows = next(iter(tokens.values()))
-    part = next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
-    triggers = trigger_masks(tokens, tokenizer)
+def token_labels(tokens: Tokens, tokenizer: Tokenizer, ids: str = "") -> list[str]:
+    """Return a label for each position of a tokenized prompt: a word in lower case, a trigger word, "embedding", START or END.
+
+    The positions are those of the ids of this name, or of the first text encoder's tokens if there is no name.
+    """
+    rows = tokens[ids] if ids else next(iter(tokens.values()))
+    part = getattr(tokenizer, ids, None) or next(part for part in vars(tokenizer).values() if isinstance(part, SDTokenizer))
+    triggers = {} if ids else trigger_masks(tokens, tokenizer)
     said: list[str] = []
     for section in rows:
         ended, first = False, len(said)
         for token in section:
             piece = token[0]
-            trigger = next((t for t, places in triggers.items() if places[len(said)]), None)
+            stands = (trigger for trigger, places in triggers.items() if places[len(said)])
+            trigger = piece.trigger if isinstance(piece, StandIn) else next(stands, None)
             if trigger is not None:
                 said.append(trigger)
             elif isinstance(piece, Tensor):

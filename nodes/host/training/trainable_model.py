@@ -12,10 +12,11 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
-from ..model.families import clip_model, kind_of, layers_of
+from ..model.families import clip_model, kind_of, layers_of, unet_config_of
 from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project
 from ..text.encoding import Method, embed, prepare_clip, sections_of
-from ..text.trigger_words import prompt_tokens, tokenizer_with_words, trigger_masks
+from ..text.encoding_notes import END
+from ..text.trigger_words import Tokenizer, prompt_tokens, token_labels, tokenizer_with_words, trigger_masks
 from ..unet.edited_projections import Projections
 from .activation_memory import MemoryNeed, activation_checkpointing, count_saved_bytes
 from .differentiable import (
@@ -39,8 +40,14 @@ def best_precision(device: torch.device) -> torch.dtype:
 def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
     """Raise PerfusionError if a model or a text encoder has weights that only its own loader can compute with.
 
-    GGUF files and some others are loaded as tensors of a class of their own, or as integers.
+    GGUF files and some others are loaded as tensors of a class of their own, or as integers. So are models refused whose forward
+    needs more than a prompt.
     """
+    if unet_config_of(model).get("model_type") == "vace":
+        raise PerfusionError(
+            "This model (VACE) needs a control video, which training does not have; train on Wan's text-to-video model of the same "
+            "size, whose concepts fit this one too."
+        )
     for what, patcher in (("model", model), ("text encoder", clip.patcher)):
         for name, weight in patcher.model.named_parameters():
             kind = type(weight.data).__name__
@@ -78,15 +85,17 @@ class TrainableModel:
     WORD = "<perfusion-word>"
     twice = False
 
-    def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0) -> None:
+    def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0, superclass: str = "") -> None:
         """Load both models. Their weights are shared and never changed; only those of the text encoder may be copied.
+
+        The ids of `superclass` stand for the word where a model reads ids beside an encoding.
 
         With `min_snr` γ above 0, the squared error at a time of signal-to-noise ratio s is min(s, γ) times the squared error of
         the predicted latents (Min-SNR-γ, arXiv 2303.09556); with 0, times are weighted as in the model's own objective.
         """
         self.model = non_dynamic_model(model)
         self.clip = non_dynamic_clip(clip)
-        self.precision, self.min_snr = precision, min_snr
+        self.precision, self.min_snr, self.superclass = precision, min_snr, superclass
         self.device, self.encoder_device = self.model.load_device, self.clip.patcher.load_device
         same = self.encoder_device.type == self.device.type
         self.encoder_precision = precision if same else best_precision(self.encoder_device)
@@ -124,14 +133,15 @@ class TrainableModel:
     def encode(self, templates: Sequence[str], word: Mapping[str, Tensor]) -> Encoded:
         """See `Base.encode`."""
         self._hold()
-        tokenizer = tokenizer_with_words(self.clip.tokenizer, {self.WORD: word})
+        tokenizer = tokenizer_with_words(self.clip, {self.WORD: word}, {self.WORD: self.superclass})
         tokens = sections_of(self.clip, [t.format(self.WORD) for t in templates], tokenizer)
+        if self.family.ids:
+            return self._encode_with_ids(tokens, tokenizer)
         lengths = [len(section) for section in next(iter(tokens.values()))]
         stands = padded(trigger_masks(tokens, tokenizer)[self.WORD], lengths)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
         with contextlib.ExitStack() as opened:
-            opened.enter_context(computing(self.encoder_device, self.encoder_precision))
-            opened.enter_context(differentiable_encoder(self.encoder, self.linears.values()))
+            opened.enter_context(self._encoding())
             heard = opened.enter_context(pooled(self.clip, self.family.pooled))
             # The host encodes prompts together only if they are of one length.
             parts = [tokens] if len(set(lengths)) == 1 else [{name: [each] for name, each in one} for one in apart(tokens)]
@@ -142,12 +152,47 @@ class TrainableModel:
             unpadded = padded(prompt_tokens(tokens, tokenizer), lengths).to(self.device)
         return Encoded(encodings, places, heard[0].to(encodings) if heard else None, unpadded)
 
+    @contextlib.contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Let the text encoder compute in the precision of training, and be differentiable, within the context."""
+        with (
+            computing(self.encoder_device, self.encoder_precision),
+            differentiable_encoder(self.encoder, self.linears.values()),
+        ):
+            yield
+
+    def _encode_with_ids(self, tokens: Mapping[str, list], tokenizer: Tokenizer) -> Encoded:
+        """Return the result of `encode` for a model that reads ids: the word is where the superclass's last id is.
+
+        The host's encoder, which pads nothing, and its adapter take one prompt at a time.
+        """
+        found, words, adapter = [], [], Method(self.unet, "preprocess_text_embeds")
+        weights = {f"module.{key}": weight for key, weight in self._adapter_weights().items()}
+        for each in apart(tokens):
+            one = {name: [section] for name, section in each}
+            with self._encoding():
+                encoding, _, beside = torch.func.functional_call(self.encoder, self.encoder_weights, (one,))
+            ids = beside[f"{self.family.ids}_ids"][None].to(self.device)
+            with self._computing():
+                given = (encoding.to(self.device, torch.float32), ids)
+                found.append(torch.func.functional_call(adapter, weights, given)[0].float())
+            words.append(token_labels(one, tokenizer, self.family.ids))
+        places = torch.tensor([len(said) - 1 - said[::-1].index(self.WORD) for said in words])
+        inside = torch.nn.utils.rnn.pad_sequence([torch.arange(len(said)) <= said.index(END) for said in words], batch_first=True)
+        encodings = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+        unpadded = torch.nn.functional.pad(inside, (0, encodings.shape[1] - inside.shape[1])).to(self.device)
+        return Encoded(encodings, places, None, unpadded)
+
+    def _adapter_weights(self) -> dict[str, Tensor]:
+        """Return the weights of the adapter by their names in the model."""
+        return {key: weight for key, weight in self.unet_weights.items() if key.startswith(f"{self.family.adapter}.")}
+
     def _read(self, encodings: Tensor) -> Tensor:
         """Return what the layers read of text encodings, float32 [P, N, d]; differentiable."""
         if not self.family.adapter:
             return encodings
         name = f"{self.family.adapter}."
-        own = {key.removeprefix(name): weight for key, weight in self.unet_weights.items() if key.startswith(name)}
+        own = {key.removeprefix(name): weight for key, weight in self._adapter_weights().items()}
         with self._computing():
             return torch.func.functional_call(self.unet.get_submodule(self.family.adapter), own, (encodings,)).float()
 
@@ -248,7 +293,8 @@ class TrainableModel:
         """
         self._hold()
         learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
-        with count_saved_bytes(self.encoder, self.encoder_weights) as said:
+        adapter = self._adapter_weights() if self.family.adapter else {}
+        with count_saved_bytes(self.encoder, {**self.encoder_weights, **adapter}) as said:
             self.encode(["a {}", "the {}"], learned)
         with count_saved_bytes(self.unet, self.unet_weights) as need:
             step()

@@ -1,6 +1,5 @@
 """A report on how a MODEL's concepts respond to a prompt, made before sampling from one step on tiny latents."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,8 +9,9 @@ from torch import Tensor
 
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.schedule import ALWAYS
-from ..model.loading import layer_encodings
+from ..model.loading import load, reader
 from ..sampling import empty_latents
+from ..text.prompt_ids import model_context
 from .attention_recorder import PromptRecord
 from .patched_model import get_perfusion_state, model_with
 from .sampling_run import named_by, new_prompt_record
@@ -82,13 +82,15 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
     latents = empty_latents(model, 1, applied.family.least, applied.family.least)
     noise = comfy.sample.prepare_noise(latents, 0)
     comfy.sample.sample(mine, noise, 1, 1.0, "euler", "normal", bare, [], latents, disable_pbar=True, seed=0)
-    read = functools.partial(layer_encodings, model)
-    said = {trigger for cond, _ in conditioning for trigger in named_by(cond, applied, read)}
+    load(model)
+    read = reader(model.model, applied.family, model.load_device)
+    encodings = [model_context(model, cond, more, applied.triggers) for cond, more in conditioning]
+    said = {trigger for encoding in encodings for trigger in named_by(encoding, applied, read)}
     options = model.model_options.get("transformer_options", {})
     ends = tuple(f"{layer}.{which}.weight" for layer in applied.layers for which in (applied.family.keys, applied.family.values))
     return GateReport(
         triggers=[concept.trigger for concept in applied.stack],
-        prompts=[new_prompt_record(cond, applied, read) for cond, _ in conditioning],
+        prompts=[new_prompt_record(encoding, applied, read) for encoding in encodings],
         missing=[concept.trigger for concept in applied.stack if concept.trigger not in said],
         layers=applied.layers,
         changes=changes,

@@ -24,10 +24,10 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
     family, layers = family_of(model), layers_of(model)
     if concept.family != family:
         theirs = f"{article(concept.family)} {concept.family}"
-        raise PerfusionError(f"{concept.trigger} was taught to {theirs} model and this one is {family}; use {theirs} checkpoint.")
+        raise PerfusionError(f"{concept.trigger} was trained on {theirs} model, and this one is {family}; use {theirs} checkpoint.")
     if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
-            f"{concept.trigger} was taught to {article(family)} {family} model of another shape, "
+            f"{concept.trigger} was trained on {article(family)} {family} model of another shape, "
             f"{shape_of(concept.layers, len(concept.target_input))}; this one has {shape_of(layers, width_of(model))}."
         )
 

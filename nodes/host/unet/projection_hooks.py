@@ -59,8 +59,8 @@ def _joined(parts: Iterable[Forward], *args: Any, **kwargs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def layers_reading(unet: nn.Module, family: Family, encoding: Tensor) -> Iterator[None]:
-    """Let the layers of a model read this encoding [B, N, d] within the context, if the model has an adapter to give it to them."""
-    if not family.adapter:
+    """Let the layers of a model read this encoding [B, N, d] within the context, if the model itself adapts it for them."""
+    if not family.adapts_tokens:
         yield
         return
     adapter = unet.get_submodule(family.adapter)

@@ -18,6 +18,7 @@ from ..model.loading import reader
 from ..text.annotated_encoding import KEYS, REGIONAL
 from ..text.encoding_notes import notes_of, token_words
 from ..text.picture_window import WHOLE, Window, cut, window_of
+from ..text.prompt_ids import sampled_context
 from ..text.regional_prompts import OUTSIDE
 from .attention_recorder import PromptRecord
 from .named_tokens import decided_by_numbers, influenced_tokens, own_tokens
@@ -57,13 +58,15 @@ def prepare_conds(
         prepared = []
         for cond in conds or ():
             cross = cond.get("model_conds", {}).get("c_crossattn")
-            if cross is not None:
-                named |= named_by(cross.cond, applied, read)
+            # Outside of inference mode the host adapts with ids in the model itself; then numbers tell, in its call.
+            if cross is not None and f"{applied.family.ids}_ids" not in cond["model_conds"]:
+                encoding = sampled_context(guider.inner_model, applied.family, cross.cond, cond, applied.triggers)
+                named |= named_by(encoding, applied, read)
                 if kind == "positive" and applied.recorder is not None:
-                    prompts[cond["uuid"]] = new_prompt_record(cross.cond, applied, read)
-                more = build_model_conds(cross.cond, applied, size, window, read)
+                    prompts[cond["uuid"]] = new_prompt_record(encoding, applied, read)
+                more = build_model_conds(encoding, applied, size, window, read)
                 # Of the host's own kind, which differs between models.
-                more["c_crossattn"] = type(cross)(cross.cond.as_subclass(Tensor))
+                more["c_crossattn"] = type(cross)(encoding.as_subclass(Tensor))
                 cond = cond | {"model_conds": cond["model_conds"] | more}
             prepared.append(cond)
         guider.conds[kind] = prepared

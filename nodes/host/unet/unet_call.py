@@ -118,8 +118,8 @@ def call_unet(
     if watch is not None or regions is not None or injection is not None:
         attention = AttentionControl(tuple(x.shape[-2:]), watch, regions, injection)
     projections.observer, projections.comparer = attention, applied.comparer
-    # Without an adapter, layers read the encoding that is cached.
-    context = inputs["context"] if family.adapter else projections.encoding
+    # Unless the model adapts it, layers read the encoding that is cached.
+    context = inputs["context"] if family.adapts_tokens else projections.encoding
     told = {"x": x, "timesteps": inputs["timesteps"], "context": context, "y": inputs.get("y")}
     call = call.replaced(**{name: value for name, value in told.items() if name in call.given})
     # If nothing changes, nothing is wrapped: the output for such a prompt is bit for bit that of the base model.
