@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -97,3 +98,33 @@ def test_the_documents_show_pictures_and_pages_that_exist() -> None:
         text = path.read_text(encoding="utf-8")
         links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
         assert all((path.parent / link).exists() for link in links), (path.name, links)
+
+
+def fragments(node: ast.expr) -> list[str]:
+    """The constant parts of a sentence in the code, as they stand in the page."""
+    if isinstance(node, ast.JoinedStr):
+        parts, part = [], ""
+        for value in node.values:
+            if isinstance(value, ast.Constant):
+                part += value.value
+            else:
+                parts, part = [*parts, part], ""
+        return [*parts, part]
+    if isinstance(node, ast.BinOp):
+        return [*fragments(node.left), *fragments(node.right)]
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
+def test_every_error_sentence_is_explained() -> None:
+    """Each longer part of a sentence that nodes, core and fleet raise is in docs/troubleshooting.md."""
+    said = re.sub(r"\s+", " ", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")).replace("\\<", "<")
+    missing, count = [], 0
+    for path in sorted(each for part in ("perfusion_core", "nodes", "perfusion_fleet") for each in (ROOT / part).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func).split(".")[-1] if isinstance(node, ast.Call) and node.args else ""
+            if name in ("PerfusionError", "require"):
+                for part in fragments(node.args[-1 if name == "require" else 0]):
+                    part = re.sub(r"\s+", " ", part).strip(" :.;,'()")
+                    count += 1
+                    missing += [(path.name, part)] if len(part) > 24 and part not in said else []
+    assert count > 200 and not missing

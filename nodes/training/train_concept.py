@@ -129,7 +129,8 @@ class PerfusionTrain(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=False,
-                    tooltip="The same seed gives the same concept.",
+                    tooltip="The same seed gives the same concept, up to rounding: with several processor threads or on a graphics "
+                    "card, sums may be added in another order.",
                 ),
                 io.Float.Input(
                     "word_rate",

@@ -277,7 +277,7 @@ def encoders_of(clip: CLIP) -> dict[str, SDTokenizer]:
         if family.ids and set(found) == {*family.encoders, family.ids}:
             del found[family.ids]
     if not found or any(not isinstance(clip_model(clip, name), SDClipModel) for name in found):
-        raise PerfusionError("Perfusion needs the text encoder of a Stable Diffusion checkpoint; this CLIP is of another kind.")
+        raise PerfusionError(f"Perfusion needs the text encoder of a {KNOWN} model; this CLIP is of another kind.")
     return found
 
 
