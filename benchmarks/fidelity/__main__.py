@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.fidelity import characters, concepts, pairs, real, sheet
@@ -53,16 +53,22 @@ PARTS: dict[str, Part] = {
 """Maps a part's name to its title, the function that measures it (returns False if time is up), and that of its page's lines."""
 
 
-def report(bench: Bench, parts: Iterable[str]) -> None:
-    """Write the page with everything measured so far."""
-    page = ["# Fidelity", "", "Written by `python -m benchmarks.fidelity`.", ""]
-    for name in parts:
+PAGES = {"levers": "levers"}
+"""Maps a part to the page that it has for itself; all others are on one page."""
+TITLES = {"fidelity": "Fidelity", "levers": "What moves the front"}
+
+
+def report(bench: Bench, part: str) -> None:
+    """Write the page of a part with everything measured so far."""
+    file = PAGES.get(part, "fidelity")
+    page = [f"# {TITLES[file]}", "", f"Written by `python -m benchmarks.fidelity{' levers' if file == 'levers' else ''}`.", ""]
+    for name in (each for each in PARTS if PAGES.get(each, "fidelity") == file):
         title, _, lines = PARTS[name]
         told = lines(bench)
         if told:
-            page += [f"## {title}", "", *told, "", *took(bench.store, name)]
+            page += [*([] if title == TITLES[file] else [f"## {title}", ""]), *told, "", *took(bench.store, name)]
     bench.out.mkdir(parents=True, exist_ok=True)
-    (bench.out / "fidelity.md").write_text("\n".join(page), encoding="utf-8")
+    (bench.out / f"{file}.md").write_text("\n".join(page), encoding="utf-8")
 
 
 def took(store: Store, name: str) -> list[str]:
@@ -132,7 +138,7 @@ def main() -> None:
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             done = timed(bench.store, name, lambda name=name: PARTS[name][1](bench, shop))
-            report(bench, PARTS)
+            report(bench, name)
             if not done:
                 print(f"{name} is not finished yet; run this again to go on")
                 return
