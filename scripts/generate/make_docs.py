@@ -77,10 +77,10 @@ def in_short(press: Press) -> Image.Image:
     press.run("train_a_concept", changes=widgets)
     concept = max((press.server.base / "models" / "perfusion").glob("in-short_*.safetensors")).name
     given = [press.server.base / "input" / f"monster-{i}.png" for i in range(4)]
-    asked = ("{} on the beach", "{} in the snow", "a sad {} at night", "{} with a balloon", "{} under water", "{} and a robot")
+    labels = ["on the beach", "in the snow", "sad, at night", "with a balloon", "under water", "and a robot"]
     prompts = [*PROMPTS[:5], "a photo of a {} and a robot on the beach"]
     drawn = [press.use(concept, prompt.format("<my-monster>"), 1, bias=0.5) for prompt in prompts]
-    return before_and_after(given, [text.format("<my-monster>") for text in asked], drawn)
+    return before_and_after(given, labels, drawn)
 
 
 def before_and_after(given: list[Path], labels: list[str], drawn: list[Path]) -> Image.Image:
@@ -90,7 +90,7 @@ def before_and_after(given: list[Path], labels: list[str], drawn: list[Path]) ->
     page = Image.new("RGB", (left + 4 * (tall + MARGIN) + MARGIN, 2 * (tall + LABEL + MARGIN) + LABEL), "white")
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, 4), "four pictures of one monster", "black", font)
-    pen.text((left, 4), "the concept in new prompts", "black", font)
+    pen.text((left, 4), "a photo of a <my-monster> ...", "black", font)
     for i, path in enumerate(given):
         page.paste(tile(path, tall), (MARGIN + i % 2 * (tall + MARGIN), LABEL + i // 2 * (tall + LABEL + MARGIN)))
     middle = left - 40, page.height // 2
