@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,15 +59,37 @@ def renderer(request: pytest.FixtureRequest) -> tuple[str, bool]:
 
 
 @pytest.fixture(scope="module")
-def visited(setup: bootstrap.Setup, renderer: tuple[str, bool]) -> Iterator[Server]:
-    """A server with that frontend, whose user has chosen that renderer, with a broken file beside the demo's concepts."""
+def serving(setup: bootstrap.Setup) -> Iterator[Callable[[str], Server]]:
+    """The server with a version of the frontend, with a broken file beside the demo's concepts; the last one runs on."""
+    running: dict[str, Server] = {}
+
+    def served(version: str) -> Server:
+        if version not in running:
+            stop()
+            base = bootstrap.fresh_base(setup, "renderer-base")
+            (base / "models" / "perfusion" / "zz-broken.safetensors").write_bytes(b"no concept")
+            given = [] if version == "own" else ["--front-end-root", str(frontend(version))]
+            running[version] = Server(setup, base=base, arguments=given)
+            running[version].start()
+        return running[version]
+
+    def stop() -> None:
+        for server in running.values():
+            server.stop()
+        running.clear()
+
+    yield served
+    stop()
+
+
+@pytest.fixture(scope="module")
+def visited(serving: Callable[[str], Server], renderer: tuple[str, bool]) -> Server:
+    """A server with that frontend, whose user has chosen that renderer; no result of another renderer's tests is kept."""
     version, new = renderer
-    base = bootstrap.fresh_base(setup, "renderer-base")
-    (base / "models" / "perfusion" / "zz-broken.safetensors").write_bytes(b"no concept")
-    given = [] if version == "own" else ["--front-end-root", str(frontend(version))]
-    with Server(setup, base=base, arguments=given) as running:
-        running.post("/settings", {"Comfy.VueNodes.Enabled": new})
-        yield running
+    server = serving(version)
+    server.free()
+    server.post("/settings", {"Comfy.VueNodes.Enabled": new})
+    return server
 
 
 def frontend(version: str) -> Path:
