@@ -18,6 +18,7 @@ from perfusion_core.concept import Concept
 from perfusion_core.judgement import Judgement
 from perfusion_core.safe_files import parse
 from scripts.harness.graphs import TRIGGER, Graph, concepts, latents
+from scripts.harness.moments import progress, queued_until
 from scripts.harness.server import GraphError, Server
 from scripts.setup.bootstrap import CHECKPOINT, Setup
 
@@ -217,7 +218,7 @@ def test_the_best_concept_is_kept(server: Server) -> None:
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(2)
-    more = {"steps": 75, "batch": 2, "seed": 79, "save_every": 25, "keep": "best", "word_rate": 0.02, "output_rate": 2.0}
+    more = {"steps": 75, "batch": 1, "seed": 79, "save_every": 25, "keep": "best", "word_rate": 0.02, "output_rate": 2.0}
     graph.save([graph.train(model, clip, vae, images, masks, trigger="<kept>", **more), 0], "kept")
     server.run(graph.nodes)
     folder = server.base / "models" / "perfusion"
@@ -232,13 +233,17 @@ def test_the_best_concept_is_kept(server: Server) -> None:
     assert not [path for path in (folder / ".work").iterdir() if path.name.startswith(("best-", "training-"))]
 
 
-def stopped(server: Server, nodes: dict) -> set[Path]:
-    """Stop a training as soon as it has written a checkpoint, if it had none; the new ones that it left."""
+def stopped(server: Server, nodes: dict, step: int = 0) -> set[Path]:
+    """Stop a training after this step, or as soon as it has written a checkpoint, if it had none; the new ones that it left."""
     work = server.base / "models" / "perfusion" / ".work"
     before, end = set(work.glob("training-*")), time.monotonic() + 600
-    prompt = server.queue(nodes)
-    while set(work.glob("training-*")) == before and time.monotonic() < end:
-        time.sleep(0.05)
+    if step:
+        ((key, train),) = ((key, node) for key, node in nodes.items() if node["class_type"] == "PerfusionTrain")
+        prompt = queued_until(server, nodes, progress(key, train["inputs"]["steps"], step))
+    else:
+        prompt = server.queue(nodes)
+        while set(work.glob("training-*")) == before and time.monotonic() < end:
+            time.sleep(0.05)
     server.interrupt(prompt)
     with pytest.raises(GraphError, match="interrupted"):
         server.wait(prompt, 600)
@@ -268,7 +273,7 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     assert Concept.load(so_far).training["steps"] == steps >= 25 and concepts(server) == known
     # Of the same name, but not the same: that is another training.
     embedding(server, "initial", clip_l=other.contiguous())
-    (another,) = stopped(server, graph_of("resumed"))
+    (another,) = stopped(server, graph_of("resumed"), 2)
     another.unlink()
     embedding(server, "initial", clip_l=first.contiguous())
     assert "Training goes on from step" not in server.log()[said:]
@@ -314,11 +319,11 @@ def test_a_stopped_training_goes_on_with_less_memory_and_not_with_another_lora(s
         model, clip, vae = graph.checkpoint()
         model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=lora.name, strength_model=strength), 0]
         images, masks = graph.pictures(2)
-        graph.save([graph.train(model, clip, vae, images, masks, steps=32, batch=2, seed=6, **widgets), 0], "beneath")
+        graph.save([graph.train(model, clip, vae, images, masks, steps=12, batch=2, seed=6, **widgets), 0], "beneath")
         return graph.nodes
 
-    (first,) = stopped(server, graph_of(1.0))
-    (second,) = stopped(server, graph_of(0.5))
+    (first,) = stopped(server, graph_of(1.0), 2)
+    (second,) = stopped(server, graph_of(0.5), 2)
     told = server.log().count("Training goes on from step")
     server.run(graph_of(1.0, at_once=1))
     assert server.log().count("Training goes on from step") == told + 1 and not first.exists() and second.exists()

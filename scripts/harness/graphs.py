@@ -50,7 +50,7 @@ class Graph:
         Its previews take `FEW_STEPS`, because 20 would take longer than such a training; with `options=None`, it has no options.
         """
         inputs = {
-            "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 4, "size": 64, "seed": 0, "word_rate": 3e-4,
+            "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 2, "size": 64, "seed": 0, "word_rate": 3e-4,
             "output_rate": 0.03, "train_bias": 0.75, "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5,
             "at_once": 4, "precision": "auto", "preview_every": 0, "min_snr": 0.0,
         }  # fmt: skip
