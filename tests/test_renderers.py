@@ -336,7 +336,7 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
         page.tab.keyboard.press("Enter")
         page.tab.locator("dialog").wait_for(state="detached")
     page.tab.get_by_label("Use demo-robot.safetensors").uncheck()
-    bias = page.tab.get_by_label("Bias; empty").first
+    bias = page.tab.get_by_label("Bias. Empty").first
     bias.fill("0.5")
     bias.press("Tab")
     wanted = [
@@ -346,7 +346,7 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
     page.wait(lambda: json.loads(page.value(node, "concepts")) == wanted, "the rows")
     page.ask("async () => app.loadGraphData(app.graph.serialize())")
     (again,) = page.of_type("PerfusionLoadConcepts")
-    page.wait(lambda: page.tab.get_by_label("Bias; empty").count() == 2, "the rows again")
+    page.wait(lambda: page.tab.get_by_label("Bias. Empty").count() == 2, "the rows again")
     page.tab.get_by_label("Remove demo-robot.safetensors").click()
     page.wait(lambda: json.loads(page.value(again, "concepts")) == wanted[:1], "one row")
     assert page.errors == []
