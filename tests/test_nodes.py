@@ -218,7 +218,7 @@ def test_the_best_concept_is_kept(server: Server) -> None:
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(2)
-    more = {"steps": 75, "batch": 1, "seed": 79, "save_every": 25, "keep": "best", "word_rate": 0.02, "output_rate": 2.0}
+    more = {"steps": 75, "batch": 2, "seed": 79, "save_every": 25, "keep": "best", "word_rate": 0.02, "output_rate": 2.0}
     graph.save([graph.train(model, clip, vae, images, masks, trigger="<kept>", **more), 0], "kept")
     server.run(graph.nodes)
     folder = server.base / "models" / "perfusion"
