@@ -46,6 +46,8 @@ WIDGETS: dict[str, object] = {
     "precision": "auto", "preview_every": 0,
 }  # fmt: skip
 SETTINGS = training.Settings(steps=4, batch=2, micro=2, word_rate=1e-3, output_rate=0.1, seed=1)
+JUDGED_EVERY = 5
+"""Steps between judgements, in place of the pack's 25."""
 
 
 def main() -> dict:
@@ -206,7 +208,12 @@ def by_pictures(model: Any, clip: Any, vae: Any) -> dict:
     train.PictureJudge.judgement = judgement
     paths = folder_paths.folder_names_and_paths[host.FOLDER][0]
     before, paths[:] = list(paths), [str(FOLDER)]
-    widgets = TRAINING | WIDGETS | {"steps": 50, "batch": 1, "at_once": 1, "keep": "best", "word_rate": 0.01, "trigger": "<seen>"}
+    inside.part("nodes.training.schedule").CHECKPOINT_EVERY = JUDGED_EVERY
+    widgets = (
+        TRAINING
+        | WIDGETS
+        | {"steps": 2 * JUDGED_EVERY, "batch": 1, "at_once": 1, "keep": "best", "word_rate": 0.01, "trigger": "<seen>"}
+    )
     how = options.Previews(steps=1)
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     covariance = inside.part("perfusion_core.covariance").Covariance(torch.eye(768), 1, host.identity_of(clip))
@@ -225,6 +232,7 @@ def further_channels(model: Any, clip: Any, concept: Any) -> dict:
     With weights of 0 for the further channels they are that base; with others they are not, and are predicted as the host does.
     """
     first, found = "model.diffusion_model.input_blocks.0.0.weight", {}
+    usual = taught(model, clip)[2], drawn(model, clip, concept)
     for name, count in (("inpainting", 5), ("InstructPix2Pix", 4)):
         mine = {}
         for kind, strength in (("as it is", 0.0), ("other", 0.2)):
@@ -234,23 +242,39 @@ def further_channels(model: Any, clip: Any, concept: Any) -> dict:
                 weights[first] = torch.cat([weights[first], (strength * more).to(weights[first])], 1)
                 wide = comfy.sd.load_state_dict_guess_config(weights)[0]
             mine[kind] = {"model": type(wide.model).__name__, "reads": wide.model.diffusion_model.in_channels}
-            mine[kind] |= compared(wide, model, clip, concept)
+            mine[kind] |= compared(wide, usual, clip, concept)
         found[name] = mine
     return found
 
 
-def compared(wide: Any, model: Any, clip: Any, concept: Any) -> dict:
-    """A base against the demo's: gradients, a concept's pictures, and what training predicts against what the host does."""
-    latents, masks = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.ones(2, 2, 1, 8, 8)
-    gradients, drawn = [], []
+def taught(model: Any, clip: Any) -> tuple[Any, Any, list[Tensor]]:
+    """A base as it is trained, the state before the first step, and the gradients of that step."""
     with host.gradients_enabled():
-        for each in (model, wide):
-            student = host.TrainableModel(each, clip, torch.float32)
-            state = training.initial_state(student, "monster", SETTINGS)
-            given = training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, torch.eye(768).double(), SETTINGS
-            gradients.append(training.gradients(student, state, *given)[0])
+        student = host.TrainableModel(model, clip, torch.float32)
+        state = training.initial_state(student, "monster", SETTINGS)
+        latents, masks = seeded_latents(), torch.ones(2, 2, 1, 8, 8)
+        given = training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, torch.eye(768).double(), SETTINGS
+        return student, state, training.gradients(student, state, *given)[0]
+
+
+def seeded_latents() -> Tensor:
+    """Latents of two pictures and of their mirror images."""
+    return torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def drawn(model: Any, clip: Any, concept: Any) -> Tensor:
+    """What a base with a concept predicts of the plain word and of the concept's."""
+    edited, words = host.model_with_edit(model, (concept,), "exact"), host.clip_with_words(clip, (concept,))
+    return host.predict_from_noise(edited, host.conditionings(words, ("a monster", f"a {concept.trigger}")), 64, 1, 0)
+
+
+def compared(wide: Any, usual: tuple[list[Tensor], Tensor], clip: Any, concept: Any) -> dict:
+    """A base against the demo's, of which `usual` has gradients and predictions: those, and what training predicts against what
+    the host does.
+    """
+    student, state, gradients = taught(wide, clip)
     with torch.no_grad():
-        noise, time, sampling = torch.randn(1, 4, 8, 8), torch.tensor([0.5]), wide.model.model_sampling
+        noise, time, sampling, latents = torch.randn(1, 4, 8, 8), torch.tensor([0.5]), wide.model.model_sampling, seeded_latents()
         encoded = student.encode(["a {}"], state.word)
         prediction, _ = student.objective(latents[:1, 0], noise, time, encoded, None)
         sigma = sampling.sigmas[(time * len(sampling.sigmas)).long()]
@@ -259,15 +283,12 @@ def compared(wide: Any, model: Any, clip: Any, concept: Any) -> dict:
         conds = {name: each.cond for name, each in wide.model.extra_conds(**told, width=64, height=64).items()}
         wanted = wide.model.apply_model(noised, sigma, **conds)
         denoised = sampling.calculate_denoised(sigma, prediction, noised)
-    for each in (model, wide):
-        edited, words = host.model_with_edit(each, (concept,), "exact"), host.clip_with_words(clip, (concept,))
-        prompts = host.conditionings(words, ("a monster", f"a {concept.trigger}"))
-        drawn.append(host.predict_from_noise(edited, prompts, 64, 1, 0))
+    found = drawn(wide, clip, concept)
     return {
-        "gradients": max(worst(a, b) for a, b in zip(*gradients, strict=True)),
+        "gradients": max(worst(a, b) for a, b in zip(usual[0], gradients, strict=True)),
         "denoised": worst(denoised, wanted),
-        "drawn": worst(*drawn),
-        "the concept": worst(drawn[1][0], drawn[1][1]),
+        "drawn": worst(usual[1], found),
+        "the concept": worst(found[0], found[1]),
     }
 
 

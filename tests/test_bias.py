@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from demo.world import SIDE
 from perfusion_core.judgement import Judgement, PictureJudgement, adherence_score, lowest_adequate_bias
 from scripts.harness.graphs import Graph
 from scripts.harness.server import GraphError, Server
@@ -52,7 +51,7 @@ def test_the_best_concept_is_the_likest_of_those_that_follow_prompts() -> None:
 def found(server: Server, prompt: str, least: float) -> float:
     graph = Graph()
     model, clip, _ = graph.checkpoint()
-    asked = {"prompt": prompt, "followed": least, "size": SIDE, "seed": 0, "edit_mode": "exact"}
+    asked = {"prompt": prompt, "followed": least, "size": 64, "seed": 0, "edit_mode": "exact"}
     bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("demo-monster.safetensors"), **asked)
     shown = graph.add("PreviewAny", source=[bias, 1])
     return float(server.run(graph.nodes)["outputs"][shown]["text"][0])

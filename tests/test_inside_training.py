@@ -84,10 +84,10 @@ def test_a_mask_of_a_cut_out_looks_inverted(measured: dict) -> None:
 
 
 def test_the_best_step_is_chosen_by_pictures(measured: dict) -> None:
-    """Of steps 25 and 50, with what was seen of it in its training metadata."""
+    """Of steps 5 and 10, with what was seen of it in its training metadata."""
     judged, kept = measured["by pictures"]["judged"], measured["by pictures"]["kept"]
     assert len(judged) == 2 and judged[0] != judged[1] and all(part <= 1 for each in judged for part in each)
     first, second = (PictureJudgement(*each) for each in judged)
     best = judged[int(second.beats(first))]
-    assert kept["steps"] == 25 * (1 + judged.index(best))
+    assert kept["steps"] == 5 * (1 + judged.index(best))
     assert [kept["likeness"], kept["prompted"]] == pytest.approx(best, abs=1e-4) and "followed" not in kept

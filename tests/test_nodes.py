@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from perfusion_core.concept import Concept
 from perfusion_core.judgement import Judgement
 from perfusion_core.safe_files import parse
-from scripts.harness.fixtures import measured_before
 from scripts.harness.graphs import TRIGGER, Graph, concepts, latents
+from scripts.harness.moments import progress, queued_until
 from scripts.harness.server import GraphError, Server
-from scripts.setup.bootstrap import CHECKPOINT, Setup, fresh_base
+from scripts.setup.bootstrap import CHECKPOINT, Setup
 
 
 @pytest.fixture(scope="session")
@@ -233,13 +233,17 @@ def test_the_best_concept_is_kept(server: Server) -> None:
     assert not [path for path in (folder / ".work").iterdir() if path.name.startswith(("best-", "training-"))]
 
 
-def stopped(server: Server, nodes: dict) -> set[Path]:
-    """Stop a training as soon as it has written a checkpoint, if it had none; the new ones that it left."""
+def stopped(server: Server, nodes: dict, step: int = 0) -> set[Path]:
+    """Stop a training after this step, or as soon as it has written a checkpoint, if it had none; the new ones that it left."""
     work = server.base / "models" / "perfusion" / ".work"
     before, end = set(work.glob("training-*")), time.monotonic() + 600
-    prompt = server.queue(nodes)
-    while set(work.glob("training-*")) == before and time.monotonic() < end:
-        time.sleep(0.05)
+    if step:
+        ((key, train),) = ((key, node) for key, node in nodes.items() if node["class_type"] == "PerfusionTrain")
+        prompt = queued_until(server, nodes, progress(key, train["inputs"]["steps"], step))
+    else:
+        prompt = server.queue(nodes)
+        while set(work.glob("training-*")) == before and time.monotonic() < end:
+            time.sleep(0.05)
     server.interrupt(prompt)
     with pytest.raises(GraphError, match="interrupted"):
         server.wait(prompt, 600)
@@ -269,7 +273,7 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     assert Concept.load(so_far).training["steps"] == steps >= 25 and concepts(server) == known
     # Of the same name, but not the same: that is another training.
     embedding(server, "initial", clip_l=other.contiguous())
-    (another,) = stopped(server, graph_of("resumed"))
+    (another,) = stopped(server, graph_of("resumed"), 2)
     another.unlink()
     embedding(server, "initial", clip_l=first.contiguous())
     assert "Training continues from step" not in server.log()[said:]
@@ -283,20 +287,21 @@ def test_an_interrupted_training_resumes_to_the_same_concept(server: Server) -> 
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
-def test_a_training_that_ended_before_a_crash_is_there_still(setup: Setup) -> None:
+def test_a_training_that_ended_before_a_crash_is_there_still(server: Server, setup: Setup) -> None:
     """And one that is asked for once more of the same server is done once more, to the same bytes."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
     images, masks = graph.pictures(2)
     graph.save([graph.train(model, clip, vae, images, masks, steps=3, batch=2, seed=9, keep="best"), 0], "ended")
-    base = measured_before(fresh_base(setup, "ended-base"))
-    for times, gone_on in ((1, 0), (2, 1)):
-        with Server(setup, base=base) as server:
-            for _ in range(times):
-                server.free()
-                server.run(graph.nodes)
-            assert server.log().count("Training continues from step 3") == gone_on
-    one, *others = [load_file(path) for path in (base / "models" / "perfusion").glob("ended_*")]
+    gone_on, log = "Training continues from step 3", len(server.log())
+    server.run(graph.nodes)
+    assert gone_on not in server.log()[log:]
+    with Server(setup, base=server.base, log_name="ended.log") as another:
+        for _ in range(2):
+            another.free()
+            another.run(graph.nodes)
+        assert another.log().count(gone_on) == 1
+    one, *others = [load_file(path) for path in (server.base / "models" / "perfusion").glob("ended_*")]
     assert len(others) == 2 and all(torch.equal(other[name], one[name]) for other in others for name in one)
 
 
@@ -314,11 +319,11 @@ def test_a_stopped_training_goes_on_with_less_memory_and_not_with_another_lora(s
         model, clip, vae = graph.checkpoint()
         model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=lora.name, strength_model=strength), 0]
         images, masks = graph.pictures(2)
-        graph.save([graph.train(model, clip, vae, images, masks, steps=40, batch=2, seed=6, **widgets), 0], "beneath")
+        graph.save([graph.train(model, clip, vae, images, masks, steps=12, batch=2, seed=6, **widgets), 0], "beneath")
         return graph.nodes
 
-    (first,) = stopped(server, graph_of(1.0))
-    (second,) = stopped(server, graph_of(0.5))
+    (first,) = stopped(server, graph_of(1.0), 2)
+    (second,) = stopped(server, graph_of(0.5), 2)
     told = server.log().count("Training continues from step")
     server.run(graph_of(1.0, at_once=1))
     assert server.log().count("Training continues from step") == told + 1 and not first.exists() and second.exists()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from perfusion_core.concept import Concept
-from scripts.harness.graphs import Graph, Link, concepts
+from scripts.harness.graphs import FEW_STEPS, Graph, Link, concepts
 from scripts.harness.server import GraphError, Server
 
 TRIGGER = "<opted>"
@@ -27,8 +27,8 @@ def learned(server: Server, *trainings: dict) -> list[dict[str, torch.Tensor]]:
         loaded = [graph.add("LoadImage", image=name) for name in given.get("pictures", ("monster-0.png", "monster-1.png"))]
         images, masks = batch(graph, "image", [[key, 0] for key in loaded]), batch(graph, "mask", [[key, 1] for key in loaded])
         inputs = {"masks": masks, "steps": 2, "batch": 2, "trigger": TRIGGER} | given.get("inputs", {})
-        if "options" in given:
-            inputs["options"] = graph.options(**given["options"])
+        options = given.get("options")
+        inputs["options"] = None if options is None else graph.options(**{"preview_steps": FEW_STEPS} | options)
         names.append(f"opted-{next(_counter)}")
         graph.save([graph.train(model, clip, vae, images, **inputs), 0], names[-1])
     server.run(graph.nodes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,15 +59,37 @@ def renderer(request: pytest.FixtureRequest) -> tuple[str, bool]:
 
 
 @pytest.fixture(scope="module")
-def visited(setup: bootstrap.Setup, renderer: tuple[str, bool]) -> Iterator[Server]:
-    """A server with that frontend, whose user has chosen that renderer, with a broken file beside the demo's concepts."""
+def serving(setup: bootstrap.Setup) -> Iterator[Callable[[str], Server]]:
+    """The server with a version of the frontend, with a broken file beside the demo's concepts; the last one runs on."""
+    running: dict[str, Server] = {}
+
+    def served(version: str) -> Server:
+        if version not in running:
+            stop()
+            base = bootstrap.fresh_base(setup, "renderer-base")
+            (base / "models" / "perfusion" / "zz-broken.safetensors").write_bytes(b"no concept")
+            given = [] if version == "own" else ["--front-end-root", str(frontend(version))]
+            running[version] = Server(setup, base=base, arguments=given)
+            running[version].start()
+        return running[version]
+
+    def stop() -> None:
+        for server in running.values():
+            server.stop()
+        running.clear()
+
+    yield served
+    stop()
+
+
+@pytest.fixture(scope="module")
+def visited(serving: Callable[[str], Server], renderer: tuple[str, bool]) -> Server:
+    """A server with that frontend, whose user has chosen that renderer; no result of another renderer's tests is kept."""
     version, new = renderer
-    base = bootstrap.fresh_base(setup, "renderer-base")
-    (base / "models" / "perfusion" / "zz-broken.safetensors").write_bytes(b"no concept")
-    given = [] if version == "own" else ["--front-end-root", str(frontend(version))]
-    with Server(setup, base=base, arguments=given) as running:
-        running.post("/settings", {"Comfy.VueNodes.Enabled": new})
-        yield running
+    server = serving(version)
+    server.free()
+    server.post("/settings", {"Comfy.VueNodes.Enabled": new})
+    return server
 
 
 def frontend(version: str) -> Path:
@@ -314,7 +336,7 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
         page.tab.keyboard.press("Enter")
         page.tab.locator("dialog").wait_for(state="detached")
     page.tab.get_by_label("Use demo-robot.safetensors").uncheck()
-    bias = page.tab.get_by_label("Bias; empty").first
+    bias = page.tab.get_by_label("Bias. Empty").first
     bias.fill("0.5")
     bias.press("Tab")
     wanted = [
@@ -324,7 +346,7 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
     page.wait(lambda: json.loads(page.value(node, "concepts")) == wanted, "the rows")
     page.ask("async () => app.loadGraphData(app.graph.serialize())")
     (again,) = page.of_type("PerfusionLoadConcepts")
-    page.wait(lambda: page.tab.get_by_label("Bias; empty").count() == 2, "the rows again")
+    page.wait(lambda: page.tab.get_by_label("Bias. Empty").count() == 2, "the rows again")
     page.tab.get_by_label("Remove demo-robot.safetensors").click()
     page.wait(lambda: json.loads(page.value(again, "concepts")) == wanted[:1], "one row")
     assert page.errors == []

@@ -12,6 +12,8 @@ from scripts.harness.server import Server
 from scripts.setup.bootstrap import CHECKPOINT
 
 TRIGGER = "<my-monster>"
+FEW_STEPS = 2
+"""Steps of a preview that nobody looks at."""
 Link = list
 
 
@@ -43,15 +45,21 @@ class Graph:
         return [images, 0], [masks, 0]
 
     def train(self, model: Link, clip: Link, vae: Link, images: Link, masks: Link | None = None, **widgets: object) -> str:
-        """Add a short training of the demo's monster."""
+        """Add a short training of the demo's monster.
+
+        Its previews take `FEW_STEPS`, because 20 would take longer than such a training; with `options=None`, it has no options.
+        """
         inputs = {
-            "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 4, "size": 64, "seed": 0, "word_rate": 3e-4,
+            "superclass": "monster", "trigger": TRIGGER, "steps": 4, "batch": 2, "size": 64, "seed": 0, "word_rate": 3e-4,
             "output_rate": 0.03, "train_bias": 0.75, "train_temperature": 0.1, "lock": "local", "edit_mode": "exact", "flip": 0.5,
             "at_once": 4, "precision": "auto", "preview_every": 0, "min_snr": 0.0,
         }  # fmt: skip
         if masks is not None:
             inputs["masks"] = masks
-        return self.add("PerfusionTrain", model=model, clip=clip, vae=vae, images=images, **inputs | widgets)
+        if "options" not in widgets:
+            inputs["options"] = self.options(preview_steps=FEW_STEPS)
+        given = {name: value for name, value in (inputs | widgets).items() if name != "options" or value is not None}
+        return self.add("PerfusionTrain", model=model, clip=clip, vae=vae, images=images, **given)
 
     def options(self, **widgets: object) -> Link:
         """Add further options of a training; the others keep the node's defaults."""

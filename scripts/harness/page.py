@@ -34,6 +34,7 @@ SEARCH = re.compile(r"Add a node\.\.\.|Search Nodes\.\.\.")
 OLD = "0.16.3"
 OLD_JOBS = re.compile(r"\[Jobs API\] .*\"preview_output\",\s+\"filename\"", re.DOTALL)
 """An error that the page of version `OLD` logs about its own server's job list when a job outputs only text (Preview as Text)."""
+LOADED = "() => app.graph._nodes.length > 0 && !app.graph._nodes.some(node => node.ofLastWorkflow)"
 TEXT_BOX = "([id, name]) => app.graph.getNodeById(id).widgets.find(each => each.name === name).element"
 
 
@@ -131,8 +132,7 @@ class Page:
         def opened() -> bool:
             # On a busy machine the double click may be registered as two single clicks.
             self.tab.mouse.dblclick(*free)
-            self.tab.wait_for_timeout(700)
-            return box.is_visible()
+            return self.soon(box.is_visible, 700)
 
         self.wait(opened, "the search box")
         box.fill(name)
@@ -142,14 +142,14 @@ class Page:
             # Older pages respond to the key only after a search result is highlighted.
             if box.is_visible():
                 self.tab.keyboard.press("Enter")
-                self.tab.wait_for_timeout(300)
-            return len(self.nodes()) > len(before)
+            return self.soon(lambda: len(self.nodes()) > len(before), 300)
 
         self.wait(placed, f"a node {name}")
         (found,) = set(self.nodes()) - before
         # The node follows the mouse as a ghost until a click places it; older pages place a blueprint immediately.
         ghost = "([id]) => app.graph.getNodeById(id).flags.ghost === true"
-        self.tab.wait_for_timeout(1000)
+        if self.soon(lambda: self.ask(ghost, found), 1000):
+            self.tab.wait_for_timeout(300)
         self.tab.mouse.click(*free)
         self.wait(lambda: not self.ask(ghost, found), f"{name} on the canvas")
         self.tab.wait_for_timeout(500)
@@ -227,17 +227,19 @@ class Page:
         # The list loads more entries on scrolling; searching is quicker.
         dialog.get_by_placeholder("Search").fill(name)
         found = dialog.get_by_text(name, exact=True).first
+        self.tab.evaluate("() => app.graph._nodes.forEach(node => { node.ofLastWorkflow = true; })")
 
         def opened() -> bool:
             # The results may still move from under the mouse while the search is updating.
             if dialog.is_visible():
                 found.click()
-                self.tab.wait_for_timeout(1500)
-            return not dialog.is_visible()
+            return self.soon(lambda: not dialog.is_visible(), 1500)
 
         self.wait(opened, f"{name} to open", 60)
         title = "() => app.extensionManager.workflow.activeWorkflow.filename"
         self.wait(lambda: name in self.tab.evaluate(title), f"the workflow {name}")
+        self.wait(lambda: self.tab.evaluate(LOADED), f"the nodes of {name}")
+        self.tab.wait_for_timeout(300)  # for errors of what is loaded with them
 
     def drop(self, picture: Path) -> None:
         """Drag a picture from a folder onto the canvas."""
@@ -277,6 +279,13 @@ class Page:
         """Press Run, wait for the end, and return the history entry of the run."""
         self.start()
         return self.finish(timeout)
+
+    def soon(self, ready: Callable[[], bool], most: float) -> bool:
+        """Wait until `ready` returns True, but not longer than `most` milliseconds; return whether it did."""
+        end = time.monotonic() + most / 1000
+        while not (found := ready()) and time.monotonic() < end:
+            self.tab.wait_for_timeout(50)
+        return found
 
     def wait(self, ready: Callable[[], bool], what: str, timeout: float = 20) -> None:
         """Wait until `ready` returns True; AssertionError after `timeout` seconds."""
