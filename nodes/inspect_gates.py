@@ -25,7 +25,7 @@ class PerfusionInspect(io.ComfyNode):
             display_name="Inspect Gates (Perfusion)",
             category=CATEGORY,
             description="Shows whether concepts work in a prompt, before anything is sampled: how far each concept's gate opens "
-            "at each word, whether a trigger word is missing, whether concepts fight over a word, and how much of the layers they "
+            "at each word, whether a trigger word is missing, whether concepts compete for a word, and how much of the layers they "
             "change.",
             search_aliases=["perfusion", "debug", "is it working", "gate", "check"],
             is_output_node=True,
