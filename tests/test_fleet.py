@@ -139,8 +139,8 @@ def test_all_that_is_wrong_with_a_table_is_told_at_once(folder: Callable[[Told],
     table_of = path.parent / "table.csv"
     table_of.write_text("name,pictures,superclass\nbear,set/bear,teddy\nBear,set/bear,teddy\n,set/bear,teddy\n", encoding="utf-8")
     assert table.read(table_of)[1] == [
-        "A concept without a name: a concept's name must consist of 1 to 64 letters, digits, hyphens and underscores; choose another "
-        "one.",
+        "A concept without a name: a concept's name must consist of 1 to 64 letters, digits, hyphens and underscores; choose "
+        "another one.",
         "bear: 2 concepts have this name; give each its own.",
     ]
 
