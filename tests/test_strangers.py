@@ -290,7 +290,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
         (png(16, 16, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24))), PIXELS), "a.png cannot be opened as an image"),
         (png(60_000, 60_000, PIXELS), "a.png cannot be opened as an image"),
         (png(8193, 8193, PIXELS), "a.png is 8193 × 8193 pixels, more than the limit of 67 million"),
-        (claiming(9000, 9000), "a.png has 9000 × 9000 pixels"),
+        (claiming(9000, 9000), "a.png is 9000 × 9000 pixels"),
         (POSTSCRIPT, "a.png cannot be opened as an image"),
         (picture("GIF"), "a.png cannot be opened as an image"),
     ],
