@@ -21,8 +21,8 @@ def warn_of_layers(stack: Stack, clip: CLIP) -> None:
         taught = concept.training.get("clip_layer", layer)
         if taught != layer:
             log.warning(
-                "%s was trained on layer %s of the text encoder, but this CLIP is set to layer %s: its gate may stay closed. Put "
-                "CLIP Set Last Layer with %s before Apply Concept.",
+                "%s was trained on layer %s of the text encoder, but this CLIP is set to layer %s, so the concept's gate may "
+                "stay closed. Put a CLIP Set Last Layer node set to %s before Apply Concept.",
                 concept.trigger,
                 taught,
                 layer,

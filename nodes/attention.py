@@ -43,7 +43,9 @@ class PerfusionWatchAttention(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The watched model, for a sampler."),
-                AttentionType.Output(display_name="attention", tooltip="For Show Attention and Keep Layout, after the sampler."),
+                AttentionType.Output(
+                    display_name="attention", tooltip="For Show Attention and Keep Layout; it is filled once the sampler has run."
+                ),
             ],
         )
 
@@ -80,7 +82,7 @@ class PerfusionShowAttention(io.ComfyNode):
                     "each_step",
                     default=False,
                     advanced=True,
-                    tooltip="Show one row for each step of the first image. each_step of Watch Attention must be on too.",
+                    tooltip="Show one row for each step of the first image. each_step in Watch Attention must be on as well.",
                 ),
             ],
             outputs=[
@@ -95,7 +97,7 @@ class PerfusionShowAttention(io.ComfyNode):
         run = attention.run_of(samples["samples"])
         chosen = requested_words(words, run)
         if each_step and not attention.each_step:
-            raise PerfusionError("The steps were not recorded separately; switch on each_step of Watch Attention too.")
+            raise PerfusionError("The steps were not recorded separately; switch on each_step in Watch Attention as well.")
         steps = range(run.steps) if each_step else [None]
         maps = torch.stack([torch.stack([run.map_of(word, step) for word in chosen], 1) for step in steps])
         pictures = images[..., :3]
@@ -130,7 +132,7 @@ def requested_words(text: str, run: host.SamplingRun) -> list[str]:
     missing = [word for word in asked if word not in spelled]
     if missing:
         raise PerfusionError(
-            f"No prompt of this picture contains the word {missing[0][:80]!r}; its words are {', '.join(there)[:400]}."
+            f"None of the prompts for this picture contains the word {missing[0][:80]!r}; their words are {', '.join(there)[:400]}."
         )
     return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
 
@@ -151,13 +153,15 @@ class PerfusionKeepLayout(io.ComfyNode):
             node_id="PerfusionKeepLayout",
             display_name="Keep Layout (Perfusion)",
             category=CATEGORY,
-            description="Generates the next image in the layout of another one (Prompt-to-Prompt): words that both prompts share "
+            description="Generates a second image in the layout of a first one (Prompt-to-Prompt): words that both prompts share "
             "look where they looked in the first image, while changed words find their own places. Use the same seed, sampler and "
-            "steps for both. Steps within the span take twice as long.",
+            "steps for both. Steps between start and end take twice as long.",
             search_aliases=["perfusion", "prompt to prompt", "p2p", "layout", "attention injection"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model for the next image, from Apply Concept. If it is watched, the watching ends here."
+                    "model",
+                    tooltip="The model for the next image, from Apply Concept. If it comes from Watch Attention, it is no longer "
+                    "recorded from here on.",
                 ),
                 AttentionType.Input("attention", tooltip="From the Watch Attention node on the first image's model."),
                 io.Latent.Input("samples", tooltip="The first image's latents, exactly as its sampler returned them."),
@@ -175,7 +179,7 @@ class PerfusionKeepLayout(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="When to stop keeping the layout. Stopping earlier leaves the concept more of its own shape.",
+                    tooltip="When to stop keeping the layout. Stopping earlier lets the concept keep more of its own shape.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler of the next image.")],

@@ -83,8 +83,8 @@ class PerfusionSweep(io.ComfyNode):
                 io.String.Input(
                     "values",
                     default="0.05, 0.15, 0.3",
-                    tooltip="One column for each value. Temperatures are above 0; strengths range from 0, the model without the "
-                    "concept (its word is still the learned one), to 1.",
+                    tooltip="One column for each value. Temperatures must be above 0. Strengths range from 0 to 1; at 0 the model "
+                    "runs without the concept's edit, but the learned word is still used.",
                 ),
                 io.String.Input(
                     "trigger", default="", tooltip="Trigger word of the concept to vary, such as <my-teddy>. Empty: all concepts."
@@ -112,7 +112,7 @@ class PerfusionSweep(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Guidance: how strongly the prompt counts.",
+                    tooltip="Guidance: how much weight the prompt carries.",
                 ),
                 io.Combo.Input("sampler_name", options=samplers, default="ddim", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=schedulers, default="normal", tooltip="As in KSampler."),
@@ -165,7 +165,7 @@ class PerfusionSweep(io.ComfyNode):
         if count > MOST:
             raise PerfusionError(
                 f"{len(rows)} biases × {len(columns)} {CHOICES[across][0]} × {seeds} seeds make {count} pictures, but a comparison "
-                f"has at most {MOST}; use fewer values or seeds."
+                f"can have at most {MOST}; use fewer values or seeds."
             )
         bar, latents = ProgressBar(count * steps), []
 

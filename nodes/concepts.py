@@ -139,7 +139,7 @@ def content_of(name: str) -> bytes:
     Concept.from_bytes(content, name)
     if 4 * -(-len(content) // 3) > MAX_TEXT:
         raise PerfusionError(
-            f"{name} has {len(content) // 1024} KB, more than the limit of {MAX_TEXT * 3 // 4 // 1024} KB in a workflow; share the "
+            f"{name} is {len(content) // 1024} KB, more than the limit of {MAX_TEXT * 3 // 4 // 1024} KB in a workflow; share the "
             "file instead."
         )
     return content
@@ -211,11 +211,15 @@ class PerfusionSaveConcept(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="half",
-                    tooltip="half: half the size of float32, with no visible difference. 8 bit: half the size of half. 4 bit: a "
-                    "third of the size of half.",
+                    tooltip="half: half the size of float32, with no visible difference. 8 bit: half that size. 4 bit: a third "
+                    "of the size of the half file.",
                 ),
                 io.String.Input(
-                    "author", default="", optional=True, advanced=True, tooltip="Stored in the file, for everyone who loads it."
+                    "author",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Author of the concept; stored in the file, so everyone who loads it can see it.",
                 ),
                 io.String.Input(
                     "license", default="", optional=True, advanced=True, tooltip="Licence of the concept, such as CC BY 4.0."
@@ -235,7 +239,9 @@ class PerfusionSaveConcept(io.ComfyNode):
     ) -> io.NodeOutput:
         """Save the concept."""
         if len(concept) != 1:
-            raise PerfusionError(f"Save Concept takes one concept, but {len(concept)} came combined; save each one separately.")
+            raise PerfusionError(
+                f"Save Concept takes a single concept, but its input contains {len(concept)}; save each one separately."
+            )
         saved = signed(concept[0], author, license)
         listed = save(saved, filename_prefix, overwrite, PRECISIONS[precision])
         return io.NodeOutput(listed, ui=shown(f"saved as {listed}\n{describe(saved)}", perfusion_saved=listed))
@@ -251,8 +257,9 @@ class PerfusionConceptSettings(io.ComfyNode):
             node_id="PerfusionConceptSettings",
             display_name="Concept Settings (Perfusion)",
             category=CATEGORY,
-            description="Sets how strongly a concept shows against the rest of the prompt, and what its trigger word is. A "
-            "concept that is only a word edits no layer, so only its trigger word and a strength of 0 matter.",
+            description="Sets how strongly a concept shows in relation to the rest of the prompt, and what its trigger word is. A "
+            "concept that is only a word edits no layer, so of these settings only the trigger word affects it, and a strength of "
+            "0, which switches it off.",
             search_aliases=["perfusion", "bias", "temperature", "strength"],
             inputs=[
                 ConceptType.Input("concept", tooltip="A concept; if several are combined, all get these settings."),
@@ -271,7 +278,7 @@ class PerfusionConceptSettings(io.ComfyNode):
                     min=0.01,
                     max=2.0,
                     step=0.01,
-                    tooltip="How softly the edit sets in around the bias.",
+                    tooltip="How gradually the edit sets in around the bias.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -285,8 +292,8 @@ class PerfusionConceptSettings(io.ComfyNode):
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Paint where the concept may show in the image: its word is looked at and its edit applied only "
-                    "there. Give each concept in an image its own region.",
+                    tooltip="Paint where the concept may show in the image: its word looks only there, and its edit is "
+                    "applied only there. Give each concept in an image its own region.",
                 ),
                 io.Float.Input(
                     "key_lock",
@@ -330,8 +337,8 @@ class PerfusionConceptSettings(io.ComfyNode):
         if trigger.strip():
             if len(concept) != 1:
                 raise PerfusionError(
-                    "A trigger word can only be set for a single concept, but several came combined; set it before Combine "
-                    "Concepts."
+                    f"A trigger word can be set only for a single concept, but the input contains {len(concept)}; set it before "
+                    "Combine Concepts."
                 )
             settings["trigger"] = trigger.strip()
         return io.NodeOutput(tuple(one.with_settings(**settings) for one in concept))
@@ -403,8 +410,8 @@ class PerfusionConceptSchedule(io.ComfyNode):
                     min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="How much the bias rises from start to end, evenly; 0 keeps it constant. Below 0 it falls: more of "
-                    "the concept towards the end.",
+                    tooltip="How much the bias rises, at an even rate, from start to end; 0 keeps it constant. Below 0 it falls: "
+                    "more of the concept towards the end.",
                 ),
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with this schedule.")],

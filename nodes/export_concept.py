@@ -45,8 +45,8 @@ class PerfusionExport(io.ComfyNode):
             search_aliases=["perfusion", "export", "convert", "lora", "textual inversion", "embedding", "rome"],
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model to make the LoRA for, as it goes into Apply Concept."),
-                io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
+                io.Model.Input("model", tooltip="The model to make the LoRA for: the one that you connect to Apply Concept."),
+                io.Clip.Input("clip", tooltip="Its text encoder: the one that you connect to Apply Concept."),
                 ConceptType.Input(
                     "concept", tooltip="A concept, or several combined. Bias, temperature and strength scale the LoRA."
                 ),
@@ -118,7 +118,7 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
     if what != LORA and not IN_PROMPTS.fullmatch(prefix):
         raise PerfusionError(
             f"Prompts refer to an embedding by its file name, which may contain only letters, digits and - _ . /; {prefix!r} "
-            "contains others."
+            "contains other characters."
         )
     if not stack:
         raise PerfusionError("At strength 0 there is nothing to export; raise it with Concept Settings.")
@@ -128,7 +128,9 @@ def check(model: ModelPatcher, clip: CLIP, stack: Stack, filename_prefix: str, w
         raise PerfusionError(f"{bare[0]} is only a word, which a LoRA cannot contain; choose embedding, or leave the concept out.")
     family = host.kind_of(model)
     if what != EMBEDDING and not family.loras:
-        raise PerfusionError(f"ComfyUI has no LoRA with separate keys and values for {family.name} models; choose embedding.")
+        raise PerfusionError(
+            f"ComfyUI has no LoRA format with separate keys and values for {family.name} models; choose embedding."
+        )
     for one in stack:
         host.check_fit(one, model)
         if word_key(one.trigger) in known:
@@ -146,8 +148,8 @@ def lora_of(model: ModelPatcher, clip: CLIP, stack: Stack) -> tuple[dict[str, Te
     at_word, in_all = (lora_export.error(edit, encodings, named, projected, held, places) for places in (words, None))
     told = (
         f"approximation error of the LoRA: keys {at_word[0]:.2f} and values {at_word[1]:.2f} at the word itself, "
-        f"{in_all[0]:.2f} and {in_all[1]:.2f} over whole prompts; 0 would be the concept as Apply Concept shows it, 1 is as far "
-        "from it as no concept at all."
+        f"{in_all[0]:.2f} and {in_all[1]:.2f} over whole prompts; 0 means the same as Apply Concept, and 1 means as far from it "
+        "as with no concept at all."
     )
     return lora_export.lora(held, projected, host.lora_names(model)), told
 

@@ -28,13 +28,13 @@ class PerfusionAutoBias(io.ComfyNode):
             node_id="PerfusionAutoBias",
             display_name="Find Bias (Perfusion)",
             category=CATEGORY,
-            description="Finds the bias for a concept: the lowest one, where the concept shows most, at which the model still "
-            "follows the prompt. It compares what the model predicts from noise with the concept's word and with the plain word. "
-            "This costs about as much as generating a few images.",
+            description="Finds the bias for a concept: the lowest one at which the model still follows the prompt, since the "
+            "concept shows most at a low bias. It compares what the model predicts from noise when given the concept's word with "
+            "what it predicts when given the plain word. This costs about as much as generating a few images.",
             search_aliases=["perfusion", "bias", "auto", "tune", "find bias"],
             inputs=[
-                io.Model.Input("model", tooltip="The model, as it goes into Apply Concept."),
-                io.Clip.Input("clip", tooltip="Its text encoder, as it goes into Apply Concept."),
+                io.Model.Input("model", tooltip="The model that you connect to Apply Concept."),
+                io.Clip.Input("clip", tooltip="Its text encoder: the one that you connect to Apply Concept."),
                 ConceptType.Input("concept", tooltip="A concept; if several are combined, each gets its own bias."),
                 io.String.Input(
                     "prompt",
@@ -48,8 +48,8 @@ class PerfusionAutoBias(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.05,
-                    tooltip="How closely the prompt must be followed: 1 as with the plain word, 0 not at all. Lower: more of the "
-                    "concept.",
+                    tooltip="How closely the prompt must be followed: 1 means as closely as with the plain word, 0 not at all. "
+                    "Lower: more of the concept.",
                 ),
                 size_input(),
                 io.Int.Input(

@@ -30,7 +30,7 @@ class PerfusionFindObject(io.ComfyNode):
             node_id="PerfusionFindObject",
             display_name="Find Object (Perfusion)",
             category=CATEGORY,
-            description="Makes a soft mask of what a plain word means in each picture, from the checkpoint's own attention; no "
+            description="Makes a soft mask of what a plain word refers to in each picture, from the checkpoint's own attention; no "
             "other model is needed. Use the masks in Train Concept.",
             search_aliases=["perfusion", "mask", "segment", "zero-shot mask", "background removal"],
             is_input_list=True,

@@ -58,7 +58,9 @@ def check_prefix(prefix: str) -> str:
     if not prefix:
         raise PerfusionError("The file needs a name; type one into filename_prefix.")
     if Path(prefix).is_absolute() or ".." in Path(prefix).parts:
-        raise PerfusionError(f"The file cannot be saved outside ComfyUI's own folder, where {prefix!r} leads; give only a name.")
+        raise PerfusionError(
+            f"{prefix!r} leads outside ComfyUI's own folder, and the file cannot be saved there; give only a name."
+        )
     return prefix
 
 

@@ -28,7 +28,8 @@ def path_of(name: str) -> Path:
     """Return the path of a listed foreign file; raises PerfusionError for any other name."""
     path = folder_paths.get_full_path(FOLDER, name) if name in foreign_files() else None
     if path is None:
-        endings = ", ".join(sorted(FOREIGN))
+        *most, last = sorted(FOREIGN)
+        endings = f"{', '.join(most)} or {last}"
         raise PerfusionError(
             f"There is no file {name[:200]!r} to import in models/{FOLDER}; put a {endings} file there and choose it in the list."
         )
@@ -43,11 +44,14 @@ def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
     """
     encoders = host.encoders_of(clip)
     if host.encodings_adapted(clip):
-        raise PerfusionError("Such files are for Stable Diffusion 1 and 2, but this CLIP is not; choose an SD1 or SD2 checkpoint.")
+        raise PerfusionError(
+            "Files of other implementations are for Stable Diffusion 1 and 2, but this CLIP is for another model; choose an SD1 or "
+            "SD2 checkpoint."
+        )
     if len(encoders) != 1:
         raise PerfusionError(
-            f"Such files contain a word for one text encoder, but this CLIP has {', '.join(encoders)}; choose an SD1 or SD2 "
-            "checkpoint."
+            f"Files of other implementations contain a word for one text encoder, but this CLIP has {', '.join(encoders)}; choose "
+            "an SD1 or SD2 checkpoint."
         )
     if host.encoding_width(clip) != host.width_of(model):
         raise PerfusionError(
@@ -85,7 +89,8 @@ class PerfusionImport(io.ComfyNode):
             display_name="Import Concept (Perfusion)",
             category=CATEGORY,
             description="Imports a concept that was trained with perfusion-pytorch or ChenDarYen's Key-Locked-Rank-One-Editing. "
-            "Keep it with Save Concept. Both of them sample as edit mode 'paper' does. Nothing in a file is ever run as code.",
+            "Both implementations sample as edit mode 'paper' does. Keep the concept with Save Concept. Nothing in a file is ever "
+            "run as code.",
             search_aliases=["perfusion", "import", "convert", "perfusion-pytorch", "lucidrains", "ckpt"],
             inputs=[
                 io.Combo.Input(
@@ -162,7 +167,9 @@ class PerfusionImport(io.ComfyNode):
         found = foreign_formats.read(path_of(file_name), host.layers_of(model), host.width_of(model), embedding, number)
         word = superclass.strip() or found.superclass
         if not 0 < len(word) <= SUPERCLASS_LENGTH:
-            raise PerfusionError("The file does not contain a usable superclass; type a word or two as superclass, such as teddy.")
+            raise PerfusionError(
+                "The file does not contain a usable superclass; enter a word or two as the superclass, such as teddy."
+            )
         inverse = metric(found, clip, covariance)
         concept = found.concept(trigger.strip(), word, family, encoder, host.word_encoding(clip, word), inverse)
         told = f"imported from {file_name}, a concept of {found.kind}\n{describe(concept)}"

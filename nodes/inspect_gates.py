@@ -25,7 +25,7 @@ class PerfusionInspect(io.ComfyNode):
             display_name="Inspect Gates (Perfusion)",
             category=CATEGORY,
             description="Shows whether concepts work in a prompt, before anything is sampled: how far each concept's gate opens "
-            "at each word, whether a trigger word is missing, whether concepts fight over a word, and how much of the layers they "
+            "at each word, whether a trigger word is missing, whether concepts compete for a word, and how much of the layers they "
             "change.",
             search_aliases=["perfusion", "debug", "is it working", "gate", "check"],
             is_output_node=True,
@@ -109,7 +109,7 @@ def conflict_sentences(prompt: host.PromptRecord) -> list[str]:
         told = ", ".join(f"{other} ({widest[other]:.2f})" for other in taken[:NAMED])
         if len(taken) > NAMED:
             told += f" and {len(taken) - NAMED} more"
-        fight = "the two fight over it" if len(taken) == 1 else "it fights with these over them"
+        fight = "the two compete for it" if len(taken) == 1 else "it competes with their concepts for these words"
         lines.append(f"{trigger} also opens at {told}: {fight}; raise the bias of {trigger}.")
     return lines
 

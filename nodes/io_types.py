@@ -18,7 +18,9 @@ AttentionType = io.Custom("PERFUSION_ATTENTION")
 """A `host.Recorder`: the attention recorded while a watched model was sampled."""
 
 
-def concept_outputs(meant_for: str = "For Apply Concept, or for Concept Settings and Combine Concepts first.") -> list[io.Output]:
+def concept_outputs(
+    meant_for: str = "For Apply Concept, either directly or by way of Concept Settings and Combine Concepts.",
+) -> list[io.Output]:
     """Return the outputs of a node that provides one concept; `meant_for` is the tooltip of the concept itself."""
     return [
         ConceptType.Output(display_name="concept", tooltip=meant_for),

@@ -34,8 +34,9 @@ class Row:
 def rows_of(text: str) -> list[Row]:
     """Parse the node's rows; raises PerfusionError if they are not a JSON list of objects with the attributes of `Row`."""
     expected = PerfusionError(
-        'Load Concepts needs a JSON list of rows such as [{"name": "teddy.safetensors", "on": true, "strength": 1, "bias": null}], '
-        f"at most {MOST} of them, not {text[:80]!r}; add the concepts in the node."
+        f"Load Concepts needs a JSON list of at most {MOST} rows, such as "
+        '[{"name": "teddy.safetensors", "on": true, "strength": 1, "bias": null}], '
+        f"but got {text[:80]!r}; add the concepts with the buttons on the node."
     )
     try:
         given = json.loads(text or "[]")

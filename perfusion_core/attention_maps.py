@@ -67,8 +67,8 @@ def layer_resolution(pixels: int, height: int, width: int) -> tuple[int, int]:
         if h * w == pixels:
             return h, w
     raise PerfusionError(
-        f"A layer of {pixels} pixels does not result from halving latents of {width} x {height}, as regions and attention maps "
-        "need; remove the patch that changes the model's resolution."
+        f"A layer has {pixels} pixels, which cannot be reached by repeatedly halving {width} × {height} latents; regions and "
+        "attention maps require that. Remove the patch that changes the model's resolution."
     )
 
 

@@ -149,7 +149,7 @@ def in_file(folder: Path, name: str) -> list[str]:
             raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one per line.")
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise PerfusionError(f"{shown(path)} has {size} bytes, more than the limit of {MAX_BYTES} for captions; shorten it.")
+            raise PerfusionError(f"{shown(path)} is {size} bytes, more than the limit of {MAX_BYTES} for captions; shorten it.")
         with path.open(encoding="utf-8") as file:
             return lines_of(file)
     except PerfusionError:

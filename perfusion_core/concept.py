@@ -234,7 +234,7 @@ class Concept:
         require(
             version in VERSIONS,
             path,
-            f"its format version is {version!r} and this pack reads {' and '.join(VERSIONS)}; update the pack",
+            f"its format version is {version!r}, but this pack reads only {' and '.join(VERSIONS)}; update the pack",
         )
         trigger, superclass = metadata.get("modelspec.trigger_phrase", ""), metadata.get("superclass", "")
         require(is_trigger(trigger), path, "its trigger word is not a name in angle brackets")

@@ -130,7 +130,7 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
     require(bool(layers) or not outputs, path, "it contains target outputs, but its list of layers is empty")
     needed = {"target_input", "probe", "superclass_encoding"} | ({"target_outputs_v"} if layers else set())
     missing, extra = needed - set(tensors), set(tensors) - words - needed - {"target_outputs_k"}
-    require(not missing, path, f"it lacks the tensor {', '.join(sorted(missing))}")
+    require(not missing, path, f"these tensors are missing: {', '.join(sorted(missing))}")
     require(not extra, path, f"it contains tensors that do not belong to a concept: {repr(sorted(extra))[1:200]}")
     require(bool(words), path, "it lacks a learned word")
     for name in sorted(words):

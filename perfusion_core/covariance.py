@@ -47,8 +47,8 @@ class Estimate:
         width = len(self.sum)
         if self.count < width:
             raise PerfusionError(
-                f"A covariance of width {width} needs at least {width} tokens of captions, but only {self.count} were given; add "
-                "more captions."
+                f"A covariance of width {width} needs captions with at least {width} tokens in total, but only {self.count} were "
+                "given; add more captions."
             )
         return Covariance((self.sum / self.count).float(), self.count, identity)
 
@@ -83,7 +83,9 @@ class Covariance:
         """
         factor, failed = torch.linalg.cholesky_ex(self.regularised())
         if failed:
-            raise PerfusionError("This covariance is not positive definite, so it cannot be that of encodings; measure it again.")
+            raise PerfusionError(
+                "This covariance is not positive definite, so it cannot be the covariance of real encodings; measure it again."
+            )
         return torch.cholesky_inverse(factor)
 
     def condition(self) -> float:

@@ -113,7 +113,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        require(size <= MAX_BYTES, path, f"it has {size} bytes, more than the limit of {MAX_BYTES} for a concept")
+        require(size <= MAX_BYTES, path, f"it is {size} bytes, more than the limit of {MAX_BYTES} for a concept")
         with path.open("rb") as file:
             found = torch_pickle.read(Archive(file, path, MAX_BYTES), path)
     except OSError as error:
@@ -128,7 +128,7 @@ def kind_of(found: Any, path: Path) -> str:
     if {"embed_params", "key_value_params"} <= names:
         return PERFUSION_PYTORCH
     known = {"target_input", "embedding", "target_output"} <= names
-    require(known, path, f"it is not a concept of {PERFUSION_PYTORCH} or of {CHENDARYEN}")
+    require(known, path, f"it is not a concept from {PERFUSION_PYTORCH} or {CHENDARYEN}")
     return CHENDARYEN
 
 

@@ -61,7 +61,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     try:
         require(path.is_file(), path, "there is no such file")
         size = path.stat().st_size
-        require(size <= max_bytes, path, f"it has {size} bytes, more than the limit of {max_bytes} for such a file")
+        require(size <= max_bytes, path, f"it is {size} bytes, more than the limit of {max_bytes} for such a file")
         return path.read_bytes()
     except OSError as error:
         raise PerfusionError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
@@ -84,7 +84,7 @@ def parse(content: bytes, path: Path, dtypes: tuple[torch.dtype, ...] = DTYPES) 
     Raises:
         PerfusionError: the bytes are broken, or contain NaN, infinity, other dtypes or too many dimensions.
     """
-    broken = "it is not a complete safetensors file; it may be cut off, or another kind of file"
+    broken = "it is not a complete safetensors file; it may be truncated, or it may be another kind of file"
     require(len(content) >= 8, path, broken)
     (length,) = struct.unpack("<Q", content[:8])
     require(length <= min(MAX_HEADER, len(content) - 8), path, broken)
@@ -169,7 +169,7 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
     except OSError as error:
         raise PerfusionError(
             f"{shown(path)} was not saved: {error.strerror or error}; free some space or choose a folder "
-            "that can be written, then save again."
+            "that can be written to, then save again."
         ) from error
     finally:
         with contextlib.suppress(OSError):

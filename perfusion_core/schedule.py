@@ -34,7 +34,7 @@ class Schedule:
         if not 0 <= self.start < self.end <= 1:
             raise PerfusionError(
                 f"A concept cannot act from {self.start:g} to {self.end:g} of a run; start_percent must be at least 0 and below "
-                "end_percent, which is at most 1."
+                "end_percent, which must be at most 1."
             )
 
     def holds(self, sigma: float, sigma_of: Callable[[float], float]) -> bool:

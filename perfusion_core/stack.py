@@ -24,8 +24,8 @@ def combine(*stacks: Stack) -> Stack:
     for one, other in itertools.pairwise(concepts):
         if word_key(one.trigger) == word_key(other.trigger):
             raise PerfusionError(
-                f"Two concepts have the trigger word {one.trigger}: a {one.superclass} and a {other.superclass}; "
-                "give one of them another trigger word with Concept Settings."
+                f"Two concepts have the trigger word {one.trigger} (superclasses: {one.superclass} and "
+                f"{other.superclass}); give one of them a different trigger word with Concept Settings."
             )
         if one.family != other.family:
             raise PerfusionError(
@@ -58,8 +58,8 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
     for concept in stack[1:]:
         if concept.layers != layers or len(concept.probe) != len(stack[0].probe):
             raise PerfusionError(
-                f"{concept.trigger} and {stack[0].trigger} were trained on models of different shapes; use concepts of one shape "
-                "together."
+                f"{concept.trigger} and {stack[0].trigger} were trained on models of different shapes; combine only concepts "
+                "trained on models of the same shape."
             )
     trained = torch.tensor([bool(concept.keys) for concept in stack])
     keys = {}

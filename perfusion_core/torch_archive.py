@@ -12,10 +12,8 @@ from typing import BinaryIO
 
 from .safe_files import require
 
-BROKEN = "it is not a complete file of torch.save; it may be cut off, or another kind of file"
-LEGACY = (
-    "it is in an older format than torch.save has written since torch 1.6; if you trust it, load it in Python and save it again"
-)
+BROKEN = "it is not a complete torch.save file; it may be truncated, or it may be another kind of file"
+LEGACY = "it is in the format that torch.save used before torch 1.6; if you trust it, load it in Python and save it again"
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The pickled number that files of torch before 1.6 begin with."""
 

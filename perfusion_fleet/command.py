@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
     except KeyboardInterrupt:
         say(
-            "Interrupted. Run the same command again: saved concepts are kept, and trainings continue from their last checkpoint, "
-            "made every 25 steps."
+            "Interrupted. Run the same command again: saved concepts are kept, and unfinished training runs resume from their last "
+            "checkpoint; one is made every 25 steps."
         )
         return STOPPED
 
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         say(f"Checking {options.concepts} and starting {len(workers)} workers.")
         faults += schedule.checked(workers[0], jobs)
         if faults:
-            raise PerfusionError(f"{options.concepts} cannot be trained:", *faults)
+            raise PerfusionError(f"The concepts in {options.concepts} cannot be trained:", *faults)
         entries = taught(workers, jobs, out)
     finally:
         schedule.ray.shutdown()

@@ -29,7 +29,7 @@ def opened(source: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise PerfusionError(
-                    f"{name} has {width} × {height} pixels, more than the limit of {MAX_PIXELS // 10**6} million; save it at a "
+                    f"{name} is {width} × {height} pixels, more than the limit of {MAX_PIXELS // 10**6} million; save it at a "
                     "smaller size."
                 )
             yield image

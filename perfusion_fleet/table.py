@@ -175,12 +175,14 @@ def unreadable(path: Path, error: Exception) -> PerfusionError:
 def job_of(row: Mapping[str, object], base: Path) -> Job:
     """Return the job of a row, whose paths are relative to `base`; raise PerfusionError if the row is invalid."""
     for column, value in row.items():
-        came = NO_VALUES.get(type(value)) or (HALF.search(f"{column}{value}") and "half of a character")
+        came = NO_VALUES.get(type(value)) or (HALF.search(f"{column}{value}") and "half a character (an unpaired surrogate)")
         if came:
             raise PerfusionError(f"{brief(column, 80)} should be text or a number, not {came}.")
     text = {name: str(row.get(name, "")).strip() for name in OWN}
     if not NAME.fullmatch(text["name"]):
-        raise PerfusionError("a concept's name must have 1 to 64 letters, digits, - and _; choose another one.")
+        raise PerfusionError(
+            "a concept's name must consist of 1 to 64 letters, digits, hyphens and underscores; choose another one."
+        )
     try:
         folder = (base / (text["pictures"] or text["name"])).resolve()
         pictures = [file for file in images(folder) if not file.stem.endswith(MASK)]
@@ -245,8 +247,8 @@ def captions_of(pictures: list[Path], told: str) -> tuple[str, ...]:
     """
     if told:
         raise PerfusionError(
-            f"captions must be text files beside the pictures, with the same names; set captions to {NONE} to ignore them, or "
-            "leave it empty."
+            "captions must be text files beside the pictures, with the same names; leave the captions column empty to use "
+            f"them, or set it to {NONE} to ignore them."
         )
     files = [picture.with_suffix(CAPTION) for picture in pictures]
     there = [file.is_file() for file in files]

@@ -267,7 +267,7 @@ def test_the_inspector_misses_names_and_sees_fights_and_loras(server: Server) ->
     model, clip = graph.apply(graph.model, graph.words, twin)
     assert f"{TRIGGER} is applied but not named" in inspected(server, graph, model, graph.text(clip, "a <twin>"))
     report = inspected(server, graph, model, graph.text(clip, f"a {TRIGGER} and a <twin>"))
-    assert f"{TRIGGER} also opens at <twin>" in report and "fight" in report and "not named" not in report
+    assert f"{TRIGGER} also opens at <twin>" in report and "compete" in report and "not named" not in report
     scaled = [graph.add("UNetCrossAttentionMultiply", model=model, q=1.0, k=1.0, v=1.2, out=1.0), 0]
     assert "LoRAs change 14 of the edited projections" in inspected(server, graph, scaled, graph.text(clip, "a <twin>"))
 
@@ -283,8 +283,8 @@ def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Se
     fights = [line for line in report.splitlines() if "also opens at" in line]
     assert "not named" not in report and report.count("its gate opens to") == 32
     assert [line.split(" ")[0] for line in fights] == crowd[:-1]
-    assert " and 28 more: it fights with these over them; raise the bias of <twin-00>." in fights[0]
-    assert fights[-1].endswith(": the two fight over it; raise the bias of <twin-30>.") and "more" not in fights[-1]
+    assert " and 28 more: it competes with their concepts for these words; raise the bias of <twin-00>." in fights[0]
+    assert fights[-1].endswith(": the two compete for it; raise the bias of <twin-30>.") and "more" not in fights[-1]
 
 
 def test_the_inspector_needs_a_model_with_concepts(server: Server) -> None:
@@ -320,7 +320,7 @@ def test_an_object_is_found_without_any_mask_and_can_be_trained_on(server: Serve
 
 
 def test_finding_needs_a_word_and_a_picture_that_is_large_enough(server: Server) -> None:
-    for word, sentence in (("  ", "needs the plain word"), ("a", "is not a word to look for")):
+    for word, sentence in (("  ", "needs the plain word"), ("a", "is not a word that Find Object can look for")):
         graph = Graph()
         model, clip, vae = graph.checkpoint()
         images, _ = graph.pictures(2)

@@ -515,7 +515,7 @@ def test_random_numbers_behind_a_good_header_never_crash(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["target_input", "probe", "superclass_encoding", "target_outputs_v"])
 def test_refuses_a_missing_tensor(name: str, changed: Callable[[Change], str]) -> None:
-    assert f"lacks the tensor {name}" in changed(lambda tensors, _: tensors.pop(name))
+    assert f"these tensors are missing: {name}" in changed(lambda tensors, _: tensors.pop(name))
 
 
 def test_refuses_a_missing_word(changed: Callable[[Change], str]) -> None:
@@ -837,7 +837,7 @@ def test_refuses_a_file_that_is_too_large_without_reading_it(path: Path, monkeyp
         raise AssertionError("the file was read")
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    assert f"has {2**40} bytes, more than the limit of {MAX_BYTES}" in sentence(path)
+    assert f"is {2**40} bytes, more than the limit of {MAX_BYTES}" in sentence(path)
 
 
 def test_refuses_what_is_no_file(path: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_refuses_what_is_not_finite_and_keeps_what_it_had(encodings: Tensor, bad
 def test_refuses_fewer_encodings_than_dimensions(encodings: Tensor) -> None:
     estimate = Estimate(D)
     estimate.add(encodings.reshape(-1, D)[: D - 1])
-    with pytest.raises(PerfusionError, match=f"at least {D} tokens of captions, but only {D - 1}"):
+    with pytest.raises(PerfusionError, match=f"captions with at least {D} tokens in total, but only {D - 1}"):
         estimate.finish(IDENTITY)
     estimate.add(encodings[0, 0])
     assert estimate.finish(IDENTITY).count == D

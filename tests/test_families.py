@@ -106,7 +106,7 @@ def test_it_is_taught_saved_and_used(measured: dict, family: str) -> None:
 
 def test_a_concept_of_another_family_is_refused(measured: dict, family: str) -> None:
     name = {"koala": "sdxl", "pixart": "pixart_sigma", "cosmos": "cosmos_predict2"}.get(family, family)
-    said = f"<it> was trained on an sd3000 model, and this one is {name}; use an sd3000 checkpoint."
+    said = f"<it> was trained on an sd3000 model, but this one is {name}; use an sd3000 checkpoint."
     assert measured["said to another family"] == said
 
 
@@ -141,7 +141,7 @@ def test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone(who
         assert each["family"] == "sdxl" and each["layers"] == each["blocks"]
         assert each["said"].pop(name) == ""
         for other, told in each["said"].items():
-            assert "trained on an sdxl model of another shape" in told
+            assert "trained on an sdxl model of a different shape" in told
             assert f"{layouts[other]['layers']} cross" in told and f"has {each['layers']} cross" in told
 
 
@@ -157,19 +157,19 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
         assert each["said"].pop(name) == ""
         for other, told in each["said"].items():
             theirs = layouts[other]["family"]
-            wanted = "of another shape" if theirs == each["family"] else f"{theirs} model and this one is {each['family']}"
+            wanted = "of a different shape" if theirs == each["family"] else f"{theirs} model, but this one is {each['family']}"
             assert wanted in told
 
 
 def test_a_model_that_needs_a_control_video_is_not_taught(whole: dict) -> None:
-    assert whole["VACE"].startswith("This model (VACE) needs a control video, which training does not have; ")
+    assert whole["VACE"].startswith("This model (VACE) needs a control video, which training cannot provide; ")
 
 
 def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) -> None:
     assert len(whole["joint"]) == 5
     for name, told in whole["joint"].items():
         known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima model."
-        shared = "text and picture share one attention, so there is no cross-attention that Perfusion could edit; "
+        shared = "text and picture are processed by one joint attention, so there is no cross-attention for Perfusion to edit; "
         assert told == f"In this model ({name}) {shared}{known}"
 
 
@@ -194,4 +194,6 @@ def test_what_does_not_reach_a_transformers_attention_is_refused(measured: dict,
     if family in UNETS:
         return
     for what in ("said to a region", "said to a watch"):
-        assert measured[what].startswith("Regions and attention maps are for Stable Diffusion 1, 2 and XL, and this model is ")
+        assert measured[what].startswith(
+            "Regions and attention maps work only with Stable Diffusion 1, 2 and XL, but this model is "
+        )

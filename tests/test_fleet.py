@@ -140,7 +140,8 @@ def test_all_that_is_wrong_with_a_table_is_told_at_once(folder: Callable[[Told],
     table_of = path.parent / "table.csv"
     table_of.write_text("name,pictures,superclass\nbear,set/bear,teddy\nBear,set/bear,teddy\n,set/bear,teddy\n", encoding="utf-8")
     assert table.read(table_of)[1] == [
-        "A concept without a name: a concept's name must have 1 to 64 letters, digits, - and _; choose another one.",
+        "A concept without a name: a concept's name must consist of 1 to 64 letters, digits, hyphens and underscores; choose "
+        "another one.",
         "bear: 2 concepts have this name; give each its own.",
     ]
 
@@ -234,7 +235,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
     ran = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=known)
     assert ran.returncode == 2 and not (tmp_path / "out").exists(), ran.stdout + ran.stderr
     _, first, *faults = ran.stdout.splitlines()
-    assert first == f"Failed: {path} cannot be trained:"
+    assert first == f"Failed: The concepts in {path} cannot be trained:"
     assert [fault.strip()[:30] for fault in faults] == [
         "f: b.png cannot be opened as a",
         "a: step is not a setting of Tr",

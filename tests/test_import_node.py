@@ -159,9 +159,9 @@ def test_hostile_files_are_refused_before_the_graph_runs(server: Server, peer: P
     refused(server, "huge.pt", f"more than the limit of {MAX_BYTES}")
     (place / "huge.pt").unlink()
     (place / "short.bin").write_bytes(peer.read_bytes()[:-500])
-    refused(server, "short.bin", "not a complete file")
+    refused(server, "short.bin", "not a complete torch.save file")
     torch.save({"state_dict": {}}, place / "lora.pth")
-    refused(server, "lora.pth", "not a concept of perfusion-pytorch or of")
+    refused(server, "lora.pth", "not a concept from perfusion-pytorch or")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_names_lead_nowhere_else(server: Server, taught: Path, peer: Path) -> No
 
 
 def test_inputs_that_cannot_be_are_refused(server: Server, peer: Path) -> None:
-    refused(server, peer.name, "as superclass", superclass=" ")
+    refused(server, peer.name, "as the superclass", superclass=" ")
     refused(server, peer.name, "angle brackets", trigger="my teddy")
     refused(server, peer.name, "contains 1 concept, but number 2", number=2)
 

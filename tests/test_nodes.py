@@ -802,7 +802,7 @@ def test_training_refuses_a_trigger_that_is_taken(server: Server, strong: str) -
     _, with_clip = graph.apply(model, clip, graph.load(strong))
     images, _ = graph.pictures(1)
     graph.save([graph.train(model, with_clip, vae, images), 0], "refused")
-    refused(server, graph, TRIGGER, "already taken")
+    refused(server, graph, TRIGGER, "already has a concept")
 
 
 def test_two_concepts_with_one_trigger_are_refused(server: Server, strong: str, trained: tuple) -> None:

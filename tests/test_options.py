@@ -118,7 +118,7 @@ def test_previews_show_what_is_asked_for(server: Server) -> None:
     ("options", "words"),
     [
         ({"captions": "a <opted>"}, ["2 pictures and 1 captions", "one line for each"]),
-        ({"captions": "a <opted>\na table"}, ["Caption 2 of 2", "name the concept once, as <opted>", "a table"]),
+        ({"captions": "a <opted>\na table"}, ["Caption 2 of 2", "name the concept exactly once, as <opted>", "a table"]),
         ({"templates": "a {} and <opted>"}, ["Template 1 of 1", "once"]),
         ({"preview_prompts": "the beach"}, ["Preview prompt 1 of 1", "once"]),
         ({"captioned": 2.0}, ["captioned", "max"]),

@@ -68,7 +68,7 @@ def test_a_trigger_without_brackets_and_one_that_was_removed_are_warned_of(serve
         server, graph, *(graph.sample(with_model, graph.text(with_clip, text), graph.text(clip, ""), steps=1) for text in texts)
     )
     said = server.log()[log:]
-    assert written(said, "demo-monster without brackets", f"write {TRIGGER}")
+    assert written(said, "demo-monster, which is not a trigger word without its brackets", f"write {TRIGGER}")
     assert said.count("no prompt names it") == 2 and "Nodes that read <lora:…> tags" in said
 
 

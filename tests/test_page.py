@@ -95,7 +95,7 @@ def test_a_concept_is_shown_before_it_is_loaded_and_its_trigger_word_copied(page
     page.choose(node, "concept_name", "signed")
     card = page.card(node)
     page.wait(lambda: "by Ann <b>B</b>" in card.inner_text(), "the author")
-    assert "a robot, for sd1" in card.inner_text() and "licence CC0" in card.inner_text()
+    assert "superclass robot, for sd1" in card.inner_text() and "licence CC0" in card.inner_text()
     assert card.locator("img").evaluate("each => each.complete && each.naturalWidth") == SIDE
     card.get_by_role("button", name="<demo-robot>").click()
     assert page.tab.evaluate("() => navigator.clipboard.readText()") == "<demo-robot>"
@@ -117,7 +117,7 @@ def test_a_preview_that_could_not_be_shown_safely_is_not_shown(page: Page, fresh
         replace(good, superclass=f"robot {name}", preview=preview).save(files[name])
 
     def check(node: int, name: str) -> None:
-        page.wait(lambda: f"a robot {name}, for sd1" in page.card(node).inner_text(), f"the concept {name}")
+        page.wait(lambda: f"superclass robot {name}, for sd1" in page.card(node).inner_text(), f"the concept {name}")
         assert page.card(node).locator("img").count() == (name == "shown"), name
 
     page.command("Comfy.RefreshNodeDefinitions")
@@ -159,11 +159,11 @@ def test_a_concept_is_found_by_its_trigger_word_or_its_superclass(page: Page, fr
         page.wait(lambda: "No concept has" in page.card(node).inner_text(), "that there is none")
         page.number(node, "find", "")
         page.wait(lambda: page.ask(script, node) == every, "the whole list")
-        page.wait(lambda: "a monster, for sd1" in page.card(node).inner_text(), "the concept that is chosen")
+        page.wait(lambda: "superclass monster, for sd1" in page.card(node).inner_text(), "the concept that is chosen")
     page.number(node, "find", "kettle")
     page.wait(lambda: page.ask(script, node) == ["found.safetensors"], "what was searched for")
     page.choose(node, "concept_name", "found")
-    page.wait(lambda: "a kettle, for sd1" in page.card(node).inner_text(), "the concept that was found")
+    page.wait(lambda: "superclass kettle, for sd1" in page.card(node).inner_text(), "the concept that was found")
     assert page.errors == []
 
 
@@ -175,7 +175,7 @@ def test_a_picture_brings_its_concept_to_a_server_that_has_none(
     page.shorten(SHORT)
     (node,) = page.of_type("PerfusionConceptInWorkflow")
     page.choose(node, "hold", "demo-robot")
-    page.wait(lambda: "a robot" in page.card(node).inner_text(), "the concept that was chosen")
+    page.wait(lambda: "superclass robot" in page.card(node).inner_text(), "the concept that was chosen")
     assert "KB in the workflow" in page.card(node).inner_text()
     (prompt,) = (each for each in page.of_type("CLIPTextEncode") if page.value(each, "text"))
     page.write(prompt, "text", "a photo of a <demo-robot> on the beach")

@@ -109,7 +109,7 @@ def hostile_table(tmp_path: Path) -> Iterator[Path]:
 def test_a_table_of_jobs_reaches_the_console_as_text(hostile_table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs, faults = table.read(hostile_table)
     assert not jobs and faults
-    command.say(*str(PerfusionError(f"{hostile_table} cannot be trained:", *faults)).splitlines())
+    command.say(*str(PerfusionError(f"The concepts in {hostile_table} cannot be trained:", *faults)).splitlines())
     command.say(f"[1/1] {STEERING}: failed: {STEERING}", "two")
     out = capsys.readouterr().out
     assert safe(out) and out.count("\n") == len(faults) + 3

@@ -110,7 +110,7 @@ def test_cards_keep_their_size_and_say_what_they_show(page: Page, visited: Serve
     node, held = put(page, "PerfusionLoadConcept"), put(page, "PerfusionConceptInWorkflow", 400)
     page.ask(SET, node, "concept_name", "demo-robot.safetensors")
     card = page.card(node)
-    page.wait(lambda: "a robot, for sd1" in card.inner_text(), "the card")
+    page.wait(lambda: "superclass robot, for sd1" in card.inner_text(), "the card")
     width, height = page.ask(SHOWN, node, "card")
     picture = card.locator("img").bounding_box()
     assert height <= 110 and picture["height"] <= 101 * page.ask("() => app.canvas.ds.scale") and width > 200
@@ -132,7 +132,7 @@ def test_cards_keep_their_size_and_say_what_they_show(page: Page, visited: Serve
     page.wait(lambda: "The server is not responding" in card.inner_text(), "that the server is gone")
     page.tab.unroute("**/view_metadata/**")
     page.errors.clear()  # the request that the test itself has cut off
-    page.wait(lambda: "Holds no concept yet" in page.card(held).inner_text(), "the other card")
+    page.wait(lambda: "Stores no concept yet" in page.card(held).inner_text(), "the other card")
     assert page.errors == []
 
 
@@ -195,13 +195,13 @@ def test_a_linked_name_shows_what_ran(page: Page, visited: Server) -> None:
     page.tab.wait_for_timeout(800)  # older pages make that list twice
     page.ask("([id, name]) => { app.graph.getNodeById(id).widgets[0].value = name; }", text, "demo-robot.safetensors")
     page.run()
-    page.wait(lambda: "a robot, for sd1" in page.card(node).inner_text(), "what ran")
+    page.wait(lambda: "superclass robot, for sd1" in page.card(node).inner_text(), "what ran")
     # A widget that a subgraph shows outside keeps its value there: what the node inside says after the run counts.
     inner = put(page, "PerfusionLoadConcept", 400, 400)
     page.ask("([id]) => app.graph.getNodeById(id).onExecuted({ concept_name: ['demo-robot.safetensors'] })", inner)
-    page.wait(lambda: "a robot, for sd1" in page.card(inner).inner_text(), "what ran inside")
+    page.wait(lambda: "superclass robot, for sd1" in page.card(inner).inner_text(), "what ran inside")
     page.ask(SET, inner, "concept_name", "demo-monster.safetensors")
-    page.wait(lambda: "a monster, for sd1" in page.card(inner).inner_text(), "what was chosen since")
+    page.wait(lambda: "superclass monster, for sd1" in page.card(inner).inner_text(), "what was chosen since")
     assert page.errors == []
 
 
@@ -212,7 +212,7 @@ def test_a_held_concept_is_the_last_chosen_and_can_be_taken_back(page: Page, vis
     page.tab.wait_for_timeout(300)
     page.ask(SET, node, "hold", "demo-robot.safetensors")
     page.ask(SET, node, "hold", "demo-monster.safetensors")
-    page.wait(lambda: "a monster" in page.card(node).inner_text(), "the concept that was chosen last")
+    page.wait(lambda: "superclass monster" in page.card(node).inner_text(), "the concept that was chosen last")
     assert page.value(node, "hold") == "choose a concept…"
     page.ask(SET, node, "hold", "zz-broken.safetensors")
     page.wait(lambda: "cannot be used" in page.card(node).inner_text(), "the server's own sentence")

@@ -140,7 +140,7 @@ def test_a_page_of_another_name_gets_no_concepts(server: Server, address: str, h
     connection.close()
     assert answer.status == status
     if status == 403 and "Sec-Fetch-Site" not in headers:
-        assert json.loads(content)["error"].startswith("Concepts are only sent to a page that is open at localhost, ")
+        assert json.loads(content)["error"].startswith("Concepts are sent only to a page opened through localhost, ")
 
 
 def test_the_page_gets_the_words_that_concepts_are_found_by(server: Server) -> None:
@@ -190,12 +190,12 @@ ROW = '{"name": "demo-monster.safetensors"'
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ("{", "needs a JSON list of rows"),
-        ("{}", "needs a JSON list of rows"),
-        ('[{"file": "a"}]', "needs a JSON list of rows"),
-        (f'[{ROW}, "strength": "much"}}]', "needs a JSON list of rows"),
-        (f'[{ROW}, "bias": 1e999}}]', "needs a JSON list of rows"),
-        ("[" * 5000, "needs a JSON list of rows"),
+        ("{", "needs a JSON list of at most 64 rows"),
+        ("{}", "needs a JSON list of at most 64 rows"),
+        ('[{"file": "a"}]', "needs a JSON list of at most 64 rows"),
+        (f'[{ROW}, "strength": "much"}}]', "needs a JSON list of at most 64 rows"),
+        (f'[{ROW}, "bias": 1e999}}]', "needs a JSON list of at most 64 rows"),
+        ("[" * 5000, "needs a JSON list of at most 64 rows"),
         (f"[{', '.join([ROW + '}'] * 65)}]", "at most 64"),
         ('[{"name": "missing.safetensors"}]', "There is no concept"),
         ('[{"name": "../secret.safetensors"}]', "There is no concept"),

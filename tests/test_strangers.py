@@ -268,8 +268,8 @@ def test_a_number_of_a_table_is_a_number_whatever_its_length(pictures: Path, dig
     [
         ({"flip": [1]}, "bear: flip should be text or a number, not a list."),
         ({"flip": {"a": 1}}, "bear: flip should be text or a number, not an object."),
-        ({"superclass": "\ud800"}, "bear: superclass should be text or a number, not half of a character."),
-        ({"\udfff\x1b": 1}, r"bear: \udfff\x1b should be text or a number, not half of a character."),
+        ({"superclass": "\ud800"}, "bear: superclass should be text or a number, not half a character (an unpaired surrogate)."),
+        ({"\udfff\x1b": 1}, r"bear: \udfff\x1b should be text or a number, not half a character (an unpaired surrogate)."),
         ({"pictures": "a\0b"}, "bear: its folder of pictures or masks cannot be read; name another one."),
         ({"masks": "m" * 5000}, "bear: its folder of pictures or masks cannot be read; name another one."),
         ({"name": ["\x1b"]}, "?: name should be text or a number, not a list."),
@@ -289,8 +289,8 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\ns
     [
         (png(16, 16, (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**24))), PIXELS), "a.png cannot be opened as an image"),
         (png(60_000, 60_000, PIXELS), "a.png cannot be opened as an image"),
-        (png(8193, 8193, PIXELS), "a.png has 8193 × 8193 pixels, more than the limit of 67 million"),
-        (claiming(9000, 9000), "a.png has 9000 × 9000 pixels"),
+        (png(8193, 8193, PIXELS), "a.png is 8193 × 8193 pixels, more than the limit of 67 million"),
+        (claiming(9000, 9000), "a.png is 9000 × 9000 pixels"),
         (POSTSCRIPT, "a.png cannot be opened as an image"),
         (picture("GIF"), "a.png cannot be opened as an image"),
     ],

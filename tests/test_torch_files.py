@@ -21,8 +21,8 @@ from perfusion_core.torch_pickle import CODE, LONGEST_KEY, MAX_PICKLE, MAX_STEPS
 from scripts.setup.bootstrap import Setup
 from tests.measuring import measure
 
-BROKEN = "not a complete file of torch.save"
-NEITHER = "not a concept of perfusion-pytorch or of"
+BROKEN = "not a complete torch.save file"
+NEITHER = "not a concept from perfusion-pytorch or"
 MOST = 64 * 2**20
 
 
@@ -226,7 +226,7 @@ def test_an_old_pickle_is_refused_with_a_way_out_also_with_an_archive_behind_it(
     bomb += with_storage(("storage", torch.FloatStorage, "0", "cpu", 75 * 10**9, None), lambda held: held)
     for content in (old, old + good, bomb + good):
         assert (
-            "in an older format than torch.save has written since torch 1.6; if you trust it, load it in Python and save it again"
+            "in the format that torch.save used before torch 1.6; if you trust it, load it in Python and save it again"
             in refusal(content, tmp_path)
         )
 

@@ -723,24 +723,24 @@ def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: 
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"steps": 0}, "at least 1 step"),
-        ({"steps": -3}, "at least 1 step"),
-        ({"batch": 0}, "a batch of at least 1"),
-        ({"micro": 0}, "a batch of at least 1"),
-        ({"word_rate": 0.0}, "learning rates above 0"),
-        ({"output_rate": -0.1}, "learning rates above 0"),
-        ({"word_rate": float("nan")}, "learning rates above 0"),
-        ({"output_rate": float("inf")}, "learning rates above 0"),
-        ({"temperature": 0.0}, "a temperature above 0"),
-        ({"temperature": float("nan")}, "a temperature above 0"),
-        ({"bias": float("nan")}, "a bias"),
-        ({"lock": "global"}, "a lock"),
-        ({"mode": "both"}, "an edit mode"),
-        ({"flip": 1.5}, "a flip"),
-        ({"small": -0.1}, "a small"),
-        ({"ema": -0.1}, "an average"),
-        ({"min_snr": -1.0}, "a min_snr"),
-        ({"lock": WORD, "mode": STATIC}, "another edit mode than static, which has no gates, for the lock word"),
+        ({"steps": 0}, "steps to be at least 1"),
+        ({"steps": -3}, "steps to be at least 1"),
+        ({"batch": 0}, "batch and at_once to be at least 1"),
+        ({"micro": 0}, "batch and at_once to be at least 1"),
+        ({"word_rate": 0.0}, "the learning rates to be above 0"),
+        ({"output_rate": -0.1}, "the learning rates to be above 0"),
+        ({"word_rate": float("nan")}, "the learning rates to be above 0"),
+        ({"output_rate": float("inf")}, "the learning rates to be above 0"),
+        ({"temperature": 0.0}, "temperature to be above 0"),
+        ({"temperature": float("nan")}, "temperature to be above 0"),
+        ({"bias": float("nan")}, "bias to be a number"),
+        ({"lock": "global"}, "lock to be one of local, trained or word;"),
+        ({"mode": "both"}, "the edit mode to be one of exact, paper, approximate, static or none;"),
+        ({"flip": 1.5}, "flip to be between 0 and 1"),
+        ({"small": -0.1}, "small to be between 0 and 1"),
+        ({"ema": -0.1}, "ema to be between 0 and 1"),
+        ({"min_snr": -1.0}, "min_snr to be 0 or more"),
+        ({"lock": WORD, "mode": STATIC}, "an edit mode other than static, which has no gates, when lock is word"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(
@@ -989,7 +989,7 @@ def test_a_text_of_a_user_names_the_concept_once() -> None:
     made = as_templates(given, "<my-teddy>", "Caption")
     assert [each.format("it") for each in made] == ["a photo of it on a {table}", "it at night", "(a it:1.2) and <other>", "it"]
     for wrong in ("a photo on a table", "<my-teddy> and {}", "<my-teddy2>"):
-        with pytest.raises(PerfusionError, match="Caption 2 of 2 should name the concept once, as <my-teddy>"):
+        with pytest.raises(PerfusionError, match="Caption 2 of 2 should name the concept exactly once, as <my-teddy>"):
             as_templates(["a {}", wrong], "<my-teddy>", "Caption")
     with pytest.raises(PerfusionError, match="has 1001 characters"):
         as_templates(["{}" + "x" * 999], "<my-teddy>", "Template")

@@ -205,7 +205,7 @@ def test_the_inspecting_workflow_reports_on_both_concepts(server: Server, object
     history = server.run(to_prompt(workflow, object_info))
     (text,) = history["outputs"][str(find_node(workflow, "In words")["id"])]["text"]
     assert all(f"{trigger}: its gate opens to 0.9" in text for trigger in ("<demo-monster>", "<demo-robot>"))
-    assert "In 7 layers" in text and "fight" not in text
+    assert "In 7 layers" in text and "compete" not in text
     assert pixels(server.outputs(history)[0]).shape[0] > 200
 
 

@@ -13,8 +13,8 @@ from ...perfusion_core import PerfusionError
 NOT_PUBLIC = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
 """Endings of names that no public name server resolves."""
 REFUSED = (
-    "Concepts are only sent to a page that is open at localhost, at an IP address, at a name without a dot, or over https; open "
-    "ComfyUI in one of these ways."
+    "Concepts are sent only to a page opened through localhost, an IP address, a name without a dot, or https; open ComfyUI in one "
+    "of these ways."
 )
 
 

@@ -77,7 +77,11 @@ class Checkpoints:
             # In this order: while the checkpoint is there, so is the best concept, if there is one at all.
             best = Concept.load(folder / self.best_path.name) if (folder / self.best_path.name).exists() else None
             named, told = read(folder / self.path.name, MAX_CHECKPOINT)
-            require(all(told.get(name) == value for name, value in METADATA.items()), self.path, "it was made by another version")
+            require(
+                all(told.get(name) == value for name, value in METADATA.items()),
+                self.path,
+                "it was made by another version of this pack",
+            )
             state = TrainingState.from_tensors(named, fresh.target_input.device)
         except PerfusionError as error:
             log.warning("%s Training starts over.", error)
@@ -89,9 +93,12 @@ class Checkpoints:
         log.info("Training continues from step %d.", state.step)
         return state
 
-    def keep(self, state: TrainingState) -> None:
-        """Write the checkpoint atomically, replacing the previous one; if that fails, log it and keep the previous one."""
-        with unless_unwritable("this checkpoint"):
+    def keep(self, state: TrainingState, stopped: bool = False) -> None:
+        """Write the checkpoint atomically, replacing the previous one; if that fails, log it and keep the previous one.
+
+        `stopped` says that the user stopped the training here.
+        """
+        with unless_unwritable("this checkpoint", stopped):
             write(self.path, state.tensors(), METADATA)
 
     def keep_best(self, judged: Concept) -> None:
@@ -131,12 +138,12 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def unless_unwritable(what: str) -> Iterator[None]:
-    """Log a file that cannot be written within the context, and let the training go on without `what`."""
+def unless_unwritable(what: str, stopped: bool = False) -> Iterator[None]:
+    """Log that `what` cannot be written within the context, and let the training go on without it, or end if it was stopped."""
     try:
         yield
     except PerfusionError as error:
-        log.warning("%s Training continues without %s.", error, what)
+        log.warning("%s Training %s.", error, f"stopped, and {what} was not saved" if stopped else f"continues without {what}")
 
 
 def judgement_of(concept: Concept) -> Judgement | PictureJudgement:

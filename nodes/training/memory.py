@@ -59,8 +59,9 @@ def fit(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settin
     need = model.need(state.word, lambda: trial_forward(model, state, lesson, settings))
     found = portion(need, free, settings.micro)
     log.info(
-        "Training computes %d pictures at once%s; this takes about %.1f GB in addition to the models, and %.1f GB are free.",
+        "Training computes %d picture%s at once%s; this takes about %.1f GB in addition to the models, and %.1f GB are free.",
         found.micro,
+        "s" if found.micro > 1 else "",
         ", recomputing parts of the model to save memory" if found.twice else "",
         found.bytes / GB,
         free / GB,

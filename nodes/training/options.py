@@ -82,7 +82,7 @@ class PerfusionTrainingOptions(io.ComfyNode):
             display_name="Training Options (Perfusion)",
             category=CATEGORY,
             description="More options for Train Concept: captions, pictures in their own shapes, cut-outs, your own previews, and "
-            "choosing the best step by its images. The defaults are the same as without this node.",
+            "choosing the best step by its images. With the defaults, training is the same as without this node.",
             search_aliases=["perfusion", "captions", "training settings", "aspect ratio buckets"],
             is_input_list=True,
             inputs=[
@@ -157,9 +157,9 @@ class PerfusionTrainingOptions(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="With keep set to best: the best step is the one whose images, as this model sees them, are like your "
-                    "pictures and still like what the prompts ask for, instead of the one with the lowest loss. From Load CLIP "
-                    "Vision.",
+                    tooltip="With keep set to best: the best step is chosen by its images instead of by the lowest loss; it is "
+                    "the one whose images, as this model sees them, look like your pictures and still match the prompts. From "
+                    "Load CLIP Vision.",
                 ),
             ],
             outputs=[TrainingOptionsType.Output(display_name="options", tooltip="For the options input of Train Concept.")],

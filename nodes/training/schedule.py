@@ -98,7 +98,7 @@ def steps(model: host.TrainableModel, state: TrainingState, lesson: Lesson, sett
                 ) from error
             if settings.micro > 1:
                 settings = replace(settings, micro=settings.micro // 2)
-                less = f"{settings.micro} pictures at once"
+                less = f"{settings.micro} picture{'s' if settings.micro > 1 else ''} at once"
             else:
                 model.twice = True
                 less = "parts of the model recomputed"

@@ -150,7 +150,7 @@ class TrainingSession:
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
         """Show the previews of the concept."""
         model.release_weights()
-        with self._spared("the picture"):
+        with self._spared("the preview"):
             self.progress.portrait(self.state.step, self.pictures(concept))
 
     @contextlib.contextmanager
@@ -161,7 +161,7 @@ class TrainingSession:
         except RuntimeError as error:
             if not host.memory_ran_out(error):
                 raise
-            log.warning("Memory ran out for %s at step %d; training continues without it.", what, self.state.step)
+            log.warning("There was not enough memory for %s at step %d; training continues without it.", what, self.state.step)
             host.free_unused()
 
     def _save(self, concept: Concept) -> str:
@@ -177,9 +177,9 @@ class TrainingSession:
 
     def _stopped(self) -> None:
         """Keep what there is when the user stops the training; files that cannot be written must not hide that it was stopped."""
-        self.checkpoints.keep(self.state)
+        self.checkpoints.keep(self.state, stopped=True)
         told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to continue."
         if self.state.step:
-            with unless_unwritable("the concept so far"):
+            with unless_unwritable("the concept so far", stopped=True):
                 told += f" Load Concept lists the concept so far as {self._save(self.so_far())}."
         log.info("%s", told)

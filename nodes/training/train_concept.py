@@ -64,7 +64,8 @@ def check(
     taken = [concept for concept in getattr(clip, "stack", ()) if word_key(concept.trigger) == word_key(trigger)]
     if taken:
         raise PerfusionError(
-            f"The trigger word {trigger} is already taken by a {taken[0].superclass} on this CLIP; choose another one."
+            f"This CLIP already has a concept with the trigger word {trigger} (superclass: {taken[0].superclass}); choose a "
+            "different trigger word."
         )
     step = host.pixels_per_latent(model)
     if size % step:
@@ -94,7 +95,7 @@ class PerfusionTrain(io.ComfyNode):
             display_name="Train Concept (Perfusion)",
             category=CATEGORY,
             description="Trains a concept from a few pictures: a word, and what the word means to each layer. The model itself is "
-            "not changed. If you stop a training, the concept so far is saved; queue the same graph again to continue.",
+            "not changed. If you stop training early, the concept so far is saved; queue the same graph again to continue.",
             search_aliases=["perfusion", "personalize", "teach", "dreambooth", "textual inversion", "train lora"],
             is_input_list=True,
             inputs=[
@@ -103,8 +104,8 @@ class PerfusionTrain(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input(
                     "images",
-                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. The largest "
-                    "square around the object is used from each.",
+                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. From "
+                    "each, the largest square around the object is used.",
                 ),
                 io.String.Input(
                     "superclass", default="teddy", tooltip="The plain word for what the pictures show: teddy, cat, mug."
@@ -130,7 +131,7 @@ class PerfusionTrain(io.ComfyNode):
                     max=2**63 - 1,
                     control_after_generate=False,
                     tooltip="The same seed gives the same concept, up to rounding: with several processor threads or on a graphics "
-                    "card, sums may be added in another order.",
+                    "card, numbers may be summed in a different order.",
                 ),
                 io.Float.Input(
                     "word_rate",
@@ -140,8 +141,8 @@ class PerfusionTrain(io.ComfyNode):
                     max=1.0,
                     step=1e-5,
                     round=False,
-                    tooltip="Learning rate of the word. If it is high, likeness comes sooner, but the word may drift away from "
-                    "its superclass.",
+                    tooltip="Learning rate of the word. If it is high, the concept comes to resemble your pictures sooner, but "
+                    "the word may drift away from its superclass.",
                 ),
                 io.Float.Input(
                     "output_rate",
@@ -176,9 +177,10 @@ class PerfusionTrain(io.ComfyNode):
                     options=[*LOCKS],
                     default=DEFAULTS.lock,
                     advanced=True,
-                    tooltip="local: where the word looks is locked to the superclass. trained: it is learned too; closer to the "
-                    "pictures, further from the prompt. word: it is learned, but changed only at the trigger word; closest to the "
-                    "pictures, and closer to the prompt than trained. Concepts trained with word need this version of the pack.",
+                    tooltip="local: where the word looks is locked to the superclass. trained: where it looks is learned too; "
+                    "images are closer to the pictures but further from the prompt. word: where it looks is learned, but changed "
+                    "only at the trigger word itself; images are closest to the pictures, and closer to the prompt than with "
+                    "trained. Concepts trained with lock set to word need this version of the pack or a newer one.",
                 ),
                 io.Combo.Input(
                     "edit_mode",
@@ -205,7 +207,7 @@ class PerfusionTrain(io.ComfyNode):
                     min=1,
                     max=256,
                     advanced=True,
-                    tooltip="How many pictures of a batch are computed at once; fewer need less memory and give the same result.",
+                    tooltip="How many pictures of a batch are processed at once; fewer need less memory and give the same result.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -231,8 +233,8 @@ class PerfusionTrain(io.ComfyNode):
                     max=100.0,
                     step=0.5,
                     advanced=True,
-                    tooltip="Above 0 (5 is usual), what shapes an image counts more than its finest grain. 0: the model's own "
-                    "loss.",
+                    tooltip="Above 0 (5 is usual), the noise levels that shape an image count more in the loss than those that "
+                    "affect only its finest grain. 0: the model's own loss.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -240,15 +242,18 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="One for each picture, white where the object is; keeps backgrounds out of the concept.",
                 ),
                 CovarianceType.Input(
-                    "covariance", optional=True, tooltip="From Measure Text Encoder; if not connected, it is measured and kept."
+                    "covariance",
+                    optional=True,
+                    tooltip="From Measure Text Encoder; if nothing is connected, the covariance is measured automatically and "
+                    "kept.",
                 ),
                 io.String.Input(
                     "initial_word",
                     default=DEFAULTS.initial_word,
                     optional=True,
                     advanced=True,
-                    tooltip="What the word starts as: a plain word, or embedding:NAME from models/embeddings, which also sets the "
-                    "number of its vectors. Empty: the superclass. What the word means to the layers always starts as the "
+                    tooltip="What the word starts as: a plain word, or embedding:NAME from models/embeddings. This also sets how "
+                    "many vectors the word has. Empty: the superclass. What the word means to the layers always starts as the "
                     "superclass.",
                 ),
                 io.Int.Input(
@@ -258,16 +263,16 @@ class PerfusionTrain(io.ComfyNode):
                     max=100000,
                     optional=True,
                     advanced=True,
-                    tooltip="Steps between concepts saved during training, to models/perfusion/steps, so that you can choose the "
-                    "best one later. 0: none.",
+                    tooltip="Number of steps between the concepts that are saved to models/perfusion/steps during training, so "
+                    "that you can choose the best one later. 0: none.",
                 ),
                 io.Boolean.Input(
                     "target_gradient",
                     default=DEFAULTS.target_gradient,
                     optional=True,
                     advanced=True,
-                    tooltip="On: the word also learns through the place where the edit acts, which moves with it. Off: that place "
-                    "counts as fixed within a step.",
+                    tooltip="On: the place where the edit acts moves with the word, and the word also learns through it. Off: "
+                    "that place is treated as fixed within each step.",
                 ),
                 io.Combo.Input(
                     "keep",
@@ -275,9 +280,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=LAST,
                     optional=True,
                     advanced=True,
-                    tooltip=f"last: the concept at the end of training. best: the best one, checked every {CHECKPOINT_EVERY} steps "
-                    "by the model itself: of those with which it still follows prompts, the one most like the pictures. Takes "
-                    "about a quarter more time.",
+                    tooltip="last: the concept at the end of training. best: the best concept, judged every "
+                    f"{CHECKPOINT_EVERY} steps by the model itself: among the concepts with which it still follows prompts, the "
+                    "one most like the pictures. Training then takes about a quarter longer.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -285,9 +290,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=AUTO,
                     optional=True,
                     advanced=True,
-                    tooltip="auto: as many pictures are computed at once as free memory allows, up to at_once; if memory is very "
-                    "short, parts of the model are computed twice, which takes a third longer. 6 GB to 12 GB: as a graphics card "
-                    "of that size needs. The concept is the same.",
+                    tooltip="auto: as many pictures are processed at once as free memory allows, up to at_once; if memory is very "
+                    "tight, parts of the model are computed twice, which takes a third longer. 6 GB to 12 GB: aims to stay within "
+                    "the memory of a graphics card of that size. The resulting concept is the same in all cases.",
                 ),
                 io.Float.Input(
                     "small",
@@ -297,8 +302,8 @@ class PerfusionTrain(io.ComfyNode):
                     step=0.1,
                     optional=True,
                     advanced=True,
-                    tooltip="How often the object is shown in one half of the frame, at most half the frame's size: for a concept "
-                    "that will appear beside another one, or far away.",
+                    tooltip="How often the object is shown in one half of the frame, at no more than half the frame's size; for "
+                    "a concept that will appear beside another one or far away.",
                 ),
                 TrainingOptionsType.Input(
                     "options",
@@ -311,7 +316,8 @@ class PerfusionTrain(io.ComfyNode):
                 ConceptType.Output(display_name="concept", tooltip="The concept: save it, or apply it right away."),
                 io.Image.Output(display_name="loss_plot", tooltip="The loss over the steps."),
                 io.Image.Output(
-                    display_name="preview", tooltip="The concept: one image for each preview prompt, by default one on the grass."
+                    display_name="preview",
+                    tooltip="Images of the concept: one for each preview prompt; by default, a single one on the grass.",
                 ),
                 io.Image.Output(
                     display_name="sheet",
@@ -351,7 +357,11 @@ class PerfusionTrain(io.ComfyNode):
         ready = Preparation.of(images, masks, size, trigger, given)
         keep, plain, judge = chosen.get("keep", LAST), None, None
         if given.vision is not None and keep != BEST:
-            log.warning("A CLIP vision model is connected, but keep is %s: set it to %s to choose by pictures.", keep, BEST)
+            log.warning(
+                "A CLIP vision model is connected, but keep is set to %s; set it to %s to choose the best step by its images.",
+                keep,
+                BEST,
+            )
             given = replace(given, vision=None)
         if given.vision is not None:
             judge = PictureJudge(

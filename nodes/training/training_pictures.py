@@ -102,7 +102,7 @@ def prepare(
     """
     pictures, marks = flatten(images), flatten(masks)
     if not pictures:
-        raise PerfusionError("Training needs at least one picture of the concept; connect some to images.")
+        raise PerfusionError("Training needs at least one picture of the concept; connect some to the images input.")
     for i, picture in enumerate(pictures):
         if not picture.isfinite().all():
             raise PerfusionError(f"Picture {i + 1} of {len(pictures)} contains NaN or infinity; leave it out.")
@@ -119,8 +119,8 @@ def prepare(
     for i, (_, mark) in enumerate(made):
         if mark.max() <= 0:
             raise PerfusionError(
-                f"Mask {i + 1} of {len(made)} is empty in the middle square of its picture, which is the part that training uses; "
-                "paint one thing, or crop the picture to it."
+                f"Mask {i + 1} of {len(made)} is empty in the part of its picture that training uses, the area around the mask's "
+                "centre; paint over one thing only, or crop the picture to it."
             )
     buckets = {to: tuple(i for i, each in enumerate(shapes) if each == to) for to in shapes}
     return [Sized(which, *(torch.stack([made[i][part] for i in which]) for part in (0, 1))) for which in buckets.values()]

@@ -208,7 +208,7 @@ def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) 
     without = [layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None]
     where = f"{len(without)} of {len(layers)} edited layers (the first is {without[0]})" if without else "the prompt's encoding"
     return (
-        f"Training stopped at step {state.step + 1}: no gradient reached {where}. A patch of this model replaces its attention or "
+        f"Training stopped at step {state.step + 1}: no gradient reached {where}. A patch on this model replaces its attention or "
         "computes it in a way that cannot be differentiated; train on the model without that patch."
     )
 

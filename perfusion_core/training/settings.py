@@ -46,18 +46,18 @@ class Settings:
     def check(self) -> None:
         """Raise PerfusionError for an invalid setting."""
         needs = {
-            "at least 1 step": self.steps >= 1,
-            "a batch of at least 1": self.batch >= 1 and self.micro >= 1,
-            "learning rates above 0": 0 < self.word_rate < math.inf and 0 < self.output_rate < math.inf,
-            "a temperature above 0": 0 < self.temperature < math.inf,
-            "a bias that is a number": math.isfinite(self.bias),
-            f"a lock of {', '.join(LOCKS)}": self.lock in LOCKS,
-            f"another edit mode than {STATIC}, which has no gates, for the lock {WORD}": (self.lock, self.mode) != (WORD, STATIC),
-            f"an edit mode of {', '.join((*MODES, NO_EDIT))}": self.mode in (*MODES, NO_EDIT),
-            "a flip between 0 and 1": 0 <= self.flip <= 1,
-            "a small between 0 and 1": 0 <= self.small <= 1,
-            "an average (ema) between 0 and 1": 0 <= self.ema <= 1,
-            "a min_snr of 0 or more": 0 <= self.min_snr < math.inf,
+            "steps to be at least 1": self.steps >= 1,
+            "batch and at_once to be at least 1": self.batch >= 1 and self.micro >= 1,
+            "the learning rates to be above 0": 0 < self.word_rate < math.inf and 0 < self.output_rate < math.inf,
+            "temperature to be above 0": 0 < self.temperature < math.inf,
+            "bias to be a number": math.isfinite(self.bias),
+            f"lock to be one of {', '.join(LOCKS[:-1])} or {LOCKS[-1]}": self.lock in LOCKS,
+            f"an edit mode other than {STATIC}, which has no gates, when lock is {WORD}": (self.lock, self.mode) != (WORD, STATIC),
+            f"the edit mode to be one of {', '.join(MODES)} or {NO_EDIT}": self.mode in (*MODES, NO_EDIT),
+            "flip to be between 0 and 1": 0 <= self.flip <= 1,
+            "small to be between 0 and 1": 0 <= self.small <= 1,
+            "ema to be between 0 and 1": 0 <= self.ema <= 1,
+            "min_snr to be 0 or more": 0 <= self.min_snr < math.inf,
         }
         for needed, given in needs.items():
             if not given:

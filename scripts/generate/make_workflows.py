@@ -140,8 +140,8 @@ TRANSFORMERS = (
         {"steps": 30, "cfg": 6.0, "sampler_name": "uni_pc", "scheduler": "simple"},
         480,
         4,
-        "Steps, guidance, sampler and size are those of ComfyUI's own example of this model; its shift of 8 is what ComfyUI takes "
-        "by itself. A picture is a video of one frame: raise **length** for more, in steps of 4.",
+        "Steps, guidance, sampler and size are those of ComfyUI's own example for this model; the model's shift of 8 is ComfyUI's "
+        "default. A picture is a video of one frame: raise **length**, in steps of 4, for more frames.",
     ),
     Transformer(
         "anima",
@@ -152,8 +152,8 @@ TRANSFORMERS = (
         {"steps": 30, "cfg": 4.0, "sampler_name": "er_sde", "scheduler": "simple"},
         1024,
         2,
-        "Size, steps, guidance and sampler are those that its makers recommend; its shift of 3 is what ComfyUI takes by itself. "
-        "*Load CLIP* knows the text encoder by its file, whatever its **type** says.",
+        "Size, steps, guidance and sampler are those that its makers recommend; the model's shift of 3 is ComfyUI's default. "
+        "*Load CLIP* recognises the text encoder from its file, whatever its **type** is set to.",
         ("masterpiece, best quality, ", "worst quality, low quality, blurry, jpeg artifacts"),
     ),
 )
@@ -178,9 +178,9 @@ def untried(kind: Transformer) -> str:
     """Return a note's last words."""
     return f"""
 
-**Untried**: that Perfusion works with {kind.title} is tested on small models of its layout, with weights that know nothing, and not
-yet on the real ones. {kind.source} The settings of *Train Concept* and *Concept Settings* are SD1.5's. Files: `{kind.files[0]}` in
-`models/diffusion_models`, `{kind.files[1]}` in `models/text_encoders`, `{kind.files[2]}` in `models/vae`."""
+**Not tried on the real model yet**: Perfusion has been tested with {kind.title} only on small models that have its layout and
+random weights. {kind.source} The settings in *Train Concept* and *Concept Settings* are those for SD1.5. Files: `{kind.files[0]}`
+in `models/diffusion_models`, `{kind.files[1]}` in `models/text_encoders`, `{kind.files[2]}` in `models/vae`."""
 
 
 def train_transformer(sheet: Drawing, kind: Transformer) -> None:
@@ -195,9 +195,10 @@ def train_transformer(sheet: Drawing, kind: Transformer) -> None:
         f"""## Teach a concept to {kind.title}
 
 1. Choose the model's three files in the loaders.
-2. **Pictures**: load four to ten pictures of one thing. Paint the thing in each with *Open in MaskEditor*; or disconnect **masks**.
+2. **Pictures**: load four to ten pictures of one object. In each, paint over the object with *Open in MaskEditor*; or disconnect
+**masks**.
 3. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
-4. Queue. The concept is saved to `models/perfusion`; `{kind.name}_use_concepts` draws it.
+4. Press **Run**. The concept is saved to `models/perfusion`. Use it with the workflow `{kind.name}_use_concepts`.
 """
         + untried(kind),
         0,
@@ -223,8 +224,8 @@ def use_transformer(sheet: Drawing, kind: Transformer) -> None:
         f"""## Use a concept with {kind.title}
 
 Choose the model's three files and a concept that was taught to it; `{kind.name}_train_a_concept` makes one. Write its trigger word
-where you would write the plain word. **bias** decides between likeness and prompt. Regions and attention maps are for Stable
-Diffusion alone."""
+where you would write the plain word. **bias** balances likeness against the prompt. Regions and attention maps work only with
+Stable Diffusion."""
         + untried(kind),
         0,
         560,
@@ -244,17 +245,17 @@ def train_a_concept(sheet: Drawing) -> None:
         "How to",
         """## Train a concept
 
-1. **Pictures**: load four to ten pictures of one object. Paint the object in each with *Open in MaskEditor*, so that backgrounds
-stay out of the concept; or disconnect **masks**. The demo's pictures come with their masks.
+1. **Pictures**: load four to ten pictures of one object. In each, paint over the object with *Open in MaskEditor*, so that
+backgrounds stay out of the concept; or disconnect **masks**. The demo's pictures come with their masks.
 2. **superclass**: the plain word for what it is. **trigger**: the word that will stand for it, in angle brackets.
-3. Queue. The concept is saved to `models/perfusion` and appears in *Load Concept* after a refresh (R).
+3. Press **Run**. The concept is saved to `models/perfusion` and appears in *Load Concept* after a refresh (R).
 
-If you stop a training, the concept so far is kept under `steps`. Queue the same graph again to continue."""
+If you stop training early, the concept so far is kept in `models/perfusion/steps`. Queue the same graph again to continue."""
         + advice(
             sheet,
             """
 
-The numbers here are for the small demo base, whose images have 96 pixels a side. With an SD1.5 checkpoint, use
+The numbers here are for the small demo base, whose images are 96 pixels on each side. With an SD1.5 checkpoint, use
 `sd15_train_a_concept`.""",
         ),
         0,
@@ -281,7 +282,7 @@ def train_with_captions(sheet: Drawing) -> None:
         "How to",
         """## Captions and other options
 
-Connect *Training Options* to **options** of *Train Concept*.
+Connect *Training Options* to the **options** input of *Train Concept*.
 
 - **captions**: one line for each picture, in the order of the pictures, with the trigger word in it. Describe what should not
 become part of the concept, such as the place. The captions here describe the demo's pictures. **captioned** below 1 mixes in the
@@ -289,8 +290,8 @@ templates.
 - **invert_masks**: on for cut-outs (pictures with a transparent background), off for masks from the mask editor, as here.
 - **shape** *whole*: wide and tall pictures keep their shape instead of being cropped to a square.
 - **preview_prompts**: one preview for each line; here the sheet has two rows. For an LCM or Turbo checkpoint, set **preview_steps**
-to 4 to 8, **preview_cfg** to 1 to 2, and the sampler and scheduler that suit the checkpoint.
-- **clip_vision**: connect *Load CLIP Vision* and set **keep** of *Train Concept* to *best*. The best step is then chosen by its
+to a value from 4 to 8 and **preview_cfg** to a value from 1 to 2, and choose the sampler and scheduler that suit the checkpoint.
+- **clip_vision**: connect *Load CLIP Vision* and set **keep** in *Train Concept* to *best*. The best step is then chosen by its
 images instead of by the loss.
 - **preset**: fills in the settings of *Train Concept* for SD1.5, SD2, SDXL or the demo's base."""
         + advice(
@@ -345,9 +346,9 @@ def share_a_workflow(sheet: Drawing) -> None:
         "How to",
         """## A workflow that contains its concept
 
-*Concept in Workflow* stores a concept inside the workflow itself. Choose one of yours under **hold**; the node shows its size.
-Click the trigger word to copy it. Save the workflow, or drag an image made with it onto another ComfyUI: it gives the same image
-there, without a concept file.
+*Concept in Workflow* stores a concept inside the workflow itself. Choose one of yours under **store**; the node shows its size.
+Click the trigger word to copy it. Save the workflow, or drag an image made with it onto another ComfyUI: the workflow then gives
+the same image there, without a concept file.
 
 Everyone who has the image has the concept: share only what you are allowed to share. *Save Concept* stores an author and a licence
 in the file, and this node shows them.""",
@@ -404,9 +405,9 @@ def find_the_bias(sheet: Drawing) -> None:
         "How to",
         """## Let the model find the bias
 
-*Find Bias* compares the model's predictions for this prompt with the concept's word and with the plain word. It picks the
-lowest **bias**, where the concept shows most, at which the prompt still has the effect on the image that it has with the plain
-word. The chart shows how closely the prompt is followed at each bias.
+*Find Bias* compares the model's predictions for this prompt when it contains the concept's word with those when it contains the
+plain word. It picks the lowest **bias** (where the concept shows most) at which the prompt still affects the image as much as it
+does with the plain word. The chart shows how closely the prompt is followed at each bias.
 
 **followed** sets how closely it must be followed: lower it for more of the concept. The node costs about as much as generating a
 few images."""
@@ -434,10 +435,10 @@ def measure_a_text_encoder(sheet: Drawing) -> None:
         "How to",
         """## Captions of your own
 
-A concept's gate judges how similar words are by how the text encoder spreads its encodings over captions. *Train Concept* measures
-this automatically, over captions that come with the pack. If you train concepts from a special field, or prompt in a special way,
-enter your own **captions** here, one per line, or name a text file in the input folder in **captions_file**. Use hundreds of varied
-captions: words can be told apart only along directions that occur in them.
+To judge how similar words are, a concept's gate relies on how the text encoder's encodings are spread over many captions. *Train
+Concept* measures this automatically, over captions that come with the pack. If your concepts come from a specialised field, or you
+write prompts in an unusual way, enter your own **captions** here, one per line, or name a text file in the input folder in
+**captions_file**. Use hundreds of varied captions: words can be told apart only along directions that occur in them.
 
 The result is kept for each text encoder and set of captions. Concepts trained with it contain everything they need.""",
         0,
@@ -472,13 +473,13 @@ def import_a_concept(sheet: Drawing) -> None:
 1. Put the other implementation's file (.pt, .pth, .ckpt or .bin) into `models/perfusion`, press R, and choose it in *Import
 Concept*. Files of **perfusion-pytorch** and of **ChenDarYen's Key-Locked-Rank-One-Editing** are supported.
 2. Load a checkpoint of the base that the concept was trained on, and enter a **trigger** and the **superclass**.
-3. Queue. *Save Concept* writes it as `imported_00001`; from then on, use *Load Concept*.
+3. Press **Run**. *Save Concept* writes it as `imported_00001`; from then on, use *Load Concept*.
 
 If you have no such file, run `python -m scripts.generate.foreign_file` in the environment that `scripts/demo.py` set up. It writes
 the demo's concept as `monster.pt` in the format of perfusion-pytorch.
 
-Where such concepts were trained, **bias** was 0.7, **temperature** 0.15 and **edit_mode** `paper`: choose these to get the same
-results."""
+The implementations that trained these concepts use **bias** 0.7, **temperature** 0.15 and the equivalent of **edit_mode** `paper`;
+choose these to get the same results."""
         + advice(
             sheet,
             """ The values here are for the small demo base.""",
@@ -505,9 +506,10 @@ def export_a_concept(sheet: Drawing) -> None:
         "How to",
         """## Export a concept
 
-Queue: a LoRA is written to `models/loras` and an embedding to `models/embeddings`, each with a counter, and the *Export Concept*
-node reports how closely the LoRA approximates the concept. A LoRA cannot tell whether a prompt names the concept: it acts a little
-in every prompt, and **bias** and **strength** stay as they were when it was written. The two images show both, from one seed.
+Press **Run**: a LoRA is written to `models/loras` and an embedding to `models/embeddings`, each with a counter, and the *Export
+Concept* node reports how closely the LoRA approximates the concept. A LoRA cannot tell whether a prompt names the concept: it acts
+a little in every prompt, and **bias** and **strength** stay as they were when it was written. The two images show the concept and
+the LoRA's version of it, from the same seed.
 
 **To use them without Perfusion**: press R, put a *Load LoRA* node between the checkpoint and the sampler with **strength_model** 1
 and **strength_clip** 0, and write the embedding's word in an ordinary *CLIP Text Encode*, with a space before and after it:
@@ -530,9 +532,10 @@ With **edit_mode** *none*, no layer of the model is edited and only the word is 
 and apply the result like any concept; bias and temperature have no effect on it.
 
 **initial_word** is what the word starts as: empty for the superclass, another plain word, or `embedding:NAME` from
-`models/embeddings`, to continue from an embedding you have. Starting from more words or more vectors makes a longer word.
+`models/embeddings`, to continue from an embedding you have. Starting from more words or more vectors gives the learned word more
+vectors.
 
-Good rates are between 0.0005 and 0.005 with SD1.5."""
+With SD1.5, good values for **word_rate** are between 0.0005 and 0.005."""
         + advice(
             sheet,
             """
@@ -596,8 +599,8 @@ Put *Watch Attention* between the model and any sampler; the images stay bit-ide
 to know which image is meant.
 
 A label such as `<demo-monster> 12.2 % gate 0.98` gives the word's share of all attention and how far the concept's gate opens at
-it. A few per cent are usual: most attention goes to the start and to the tokens after the words. You can use the masks like any
-others.""",
+it. A few per cent is usual: most attention goes to the start token and to the tokens after the words. You can use the masks like
+any others.""",
         0,
         560,
         230,
@@ -643,7 +646,7 @@ def inspect_gates(sheet: Drawing) -> None:
         """## Is it working?
 
 *Inspect Gates* examines the prompt and the model that go into a sampler, without sampling an image. It shows how far each concept's
-gate opens at each word, which trigger word is missing, whether two concepts fight over a word, how much of the layers' keys and
+gate opens at each word, which trigger word is missing, whether two concepts compete for a word, how much of the layers' keys and
 values the edit changes, and what LoRAs and other patches do.
 
 If a gate is nearly 0 at its own word, lower the **bias**. If it is also open at all other words, raise the bias or lower
@@ -670,7 +673,7 @@ def use_two_concepts(sheet: Drawing) -> None:
 
 You train concepts separately and use any number of them together. In *Load Concepts* each has a row: a switch, its file, a strength
 and a bias (empty: the concept's own). If one takes the other's place, give each a region (see `two_places`), or raise
-its **bias**."""
+the **bias** of the one that takes over."""
         + advice(
             sheet,
             """
@@ -695,9 +698,9 @@ def two_places(sheet: Drawing) -> None:
         "How to",
         """## Two concepts, two places
 
-Each concept's **region** is a mask: its word is looked at and its edit applied only there. Here the left half is for the monster
-and the right half for the robot; make your own masks with *Load Image (as Mask)* or any mask node. A concept without a region may
-show everywhere.""",
+Each concept's **region** is a mask: its word looks only there, and its edit is applied only there. Here the left half is for the
+monster and the right half for the robot; make your own masks with *Load Image (as Mask)* or any mask node. A concept without a
+region may show everywhere.""",
         0,
         560,
         170,
@@ -753,8 +756,8 @@ def keep_layout(sheet: Drawing) -> None:
         """## Keep an image's layout
 
 The first image is generated with the plain word. *Keep Layout* generates the next one in its layout: words that both prompts share
-look where they looked in the first image (Prompt-to-Prompt). **end** sets for how long: 1 keeps most, 0.5 leaves the concept more
-of its own shape. All three samplers use the same seed, sampler and number of steps.""",
+look where they looked in the first image (Prompt-to-Prompt). **end** sets for how long: 1 keeps the most, 0.5 lets the concept
+keep more of its own shape. All three samplers use the same seed, sampler and number of steps.""",
         0,
         560,
         200,
@@ -793,8 +796,8 @@ def keep_layout_of_a_picture(sheet: Drawing) -> None:
 finds noise from which this picture could have been generated. From that noise, *Keep Layout* generates the concept in the layout of
 the picture. *The picture again* shows how much was kept on the way; more steps keep more, and so does a low **cfg**.
 
-A shorter way is *VAE Encode* and an ordinary *KSampler* with **denoise** at 0.6; connect *Watch Attention* and *Keep Layout* to it
-as in `keep_layout`."""
+A quicker way is to use *VAE Encode* and an ordinary *KSampler* with **denoise** at 0.6; connect *Watch Attention* and *Keep
+Layout* to it as in `keep_layout`."""
         + advice(sheet, """ With an SD1.5 checkpoint, scale the picture to 512 × 512."""),
         0,
         560,

@@ -22,7 +22,7 @@ KINDS = (
     "Refused: *Perfusion needs a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima model; this is "
     "another kind.*"
 )
-JOINT = "Refused: *In this model (…) text and picture share one attention …*"
+JOINT = "Refused: *In this model (…), text and picture are processed by one joint attention …*"
 NO_LORA = "Refused: *The host has no LoRA of keys and values apart for pixart_sigma models; choose embedding.*"
 
 

@@ -195,8 +195,8 @@ def kind_of(model: ModelPatcher) -> Family:
     joint = [kind.__name__ for kind in type(model.model).__mro__ if kind.__name__ in JOINT]
     if joint:
         raise PerfusionError(
-            f"In this model ({joint[0]}) text and picture share one attention, so there is no cross-attention that Perfusion could "
-            f"edit; use a {KNOWN} model."
+            f"In this model ({joint[0]}), text and picture are processed by one joint attention, so there is no cross-attention "
+            f"for Perfusion to edit; use a {KNOWN} model."
         )
     raise PerfusionError(f"Perfusion needs a {KNOWN} model; this is another kind.")
 
@@ -224,7 +224,9 @@ def layers_of(model: ModelPatcher) -> dict[str, int]:
         if family.projections(module)[0].in_features == width
     }
     if not found:
-        raise PerfusionError(f"Perfusion needs a {KNOWN} model; this model has no cross-attention of that kind.")
+        raise PerfusionError(
+            f"Perfusion needs a {KNOWN} model; this model does not have the cross-attention that those models have."
+        )
     return found
 
 

@@ -44,7 +44,8 @@ class ClipWithWords(CLIP):
         triggers, superclasses = [c.trigger for c in self.stack], {word_key(c.superclass) for c in self.stack}
         bare = [trigger for trigger in bare_triggers(text, triggers) if word_key(trigger)[1:-1] not in superclasses]
         lines = [
-            f"A prompt contains {trigger[1:-1]} without brackets, which is not a trigger word: write {trigger}." for trigger in bare
+            f"A prompt contains {trigger[1:-1]}, which is not a trigger word without its brackets; write {trigger}."
+            for trigger in bare
         ]
         if any("tokenize_with_weights" in vars(part) for part in encoders_of(self).values()):
             lines += [
@@ -137,8 +138,8 @@ def clip_with_words(clip: CLIP, stack: Stack) -> ClipWithWords:
                 taught = ", ".join(f"{name} (width {vectors.shape[1]})" for name, vectors in concept.word.items())
                 found = ", ".join(f"{name} (width {each.embedding_size})" for name, each in encoders.items())
                 raise PerfusionError(
-                    f"{concept.trigger} was trained on the text encoders {taught}, but this CLIP has {found}; connect the CLIP of "
-                    "a matching checkpoint."
+                    f"{concept.trigger} was trained for these text encoders: {taught}; this CLIP has: {found}. Connect the CLIP "
+                    "of a matching checkpoint."
                 )
     cloned = clip.clone()
     cloned.__class__ = ClipWithWords

@@ -99,13 +99,13 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
         ]
         if not 1 <= len(own) <= MAX_VECTORS:
             raise PerfusionError(
-                f"A learned word has 1 to {MAX_VECTORS} vectors, but {text[:60]!r} has {len(own)}; choose another one."
+                f"A learned word can have 1 to {MAX_VECTORS} vectors, but {text[:60]!r} has {len(own)}; choose another one."
             )
         for vector in own:
             if vector.shape != (tokenizer.embedding_size,):
                 raise PerfusionError(
-                    f"{text[:60]!r} was made for another base model: its vectors have width {vector.shape[-1]}, but {name} of this "
-                    f"CLIP takes {tokenizer.embedding_size}; choose one that was made for this base."
+                    f"{text[:60]!r} was made for another base model: its vectors have width {vector.shape[-1]}, but this CLIP's "
+                    f"text encoder {name} takes width {tokenizer.embedding_size}; choose an embedding made for this base model."
                 )
         vectors[name] = torch.stack([vector.detach().float().cpu() for vector in own])
     if len({len(each) for each in vectors.values()}) > 1:

@@ -111,7 +111,8 @@ def _same(token: int | Tensor, other: int | Tensor) -> bool:
 
 
 def _unaligned(lengths: Mapping[str, int]) -> PerfusionError:
+    told = "trigger words {} replaced by their superclasses" if len(lengths) > 1 else "trigger word {} replaced by its superclass"
     return PerfusionError(
-        f"With {' and '.join(lengths)} replaced by the superclass, this long prompt breaks at another word, so keys and values "
+        f"With the {told.format(' and '.join(lengths))}, this long prompt would be split at a different word, so keys and values "
         "would not line up; shorten it, or encode it with CLIP Text Encode."
     )

@@ -150,8 +150,8 @@ def ids_of(part: SDTokenizer, text: str) -> Tensor:
     found = list(own_tokens(part.tokenize_with_weights(literal(text)), part))
     if not found or any(isinstance(token, Tensor) for token in found):
         raise PerfusionError(
-            f"This model reads the superclass beside the learned word, so it must be a plain word, such as teddy; {text[:60]!r} is "
-            "not."
+            "This model reads the superclass alongside the learned word, so the superclass must be a plain word, such as teddy; "
+            f"{text[:60]!r} is not."
         )
     return torch.tensor(found)[:, None]
 

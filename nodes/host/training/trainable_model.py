@@ -45,8 +45,8 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
     """
     if unet_config_of(model).get("model_type") == "vace":
         raise PerfusionError(
-            "This model (VACE) needs a control video, which training does not have; train on Wan's text-to-video model of the same "
-            "size, whose concepts fit this one too."
+            "This model (VACE) needs a control video, which training cannot provide; train on Wan's text-to-video model of the "
+            "same size, whose concepts fit this one too."
         )
     for what, patcher in (("model", model), ("text encoder", clip.patcher)):
         for name, weight in patcher.model.named_parameters():

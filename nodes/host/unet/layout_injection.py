@@ -62,8 +62,8 @@ class Layout:
             )
         if latents.shape != x[:rows].shape:
             raise PerfusionError(
-                f"Keep Layout needs the same picture size and batch size twice, but the first latents are {list(latents.shape)} "
-                f"and these are {list(x[:rows].shape)}; use the same in both samplers."
+                f"Keep Layout needs the same picture size and batch size in both samplers, but the first latents are "
+                f"{list(latents.shape)} and these are {list(x[:rows].shape)}."
             )
         kinds = torch.tensor([kind == POSITIVE for kind in options["cond_or_uncond"]], device=x.device).repeat_interleave(rows)
         if (columns[kinds] < 0).all():

@@ -37,8 +37,8 @@ def check_finding(model: ModelPatcher) -> None:
     family = kind_of(model)
     if not family.controlled:
         raise PerfusionError(
-            f"Find Object reads the attention of Stable Diffusion 1, 2 and XL, but this model is {family.name}; connect one of "
-            "those checkpoints, or masks from another node."
+            f"Find Object can read the attention of Stable Diffusion 1, 2 and XL only, but this model is {family.name}; connect a "
+            "checkpoint of one of these, or use masks from another node."
         )
 
 
@@ -98,7 +98,9 @@ def _prompt(clip: CLIP, word: str) -> tuple[Tensor, dict, Tensor]:
     frame = set(PROMPT.split())
     places = [p for said, p in notes_of(encoding, WORD_POSITIONS).items() if said not in frame and not said.startswith("<")]
     if not places:
-        raise PerfusionError(f"{word!r} is not a word to look for; write the plain word for what the pictures show, such as teddy.")
+        raise PerfusionError(
+            f"{word!r} is not a word that Find Object can look for; write the plain word for what the pictures show, such as teddy."
+        )
     return encoding.as_subclass(Tensor), pooled, torch.stack(places).any(0)[0].any(1)
 
 

@@ -24,11 +24,11 @@ def check_fit(concept: Concept, model: ModelPatcher) -> None:
     family, layers = family_of(model), layers_of(model)
     if concept.family != family:
         theirs = f"{article(concept.family)} {concept.family}"
-        raise PerfusionError(f"{concept.trigger} was trained on {theirs} model, and this one is {family}; use {theirs} checkpoint.")
+        raise PerfusionError(f"{concept.trigger} was trained on {theirs} model, but this one is {family}; use {theirs} checkpoint.")
     if (concept.values and concept.layers != layers) or len(concept.target_input) != width_of(model):
         raise PerfusionError(
-            f"{concept.trigger} was trained on {article(family)} {family} model of another shape, "
-            f"{shape_of(concept.layers, len(concept.target_input))}; this one has {shape_of(layers, width_of(model))}."
+            f"{concept.trigger} was trained on {article(family)} {family} model of a different shape "
+            f"({shape_of(concept.layers, len(concept.target_input))}); this one has {shape_of(layers, width_of(model))}."
         )
 
 
@@ -39,8 +39,11 @@ def article(family: str) -> str:
 
 def shape_of(layers: Mapping[str, int], width: int) -> str:
     """Return a description of a model's shape for error messages."""
-    widths = ", ".join(str(each) for each in sorted(set(layers.values()))) or "any width"
-    return f"{len(layers)} cross-attention layers of {widths} that read encodings of {width}"
+    if not layers:
+        return f"layers that read encodings of width {width}"
+    widths = sorted(set(layers.values()))
+    told = f"width{'s' if len(widths) > 1 else ''} {', '.join(map(str, widths))}"
+    return f"{len(layers)} cross-attention layers of {told}, which read encodings of width {width}"
 
 
 def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
@@ -55,8 +58,8 @@ def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     regional = any(concept.region is not None for concept in applied.stack)
     if not family.controlled and (regional or applied.recorder is not None or applied.layout is not None):
         raise PerfusionError(
-            f"Regions and attention maps are for Stable Diffusion 1, 2 and XL, and this model is {family.name}; give its concepts "
-            "no region, and leave out Watch Attention and Keep Layout."
+            f"Regions and attention maps work only with Stable Diffusion 1, 2 and XL, but this model is {family.name}; give its "
+            "concepts no region, and leave out Watch Attention and Keep Layout."
         )
     # Detects concepts that do not fit together now, not in the middle of a graph.
     applied.edits(torch.device("cpu"))

@@ -96,7 +96,7 @@ def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) ->
     for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers):
         log.warning(
             "A node between CLIP Text Encode and the sampler has rebuilt an encoding, which no longer records what it names; %s "
-            "acts where a token resembles its own word.",
+            "now acts wherever a token resembles its own word.",
             trigger,
         )
     found = influenced_tokens(encoding, edit, applied.triggers, numbers, applied.family.causal).flatten(0, 1).any(0).tolist()
@@ -114,7 +114,8 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
         if not applied.report.calls:
             lines.append(
                 f"The concept {trigger} is applied but did not act, and no concept can: the model is run by {by}, which skips what "
-                "Apply Concept adds to it; remove that node pack, or its node that patches the model."
+                "Apply Concept adds to it; remove the node pack that this module belongs to, or the node of it that patches the "
+                "model."
             )
         elif i not in applied.report.reached:
             lines.append(
@@ -164,11 +165,11 @@ def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Wi
         if abs(math.log(height / width / wanted)) > STRETCHED:
             turned = abs(math.log(width / height / wanted)) <= STRETCHED
             lines.append(
-                f"The region of {concept.trigger} is {width} by {height} pixels and is stretched over a picture of "
-                f"{8 * size[1]} by {8 * size[0]}: "
-                + ("it is turned on its side, as a photo's mask may be; " if turned else "")
-                + "paint it on a picture of the same shape. If the picture is sampled in parts, this node does not report which "
-                "part it samples."
+                f"The region of {concept.trigger} is {width} × {height} pixels and is stretched over a picture of "
+                f"{8 * size[1]} × {8 * size[0]} pixels"
+                + ("; it appears to be turned on its side, as the mask of a photo can be" if turned else "")
+                + ". Paint it on a picture of the same shape. If the picture is being sampled in parts, the node that samples it "
+                "does not report which part it is sampling."
             )
     return lines
 
