@@ -333,11 +333,7 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
         alone = load_file(taught_alone(alike, path / name / "a.png", name, json.loads((path / name / "concept.json").read_text())))
         fleets = load_file(out / f"{name}.safetensors")
         assert alone.keys() == fleets.keys() and all(alone[key].equal(fleets[key]) for key in alone)
-<<<<<<< HEAD
-    assert "Training continues from" not in server.log()[told_before:]
-=======
-    assert "Training goes on from" not in alike.log()[told_before:]
->>>>>>> suite
+    assert "Training continues from" not in alike.log()[told_before:]
     assert Concept.load(out / "three.safetensors").trigger == "<third>"
 
     shutil.rmtree(path / "zero")
