@@ -92,7 +92,7 @@ def test_two_concepts_are_combined(measured: dict) -> None:
 def test_what_is_exported_is_the_static_edit(measured: dict, family: str) -> None:
     """Weights that hold the edit, against the edit added to what they give: they differ by rounding alone."""
     if family == "pixart":
-        said = "The host has no LoRA of keys and values apart for pixart_sigma models; choose embedding."
+        said = "ComfyUI has no LoRA format with separate keys and values for pixart_sigma models; choose embedding."
         assert measured["said to an export"] == said
         return
     assert measured["exported"] < 5e-5 and measured["without the LoRA"] > 0.01

@@ -225,7 +225,7 @@ def test_the_help_of_a_node_is_this_packs_own(page: Page) -> None:
     node = page.add("Compare Settings (Perfusion)", 0, 0)
     page.help(node)
     page.wait(lambda: page.tab.get_by_text("type the numbers of the best cell").count() > 0, "the help")
-    picture = page.tab.locator("img[alt^='A grid of pictures']")
+    picture = page.tab.locator("img[alt^='A grid of images']")
     page.wait(lambda: picture.evaluate("each => each.complete && each.naturalWidth > 0"), "the picture in it")
     # The page asks for a translation first and takes this where there is none.
     assert [error for error in page.errors if "PerfusionSweep/en.md" not in error] == []

@@ -651,9 +651,9 @@ values the edit changes, and what LoRAs and other patches do.
 
 If a gate is nearly 0 at its own word, lower the **bias**. If it is also open at all other words, raise the bias or lower
 the **temperature**.""",
-        0,
-        560,
-        230,
+        760,
+        360,
+        420,
     )
 
 

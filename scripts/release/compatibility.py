@@ -23,7 +23,7 @@ KINDS = (
     "another kind.*"
 )
 JOINT = "Refused: *In this model (…), text and picture are processed by one joint attention …*"
-NO_LORA = "Refused: *The host has no LoRA of keys and values apart for pixart_sigma models; choose embedding.*"
+NO_LORA = "Refused: *ComfyUI has no LoRA format with separate keys and values for pixart_sigma models; choose embedding.*"
 
 
 @dataclass(frozen=True)
