@@ -159,9 +159,6 @@ class Card:
             "images": images,
             "covariance": self.seeded.covariance_of(self.clip),
         }
-        if self.job.small:
-            options, previews = (inside.part(f"nodes.training.{name}") for name in ("options", "previews"))
-            objects["options"] = options.TrainingOptions(previews=previews.Previews(steps=2))
         with torch.inference_mode():
             lists = {name: [value] for name, value in (objects | given | widgets).items()}
             return self.train.PerfusionTrain.execute(**lists).args[0][0]
@@ -202,7 +199,7 @@ class Card:
 
     def covariance(self) -> dict:
         """Measure the covariance over 100,000 captions."""
-        count = 500 if self.job.small else 100_000
+        count = 2_000 if self.job.small else 100_000
         texts = inside.part("perfusion_core.captions").captions(count, seed=3)
         with measured() as cost, torch.inference_mode():
             inside.part("nodes.measure_text_encoder").measure(self.clip, texts)
