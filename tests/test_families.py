@@ -170,7 +170,7 @@ def test_models_with_joint_attention_are_refused_with_the_reason(whole: dict) ->
     for name, told in whole["joint"].items():
         known = "use a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima model."
         shared = "text and picture are processed by one joint attention, so there is no cross-attention for Perfusion to edit; "
-        assert told == f"In this model ({name}) {shared}{known}"
+        assert told == f"In this model ({name}), {shared}{known}"
 
 
 def test_gates_are_of_what_the_layers_read(measured: dict, family: str) -> None:
