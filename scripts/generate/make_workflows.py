@@ -701,9 +701,9 @@ def two_places(sheet: Drawing) -> None:
 Each concept's **region** is a mask: its word looks only there, and its edit is applied only there. Here the left half is for the
 monster and the right half for the robot; make your own masks with *Load Image (as Mask)* or any mask node. A concept without a
 region may show everywhere.""",
-        0,
-        560,
-        170,
+        760,
+        360,
+        300,
     )
 
 
