@@ -77,7 +77,7 @@ def in_short(press: Press) -> Image.Image:
     press.run("train_a_concept", changes=widgets)
     concept = max((press.server.base / "models" / "perfusion").glob("in-short_*.safetensors")).name
     given = [press.server.base / "input" / f"monster-{i}.png" for i in range(4)]
-    labels = ["on the beach", "in the snow", "sad, at night", "with a balloon", "underwater", "and a robot"]
+    labels = ["on the beach", "in the snow", "sad, at night", "with a balloon", "under water", "and a robot"]
     prompts = [*PROMPTS[:5], "a photo of a {} and a robot on the beach"]
     drawn = [press.use(concept, prompt.format("<my-monster>"), 1, bias=0.5) for prompt in prompts]
     return before_and_after(given, labels, drawn)
