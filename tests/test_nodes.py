@@ -820,7 +820,7 @@ def test_concepts_of_another_base_are_refused(server: Server, strong: str) -> No
     fewer = dict(list(concept.values.items())[:3])
     for name, other, words in (
         ("family", replace(concept, family="sd2"), ["sd2", "sd1"]),
-        ("layers", replace(concept, values=fewer), ["another shape", "3", "7"]),
+        ("layers", replace(concept, values=fewer), ["a different shape", "3", "7"]),
         ("encoders", replace(concept, word={"clip_h": torch.zeros(1, 1024)}), ["clip_h", "clip_l"]),
     ):
         other.save(folder / f"other-{name}.safetensors", torch.float32)
