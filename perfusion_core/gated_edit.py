@@ -119,6 +119,11 @@ class Coefficients:
     of_keys: "Coefficients | None" = None
     """Those of keys; None if they are the same as those of values."""
 
+    @property
+    def keys(self) -> "Coefficients":
+        """The coefficients of keys."""
+        return self.of_keys or self
+
     def any(self) -> bool:
         """Return whether any layer's output changes."""
         return bool(self.remove.any() or self.add.any())
@@ -259,7 +264,7 @@ class Edit:
 
     def _key_coefficients(self, sim: Tensor, opened: Tensor) -> Coefficients | None:
         """Return the coefficients of keys if they differ: 0 outside of a concept's own word where `keys_at_word` is set."""
-        if self.keys_at_word is None or not self.keys_at_word.any():
+        if self.keys_at_word is None:
             return None
         edited = (sim >= OWN_SIMILARITY) | ~self.keys_at_word
         return Coefficients(*self._shares(sim, opened, self.strength * edited))
@@ -290,7 +295,7 @@ class Edit:
             if self.key_lock is not None:
                 keys = torch.lerp(keys, locked, self.key_lock.to(keys.dtype).reshape(rows))
             targets = torch.where(self.keys_trained.reshape(rows), keys, locked)
-        return self._correction(by.of_keys or by, projected[:count], targets)
+        return self._correction(by.keys, projected[:count], targets)
 
     @staticmethod
     def _correction(by: Coefficients, projected_inputs: Tensor, target_outputs: Tensor) -> Tensor:

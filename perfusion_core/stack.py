@@ -61,7 +61,7 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
                 f"{concept.trigger} and {stack[0].trigger} were trained on models of different shapes; combine only concepts "
                 "trained on models of the same shape."
             )
-    trained = torch.tensor([bool(concept.keys) for concept in stack])
+    trained, at_word = (torch.tensor(each) for each in ([bool(c.keys) for c in stack], [c.keys_at_word for c in stack]))
     keys = {}
     if trained.any():
         keys = {layer: stacked([c.keys.get(layer, c.values[layer]) for c in stack]) for layer in layers}
@@ -76,6 +76,6 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
         values={layer: stacked([c.values[layer] for c in stack]) for layer in layers},
         keys=keys,
         keys_trained=trained,
-        keys_at_word=torch.tensor([c.keys_at_word for c in stack]),
-        key_lock=torch.tensor([c.key_lock for c in stack]),
+        keys_at_word=at_word if at_word.any() else None,
+        key_lock=torch.tensor([c.key_lock for c in stack]) if at_word.any() else None,
     )

@@ -53,22 +53,22 @@ PARTS: dict[str, Part] = {
 """Maps a part's name to its title, the function that measures it (returns False if time is up), and that of its page's lines."""
 
 
-PAGES = {"levers": "levers"}
-"""Maps a part to the page that it has for itself; all others are on one page."""
-TITLES = {"fidelity": "Fidelity", "levers": "What moves the front"}
+ALONE = "levers"
+"""The part that has a page of its own; all others are on one page."""
 
 
 def report(bench: Bench, part: str) -> None:
     """Write the page of a part with everything measured so far."""
-    file = PAGES.get(part, "fidelity")
-    page = [f"# {TITLES[file]}", "", f"Written by `python -m benchmarks.fidelity{' levers' if file == 'levers' else ''}`.", ""]
-    for name in (each for each in PARTS if PAGES.get(each, "fidelity") == file):
+    alone = part == ALONE
+    heading, command = (PARTS[part][0], f"benchmarks.fidelity {part}") if alone else ("Fidelity", "benchmarks.fidelity")
+    page = [f"# {heading}", "", f"Written by `python -m {command}`.", ""]
+    for name in [part] if alone else [each for each in PARTS if each != ALONE]:
         title, _, lines = PARTS[name]
         told = lines(bench)
         if told:
-            page += [*([] if title == TITLES[file] else [f"## {title}", ""]), *told, "", *took(bench.store, name)]
+            page += [*([] if alone else [f"## {title}", ""]), *told, "", *took(bench.store, name)]
     bench.out.mkdir(parents=True, exist_ok=True)
-    (bench.out / f"{file}.md").write_text("\n".join(page), encoding="utf-8")
+    (bench.out / f"{part if alone else 'fidelity'}.md").write_text("\n".join(page), encoding="utf-8")
 
 
 def took(store: Store, name: str) -> list[str]:

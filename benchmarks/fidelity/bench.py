@@ -381,16 +381,16 @@ class Bench:
             size, seconds = (np.mean([each.get(part, np.nan) for each in sizes]) for part in ("bytes", "seconds"))
             details = 2 * likeness[i] - curve.identity[i].mean()
             beside = curve.text[i][:, [bool(prompt.other) for prompt in trials[name][0].prompts]].mean()
-            columns = [name, f"{curve.values[i]:g}", f"{curve.identity[i].mean():.2f}", f"{details:.2f}", f"{text[i]:.2f}"]
-            columns.append(f"{beside:.2f}")
+            shares = (curve.identity[i].mean(), details, text[i], beside)
+            columns = [name, f"{curve.values[i]:g}", *(f"{share:.2f}" for share in shares)]
             columns += [f"{curve.harmonic()[i]:.3f} ({low:.2f}–{high:.2f})", f"{size / 1000:.0f} kB", f"{seconds:.0f} s"]
             lines.append(f"| {' | '.join(columns)} |")
         return [
-            f"The demo's settings with one thing changed, on {len(LEVERED)} development individuals, one of each kind, with 6 "
-            f"prompts and {SEEDS} seeds each, at the better of two biases. Recognised: closest to that individual among 240 of its "
-            "kind. Details: the share of the individual's features that are there. Text: the share of what the prompts say; in "
-            "company, of those that ask for a second character beside the concept. The harmonic mean is that of likeness (the mean "
-            "of recognised and details) and text, with its 95 % interval.",
+            f"The demo's settings with one thing changed, on {len(LEVERED)} development individuals, one of each kind, with "
+            f"{len(self.prompts(LEVERED[0]))} prompts and {SEEDS} seeds each, at the better of two biases. Recognised: closest to "
+            "that individual among 240 of its kind. Details: the share of the individual's features that are there. Text: the "
+            "share of what the prompts say; in company, of those that ask for a second character beside the concept. The harmonic "
+            "mean is that of likeness (the mean of recognised and details) and text, with its 95 % interval.",
             "",
             "| changed | bias | recognised | details | text | in company | harmonic mean | file | training |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -66,7 +66,7 @@ def edit_in_training(state: TrainingState, inverse: Tensor, settings: Settings, 
         values={layer: o[None] for layer, o in state.values.items()},
         keys={layer: o[None] for layer, o in state.keys.items()},
         keys_trained=torch.tensor([bool(state.keys)], device=device),
-        keys_at_word=torch.tensor([settings.lock == WORD], device=device),
+        keys_at_word=torch.tensor([True], device=device) if settings.lock == WORD else None,
     )
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from demo.world import SIDE as WORLD
 from scripts.generate import foreign_file
 from scripts.generate.make_workflows import MONSTER
-from scripts.harness.demo_job import PROMPTS, read, tile
+from scripts.harness.demo_job import PROMPTS, read, tile, width_for
 from scripts.harness.server import Server
 from scripts.harness.workflow import NEVER, find_node, find_nodes, set_widget, to_prompt
 from scripts.setup import bootstrap, steps
@@ -53,7 +52,7 @@ class Press:
     def use(self, concept: str, prompt: str, seed: int, **settings: float) -> Path:
         """Generate an image with a concept, by the workflow use_concepts; it is twice as wide if the prompt is for two things."""
         changes = {("PerfusionLoadConcept", "concept_name"): concept, ("Prompt", "text"): prompt, ("KSampler", "seed"): seed}
-        changes |= {("EmptyLatentImage", "width"): WORLD * (1 + prompt.count(" and a "))}
+        changes |= {("EmptyLatentImage", "width"): width_for(prompt)}
         changes |= {("PerfusionConceptSettings", name): value for name, value in settings.items()}
         return self.run("use_concepts", "SaveImage", changes=changes)[0]
 
@@ -96,7 +95,7 @@ def before_and_after(given: list[Path], labels: list[str], drawn: list[Path]) ->
     middle = left - 40, page.height // 2
     pen.polygon([(middle[0] - 12, middle[1] - 16), (middle[0] + 16, middle[1]), (middle[0] - 12, middle[1] + 16)], "black")
     for i, (path, label) in enumerate(zip(drawn, labels, strict=True)):
-        place = left + (i % 4 if i < 4 else i - 4) * (tall + MARGIN), LABEL + i // 4 * (tall + LABEL + MARGIN)
+        place = left + i % 4 * (tall + MARGIN), LABEL + i // 4 * (tall + LABEL + MARGIN)
         page.paste(tile(path, tall), place)
         pen.text((place[0], place[1] + tall + 2), label, "black", ImageFont.load_default(13))
     return page

@@ -128,7 +128,7 @@ def generate(server: Server, concept: Path) -> list[Row]:
         one = copy.deepcopy(workflow)
         find_node(one, APPLY)["mode"] = mode
         set_widget(one, POSITIVE, "text", prompt, info)
-        set_widget(one, LATENT, "width", SIDE * (1 + prompt.count(" and a ")), info)
+        set_widget(one, LATENT, "width", width_for(prompt), info)
         set_widget(one, LATENT, COUNT_WIDGET, EACH, info)
         set_widget(one, SAMPLER, SEED_WIDGET, SEED, info)
         return server.outputs(server.run(to_prompt(one, info)))[-EACH:]
@@ -177,6 +177,11 @@ def contact_sheet(pictures: list[Path], rows: list[Row], both: Row) -> Image.Ima
         for left, drawn in zip(lefts, groups, strict=False):
             row(top + HEADER + i * (TALL + MARGIN), label, left, drawn)
     return sheet
+
+
+def width_for(prompt: str) -> int:
+    """Return the width in pixels of an image for a prompt, which is twice as wide if it asks for two things."""
+    return SIDE * (1 + prompt.count(" and a "))
 
 
 def tile(picture: Path, tall: int = TALL) -> Image.Image:

@@ -101,6 +101,19 @@ PIXART = Family(
     loras=False,
 )
 
+COSMOS = Family(
+    "cosmos_predict2",
+    architectures=("cosmos_predict2",),
+    layers=r"blocks\.\d+\.cross_attn",
+    keys="k_proj",
+    values="v_proj",
+    inputs=("x", "timesteps", "context", "fps", "padding_mask"),
+    encoders=("clip_t5xxl",),
+    causal=False,
+    blocks=(comfy.ldm.cosmos.predict2.Block,),
+    controlled=False,
+)
+
 FAMILIES = (
     Family("sd1", width=768, encoders=("clip_l",)),
     Family("sd2", width=1024, encoders=("clip_h",)),
@@ -132,32 +145,8 @@ FAMILIES = (
     ),
     PIXART,
     replace(PIXART, name="pixart_sigma", architectures=("pixart_sigma",)),
-    Family(
-        "cosmos_predict2",
-        architectures=("cosmos_predict2",),
-        layers=r"blocks\.\d+\.cross_attn",
-        keys="k_proj",
-        values="v_proj",
-        inputs=("x", "timesteps", "context", "fps", "padding_mask"),
-        encoders=("clip_t5xxl",),
-        causal=False,
-        blocks=(comfy.ldm.cosmos.predict2.Block,),
-        controlled=False,
-    ),
-    Family(
-        "anima",
-        architectures=("anima",),
-        layers=r"blocks\.\d+\.cross_attn",
-        keys="k_proj",
-        values="v_proj",
-        adapter="llm_adapter",
-        ids="t5xxl",
-        inputs=("x", "timesteps", "context", "fps", "padding_mask"),
-        encoders=("qwen3_06b",),
-        causal=False,
-        blocks=(comfy.ldm.cosmos.predict2.Block,),
-        controlled=False,
-    ),
+    COSMOS,
+    replace(COSMOS, name="anima", architectures=("anima",), adapter="llm_adapter", ids="t5xxl", encoders=("qwen3_06b",)),
 )
 """All base families. This is the only place where they are told apart."""
 

@@ -148,8 +148,8 @@ class Projections:
             by = self.by[i] if own else self.others.coefficients(edit, x, self.encoding, self.named)
             if keys and own and self.locked is not None:
                 # Locked keys are the superclass prompt's own and are not edited.
-                by, free = by.of_keys or by, 1 - self.locked
-                by = Coefficients(by.remove * free, by.add * free)
+                free = 1 - self.locked
+                by = Coefficients(by.keys.remove * free, by.keys.add * free)
             corrected = (edit.key_correction if keys else edit.value_correction)(layer, by, project)
             results.append(before[i] + corrected.to(before[i].dtype))
         if self.comparer is not None:
