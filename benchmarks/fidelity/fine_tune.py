@@ -2,8 +2,9 @@
 
     python -m benchmarks.fidelity.fine_tune JOB
 
-JOB is a JSON file with the fields of `Job`. Learns in float32; the text encoder stays as it is. With `prior` above 0 each step also
-sees as many pictures that the base drew of the superclass, whose loss counts `prior` times. The file has half precision.
+JOB is a JSON file with the fields of `Job`. The weights stay in float32; layers compute in bfloat16 where Train Concept's do. The text
+encoder stays as it is. With `prior` above 0 each step also sees as many pictures that the base drew of the superclass, whose loss
+counts `prior` times. The file has half precision.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from perfusion_core.prompts import TEMPLATES
+from perfusion_core.training.base_model import processor_has_bfloat16
 from perfusion_fleet import inside
 
 
@@ -107,7 +109,8 @@ def error(job: Job, base: Any, latents: Tensor, captions: Tensor, rng: random.Ra
     among = (latents, captions, base.model_sampling.sigmas)
     clean, encodings, sigmas = (each[[rng.randrange(len(each)) for _ in range(job.batch)]] for each in among)
     wide, noise = sigmas[:, None, None, None], torch.randn(clean.shape)
-    denoised = base.apply_model(clean + wide * noise, sigmas, c_crossattn=encodings)
+    with torch.autocast("cpu", torch.bfloat16, enabled=processor_has_bfloat16()):
+        denoised = base.apply_model(clean + wide * noise, sigmas, c_crossattn=encodings)
     return ((clean - denoised) / wide).square().mean()
 
 
