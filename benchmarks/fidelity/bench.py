@@ -100,8 +100,8 @@ class Bench:
             "Every step of every method evaluates the model on 4 pictures; a fine-tune with a prior loss on 4 more, of the plain "
             "word. ComfyUI's Train LoRA, given a batch of 4, predicts each picture from the mean over all 4 captions, which are 16 "
             "evaluations; here it gets one picture at a time and adds up 4 gradients, so that each picture has its own caption. "
-            "All trainers compute in bfloat16 where the machine is fast in it, else in float32. The fine-tune learns all weights of "
-            "the UNet, which stay in float32, and its strength is their share in a mix with the base's. Perfusion alone has masks.",
+            "All trainers compute in bfloat16 where the machine is fast in it, else in float32. The fine-tune learns all weights "
+            "of the UNet, which stay in float32; its strength is their share in a mix with the base's. Only Perfusion has masks.",
             "",
             "| method | differs in | best value | text | likeness | harmonic mean | taken |",
             "| --- | --- | --- | --- | --- | --- | --- |",

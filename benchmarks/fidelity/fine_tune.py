@@ -2,9 +2,9 @@
 
     python -m benchmarks.fidelity.fine_tune JOB
 
-JOB is a JSON file with the fields of `Job`. The weights stay in float32; layers compute in bfloat16 where Train Concept's do. The text
-encoder stays as it is. With `prior` above 0 each step also sees as many pictures that the base drew of the superclass, whose loss
-counts `prior` times. The file has half precision.
+JOB is a JSON file with the fields of `Job`. The weights stay in float32; layers compute in bfloat16 where Train Concept's do. The
+text encoder stays as it is. With `prior` above 0 each step also sees as many pictures that the base drew of the superclass, whose
+loss counts `prior` times. The file has half precision.
 """
 
 from __future__ import annotations
