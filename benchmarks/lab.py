@@ -70,10 +70,10 @@ def draw(
     return samples, [graph.add("VAEDecode", samples=samples, vae=vae), 0]
 
 
-def half(graph: Graph, x: int) -> Link:
-    """Add a mask for an image of two characters, white from column x to x + SIDE."""
-    black, white = (graph.add("SolidMask", value=v, width=w, height=SIDE) for v, w in ((0.0, 2 * SIDE), (1.0, SIDE)))
-    return [graph.add("MaskComposite", destination=[black, 0], source=[white, 0], x=x, y=0, operation="add"), 0]
+def part(graph: Graph, i: int, count: int = 2) -> Link:
+    """Add a mask for an image of `count` characters, white where the i-th from the left is."""
+    black, white = (graph.add("SolidMask", value=v, width=w, height=SIDE) for v, w in ((0.0, count * SIDE), (1.0, SIDE)))
+    return [graph.add("MaskComposite", destination=[black, 0], source=[white, 0], x=SIDE * i, y=0, operation="add"), 0]
 
 
 def read(path: Path) -> Tensor:

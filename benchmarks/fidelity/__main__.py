@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fidelity import characters, concepts, pairs, real, sheet
-from benchmarks.fidelity.bench import OURS, OWN_PARTS, Bench, quick, whole
+from benchmarks.fidelity import characters, concepts, groups, real, sheet
+from benchmarks.fidelity.bench import OWN_PARTS, Bench, quick, whole
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import METHODS
 from benchmarks.fidelity.trials import SCORES, Bed, Store, Workshop
@@ -42,10 +42,10 @@ PARTS: dict[str, Part] = {
         lambda b, s: sheet.run(s, b.shown(), b.out),
         lambda b: sheet.page(b.store.kept, b.out),
     ),
-    "pairs": (
-        "Two concepts in one picture",
-        lambda b, s: pairs.run(s, b.best(OURS), b.lora(), b.out),
-        lambda b: pairs.page(b.store.kept, b.best(OURS), b.lora(), b.out),
+    "groups": (
+        "Two and three concepts in one picture",
+        lambda b, s: groups.run(s, b.recipes(), b.out),
+        lambda b: groups.page(b.store.kept, b.recipes(), b.out),
     ),
     "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
     "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),

@@ -396,9 +396,9 @@ class Bench:
             *lines,
         ]
 
-    def lora(self) -> Recipe | None:
-        """Return LoRA's best recipe, or None if LoRA is not one of the methods."""
-        return self.best("LoRA") if "LoRA" in self.candidates else None
+    def recipes(self) -> dict[str, Recipe | None]:
+        """Map each method of `tuned` to the recipe that it was tuned to; the plain word has none."""
+        return {name: trials[0].recipe for name, trials in self.tuned().items()}
 
     def lengths(self) -> Lengths:
         """Return the measurement of Perfusion over the course of its training."""

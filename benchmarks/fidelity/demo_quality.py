@@ -17,12 +17,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks.fidelity import characters, pairs
+from benchmarks.fidelity import characters, groups
 from benchmarks.fidelity.bench import NAMED, NOTHING, named
 from benchmarks.fidelity.concepts import DEVELOPMENT, MEASURED, Concept, which
 from benchmarks.fidelity.methods import TAUGHT, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Store, Trial, Workshop
-from benchmarks.lab import RESULTS, draw, half, open_labs
+from benchmarks.lab import RESULTS, draw, open_labs, part
 from benchmarks.world.judges import left, right
 from demo.base import PACKED
 from demo.individuals import NAMES
@@ -63,11 +63,11 @@ def together(shop: Workshop, one: Concept, two: Concept, regions: bool) -> list[
     key = "/".join(["regions" if regions else "pair", f"{chosen['bias']:g}", *(file.stem for file in files)])
     if key not in shop.store.kept:
         model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
-        places = [{"region": half(graph, x)} if regions else {} for x in (0, SIDE)]
+        places = [{"region": part(graph, i)} if regions else {} for i in range(2)]
         loaded = [graph.load(file.name, **chosen | place) for file, place in zip(files, places, strict=True)]
         model, clip = graph.apply(model, clip, graph.combine(*loaded))
         negative, words = graph.text(clip, ""), " and a ".join(f"<{file.stem}>" for file in files)
-        prompts = [graph.text(clip, f"a photo of a {words} {place}") for place in pairs.PLACES]
+        prompts = [graph.text(clip, f"a photo of a {words} {place}") for place in groups.PLACES]
         links = [draw(graph, model, each, negative, vae, 9000 + i, SEEDS, SIDE, 2 * SIDE)[1] for i, each in enumerate(prompts)]
         drawn = torch.cat(lab.pictures(graph, *links))
         halves = zip((one, two), (left(drawn), right(drawn)), strict=True)
@@ -100,7 +100,7 @@ def page(store: Store, concepts: tuple[Concept, ...], placed: list[bool], free: 
         f"Recognised {ours.mean() / line.mean():.2f} times as often as what the base knows by name; text "
         f"{text.mean() / word.mean():.2f} times the plain word's.",
         "",
-        f"Two concepts taught apart, in one picture, in {len(pairs.PLACES)} places: both recognised in "
+        f"Two concepts taught apart, in one picture, in {len(groups.PLACES)} places: both recognised in "
         f"{100 * np.mean(placed):.0f} % of {len(placed)} pictures where each has a region, and in {100 * np.mean(free):.0f} % "
         f"without regions, at a bias of {TOGETHER['bias']:g}.",
     ]

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, check_packages, which
-from benchmarks.lab import RESULTS, Lab, draw, half, percent
+from benchmarks.lab import RESULTS, Lab, draw, part, percent
 from benchmarks.world.judges import left, right
 from demo import make_pictures, world
 from demo.individuals import STYLES
@@ -47,7 +47,7 @@ class Bench(Graph):
         self.model, self.words = self.base, self.clip
         self.wide = SIDE * len(kinds)
         for i, kind in enumerate(kinds):
-            region = {"region": half(self, SIDE * i)} if regions else {}
+            region = {"region": part(self, i)} if regions else {}
             loaded = self.load(f"demo-{kind}.safetensors", **SETTINGS | settings, **region)
             self.model, self.words = self.apply(self.model, self.words, loaded)
 

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from benchmarks.fidelity import bench, characters, concepts, pairs, seeded_clip
+from benchmarks.fidelity import bench, characters, concepts, groups, seeded_clip
 from benchmarks.fidelity.ablations import ABLATIONS
-from benchmarks.fidelity.concepts import DEVELOPMENT, TEST
+from benchmarks.fidelity.concepts import DEVELOPMENT, MEASURED, TEST
 from benchmarks.fidelity.fine_tune import Job
 from benchmarks.fidelity.fronts import Curve, front, interval, lead, mean_lead, resamples
 from benchmarks.fidelity.methods import METHODS, Recipe, Use
@@ -234,10 +235,13 @@ def test_a_prompt_for_two_is_drawn_in_two_squares(judges: Judges, tmp_path: Path
     assert {prompt.text.format("monster") for prompt in asked} == {each["text"] for each in given["CLIPTextEncode"]} - {""}
 
 
-def test_pairs_are_of_two_kinds_and_have_each_test_concept_once() -> None:
-    assert sorted(concept for pair in pairs.PAIRS for concept in pair) == sorted(TEST)
-    assert all(first[1] != second[1] for first, second in pairs.PAIRS)
-    assert not set(pairs.PLACES) & set(characters.TAUGHT_ON) and set(pairs.PLACES) <= set(world.PLACES)
+@pytest.mark.parametrize("size", groups.SIZES)
+def test_groups_are_of_different_kinds_and_have_each_concept_equally_often(size: int) -> None:
+    found = groups.GROUPS[size]
+    assert len(set(found)) == len(MEASURED) and [each[0] for each in found] == list(MEASURED)
+    assert all(len({kind for _, kind in group}) == size for group in found)
+    assert Counter(concept for group in found for concept in group) == dict.fromkeys(MEASURED, size)
+    assert not set(groups.PLACES) & set(characters.TAUGHT_ON) and set(groups.PLACES) <= set(world.PLACES)
 
 
 def test_the_judge_wants_all_that_a_prompt_asks_for(judges: Judges) -> None:

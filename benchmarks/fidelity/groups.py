@@ -1,0 +1,209 @@
+"""Measure two and three separately trained concepts in one image: whether each individual is recognised in its part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.fidelity import concepts, sheet
+from benchmarks.fidelity.concepts import MEASURED, Concept
+from benchmarks.fidelity.methods import LORA, RARE, Recipe, Use
+from benchmarks.fidelity.trials import SEEDS, Trial, Workshop
+from benchmarks.lab import SAMPLING, Lab, draw, part, percent
+from perfusion_core.gated_edit import APPROXIMATE, EXACT, PAPER
+from scripts.generate.make_workflows import SETTINGS, TOGETHER
+from scripts.harness.graphs import Graph, Link
+
+PLACES = ("on the beach", "in the snow", "at night", "in the desert")
+SIZES = (2, 3)
+GROUPS: dict[int, tuple[tuple[Concept, ...], ...]] = {
+    size: tuple(tuple(MEASURED[4 * (i // 4) + (i + j) % 4] for j in range(size)) for i in range(len(MEASURED))) for size in SIZES
+}
+"""Maps a size to its groups. MEASURED has two rounds of all four kinds; each of its concepts begins one group of each size, with
+those that follow it in its round."""
+OURS, AT_THE_WORD = "Perfusion", "Perfusion, keys at the word"
+FILE = "fidelity-groups.png"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to combine concepts.
+
+    Attributes:
+        method: The method that trained them, as in the tables of all methods; "" for the plain words on the base.
+        regions: Whether each concept has its own part of the image.
+        settings: Settings of each concept; for LoRAs, their `strength`.
+        mode: Edit mode.
+    """
+
+    method: str = ""
+    regions: bool = False
+    settings: tuple[tuple[str, float], ...] = ()
+    mode: str = EXACT
+
+
+def perfusion(method: str, regions: bool, mode: str = EXACT, **settings: float) -> Way:
+    """Return a way to combine concepts of Perfusion; without other settings, with the demo's for one concept or for several."""
+    return Way(method, regions, tuple(sorted(((SETTINGS if regions else TOGETHER) | {"trigger": ""} | settings).items())), mode)
+
+
+WAYS: dict[str, Way] = {
+    "plain words": Way(),
+    "Perfusion, a region each": perfusion(OURS, True),
+    "Perfusion": perfusion(OURS, False),
+    "Perfusion, keys at the word, a region each": perfusion(AT_THE_WORD, True),
+    "Perfusion, keys at the word": perfusion(AT_THE_WORD, False),
+    "Perfusion, keys at the word, three quarters locked": perfusion(AT_THE_WORD, False, key_lock=0.75),
+    "Perfusion, the paper's form of the edit": perfusion(OURS, False, PAPER),
+    "Perfusion, approximate": perfusion(OURS, False, APPROXIMATE),
+    **{f"LoRA, strength {strength:g}": Way("LoRA", settings=(("strength", strength),)) for strength in (0.75, 1.0)},
+}
+"""Maps the name of a row to the way that it measures."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Concepts in one image, from left to right, how each was trained, and how they are combined."""
+
+    concepts: tuple[Concept, ...]
+    recipe: Recipe | None
+    way: Way
+
+    def key(self) -> str:
+        """Return the store's key for the group's scores."""
+        how = hashlib.sha256(json.dumps([PLACES, SEEDS, SAMPLING, asdict(self.way)]).encode()).hexdigest()[:8]
+        return "/".join(["group", how, *(self.recipe.key(c, 0) if self.recipe else "-".join(c) for c in self.concepts)])
+
+
+Recipes = Mapping[str, Recipe | None]
+"""Maps each method to the recipe that it was tuned to."""
+
+
+def groups(recipes: Recipes, name: str, size: int) -> list[Group]:
+    """Return all groups of this size in the way with this name."""
+    return [Group(each, recipes.get(WAYS[name].method), WAYS[name]) for each in GROUPS[size]]
+
+
+def run(shop: Workshop, recipes: Recipes, out: Path) -> bool:
+    """Measure what is missing of all groups and draw their sheet; return False if time ran out."""
+
+    def measured(lab: Lab, group: Group) -> bool:
+        if not shop.in_time():
+            return False
+        shop.store.keep({group.key(): judged(lab, group, pictures(shop, group, PLACES, lab))})
+        print(group.key(), flush=True)
+        return True
+
+    every = [group for size in SIZES for name in WAYS for group in groups(recipes, name, size)]
+    return shop.side_by_side(measured, [each for each in every if each.key() not in shop.store.kept]) and shown(shop, recipes, out)
+
+
+def shown(shop: Workshop, recipes: Recipes, out: Path) -> bool:
+    """Draw the sheet: a row for every fourth group, a column for each way, the places in turn. Return False if time ran out."""
+    chosen = [(size, i) for size in SIZES for i in (0, len(MEASURED) // 2)]
+
+    def rows() -> sheet.Rows:
+        found = {}
+        for row, (size, i) in enumerate(chosen):
+            each = [groups(recipes, name, size)[i] for name in WAYS]
+            title = ",\n".join(" ".join(concept) for concept in each[0].concepts)
+            found[title] = [pictures(shop, group, [PLACES[row % len(PLACES)]])[0][0] for group in each]
+        return found
+
+    of = [groups(recipes, name, size)[i].key() for size, i in chosen for name in WAYS]
+    return sheet.draw(shop, "groups-sheet", of, rows, [name.replace(", ", ",\n") for name in WAYS], out / FILE)
+
+
+def pictures(shop: Workshop, group: Group, places: list[str] | tuple[str, ...], lab: Lab | None = None) -> list[Tensor]:
+    """Generate images [seeds, side, side times the group's size, 3] of a group in each of these places."""
+    lab, graph, side = lab or shop.lab, Graph(), shop.bed.side
+    model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
+    model, clip, names = ready(graph, shop, group, lab, (model, clip))
+    negative, wide = graph.text(clip, ""), side * len(group.concepts)
+    first, last = ", ".join(f"a {name}" for name in names[:-1]), f"a {names[-1]}"
+    prompts = [graph.text(clip, f"a photo of {first} and {last} {place}") for place in places]
+    seeds = [9000 + 100 * PLACES.index(place) for place in places]
+    ways = zip(prompts, seeds, strict=True)
+    return lab.pictures(graph, *(draw(graph, model, prompt, negative, vae, seed, SEEDS, side, wide)[1] for prompt, seed in ways))
+
+
+def ready(graph: Graph, shop: Workshop, group: Group, lab: Lab, base: tuple[Link, Link]) -> tuple[Link, Link, list[str]]:
+    """Return a MODEL and a CLIP with the group's concepts, and the texts that name them in prompts."""
+    model, clip = base
+    kinds, way, recipe = [kind for _, kind in group.concepts], group.way, group.recipe
+    if recipe is None:
+        return model, clip, kinds
+    files = [shop.taught(Trial(concept, recipe, Use(), (), ()), lab) for concept in group.concepts]
+    if recipe.teacher == LORA:
+        for file in files:
+            strength = dict(way.settings)["strength"]
+            model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=strength), 0]
+        return model, clip, [f"{RARE} {kind}" for kind in kinds]
+    regions = [{"region": part(graph, i, len(files))} if way.regions else {} for i in range(len(files))]
+    loaded = [graph.load(file.name, **dict(way.settings) | region) for file, region in zip(files, regions, strict=True)]
+    return *graph.apply(model, clip, graph.combine(*loaded), way.mode), [f"<{file.stem}>" for file in files]
+
+
+def judged(lab: Lab, group: Group, drawn: list[Tensor]) -> dict[str, list]:
+    """Return whether all kinds and individuals are recognised, [places, seeds, size] each, and the place, [places, seeds]."""
+    found: dict[str, list] = {"kinds": [], "individuals": [], "places": []}
+    for place, images in zip(PLACES, drawn, strict=True):
+        parts, asked = images.chunk(len(group.concepts), 2), [kind for _, kind in group.concepts]
+        kinds = [[said == kind for said in lab.judges.say("kind", each).best()] for kind, each in zip(asked, parts, strict=True)]
+        known = [
+            lab.judges.recognised(each, concept[1], *concepts.which(concept))
+            for concept, each in zip(group.concepts, parts, strict=True)
+        ]
+        places = [[said == place for said in lab.judges.say("place", each).best()] for each in parts]
+        found["kinds"].append(torch.tensor(kinds).T.int().tolist())
+        found["individuals"].append(torch.stack(known, 1).int().tolist())
+        found["places"].append(torch.tensor(places).all(0).int().tolist())
+    return found
+
+
+def page(kept: Mapping[str, dict], recipes: Recipes, out: Path) -> list[str]:
+    """Return the page's lines: a table, for each size, of those ways in which all groups were measured."""
+    lines = []
+    for size in SIZES:
+        rows = [row for name in WAYS if (row := table_row(kept, name, groups(recipes, name, size)))]
+        if rows:
+            lines += [
+                "",
+                f"{('Two', 'Three')[size - 2]} concepts, {len(GROUPS[size])} groups:",
+                "",
+                "| combined | all individuals | individuals | all kinds | place | all of it |",
+                "| --- | --- | --- | --- | --- | --- |",
+                *rows,
+            ]
+    if not lines:
+        return []
+    return [
+        f"Test concepts that were trained separately, in one picture, {len(PLACES)} places, {SEEDS} seeds. Each concept must be "
+        "recognised in its own part of the picture, from left to right in the prompt's order. Perfusion has a bias of "
+        f"{SETTINGS['bias']:g} with regions and of {TOGETHER['bias']:g} without.",
+        *lines,
+        *(["", f"![Two and three concepts in one picture, in each of these ways]({FILE})"] if (out / FILE).exists() else []),
+    ]
+
+
+def table_row(kept: Mapping[str, dict], name: str, each: list[Group]) -> str:
+    """Return the table's row for a way; empty unless all of its groups were measured."""
+    found = [scores for group in each if (scores := kept.get(group.key()))]
+    if len(found) < len(each):
+        return ""
+    kinds, known, places = (torch.tensor([scores[part] for scores in found]).bool() for part in ("kinds", "individuals", "places"))
+    plain = each[0].recipe is None
+    columns = [
+        "–" if plain else percent(known.all(-1).flatten().tolist()),
+        "–" if plain else percent(known.flatten().tolist()),
+        percent(kinds.all(-1).flatten().tolist()),
+        percent(places.flatten().tolist()),
+        "–" if plain else percent((known.all(-1) & kinds.all(-1) & places).flatten().tolist()),
+    ]
+    return f"| {name} | {' | '.join(columns)} |"
