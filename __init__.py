@@ -17,7 +17,7 @@ from .nodes import (
     many_concepts,
     measure_text_encoder,
 )
-from .nodes.training import options, train_concept
+from .nodes.training import checkpoint_preset, options, train_concept
 
 WEB_DIRECTORY = "web"
 """Folder that the host serves to the page: its scripts, and each node's help in docs/NODE_ID.md."""
@@ -44,10 +44,11 @@ class PerfusionExtension(ComfyExtension):
     """The extension that registers the pack's nodes with ComfyUI."""
 
     async def on_load(self) -> None:
-        """Register the routes by which the page fetches concept files, their pictures and the words to search them by."""
+        """Register the routes by which the page fetches what it shows of concepts, and the preset that suits a checkpoint."""
         host.serve("/perfusion/file", concepts.content_of)
         host.serve("/perfusion/words", concepts.words)
         host.serve("/perfusion/picture", concepts.picture_of, "image/jpeg", kept=60)
+        host.serve("/perfusion/preset", checkpoint_preset.preset_for)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Return all nodes of the pack."""

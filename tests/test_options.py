@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
+import urllib.error
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from perfusion_core.concept import Concept
 from scripts.harness.graphs import FEW_STEPS, Graph, Link, concepts
 from scripts.harness.server import GraphError, Server
+from scripts.setup.bootstrap import CHECKPOINT
 
 TRIGGER = "<opted>"
 CAPTIONS = ("a photo of <opted> on the grass", "{} in a forest, {sunny|rainy}")
@@ -112,6 +117,55 @@ def test_previews_show_what_is_asked_for(server: Server) -> None:
     with Image.open(sheet) as image:
         # A row for each prompt, a column for the plain word, step 1 and the concept; each picture is 192 pixels a side.
         assert image.height > 3 * 192 and 3 * 192 < image.width < 4 * 192
+
+
+def test_previews_without_options_suit_a_distilled_model(server: Server) -> None:
+    """They are those of options for LCM, to the bit, once the model samples that way."""
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    distilled = [graph.add("ModelSamplingDiscrete", model=model, sampling="lcm", zsnr=False), 0]
+    how = {"preview_sampler": "lcm", "preview_scheduler": "sgm_uniform", "preview_steps": 6, "preview_cfg": 1.5}
+    images, masks = graph.pictures(1)
+    inputs = {"steps": 1, "batch": 1, "preview_every": 1, "trigger": TRIGGER}
+    trained = [
+        graph.train(base, clip, vae, images, masks, options=options, **inputs)
+        for base, options in ((distilled, None), (distilled, graph.options(**how)), (model, graph.options(**how)))
+    ]
+    shown = [graph.add("PreviewImage", images=[each, 2]) for each in trained]
+    history = server.run(graph.nodes)
+    usual, asked, other = (Path(server.outputs(history, node, "temp")[0]).read_bytes() for node in shown)
+    assert usual == asked != other
+
+
+def test_the_page_gets_the_preset_that_suits_a_checkpoint(server: Server) -> None:
+    """From the shapes of a file's first cross-attention, whatever its other layers are."""
+    folder: Path = server.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def answer(name: str) -> str:
+        return json.loads(server.get(f"/perfusion/preset?name={urllib.parse.quote(name)}"))["preset"]
+
+    def made(key: str, *shape: int) -> str:
+        """The preset for a file with a layer of this shape, and one that reads nothing."""
+        save_file({key: torch.zeros(shape, dtype=torch.float16), "out.weight": torch.zeros(1)}, folder / "made.safetensors")
+        return answer("diffusion_models/made.safetensors")
+
+    key = "{}input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    assert answer(f"checkpoints/{CHECKPOINT}") == "demo"
+    assert made(key.format("model.diffusion_model."), 640, 768) == "SD1.5" and made(key.format(""), 320, 1024) == "SD2"
+    assert made("down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight", 640, 2048) == "SDXL"
+    assert made(key.format(""), 768, 1280) == "" and made("transformer_blocks.0.attn2.to_k.weight", 512, 2048) == ""
+    (folder / "made.safetensors").write_bytes(b"no checkpoint")
+    wrong = {
+        "diffusion_models/made.safetensors": "not a safetensors file",
+        "checkpoints/missing.safetensors": "There is no",
+        "checkpoints/../perfusion/demo-monster.safetensors": "There is no",
+        "perfusion/demo-monster.safetensors": "There is no",
+    }
+    for name, sentence in wrong.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            answer(name)
+        assert refused.value.code == 400 and sentence in json.loads(refused.value.read())["error"]
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,21 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
     assert page.value(training, "steps") == 77
     page.ask(SET, options, "preset", "SD1.5")
     page.wait(lambda: values(training) == PRESETS["SD1.5"], "the settings for SD1.5")
+    page.ask(SET, options, "preset", "by checkpoint")
+    page.wait(lambda: page.tab.get_by_text("could not find which checkpoint").count() > 0, "a reason")
+    assert values(training) == PRESETS["SD1.5"]
+    loader, lora = put(page, "CheckpointLoaderSimple"), put(page, "LoraLoaderModelOnly")
+    page.ask(
+        """([from, to, last]) => { for (const [a, b] of [[from, to], [to, last]])
+            app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 0); }""",
+        loader,
+        lora,
+        training,
+    )
+    page.ask(SET, options, "preset", "by checkpoint")
+    page.wait(lambda: values(training) == PRESETS["demo"], "the demo's settings, by the checkpoint")
+    page.ask(SET, options, "preset", "SD1.5")
+    page.wait(lambda: values(training) == PRESETS["SD1.5"], "the settings for SD1.5")
     page.ask(SET, training, "steps", 78)
     page.ask("async () => app.loadGraphData(app.graph.serialize())")
     (again,) = page.of_type("PerfusionTrain")

@@ -65,6 +65,11 @@ export function forgetWords() {
   words = null;
 }
 
+// The name of the preset that suits a file in a folder of models, "" if there is none.
+export async function presetFor(folder, file) {
+  return (await (await answered(`/perfusion/preset?name=${encodeURIComponent(`${folder}/${file}`)}`)).json()).preset;
+}
+
 // The address of a concept's picture.
 export function pictureAddress(name) {
   return api.apiURL(`/perfusion/picture?name=${encodeURIComponent(name)}`);

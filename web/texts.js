@@ -28,6 +28,8 @@ export const ENGLISH = {
   made: "made {value}",
   missing: "There is no concept with this name in models/perfusion.",
   noBrackets: "is the trigger word, with its brackets",
+  noCheckpoint: "preset: could not find which checkpoint Train Concept uses; choose a preset by name.",
+  noPreset: "preset: there is none for {file}; set the numbers yourself.",
   noneFound: "No concept has “{text}” in its name, trigger word or superclass.",
   noneSaved: "There are no concepts yet: train one, or put a concept file into models/perfusion.",
   preview: "A preview of {trigger}",

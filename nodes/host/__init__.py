@@ -12,7 +12,18 @@ from .model.families import clip_layer, encoders_of, encodings_adapted, family_o
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import layer_encodings, lora_names, projections
 from .page_routes import serve
-from .sampling import Preview, check_vae, decoded, draw, latents_of, pixels_per_latent, predict_from_noise, sample, samplers
+from .sampling import (
+    Preview,
+    check_vae,
+    decoded,
+    draw,
+    is_distilled,
+    latents_of,
+    pixels_per_latent,
+    predict_from_noise,
+    sample,
+    samplers,
+)
 from .text.clip_with_words import clip_with_words
 from .text.encoding import (
     POSITIONS,
@@ -74,6 +85,7 @@ __all__ = [
     "gradients_enabled",
     "identity_of",
     "identity_of_weights",
+    "is_distilled",
     "kind_of",
     "latents_of",
     "layer_encodings",

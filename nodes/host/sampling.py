@@ -21,6 +21,11 @@ def samplers() -> tuple[list[str], list[str]]:
     return KSampler.SAMPLERS, KSampler.SCHEDULERS
 
 
+def is_distilled(model: ModelPatcher) -> bool:
+    """Return whether a MODEL samples in few steps, as ModelSamplingDiscrete sets it for LCM; weights alone do not show it."""
+    return hasattr(model.get_model_object("model_sampling"), "original_timesteps")
+
+
 Preview = tuple[str, Any, int]
 """A format, a PIL image and its largest side, as the host's progress bar expects them."""
 

@@ -17,7 +17,7 @@ from .training_pictures import SQUARE, WHOLE
 TrainingOptionsType = io.Custom("PERFUSION_TRAINING_OPTIONS")
 """A `TrainingOptions`."""
 
-AS_SET = "as set"
+AS_SET, BY_CHECKPOINT = "as set", "by checkpoint"
 PRESETS = ("SD1.5", "SD2", "SDXL", "demo")
 """The page fills the widgets of Train Concept with their values; see web/presets.js."""
 
@@ -149,10 +149,11 @@ class PerfusionTrainingOptions(io.ComfyNode):
                 io.Combo.Input("preview_scheduler", options=schedulers, default=usual.scheduler, tooltip="Scheduler for previews."),
                 io.Combo.Input(
                     "preset",
-                    options=[AS_SET, *PRESETS],
+                    options=[AS_SET, *PRESETS, BY_CHECKPOINT],
                     default=AS_SET,
                     tooltip="Fills in the numbers of the connected Train Concept (steps, batch, size, rates, gate, flip, min_snr) "
-                    "with values that suit a base. as set: leaves them as they are.",
+                    "with values that suit a base. by checkpoint: chooses the preset that suits the connected checkpoint. as set: "
+                    "leaves the numbers as they are.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",

@@ -30,6 +30,11 @@ class Previews:
     sampler: str = "ddim"
     scheduler: str = "normal"
 
+    @classmethod
+    def suited_to(cls, model: ModelPatcher) -> "Previews":
+        """Return what suits a model: few steps and little guidance if its sampling is set up for a distilled one."""
+        return cls(steps=6, cfg=1.5, sampler="lcm", scheduler="sgm_uniform") if host.is_distilled(model) else cls()
+
     def draw(self, model: ModelPatcher, clip: CLIP, vae: VAE, word: str, size: int, seed: int) -> Tensor:
         """Generate pictures [K, size, size, 3] for a word, all from the same noise."""
         how = asdict(self)

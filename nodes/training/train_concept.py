@@ -27,6 +27,7 @@ from .memory import AUTO, CARDS
 from .options import TrainingOptions, TrainingOptionsType
 from .picture_judge import PictureJudge
 from .preparation import Preparation
+from .previews import Previews
 from .progress import show_lesson
 from .schedule import CHECKPOINT_EVERY, Schedule
 from .session import TrainingSession
@@ -346,7 +347,6 @@ class PerfusionTrain(io.ComfyNode):
         """Train the concept."""
         model, clip, vae = model[0], clip[0], vae[0]
         covariance = covariance[0] if covariance else None
-        given: TrainingOptions = options[0] if options else TrainingOptions()
         chosen = {name: value[0] for name, value in widgets.items()}
         superclass, trigger, size = chosen["superclass"].strip(), chosen["trigger"].strip(), chosen["size"]
         settings = settings_of(chosen)
@@ -354,6 +354,7 @@ class PerfusionTrain(io.ComfyNode):
         host.check_vae(vae)
         check(model, clip, superclass, trigger, size, covariance, settings)
         host.check_trainable(model, clip)
+        given: TrainingOptions = options[0] if options else TrainingOptions(previews=Previews.suited_to(model))
         ready = Preparation.of(images, masks, size, trigger, given)
         keep, plain, judge = chosen.get("keep", LAST), None, None
         if given.vision is not None and keep != BEST:
