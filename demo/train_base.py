@@ -19,6 +19,7 @@ import argparse
 import math
 import random
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -204,17 +205,17 @@ def unet() -> nn.Module:
 
 
 class Training:
-    """A UNet in training, with its moving average and its optimisers; can be saved and resumed."""
+    """A model in training, with its moving average and its optimisers; can be saved and resumed."""
 
-    def __init__(self, model: nn.Module, out: Path) -> None:
-        self.model, self.step = model, 0
-        reads = [".attn2.to_k." in name or ".attn2.to_v." in name for name, _ in model.named_parameters()]
+    def __init__(self, model: nn.Module, state: Path, reading: tuple[str, ...] = (".attn2.to_k.", ".attn2.to_v.")) -> None:
+        """Begin, or resume from the file `state` if it exists; keys and values have one of `reading` in their names."""
+        self.model, self.state, self.step = model, state, 0
+        reads = [any(part in name for part in reading) for name, _ in model.named_parameters()]
         every = list(model.parameters())
         self.optimisers = [
             Muon((each for each, reading in zip(every, reads, strict=True) if reading is which), 0.01) for which in (False, True)
         ]
         self.mean = {name: value.clone() for name, value in model.state_dict().items()}
-        self.state = out / "unet.pt"
         if self.state.exists():
             stored: dict[str, Any] = torch.load(self.state, weights_only=True)
             self.step, self.mean = stored["step"], stored["mean"]
@@ -222,14 +223,8 @@ class Training:
             for optimiser, each in zip(self.optimisers, stored["optimisers"], strict=True):
                 optimiser.load_state_dict(each)
 
-    def take(self, latents: Tensor, context: Tensor, rate: float) -> float:
-        """Take one training step and return its loss."""
-        times = torch.randint(0, 1000, (len(latents),))
-        share, noise = ALPHAS[times][:, None, None, None], torch.randn_like(latents)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = self.model(share.sqrt() * latents + (1 - share).sqrt() * noise, times, context=context)
-        weight = (MIN_SNR * (1 - share) / share).clamp(max=1)
-        loss = (weight * (found.float() - noise) ** 2).mean()
+    def take(self, loss: Tensor, rate: float) -> float:
+        """Take one training step that lowers a loss, and return the loss."""
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser, higher in zip(self.optimisers, (1.0, READING), strict=True):
@@ -248,13 +243,49 @@ class Training:
         self.state.with_suffix(".part").replace(self.state)
 
 
+def denoising(model: nn.Module, latents: Tensor, context: Tensor) -> Tensor:
+    """Return the loss of the noise that a UNet predicts in latents [B, c, h, w], each at a random time."""
+    times = torch.randint(0, 1000, (len(latents),))
+    share, noise = ALPHAS[times][:, None, None, None], torch.randn_like(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(share.sqrt() * latents + (1 - share).sqrt() * noise, times, context=context)
+    weight = (MIN_SNR * (1 - share) / share).clamp(max=1)
+    return (weight * (found.float() - noise) ** 2).mean()
+
+
+def learn(
+    training: Training, sets: Mapping[int, Any], loss: Callable[..., Tensor], batch: int, minutes: float, rate: float, fall: float
+) -> None:
+    """Train for `minutes` on sets of scenes of one character and of two, which every third step has, and save the state.
+
+    `loss` is called with the model and what a set's `batch` returns. The learning rate follows a cosine down to almost 0 over the
+    last share `fall` of the time.
+    """
+    torch.manual_seed(training.step)
+    rng = random.Random(training.step)
+    start, first, saved, losses = time.time(), training.step, time.time(), []
+    while (done := (time.time() - start) / (60 * minutes)) < 1:
+        pair = training.step % 3 == 2
+        given = sets[2].batch(batch // 2, rng) if pair else sets[1].batch(batch, rng)
+        left = min(1.0, (1 - done) / fall) if fall else 1.0
+        now = rate * min(1, (training.step - first + 1) / WARM) * (0.5 - 0.5 * math.cos(math.pi * left) + 0.005)
+        losses.append(training.take(loss(training.model, *given), now))
+        if training.step % 50 == 0:
+            each = (time.time() - start) / (training.step - first)
+            print(f"{training.step}, {each:.2f} s a step, loss {np.mean(losses[-50:]):.4f}", flush=True)
+        if time.time() - saved > 300:
+            training.save()
+            saved = time.time()
+    training.save()
+
+
 def train(comfyui: Path, cast: Path, out: Path, side: int, minutes: float, rate: float, fall: float) -> None:
-    """Train for `minutes`; the learning rate follows a cosine down to almost 0 over the last share `fall` of them."""
+    """Train the base and pack it; see `learn`."""
     inside.enter(comfyui)
     from comfy.taesd.taesd import Encoder
 
     torch.manual_seed(0)
-    training = Training(unet(), out)
+    training = Training(unet(), out / "unet.pt")
     rng = random.Random(training.step)
     scenes = Scenes(cast)
     made = {characters: scenes.make(count, characters, rng, side) for characters, count in SCENES.items()}
@@ -266,21 +297,7 @@ def train(comfyui: Path, cast: Path, out: Path, side: int, minutes: float, rate:
     )
     sets = {characters: Latents(*each, encoder, encodings) for characters, each in made.items()}
     print(", ".join(f"{len(each.usable)} of {SCENES[n]} scenes of {n}" for n, each in sets.items()), flush=True)
-    torch.manual_seed(training.step)
-    start, first, saved, losses = time.time(), training.step, time.time(), []
-    while (done := (time.time() - start) / (60 * minutes)) < 1:
-        pair = training.step % 3 == 2
-        batch = sets[2].batch(BATCH[side] // 2, rng) if pair else sets[1].batch(BATCH[side], rng)
-        left = min(1.0, (1 - done) / fall) if fall else 1.0
-        now = rate * min(1, (training.step - first + 1) / WARM) * (0.5 - 0.5 * math.cos(math.pi * left) + 0.005)
-        losses.append(training.take(*batch, now))
-        if training.step % 50 == 0:
-            each = (time.time() - start) / (training.step - first)
-            print(f"{training.step}, {each:.2f} s a step, loss {np.mean(losses[-50:]):.4f}", flush=True)
-        if time.time() - saved > 300:
-            training.save()
-            saved = time.time()
-    training.save()
+    learn(training, sets, denoising, BATCH[side], minutes, rate, fall)
     learned = {base.UNET + name: value.half().numpy() for name, value in training.mean.items()}
     base.pack_tensors(learned | {base.AUTOENCODER + name: value.numpy() for name, value in coder.items()}, out / "base.bin")
 

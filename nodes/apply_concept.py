@@ -21,7 +21,7 @@ def warn_of_layers(stack: Stack, clip: CLIP) -> None:
         taught = concept.training.get("clip_layer", layer)
         if taught != layer:
             log.warning(
-                "%s was trained on layer %s of the text encoder, but this CLIP is set to layer %s, so the concept's gate may "
+                "%s was trained with layer %s of the text encoder, but this CLIP is set to layer %s, so the concept's gate may "
                 "stay closed. Put a CLIP Set Last Layer node set to %s before Apply Concept.",
                 concept.trigger,
                 taught,
@@ -52,10 +52,10 @@ class PerfusionApply(io.ComfyNode):
                     options=list(MODES),
                     default=MODES[0],
                     advanced=True,
-                    tooltip="exact: prompts without a trigger word give exactly the base model's image. paper: the edit as "
-                    "published, which changes every prompt a little. approximate: like paper, but does not separate the concepts "
-                    "from each other. static: a plain change of the weights, like a LoRA; it acts in every prompt, with or "
-                    "without a trigger word.",
+                    tooltip="exact: prompts without a trigger word give exactly the same image as the base model. paper: the edit "
+                    "as published, which slightly changes the image for every prompt. approximate: like paper, but does not "
+                    "separate the concepts from each other. static: a plain change to the weights, like a LoRA; it affects every "
+                    "prompt, with or without a trigger word.",
                 ),
             ],
             outputs=[

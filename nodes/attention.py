@@ -29,8 +29,8 @@ class PerfusionWatchAttention(io.ComfyNode):
             node_id="PerfusionWatchAttention",
             display_name="Watch Attention (Perfusion)",
             category=CATEGORY,
-            description="Records where the words of a prompt look while any sampler runs with this model; the images stay "
-            "bit-identical. View the result with Show Attention, or use it in Keep Layout.",
+            description="Records which parts of the image each word of the prompt attends to while any sampler runs with this "
+            "model; the images stay bit-identical. View the result with Show Attention, or use it in Keep Layout.",
             search_aliases=["perfusion", "attention map", "cross attention", "daam", "heatmap"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch, from Apply Concept or any other."),
@@ -66,8 +66,8 @@ class PerfusionShowAttention(io.ComfyNode):
             node_id="PerfusionShowAttention",
             display_name="Show Attention (Perfusion)",
             category=CATEGORY,
-            description="Overlays each image with maps of where chosen words of its prompt looked, averaged over layers, heads "
-            "and steps. The labels show each word's share of all attention and how far a concept's gate opens at it.",
+            description="Overlays each image with maps of what the chosen words of its prompt attended to, averaged over layers, "
+            "heads and steps. The labels show each word's share of all attention and how far a concept's gate opens at that word.",
             search_aliases=["perfusion", "attention map", "overlay", "daam", "heatmap"],
             inputs=[
                 AttentionType.Input("attention", tooltip="From Watch Attention."),
@@ -106,7 +106,7 @@ class PerfusionShowAttention(io.ComfyNode):
                 f"There are {maps.shape[1]} latents but {len(pictures)} images; connect the images that these latents decode to."
             )
         shown = maps[:, 0] if each_step else maps[0]
-        rows = [f"step {i + 1}" if each_step else f"picture {i + 1}" for i in range(len(shown))]
+        rows = [f"step {i + 1}" if each_step else f"image {i + 1}" for i in range(len(shown))]
         large = interpolate(shown, pictures.shape[1:3], mode="bicubic", antialias=True).clamp(min=0)
         large = large / large.amax((2, 3), keepdim=True).clamp(min=1e-12)
         under = pictures[:1].expand(len(rows), -1, -1, -1) if each_step else pictures
@@ -132,7 +132,7 @@ def requested_words(text: str, run: host.SamplingRun) -> list[str]:
     missing = [word for word in asked if word not in spelled]
     if missing:
         raise PerfusionError(
-            f"None of the prompts for this picture contains the word {missing[0][:80]!r}; their words are {', '.join(there)[:400]}."
+            f"None of the prompts for this image contains the word {missing[0][:80]!r}; their words are {', '.join(there)[:400]}."
         )
     return [spelled[word] for word in asked] or [word for word in there if word != host.START][:MOST]
 
@@ -154,14 +154,14 @@ class PerfusionKeepLayout(io.ComfyNode):
             display_name="Keep Layout (Perfusion)",
             category=CATEGORY,
             description="Generates a second image in the layout of a first one (Prompt-to-Prompt): words that both prompts share "
-            "look where they looked in the first image, while changed words find their own places. Use the same seed, sampler and "
+            "attend to the same places as in the first image, while changed words find their own. Use the same seed, sampler and "
             "steps for both. Steps between start and end take twice as long.",
             search_aliases=["perfusion", "prompt to prompt", "p2p", "layout", "attention injection"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model for the next image, from Apply Concept. If it comes from Watch Attention, it is no longer "
-                    "recorded from here on.",
+                    tooltip="The model for the next image, from Apply Concept. If it comes from Watch Attention, its attention is "
+                    "no longer recorded from here on.",
                 ),
                 AttentionType.Input("attention", tooltip="From the Watch Attention node on the first image's model."),
                 io.Latent.Input("samples", tooltip="The first image's latents, exactly as its sampler returned them."),

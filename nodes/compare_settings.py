@@ -37,13 +37,13 @@ def numbers(text: str, setting: str) -> list[float]:
     plural, bounds, fits = CHOICES[setting]
     words = re.findall(r"[^\s,;]+", text)
     if not words:
-        raise PerfusionError(f"A comparison needs at least one {setting}; write {plural} such as 0.3, 0.45, 0.6.")
+        raise PerfusionError(f"A comparison needs at least one {setting}; enter {plural} such as 0.3, 0.45, 0.6.")
     found = []
     for word in words:
         try:
             value = float(word)
         except ValueError:
-            raise PerfusionError(f"{word[:80]!r} is not a number; write {plural} such as 0.3, 0.45, 0.6.") from None
+            raise PerfusionError(f"{word[:80]!r} is not a number; enter {plural} such as 0.3, 0.45, 0.6.") from None
         if not fits(value):
             raise PerfusionError(f"A {setting} must be {bounds}, not {word[:80]}.")
         found.append(value)
@@ -78,7 +78,7 @@ class PerfusionSweep(io.ComfyNode):
                     "across",
                     options=list(ACROSS),
                     default="temperature",
-                    tooltip="What varies from column to column. All other settings stay as the concept has them.",
+                    tooltip="What varies from column to column. All other settings keep the concept's values.",
                 ),
                 io.String.Input(
                     "values",
@@ -164,7 +164,7 @@ class PerfusionSweep(io.ComfyNode):
         count = len(rows) * len(columns) * seeds
         if count > MOST:
             raise PerfusionError(
-                f"{len(rows)} biases × {len(columns)} {CHOICES[across][0]} × {seeds} seeds make {count} pictures, but a comparison "
+                f"{len(rows)} biases × {len(columns)} {CHOICES[across][0]} × {seeds} seeds make {count} images, but a comparison "
                 f"can have at most {MOST}; use fewer values or seeds."
             )
         bar, latents = ProgressBar(count * steps), []

@@ -38,7 +38,7 @@ def path_of(name: str) -> Path:
 def describe(concept: Concept) -> str:
     """Describe a concept in a few lines of text."""
     details = "".join(f"\n{name}: {text}" for name, text in concept.details.items())
-    alone = "" if concept.values else "\nonly a word: it edits no layer"
+    alone = "" if concept.values else "\nword only: edits no layers"
     return f"trigger word: {concept.trigger}\nsuperclass: {concept.superclass}\nbase: {concept.family}{alone}{details}"
 
 
@@ -62,7 +62,7 @@ class PerfusionLoadConcept(io.ComfyNode):
             node_id="PerfusionLoadConcept",
             display_name="Load Concept (Perfusion)",
             category=CATEGORY,
-            description="Loads a concept trained with Perfusion. Its trigger word stands for it in prompts.",
+            description="Loads a concept trained with Perfusion. Use its trigger word to refer to it in prompts.",
             search_aliases=["perfusion", "personalize", "textual inversion", "load concept"],
             inputs=[
                 io.Combo.Input(
@@ -100,9 +100,9 @@ class PerfusionConceptInWorkflow(io.ComfyNode):
             node_id="PerfusionConceptInWorkflow",
             display_name="Concept in Workflow (Perfusion)",
             category=CATEGORY,
-            description="Stores a concept inside the workflow: if you pass on the workflow, or an image made with it, no file is "
-            "needed. Choose one of your concepts on the node; the node shows its size. Share only what you are allowed to share: "
-            "everyone who gets the image has the concept.",
+            description="Stores a concept inside the workflow: if you pass on the workflow, or an image made with it, no concept "
+            "file is needed. Choose one of your concepts on the node; the node shows its size. Share only what you are allowed to "
+            "share: everyone who gets the image also gets the concept.",
             search_aliases=["perfusion", "embed concept", "inline concept", "share concept"],
             inputs=[
                 page_input(
@@ -211,8 +211,8 @@ class PerfusionSaveConcept(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="half",
-                    tooltip="half: half the size of float32, with no visible difference. 8 bit: half that size. 4 bit: a third "
-                    "of the size of the half file.",
+                    tooltip="half: half the size of float32, with no visible difference. 8 bit: a quarter of the size of float32. "
+                    "4 bit: a third of the size of a file saved with half.",
                 ),
                 io.String.Input(
                     "author",
@@ -258,8 +258,8 @@ class PerfusionConceptSettings(io.ComfyNode):
             display_name="Concept Settings (Perfusion)",
             category=CATEGORY,
             description="Sets how strongly a concept shows in relation to the rest of the prompt, and what its trigger word is. A "
-            "concept that is only a word edits no layer, so of these settings only the trigger word affects it, and a strength of "
-            "0, which switches it off.",
+            "word-only concept edits no layers, so only two of these settings affect it: the trigger word, and a strength of 0, "
+            "which switches it off.",
             search_aliases=["perfusion", "bias", "temperature", "strength"],
             inputs=[
                 ConceptType.Input("concept", tooltip="A concept; if several are combined, all get these settings."),
@@ -292,8 +292,8 @@ class PerfusionConceptSettings(io.ComfyNode):
                 io.Mask.Input(
                     "region",
                     optional=True,
-                    tooltip="Paint where the concept may show in the image: its word looks only there, and its edit is "
-                    "applied only there. Give each concept in an image its own region.",
+                    tooltip="A mask of where the concept may appear in the image: its word attends only to that area, and its edit "
+                    "is applied only there. Give each concept in an image its own region.",
                 ),
                 io.Float.Input(
                     "key_lock",
@@ -303,8 +303,8 @@ class PerfusionConceptSettings(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Only for concepts trained with lock set to word: how far their keys stay locked to the plain word. "
-                    "Lower: more of the concept; higher: more room for other things in the prompt.",
+                    tooltip="Only for concepts trained with lock set to word: how strongly their keys stay locked to the plain "
+                    "word. Lower: more of the concept; higher: more room for other things in the prompt.",
                 ),
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with these settings.")],
@@ -332,7 +332,7 @@ class PerfusionConceptSettings(io.ComfyNode):
             settings["key_lock"] = key_lock
         if region is not None:
             if not region.isfinite().all() or region.max() <= 0:
-                raise PerfusionError("The region is empty; it should be white where the concept may show.")
+                raise PerfusionError("The region is empty; it should be white where the concept may appear.")
             settings["region"] = region.reshape(-1, *region.shape[-2:])[0].float().cpu().clamp(0, 1)
         if trigger.strip():
             if len(concept) != 1:
@@ -383,8 +383,9 @@ class PerfusionConceptSchedule(io.ComfyNode):
             node_id="PerfusionConceptSchedule",
             display_name="Concept Schedule (Perfusion)",
             category=CATEGORY,
-            description="Sets when a concept acts on the way from noise to image, and how its bias changes over that time. Before "
-            "and after, only its word acts, without the edit. This is a setting of the graph; concept files do not store it.",
+            description="Sets during which part of sampling, from noise to image, a concept acts, and how its bias changes over "
+            "that time. Before and after, only its word acts, without the edit. This setting belongs to the workflow; concept "
+            "files do not store it.",
             search_aliases=["perfusion", "schedule", "timestep range", "start percent", "end percent", "prompt editing"],
             inputs=[
                 ConceptType.Input("concept", tooltip="A concept; if several are combined, all get this schedule."),

@@ -17,9 +17,9 @@ class PerfusionTextEncode(io.ComfyNode):
             node_id="PerfusionTextEncode",
             display_name="Text Encode, Keys Locked (Perfusion)",
             category=CATEGORY,
-            description="Encodes a prompt with global key-locking: where words look in the image is decided by the prompt with "
-            "each trigger word replaced by its plain word. CLIP Text Encode locks only the concept's own keys. You can use both "
-            "nodes in one graph.",
+            description="Encodes a prompt with global key-locking: the parts of the image that words attend to are determined by "
+            "a version of the prompt in which each trigger word is replaced by its plain word. CLIP Text Encode locks only the "
+            "concept's own keys. You can use both nodes in one graph.",
             search_aliases=["perfusion", "global key-locking", "clip text encode", "prompt"],
             inputs=[
                 io.Clip.Input("clip", tooltip="From Apply Concept, which passes on the trigger words."),

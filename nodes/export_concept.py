@@ -66,7 +66,7 @@ class PerfusionExport(io.ComfyNode):
             outputs=[
                 io.String.Output(
                     display_name="report",
-                    tooltip="What was written, what to write in prompts, and how closely the LoRA approximates the concept.",
+                    tooltip="Which files were saved, what to type in prompts, and how closely the LoRA approximates the concept.",
                 )
             ],
         )
@@ -91,7 +91,7 @@ class PerfusionExport(io.ComfyNode):
             words = list(embeddings)
             for one, (word, place) in zip(stack, embeddings.items(), strict=True):
                 files[place] = lora_export.embedding(one.word), lora_export.metadata((one,), [word], "textual-inversion") | date
-                lines.append(f"{one.trigger} is {word} in prompts now")
+                lines.append(f"in prompts, write {word} instead of {one.trigger}")
         if what != EMBEDDING:
             files[path] = lora, lora_export.metadata(stack, words, "lora") | date
             lines += [f"the LoRA is {path.name}", told]
@@ -106,7 +106,7 @@ def places(filename_prefix: str, stack: Stack) -> tuple[Path, dict[str, Path]]:
     """Return a new path for the LoRA, and a dict of each embedding's word in prompts -> its new path, in the order of the stack."""
     loras, embeddings = (Path(folder_paths.get_folder_paths(kind)[0]) for kind in ("loras", "embeddings"))
     ends = [""] if len(stack) == 1 else [f"_{one.trigger.strip('<>')}" for one in stack]
-    # The host looks up an embedding named in a prompt in all sub-folders, so the stem must be unique across them.
+    # The host looks up an embedding named in a prompt in all subfolders, so the stem must be unique across them.
     taken = {Path(name).stem for name in listed("embeddings")}
     name = new_name(filename_prefix, {loras: [SUFFIX], embeddings: [f"{end}{SUFFIX}" for end in ends]}, taken=taken)
     return loras / f"{name}{SUFFIX}", {f"embedding:{name}{end}": embeddings / f"{name}{end}{SUFFIX}" for end in ends}

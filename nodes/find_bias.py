@@ -107,7 +107,7 @@ def scored_prompts(one: Concept, stack: Stack, prompt: str) -> list[str]:
     if not prompt.strip():
         return list(CONTEXTS)
     if not has_trigger(prompt, one.trigger):
-        raise PerfusionError(f"The prompt does not name {one.trigger}; write it in the prompt, or leave the prompt empty.")
+        raise PerfusionError(f"The prompt does not contain {one.trigger}; add it, or leave the prompt empty.")
     words = {each.trigger: "{}" if each is one else each.superclass for each in stack}
     return [replace_triggers(prompt.strip().replace("{", "").replace("}", ""), words)]
 

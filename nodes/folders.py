@@ -11,7 +11,7 @@ from . import host
 from .host import FOLDER
 
 WORKROOM = ".work"
-"""Sub-folder for the pack's own data: covariances, and the checkpoints of trainings."""
+"""Subfolder for the pack's own data: covariances, and the checkpoints of trainings."""
 
 
 def concept_files() -> list[str]:
@@ -59,13 +59,13 @@ def check_prefix(prefix: str) -> str:
         raise PerfusionError("The file needs a name; type one into filename_prefix.")
     if Path(prefix).is_absolute() or ".." in Path(prefix).parts:
         raise PerfusionError(
-            f"{prefix!r} leads outside ComfyUI's own folder, and the file cannot be saved there; give only a name."
+            f"{prefix!r} points outside ComfyUI's own folder, so the file cannot be saved there; enter only a name."
         )
     return prefix
 
 
 def new_name(prefix: str, files: Mapping[Path, Sequence[str]], overwrite: bool = False, taken: Collection[str] = ()) -> str:
-    """Return a name `sub-folder/name_00001` for the files that a node saves, with a counter for which no file exists yet.
+    """Return a name `subfolder/name_00001` for the files that a node saves, with a counter for which no file exists yet.
 
     Args:
         prefix: what the user typed.
@@ -106,5 +106,5 @@ def can_be_written(folder: Path) -> bool:
 
 
 def work_folder() -> Path:
-    """Return the sub-folder of `home` for the pack's own data."""
+    """Return the subfolder of `home` for the pack's own data."""
     return home() / WORKROOM

@@ -21,7 +21,7 @@ from .host import FOLDER
 from .io_types import CATEGORY, CovarianceType, concept_outputs, validation_result
 from .measure_text_encoder import check_covariance
 
-NO_FILE = "(no file of another implementation)"
+NO_FILE = "(no file from another implementation)"
 
 
 def path_of(name: str) -> Path:
@@ -31,7 +31,7 @@ def path_of(name: str) -> Path:
         *most, last = sorted(FOREIGN)
         endings = f"{', '.join(most)} or {last}"
         raise PerfusionError(
-            f"There is no file {name[:200]!r} to import in models/{FOLDER}; put a {endings} file there and choose it in the list."
+            f"There is no file {name[:200]!r} to import in models/{FOLDER}; put a {endings} file there and choose it from the list."
         )
     return Path(path)
 
@@ -45,18 +45,18 @@ def encoder_of(model: ModelPatcher, clip: CLIP) -> tuple[str, int]:
     encoders = host.encoders_of(clip)
     if host.encodings_adapted(clip):
         raise PerfusionError(
-            "Files of other implementations are for Stable Diffusion 1 and 2, but this CLIP is for another model; choose an SD1 or "
-            "SD2 checkpoint."
+            "Files from other implementations are for Stable Diffusion 1 and 2, but this CLIP is for another model; choose an SD1 "
+            "or SD2 checkpoint."
         )
     if len(encoders) != 1:
         raise PerfusionError(
-            f"Files of other implementations contain a word for one text encoder, but this CLIP has {', '.join(encoders)}; choose "
-            "an SD1 or SD2 checkpoint."
+            f"Files from other implementations contain a word for only one text encoder, but this CLIP has {', '.join(encoders)}; "
+            "choose an SD1 or SD2 checkpoint."
         )
     if host.encoding_width(clip) != host.width_of(model):
         raise PerfusionError(
             f"This CLIP returns encodings of width {host.encoding_width(clip)}, but the model reads width {host.width_of(model)}; "
-            "take both from one checkpoint."
+            "take both from the same checkpoint."
         )
     ((name, tokenizer),) = encoders.items()
     return name, tokenizer.embedding_size
@@ -89,8 +89,8 @@ class PerfusionImport(io.ComfyNode):
             display_name="Import Concept (Perfusion)",
             category=CATEGORY,
             description="Imports a concept that was trained with perfusion-pytorch or ChenDarYen's Key-Locked-Rank-One-Editing. "
-            "Both implementations sample as edit mode 'paper' does. Keep the concept with Save Concept. Nothing in a file is ever "
-            "run as code.",
+            "Both implementations sample in the same way as edit mode 'paper'. Use Save Concept to keep the concept. Nothing in a "
+            "file is ever run as code.",
             search_aliases=["perfusion", "import", "convert", "perfusion-pytorch", "lucidrains", "ckpt"],
             inputs=[
                 io.Combo.Input(
@@ -100,19 +100,19 @@ class PerfusionImport(io.ComfyNode):
                 ),
                 io.Model.Input(
                     "model",
-                    tooltip="A model of the base that the concept was trained on; it provides the names and widths of the layers.",
+                    tooltip="A model with the same base as the one the concept was trained on; it provides the names and widths of "
+                    "the layers.",
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 io.String.Input(
                     "trigger",
                     default="<my-teddy>",
-                    tooltip="The word that will stand for the concept in prompts, in angle brackets.",
+                    tooltip="The word, in angle brackets, that will stand for the concept in prompts.",
                 ),
                 io.String.Input(
                     "superclass",
                     default="",
-                    tooltip="The plain word for the kind of thing the concept is, such as teddy. Empty: the one in the file, if "
-                    "there is one.",
+                    tooltip="The plain word for what the concept is, such as teddy. Empty: the one in the file, if there is one.",
                 ),
                 io.Int.Input(
                     "number",
@@ -172,7 +172,7 @@ class PerfusionImport(io.ComfyNode):
             )
         inverse = metric(found, clip, covariance)
         concept = found.concept(trigger.strip(), word, family, encoder, host.word_encoding(clip, word), inverse)
-        told = f"imported from {file_name}, a concept of {found.kind}\n{describe(concept)}"
+        told = f"imported from {file_name}, a {found.kind} concept\n{describe(concept)}"
         return io.NodeOutput((concept,), concept.trigger, word, ui=ui.PreviewText(told))
 
 

@@ -25,8 +25,8 @@ class PerfusionInspect(io.ComfyNode):
             display_name="Inspect Gates (Perfusion)",
             category=CATEGORY,
             description="Shows whether concepts work in a prompt, before anything is sampled: how far each concept's gate opens "
-            "at each word, whether a trigger word is missing, whether concepts compete for a word, and how much of the layers they "
-            "change.",
+            "at each word, whether a trigger word is missing, whether concepts compete for a word, and how much they change the "
+            "layers.",
             search_aliases=["perfusion", "debug", "is it working", "gate", "check"],
             is_output_node=True,
             inputs=[
@@ -64,7 +64,7 @@ def rows_of(prompt: host.PromptRecord) -> list[tuple[str, list[float]]]:
 def report(found: host.GateReport) -> list[str]:
     """Return the findings as sentences."""
     lines = [
-        f"{trigger} is applied but not named: write it in the prompt, with the CLIP from Apply Concept."
+        f"{trigger} is applied but does not appear in the prompt: add it, and encode the prompt with the CLIP from Apply Concept."
         for trigger in found.missing
     ]
     for prompt in found.prompts:
@@ -110,7 +110,7 @@ def conflict_sentences(prompt: host.PromptRecord) -> list[str]:
         if len(taken) > NAMED:
             told += f" and {len(taken) - NAMED} more"
         fight = "the two compete for it" if len(taken) == 1 else "it competes with their concepts for these words"
-        lines.append(f"{trigger} also opens at {told}: {fight}; raise the bias of {trigger}.")
+        lines.append(f"The gate of {trigger} also opens at {told}: {fight}; raise the bias of {trigger}.")
     return lines
 
 

@@ -19,13 +19,13 @@ AttentionType = io.Custom("PERFUSION_ATTENTION")
 
 
 def concept_outputs(
-    meant_for: str = "For Apply Concept, either directly or by way of Concept Settings and Combine Concepts.",
+    meant_for: str = "For Apply Concept, either directly or through Concept Settings and Combine Concepts.",
 ) -> list[io.Output]:
     """Return the outputs of a node that provides one concept; `meant_for` is the tooltip of the concept itself."""
     return [
         ConceptType.Output(display_name="concept", tooltip=meant_for),
         io.String.Output(display_name="trigger", tooltip="The word that stands for the concept in prompts."),
-        io.String.Output(display_name="superclass", tooltip="The plain word for the kind of thing the concept is."),
+        io.String.Output(display_name="superclass", tooltip="The plain word for what the concept is."),
     ]
 
 
@@ -42,7 +42,7 @@ def size_input() -> io.Int.Input:
         min=64,
         max=2048,
         step=8,
-        tooltip="Side length, in pixels, that the model was trained for: SD1 512, SD2 768, SDXL 1024.",
+        tooltip="Side length, in pixels, that the model was trained at: SD1 512, SD2 768, SDXL 1024.",
     )
 
 

@@ -50,7 +50,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
         try:
             return Covariance.load(path)
         except PerfusionError as error:
-            log.warning("%s The text encoder is measured again.", error)
+            log.warning("%s The text encoder will be measured again.", error)
     host.prepare_clip(clip)
     if texts is None:
         texts = shipped_captions(max(1000, host.width_of(model) if model is not None else host.encoding_width(clip)))
@@ -95,8 +95,8 @@ class PerfusionCovariance(io.ComfyNode):
             node_id="PerfusionCovariance",
             display_name="Measure Text Encoder (Perfusion)",
             category=CATEGORY,
-            description="Measures how a text encoder spreads its encodings. Train Concept does this automatically; use this node "
-            "to supply your own captions. The result is kept for each text encoder.",
+            description="Measures how a text encoder's encodings are distributed. Train Concept does this automatically; use this "
+            "node to supply your own captions. The result is kept for each text encoder.",
             search_aliases=["perfusion", "covariance"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder."),

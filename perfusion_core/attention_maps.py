@@ -67,8 +67,8 @@ def layer_resolution(pixels: int, height: int, width: int) -> tuple[int, int]:
         if h * w == pixels:
             return h, w
     raise PerfusionError(
-        f"A layer has {pixels} pixels, which cannot be reached by repeatedly halving {width} × {height} latents; regions and "
-        "attention maps require that. Remove the patch that changes the model's resolution."
+        f"A layer has {pixels} pixels, which cannot be reached by repeatedly halving {width} × {height} latents, as regions and "
+        "attention maps require. Remove the patch that changes the model's resolution."
     )
 
 

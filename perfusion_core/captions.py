@@ -146,7 +146,9 @@ def in_file(folder: Path, name: str) -> list[str]:
     try:
         # The name is examined first: on Windows, merely looking for a path such as //host/share connects to that host.
         if not (stays_inside(name) and path.is_file() and path.resolve().is_relative_to(folder.resolve())):
-            raise PerfusionError(f"There is no file {name[:200]!r} in the input folder; put the captions there, one per line.")
+            raise PerfusionError(
+                f"There is no file {name[:200]!r} in the input folder; put a text file there with one caption per line."
+            )
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise PerfusionError(f"{shown(path)} is {size} bytes, more than the limit of {MAX_BYTES} for captions; shorten it.")

@@ -83,8 +83,8 @@ class Foreign:
         length = float(self.target_input.double() @ inverse @ self.target_input.double())
         if not 0 < length < float("inf"):
             raise PerfusionError(
-                "The file cannot be used: its target input has no positive length in the metric of its inverse covariance; one of "
-                "the two is wrong, or the file was saved before training."
+                "The file cannot be used: its target input does not have a positive length in the metric of its inverse "
+                "covariance; one of the two is wrong, or the file was saved before training."
             )
         return Concept(
             trigger=trigger,

@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         },
         "--out": {
             "type": Path,
-            "help": "where to write concepts and index; by default models/perfusion/NAME, with the name of CONCEPTS",
+            "help": "where to write concepts and index; by default models/perfusion/NAME, where NAME is the name of CONCEPTS",
         },
         "--workers": {
             "type": int,
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         workers = schedule.started(
             Place(str(comfyui), str(base), options.checkpoint, options.cpu, options.precision), options.workers
         )
-        say(f"Checking {options.concepts} and starting {len(workers)} workers.")
+        say(f"Checking {options.concepts}; workers being started: {len(workers)}.")
         faults += schedule.checked(workers[0], jobs)
         if faults:
             raise PerfusionError(f"The concepts in {options.concepts} cannot be trained:", *faults)
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         schedule.ray.shutdown()
     index.write(out, entries)
     failed = sum(each.state == index.FAILED for each in entries)
-    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; index.md there lists them all.")
+    say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; see index.md there for the full list.")
     return SOME_FAILED if failed else DONE
 
 
@@ -112,7 +112,7 @@ def host_folder(named: Path | None) -> Path:
     told = named or (Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else ROOT.parents[1])
     folder = told.expanduser().resolve()
     if not (folder / "main.py").is_file():
-        raise PerfusionError(f"{folder} is not ComfyUI's folder: it contains no main.py; name the right one with --comfyui.")
+        raise PerfusionError(f"{folder} is not ComfyUI's folder: it contains no main.py; specify the right one with --comfyui.")
     return folder
 
 
@@ -123,7 +123,7 @@ def taught(workers: list[Any], jobs: Sequence[Job], out: Path) -> list[index.Ent
     kept = [job for job in jobs if index.file_of(out, job.name).exists()]
     entries = {job.name: index.entry(out, job, index.KEPT) for job in kept}
     left = [job for job in jobs if job.name not in entries]
-    say(f"{len(jobs)} concepts: {len(kept)} saved already, {len(left)} to train.")
+    say(f"Concepts: {len(jobs)} in total, {len(kept)} already saved, {len(left)} to train.")
     told = progress(len(left))
     for outcome in schedule.outcomes(workers, left, say):
         if not outcome.answer.fault:

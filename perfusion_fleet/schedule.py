@@ -57,8 +57,8 @@ def connect(address: str, workers: int | None, cpu: bool) -> None:
         ray.init(address, include_dashboard=False if here else None, log_to_driver=False, logging_level="ERROR", **here)
     except (RayError, OSError, RuntimeError, ValueError) as error:
         raise PerfusionError(
-            f"Ray could not be reached at {address}: {one_line(error)}; see `ray status` there, and set RAY_AUTH_MODE=token here "
-            "if that cluster asks for a token."
+            f"Ray could not be reached at {address}: {one_line(error)}; run `ray status` there, and set RAY_AUTH_MODE=token here "
+            "if that cluster requires a token."
         ) from error
 
 

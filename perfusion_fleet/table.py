@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[list[Job], list[str]]:
     rows = list(in_folder(path) if path.is_dir() else in_table(path))
     if not rows:
         raise PerfusionError(
-            f"There is no concept in {brief(path)}; give a folder with a sub-folder of pictures for each concept, or a .csv or "
+            f"There is no concept in {brief(path)}; provide a folder with a subfolder of pictures for each concept, or a .csv or "
             ".json table."
         )
     jobs, faults, base = [], [], path if path.is_dir() else path.parent
@@ -100,7 +100,7 @@ def brief(text: object, most: int = 200) -> str:
 
 
 def in_folder(path: Path) -> Iterator[dict[str, object]]:
-    """Yield a row for each sub-folder: its name, and the columns that concept.json in the folder itself sets for all of them."""
+    """Yield a row for each subfolder: its name, and the columns that concept.json in the folder itself sets for all of them."""
     common = told_in(path)
     for folder in sorted(path.iterdir()):
         if folder.is_dir() and not folder.name.startswith("."):
@@ -195,7 +195,7 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
     except PerfusionError:
         raise
     except (OSError, ValueError) as error:  # such as a name that is too long or contains an invalid character
-        raise PerfusionError("its folder of pictures or masks cannot be read; name another one.") from error
+        raise PerfusionError("its folder of pictures or masks cannot be read; choose another one.") from error
     return Job(
         name=text["name"],
         pictures=tuple(str(file) for file in pictures),

@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from comfy_extras.nodes_freelunch import FreeU_V2  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.transformer import train as small_wan  # noqa: E402
 from scripts.harness.differences import worst  # noqa: E402
 from tests import tiny  # noqa: E402
 
@@ -44,7 +45,7 @@ HELD_OUT = {"koala": 4}
 OPEN = 0.1
 """The least to which a gate opens at the word in a prompt that is none of the training's."""
 PADDED = 512
-"""Tokens to which the host pads what Anima's adapter makes."""
+"""Tokens to which the host pads what Anima's adapter makes, and Wan's encodings."""
 BENT = 0.001
 """Of a word's length, the step of finite differences with T5, whose attention bends sharply where weights are random."""
 SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
@@ -201,7 +202,25 @@ def used(model: object, clip: object, concept: object) -> dict:
         **beside_freeu(model, applied, drawn),
         **combined(model, clip, concept),
         **exported(model, clip, concept, drawn),
+        **read_short(model, clip),
     }
+
+
+def read_short(model: object, clip: object) -> dict:
+    """Of Wan: how far predictions from encodings without padding, as a small one is trained on, are from the host's with it.
+
+    It is last, because it changes the host's classes.
+    """
+    if FAMILY != "wan":
+        return {}
+    unet, encodings = model.model.diffusion_model, small_wan.Encodings(clip, ["a teddy in a room", "a red cup", ""])
+    x, time, padded = torch.randn(3, 16, 1, 8, 8), torch.tensor([100.0, 500.0, 900.0]), torch.zeros(3, PADDED, 4096)
+    for row, each in zip(padded, encodings.found, strict=True):
+        row[: len(each)] = each
+    wanted = unet(x, time, padded)
+    small_wan.read_as_trained()
+    context, bias = encodings.batch([0, 1, 2])
+    return {"read without padding": worst(unet(x, time, context, transformer_options={"bias": bias}), wanted)}
 
 
 def said_by(asked: Callable[[], object]) -> str:

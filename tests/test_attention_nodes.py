@@ -220,7 +220,7 @@ def test_a_layout_is_kept_in_its_span_and_only_there(server: Server) -> None:
 def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:
     for start, end, width, sentence in (
         (0.5, 0.5, 64, "start must be below end"),
-        (0.0, 1.0, 128, "the same picture size and batch size"),
+        (0.0, 1.0, 128, "the same image size and batch size"),
     ):
         graph = Bench()
         model, attention = graph.watched(graph.model)
@@ -256,7 +256,7 @@ def test_the_inspector_says_what_gates_do_before_anything_is_sampled(server: Ser
     # At its own word the encoding is close to i*, whose similarity is 1.
     opened = float(report.split("opens to ")[1].split(" ")[0])
     assert abs(opened - float(gate(torch.tensor(1.0), torch.tensor(BIAS), torch.tensor(0.2)))) < 0.05
-    assert "In 7 layers the edit changes keys by" in report and "not named" not in report and len(concept.values) == 7
+    assert "In 7 layers the edit changes keys by" in report and "not appear" not in report and len(concept.values) == 7
     shares = [float(part.split(" %")[0]) for part in report.split("by ")[1:]]
     assert all(1 < share < 200 for share in shares)
 
@@ -265,9 +265,9 @@ def test_the_inspector_misses_names_and_sees_fights_and_loras(server: Server) ->
     graph = Bench()
     twin = graph.load(CONCEPT, trigger="<twin>", bias=BIAS)
     model, clip = graph.apply(graph.model, graph.words, twin)
-    assert f"{TRIGGER} is applied but not named" in inspected(server, graph, model, graph.text(clip, "a <twin>"))
+    assert f"{TRIGGER} is applied but does not appear" in inspected(server, graph, model, graph.text(clip, "a <twin>"))
     report = inspected(server, graph, model, graph.text(clip, f"a {TRIGGER} and a <twin>"))
-    assert f"{TRIGGER} also opens at <twin>" in report and "compete" in report and "not named" not in report
+    assert f"The gate of {TRIGGER} also opens at <twin>" in report and "compete" in report and "not appear" not in report
     scaled = [graph.add("UNetCrossAttentionMultiply", model=model, q=1.0, k=1.0, v=1.2, out=1.0), 0]
     assert "LoRAs change 14 of the edited projections" in inspected(server, graph, scaled, graph.text(clip, "a <twin>"))
 
@@ -281,7 +281,7 @@ def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Se
     model, clip = graph.apply(model, clip, graph.combine(*loaded))
     report = inspected(server, graph, model, graph.text(clip, "a " + ", ".join(crowd)))
     fights = [line for line in report.splitlines() if "also opens at" in line]
-    assert "not named" not in report and report.count("its gate opens to") == 32
+    assert "not appear" not in report and report.count("its gate opens to") == 32
     assert [line.split(" ")[0] for line in fights] == crowd[:-1]
     assert " and 28 more: it competes with their concepts for these words; raise the bias of <twin-00>." in fights[0]
     assert fights[-1].endswith(": the two compete for it; raise the bias of <twin-30>.") and "more" not in fights[-1]

@@ -87,5 +87,5 @@ def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) 
 
 
 def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> None:
-    with pytest.raises(GraphError, match="does not name <demo-monster>"):
+    with pytest.raises(GraphError, match="does not contain <demo-monster>"):
         found(server, "a photo of a monster", 0.5)

@@ -82,4 +82,4 @@ def test_what_the_host_moves_in_parts_is_taught_as_a_whole(measured: dict) -> No
 
 
 def test_a_model_that_cannot_be_read_again_is_refused(measured: dict) -> None:
-    assert measured["cannot be read again"].startswith("This model must be read again as a whole, but the node that loaded it")
+    assert measured["cannot be read again"].startswith("This model must be reloaded in full, but the node that loaded it")

@@ -338,7 +338,7 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
 
     shutil.rmtree(path / "zero")
     again = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=ALIKE)
-    assert again.returncode == 0 and "3 saved already, 0 to train" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and "3 already saved, 0 to train" in again.stdout, again.stdout + again.stderr
     states = [each["state"] for each in json.loads((out / "index.json").read_text(encoding="utf-8"))]
     assert states == ["kept"] * 3
 

@@ -507,11 +507,11 @@ WRONG = [
     (("C_inv",), [1, 2], "C_inv has the shape"),
     (("C_inv",), lambda t: t.int(), "C_inv contains torch.int32"),
     (("C_inv",), poisoned(float("nan")), "NaN"),
-    (("C_inv",), lambda t: -t, "no positive length in the metric of its inverse covariance"),
+    (("C_inv",), lambda t: -t, "not have a positive length in the metric of its inverse covariance"),
     (("C_inv",), lambda t: t.to_sparse(), "something other than plain tensors"),
     (("C_inv",), lambda t: t.to("meta"), "something other than plain tensors"),
     (("C_inv",), torch.ones(1).expand(10**5, 10**5), "C_inv has the shape"),
-    (("target_input",), torch.zeros(D), "no positive length in the metric of its inverse covariance"),
+    (("target_input",), torch.zeros(D), "not have a positive length in the metric of its inverse covariance"),
     (("target_input",), torch.ones(1, D), "target input has the shape"),
     (("target_input",), poisoned(float("inf")), "NaN"),
     (("target_input",), poisoned(1e305), "too large for float32"),
@@ -560,7 +560,7 @@ PEER_WRONG = [
     (("key_value_params", 0, 1), torch.ones(2, 16), "target output of"),
     (("key_value_params", 0, 1), lambda t: t.long(), "contains torch.int64"),
     (("key_value_params", 5, 1), poisoned(float("inf")), "NaN"),
-    (("C_inv",), torch.zeros(D, D), "no positive length in the metric of its inverse covariance"),
+    (("C_inv",), torch.zeros(D, D), "not have a positive length in the metric of its inverse covariance"),
 ]
 
 

@@ -54,7 +54,7 @@ def alone(server: Server) -> str:
     images, masks = graph.pictures(2)
     train = graph.train(model, clip, vae, images, masks, steps=3, word_rate=0.01, edit_mode="none", trigger="<alone>")
     saved = graph.save([train, 0], "alone")
-    assert "only a word" in server.run(graph.nodes)["outputs"][saved]["text"][0]
+    assert "word only" in server.run(graph.nodes)["outputs"][saved]["text"][0]
     path = server.base / "models" / "perfusion" / "alone_00001.safetensors"
     embedding(server, "alone", **Concept.load(path).word)
     return path.name
@@ -476,10 +476,10 @@ def test_trigger_words_survive_how_people_write(server: Server, strong: str) -> 
 def test_a_missing_trigger_is_warned_of(server: Server, strong: str) -> None:
     log = len(server.log())
     base_and(server, strong, ["a robot"], trigger="<unsaid-one>")
-    assert "The concept <unsaid-one> is applied, but no prompt names it" in server.log()[log:]
+    assert "The concept <unsaid-one> is applied, but no prompt contains its trigger word" in server.log()[log:]
     log = len(server.log())
     base_and(server, strong, ["a <said-one>"], trigger="<said-one>")
-    assert "no prompt names it" not in server.log()[log:]
+    assert "no prompt contains its trigger word" not in server.log()[log:]
 
 
 def test_applying_twice_is_applying_the_combined(server: Server, strong: str, trained: tuple) -> None:
@@ -563,9 +563,9 @@ def test_the_static_edit_acts_in_every_prompt_and_trains(server: Server, strong:
 def single_and_pair(server: Server, strong: str, second: str) -> None:
     """The strong concept exported as animals/single_00001, and it and the second one together as pair_00001."""
     report = exported(server, [(strong, {})], "animals/single")
-    assert "<my-monster> is embedding:animals/single_00001 in prompts now" in report
+    assert "write embedding:animals/single_00001 instead of <my-monster>" in report
     report = exported(server, [(strong, {}), (second, {"bias": 0.5, "strength": 0.8})], "pair")
-    assert "<second-one> is embedding:pair_00001_second-one in prompts now" in report
+    assert "write embedding:pair_00001_second-one instead of <second-one>" in report
 
 
 @pytest.mark.usefixtures("single_and_pair")
@@ -923,5 +923,5 @@ def test_a_concept_says_on_which_layer_of_the_text_encoder_it_was_taught(server:
         other = [graph.add("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer), 0]
         model, clip = graph.apply(model, other, graph.load(trained[0].name))
         latents(server, graph, graph.sample(model, graph.text(clip, f"a {TRIGGER}"), graph.text(clip, "")))
-        said.append("was trained on layer -1 of the text encoder, but this CLIP is set to layer -2" in server.log()[start:])
+        said.append("was trained with layer -1 of the text encoder, but this CLIP is set to layer -2" in server.log()[start:])
     assert said == [False, True]

@@ -157,7 +157,7 @@ def test_the_page_gets_the_preset_that_suits_a_checkpoint(server: Server) -> Non
     assert made(key.format(""), 768, 1280) == "" and made("transformer_blocks.0.attn2.to_k.weight", 512, 2048) == ""
     (folder / "made.safetensors").write_bytes(b"no checkpoint")
     wrong = {
-        "diffusion_models/made.safetensors": "not a safetensors file",
+        "diffusion_models/made.safetensors": "cannot be read as a safetensors file",
         "checkpoints/missing.safetensors": "There is no",
         "checkpoints/../perfusion/demo-monster.safetensors": "There is no",
         "perfusion/demo-monster.safetensors": "There is no",
@@ -172,7 +172,7 @@ def test_the_page_gets_the_preset_that_suits_a_checkpoint(server: Server) -> Non
     ("options", "words"),
     [
         ({"captions": "a <opted>"}, ["2 pictures and 1 captions", "one line for each"]),
-        ({"captions": "a <opted>\na table"}, ["Caption 2 of 2", "name the concept exactly once, as <opted>", "a table"]),
+        ({"captions": "a <opted>\na table"}, ["Caption 2 of 2", "contain <opted> exactly once", "a table"]),
         ({"templates": "a {} and <opted>"}, ["Template 1 of 1", "once"]),
         ({"preview_prompts": "the beach"}, ["Preview prompt 1 of 1", "once"]),
         ({"captioned": 2.0}, ["captioned", "max"]),
@@ -183,4 +183,4 @@ def test_options_that_cannot_be_are_refused_before_any_work(server: Server, opti
     with pytest.raises(GraphError) as failure:
         learned(server, {"options": options})
     assert all(word in str(failure.value) for word in words) and "\n" not in str(failure.value).strip()
-    assert concepts(server) == known and "Training computes" not in server.log()[log:]
+    assert concepts(server) == known and "Training processes" not in server.log()[log:]

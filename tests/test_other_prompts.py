@@ -69,7 +69,7 @@ def test_a_trigger_without_brackets_and_one_that_was_removed_are_warned_of(serve
     )
     said = server.log()[log:]
     assert written(said, "demo-monster, which is not a trigger word without its brackets", f"write {TRIGGER}")
-    assert said.count("no prompt names it") == 2 and "Nodes that read <lora:…> tags" in said
+    assert said.count("no prompt contains its trigger word") == 2 and "Nodes that read <lora:…> tags" in said
 
 
 @pytest.mark.parametrize("separator", ["/", "\\"])
@@ -125,7 +125,7 @@ def test_an_encoding_that_was_rebuilt_says_what_it_said(server: Server) -> None:
         assert worst(named, wanted) < (SEEN if how == "half" else ROUNDING), how
     said = server.log()[log:]
     assert said.count("has rebuilt an encoding") == len(FORGOTTEN) and "stayed closed" not in said
-    assert said.count("no prompt names it") == len(REBUILT)  # the plain ones
+    assert said.count("no prompt contains its trigger word") == len(REBUILT)  # the plain ones
 
 
 ENCODERS: dict[str, Encode] = {

@@ -79,7 +79,7 @@ def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> No
     for node, widget, value in ((latent, "width", 64), (latent, "height", 64), (sampler, "steps", 4)):
         page.number(node, widget, value)
     (picture,) = fresh.outputs(page.run(), saved)
-    assert picture.stat().st_size > 1000 and "no prompt names it" not in fresh.log()
+    assert picture.stat().st_size > 1000 and "no prompt contains its trigger word" not in fresh.log()
     shown = "([id]) => app.graph.getNodeById(id).imgs?.length === 1"
     page.wait(lambda: page.ask(shown, saved), "the picture on its node")
     assert page.errors == []

@@ -132,7 +132,7 @@ def test_cards_keep_their_size_and_say_what_they_show(page: Page, visited: Serve
     page.wait(lambda: "The server is not responding" in card.inner_text(), "that the server is gone")
     page.tab.unroute("**/view_metadata/**")
     page.errors.clear()  # the request that the test itself has cut off
-    page.wait(lambda: "Stores no concept yet" in page.card(held).inner_text(), "the other card")
+    page.wait(lambda: "No concept is stored here yet" in page.card(held).inner_text(), "the other card")
     assert page.errors == []
 
 
@@ -318,7 +318,7 @@ def test_a_trigger_is_completed_while_it_is_typed(page: Page, visited: Server) -
     assert words.count() == 0
     # A bare name is a hint that Enter leaves alone.
     box.press_sequentially(" and demo-m")
-    words.get_by_text("with its brackets").wait_for()
+    words.get_by_text("including the brackets").wait_for()
     page.tab.keyboard.press("Enter")
     assert box.input_value().endswith("demo-m\n")
     box.press_sequentially("demo-m")

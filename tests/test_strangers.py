@@ -270,8 +270,8 @@ def test_a_number_of_a_table_is_a_number_whatever_its_length(pictures: Path, dig
         ({"flip": {"a": 1}}, "bear: flip should be text or a number, not an object."),
         ({"superclass": "\ud800"}, "bear: superclass should be text or a number, not half a character (an unpaired surrogate)."),
         ({"\udfff\x1b": 1}, r"bear: \udfff\x1b should be text or a number, not half a character (an unpaired surrogate)."),
-        ({"pictures": "a\0b"}, "bear: its folder of pictures or masks cannot be read; name another one."),
-        ({"masks": "m" * 5000}, "bear: its folder of pictures or masks cannot be read; name another one."),
+        ({"pictures": "a\0b"}, "bear: its folder of pictures or masks cannot be read; choose another one."),
+        ({"masks": "m" * 5000}, "bear: its folder of pictures or masks cannot be read; choose another one."),
         ({"name": ["\x1b"]}, "?: name should be text or a number, not a list."),
     ],
 )

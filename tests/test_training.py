@@ -989,7 +989,7 @@ def test_a_text_of_a_user_names_the_concept_once() -> None:
     made = as_templates(given, "<my-teddy>", "Caption")
     assert [each.format("it") for each in made] == ["a photo of it on a {table}", "it at night", "(a it:1.2) and <other>", "it"]
     for wrong in ("a photo on a table", "<my-teddy> and {}", "<my-teddy2>"):
-        with pytest.raises(PerfusionError, match="Caption 2 of 2 should name the concept exactly once, as <my-teddy>"):
+        with pytest.raises(PerfusionError, match="Caption 2 of 2 should contain <my-teddy> exactly once"):
             as_templates(["a {}", wrong], "<my-teddy>", "Caption")
     with pytest.raises(PerfusionError, match="has 1001 characters"):
         as_templates(["{}" + "x" * 999], "<my-teddy>", "Template")

@@ -110,7 +110,7 @@ def test_the_exporting_workflow_writes_what_the_stock_nodes_read(
     history = server.run(to_prompt(workflow, object_info))
     export = str(find_node(workflow, "PerfusionExport")["id"])
     report = history["outputs"][export]["text"][0]
-    assert "<my-monster> is embedding:monster_00001 in prompts now" in report and "approximation error" in report
+    assert "write embedding:monster_00001 instead of <my-monster>" in report and "approximation error" in report
     lora, word = (load_file(server.base / "models" / kind / "monster_00001.safetensors") for kind in ("loras", "embeddings"))
     assert len(lora) == 3 * 2 * 7 and {tensor.shape[0] for name, tensor in lora.items() if "lora_down" in name} == {1}
     assert torch.equal(word["emb_params"].half(), Concept.load(taught[1]).word["clip_l"].half())

@@ -184,6 +184,10 @@ class Workshop:
         """The lab for work that is not done in parallel."""
         return self.labs[0]
 
+    def base(self, graph: Graph) -> tuple[Link, Link, Link]:
+        """Add the nodes that load the base, and return its MODEL, CLIP and VAE."""
+        return graph.checkpoint(self.bed.checkpoint)
+
     def in_time(self) -> bool:
         """Whether something new may be started."""
         return time.time() < self.until
@@ -251,7 +255,7 @@ class Workshop:
     def taught_by_a_node(self, trial: Trial, lab: Lab, names: list[str], file: Path) -> None:
         """Train with the pack's or the host's own node on the pictures with these names in the input folder."""
         base, recipe, graph = lab.server.base, trial.recipe, Graph()
-        teach(graph, graph.checkpoint(self.bed.checkpoint), recipe, trial.concept[1], names, self.bed.side, trial.seed, file.stem)
+        teach(graph, self.base(graph), recipe, trial.concept[1], names, self.bed.side, trial.seed, file.stem)
         lab.server.run(graph.nodes, timeout=36000)
         if recipe.teacher == LORA:
             (made,) = (base / "output" / "loras").glob(f"{file.stem}_*.safetensors")
@@ -273,7 +277,7 @@ class Workshop:
         folder = lab.server.base / "input" / f"prior-{word}"
         if not folder.exists():
             graph, links = Graph(), []
-            model, clip, vae = graph.checkpoint(self.bed.checkpoint)
+            model, clip, vae = self.base(graph)
             negative = graph.text(clip, "")
             for i, template in enumerate(TEMPLATES):
                 positive = graph.text(clip, template.format(word))
@@ -315,7 +319,7 @@ class Workshop:
 
     def pictures(self, graph: Graph, trial: Trial, file: Path | None, value: float) -> list[Link]:
         """Add the nodes that generate images of each prompt; the noise is the same for every method."""
-        model, clip, vae = graph.checkpoint(self.bed.checkpoint)
+        model, clip, vae = self.base(graph)
         base, links = (model, clip), []
         for i, prompt in enumerate(trial.prompts):
             if i == 0 or trial.use.dial == FOLLOWED:

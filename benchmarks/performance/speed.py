@@ -347,7 +347,7 @@ class Bench:
         with Server(self.setup) as server:
             server.queue(self.course(fits, 1, 6, self.size))
             for _ in range(600):
-                if said := re.search(r"Training computes (.*), and [0-9.]+ GB are free", server.log()):
+                if said := re.search(r"Training processes (.*), and [0-9.]+ GB is free", server.log()):
                     return said[1]
                 time.sleep(1)
         raise SystemExit(f"expected Train Concept to say how much it computes at once, but it did not; see {server.log_file}.")

@@ -70,7 +70,7 @@ def wrong_in(work: Path) -> str:
 
 
 def run(rounds: int, same: bool, folder: Path) -> list[str]:
-    """Run the rounds, each in a sub-folder, and return all that went wrong."""
+    """Run the rounds, each in a subfolder, and return all that went wrong."""
     works = [folder / f"{i:04}" / ".work" for i in range(rounds)]
     for work in works:
         work.mkdir(parents=True)

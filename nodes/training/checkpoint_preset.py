@@ -29,7 +29,9 @@ def preset_for(name: str) -> bytes:
     folder, _, file = name.partition("/")
     path = folder_paths.get_full_path(folder, file) if folder in ("checkpoints", "diffusion_models") else None
     if path is None:
-        raise PerfusionError(f"There is no {file!r} in models/{folder}; choose a checkpoint that is there, or a preset by name.")
+        raise PerfusionError(
+            f"There is no file {file!r} in models/{folder}; choose an existing checkpoint, or choose a preset by name."
+        )
     return json.dumps({"preset": preset_of(Path(path))}).encode()
 
 
@@ -41,7 +43,7 @@ def preset_of(path: Path) -> str:
             shapes = [file.get_slice(name).get_shape() for name in names]
     except (SafetensorError, OSError) as error:
         raise PerfusionError(
-            f"{path.name} is not a safetensors file, so its family cannot be read from it; choose a preset by name."
+            f"{path.name} cannot be read as a safetensors file, so its family is unknown; choose a preset by name."
         ) from error
     if not shapes:
         return ""

@@ -124,7 +124,7 @@ class Checkpoints:
         try:
             finished.keep(self.path.parent, (self.path.name, self.best_path.name), write_files)
         except (OSError, PerfusionError) as error:
-            log.warning("The training is done, but its files could not be kept: %s", error)
+            log.warning("Training has finished, but its files could not be kept: %s", error)
 
     def _folders(self) -> Iterator[Path]:
         """Yield the folders in which this training's files may be.

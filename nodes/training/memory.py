@@ -59,7 +59,7 @@ def fit(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settin
     need = model.need(state.word, lambda: trial_forward(model, state, lesson, settings))
     found = portion(need, free, settings.micro)
     log.info(
-        "Training computes %d picture%s at once%s; this takes about %.1f GB in addition to the models, and %.1f GB are free.",
+        "Training processes %d picture%s at a time%s; this takes about %.1f GB in addition to the models, and %.1f GB is free.",
         found.micro,
         "s" if found.micro > 1 else "",
         ", recomputing parts of the model to save memory" if found.twice else "",

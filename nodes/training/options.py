@@ -81,7 +81,7 @@ class PerfusionTrainingOptions(io.ComfyNode):
             node_id="PerfusionTrainingOptions",
             display_name="Training Options (Perfusion)",
             category=CATEGORY,
-            description="More options for Train Concept: captions, pictures in their own shapes, cut-outs, your own previews, and "
+            description="More options for Train Concept: captions, non-square pictures, cut-outs, your own preview prompts, and "
             "choosing the best step by its images. With the defaults, training is the same as without this node.",
             search_aliases=["perfusion", "captions", "training settings", "aspect ratio buckets"],
             is_input_list=True,
@@ -90,9 +90,9 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="One line for each picture, in the pictures' order, with the trigger word in it: a photo of "
-                    "<my-teddy> on a wooden table. What a caption names stays out of the concept. A list of texts works too. "
-                    "Empty: no captions.",
+                    tooltip="One line for each picture, in the same order as the pictures and containing the trigger word: a photo "
+                    "of <my-teddy> on a wooden table. What a caption names stays out of the concept. You can also connect a list "
+                    "of texts. Empty: no captions.",
                 ),
                 io.Float.Input(
                     "captioned",
@@ -119,8 +119,8 @@ class PerfusionTrainingOptions(io.ComfyNode):
                 io.Boolean.Input(
                     "invert_masks",
                     default=False,
-                    tooltip="On for cut-outs: the mask from Load Image is white where a picture is transparent. Off for masks "
-                    "painted in the mask editor.",
+                    tooltip="Turn on for cut-outs, because their mask from Load Image is white where the picture is transparent. "
+                    "Leave off for masks painted in the mask editor.",
                 ),
                 io.String.Input(
                     "preview_prompts",
@@ -151,16 +151,16 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     "preset",
                     options=[AS_SET, *PRESETS, BY_CHECKPOINT],
                     default=AS_SET,
-                    tooltip="Fills in the numbers of the connected Train Concept (steps, batch, size, rates, gate, flip, min_snr) "
-                    "with values that suit a base. by checkpoint: chooses the preset that suits the connected checkpoint. as set: "
+                    tooltip="Sets the numbers in the connected Train Concept (steps, batch, size, rates, gate, flip, min_snr) to "
+                    "values that suit a base model. by checkpoint: uses the preset that suits the connected checkpoint. as set: "
                     "leaves the numbers as they are.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="With keep set to best: the best step is chosen by its images instead of by the lowest loss; it is "
-                    "the one whose images, as this model sees them, look like your pictures and still match the prompts. From "
-                    "Load CLIP Vision.",
+                    tooltip="With keep set to best: the best step is chosen by its images instead of by the lowest loss; the step "
+                    "chosen is the one whose images, as judged by this model, look like your pictures and still match the "
+                    "prompts. From Load CLIP Vision.",
                 ),
             ],
             outputs=[TrainingOptionsType.Output(display_name="options", tooltip="For the options input of Train Concept.")],

@@ -81,7 +81,8 @@ def warn_of_inverted(pictures: list[Sized], inverted: bool) -> None:
     if 2 * sum(looks) > len(looks):
         log.warning(
             "%d of %d masks are white along the rim and black in the middle: they look inverted, and training would learn what "
-            "is around the object. Turn invert_masks %s in Training Options; cut-outs need it on, masks from the mask editor off.",
+            "is around the object. Turn invert_masks %s in Training Options; it should be on for cut-outs and off for masks from "
+            "the mask editor.",
             sum(looks),
             len(looks),
             "off" if inverted else "on",

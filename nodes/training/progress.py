@@ -54,8 +54,8 @@ def show_lesson(pictures: Sequence[Sized], plain: Tensor | None = None) -> None:
     """
     seen = [each for group in pictures for each in group.images * (0.25 + 0.75 * group.masks[..., None])]
     parts = [tile(each, TILE) for each in [*seen[:IN_A_ROW], *([] if plain is None else plain[:1])]]
-    heading = "Training pictures" + (f", and {len(seen) - IN_A_ROW} more" if len(seen) > IN_A_ROW else "")
-    heading += "; preparing" if plain is None else ", and the plain word; preparing"
+    heading = "Preparing: training pictures" + (f" (+{len(seen) - IN_A_ROW} more)" if len(seen) > IN_A_ROW else "")
+    heading += "" if plain is None else ", with an image of the plain word"
     ProgressBar(1).update_absolute(0, 1, ("JPEG", add_heading(parts, heading), None))
 
 

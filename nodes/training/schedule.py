@@ -80,10 +80,10 @@ def events(
 def steps(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settings: Settings) -> Iterator[float]:
     """Yield the losses of `loop.train`; if memory runs out nevertheless, continue from that step with a smaller footprint.
 
-    That is with half the pictures at once, or with parts of the model computed twice; the result is the same.
+    That is with half the pictures at a time, or with parts of the model computed twice; the result is the same.
 
     Raises:
-        PerfusionError: if memory runs out with one picture at once and parts computed twice.
+        PerfusionError: if memory runs out with one picture at a time and parts computed twice.
     """
     while state.step < settings.steps:
         try:
@@ -93,12 +93,12 @@ def steps(model: host.TrainableModel, state: TrainingState, lesson: Lesson, sett
                 raise
             if settings.micro == 1 and model.twice:
                 raise PerfusionError(
-                    "There is not enough memory to train with even one picture at once; choose a smaller size, or close other "
+                    "There is not enough memory to train with even one picture at a time; choose a smaller size, or close other "
                     "programs that use the device."
                 ) from error
             if settings.micro > 1:
                 settings = replace(settings, micro=settings.micro // 2)
-                less = f"{settings.micro} picture{'s' if settings.micro > 1 else ''} at once"
+                less = f"{settings.micro} picture{'s' if settings.micro > 1 else ''} at a time"
             else:
                 model.twice = True
                 less = "parts of the model recomputed"

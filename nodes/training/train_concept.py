@@ -44,7 +44,7 @@ def check_words(superclass: str, trigger: str) -> None:
     if not superclass.strip():
         raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
     if len(superclass) > SUPERCLASS_LENGTH:
-        raise PerfusionError(f"The superclass should be a word or two, not {len(superclass)} characters.")
+        raise PerfusionError(f"The superclass should be only a word or two; this one has {len(superclass)} characters.")
     if "{" in superclass + trigger or "}" in superclass + trigger:
         raise PerfusionError("The superclass and the trigger word cannot contain braces; remove them.")
     check_trigger(trigger)
@@ -105,8 +105,8 @@ class PerfusionTrain(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Its VAE."),
                 io.Image.Input(
                     "images",
-                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. From "
-                    "each, the largest square around the object is used.",
+                    tooltip="Four to ten pictures of the concept, of any size: a batch, or a list from a folder. The largest "
+                    "square around the object in each picture is used.",
                 ),
                 io.String.Input(
                     "superclass", default="teddy", tooltip="The plain word for what the pictures show: teddy, cat, mug."
@@ -114,7 +114,7 @@ class PerfusionTrain(io.ComfyNode):
                 io.String.Input(
                     "trigger",
                     default="<my-teddy>",
-                    tooltip="The word that will stand for the concept in prompts, in angle brackets.",
+                    tooltip="The word, in angle brackets, that will stand for the concept in prompts.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -178,10 +178,10 @@ class PerfusionTrain(io.ComfyNode):
                     options=[*LOCKS],
                     default=DEFAULTS.lock,
                     advanced=True,
-                    tooltip="local: where the word looks is locked to the superclass. trained: where it looks is learned too; "
-                    "images are closer to the pictures but further from the prompt. word: where it looks is learned, but changed "
-                    "only at the trigger word itself; images are closest to the pictures, and closer to the prompt than with "
-                    "trained. Concepts trained with lock set to word need this version of the pack or a newer one.",
+                    tooltip="local: where the word acts in the image is locked to the superclass. trained: where it acts is "
+                    "learned too; images are closer to the pictures but further from the prompt. word: where it acts is learned, "
+                    "but changed only at the trigger word itself; images are closest to the pictures, and closer to the prompt "
+                    "than with trained. Concepts trained with lock set to word need this version of the pack or a newer one.",
                 ),
                 io.Combo.Input(
                     "edit_mode",
@@ -235,7 +235,7 @@ class PerfusionTrain(io.ComfyNode):
                     step=0.5,
                     advanced=True,
                     tooltip="Above 0 (5 is usual), the noise levels that shape an image count more in the loss than those that "
-                    "affect only its finest grain. 0: the model's own loss.",
+                    "affect only its finest details. 0: the model's own loss.",
                 ),
                 io.Mask.Input(
                     "masks",
@@ -272,8 +272,8 @@ class PerfusionTrain(io.ComfyNode):
                     default=DEFAULTS.target_gradient,
                     optional=True,
                     advanced=True,
-                    tooltip="On: the place where the edit acts moves with the word, and the word also learns through it. Off: "
-                    "that place is treated as fixed within each step.",
+                    tooltip="On: the encoding that the gate compares words with (the target input) moves with the word, and "
+                    "gradients also reach the word through it. Off: that encoding is treated as fixed within each step.",
                 ),
                 io.Combo.Input(
                     "keep",
@@ -281,9 +281,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=LAST,
                     optional=True,
                     advanced=True,
-                    tooltip="last: the concept at the end of training. best: the best concept, judged every "
-                    f"{CHECKPOINT_EVERY} steps by the model itself: among the concepts with which it still follows prompts, the "
-                    "one most like the pictures. Training then takes about a quarter longer.",
+                    tooltip="last: the concept at the end of training. best: the concept most like the pictures among those with "
+                    "which the model still follows prompts; the model itself judges this every "
+                    f"{CHECKPOINT_EVERY} steps. Training then takes about a quarter longer.",
                 ),
                 io.Combo.Input(
                     "memory",
@@ -322,7 +322,7 @@ class PerfusionTrain(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="sheet",
-                    tooltip="The preview images from the training, next to each other; a row for each preview prompt.",
+                    tooltip="The preview images from training, side by side, with one row for each preview prompt.",
                 ),
             ],
         )

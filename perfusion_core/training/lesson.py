@@ -81,7 +81,7 @@ def as_templates(texts: Sequence[str], trigger: str, what: str) -> tuple[str, ..
             raise PerfusionError(f"{where} has {len(text)} characters, more than the limit of {MAX_CAPTION}; shorten it.")
         parts = "".join("{}" if mentions(each, trigger) else doubled(each) for each in pieces(text.replace("{}", trigger)))
         if parts.replace("{{", "").count("{}") != 1:
-            raise PerfusionError(f"{where} should name the concept exactly once, as {trigger}, but it reads {text[:80]!r}.")
+            raise PerfusionError(f"{where} should contain {trigger} exactly once, but it reads {text[:80]!r}.")
         found.append(parts)
     return tuple(found)
 

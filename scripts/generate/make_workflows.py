@@ -562,9 +562,9 @@ def lock_keys_globally(sheet: Drawing) -> None:
         "How to",
         """## Two ways to lock keys
 
-Keys decide where words look in the image, values what they bring. *CLIP Text Encode* locks the concept's own keys to its plain
-word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the image is laid
-out just as with the plain prompt. If less of the concept shows than you like, lower its **bias**.
+Keys decide what parts of the image words attend to, values what they bring. *CLIP Text Encode* locks the concept's own keys to its
+plain word. *Text Encode, Keys Locked* makes **all** keys from the prompt with the plain word in the concept's place: the image is
+laid out just as with the plain prompt. If less of the concept shows than you like, lower its **bias**.
 
 You can use both nodes in one graph; without a trigger word they give the same result.""",
         0,
@@ -593,7 +593,7 @@ def see_attention(sheet: Drawing) -> None:
     sheet.add("PreviewImage", 1930, 760, 320, "The same as masks", images=masks[0])
     sheet.note(
         "How to",
-        """## See where words look
+        """## See what words attend to
 
 Put *Watch Attention* between the model and any sampler; the images stay bit-identical. *Show Attention* needs the sampler's latents
 to know which image is meant.
@@ -698,9 +698,9 @@ def two_places(sheet: Drawing) -> None:
         "How to",
         """## Two concepts, two places
 
-Each concept's **region** is a mask: its word looks only there, and its edit is applied only there. Here the left half is for the
-monster and the right half for the robot; make your own masks with *Load Image (as Mask)* or any mask node. A concept without a
-region may show everywhere.""",
+Each concept's **region** is a mask: its word attends only to that area, and its edit is applied only there. Here the left half is
+for the monster and the right half for the robot; make your own masks with *Load Image (as Mask)* or any mask node. A concept
+without a region may appear everywhere.""",
         760,
         360,
         300,
@@ -756,8 +756,8 @@ def keep_layout(sheet: Drawing) -> None:
         """## Keep an image's layout
 
 The first image is generated with the plain word. *Keep Layout* generates the next one in its layout: words that both prompts share
-look where they looked in the first image (Prompt-to-Prompt). **end** sets for how long: 1 keeps the most, 0.5 lets the concept
-keep more of its own shape. All three samplers use the same seed, sampler and number of steps.""",
+attend to the same places as in the first image (Prompt-to-Prompt). **end** sets for how long: 1 keeps the most, 0.5 lets the
+concept keep more of its own shape. All three samplers use the same seed, sampler and number of steps.""",
         0,
         560,
         200,

@@ -20,9 +20,9 @@ FAMILIES = {
 """Name of a family -> its run in test_families.py."""
 KINDS = (
     "Refused: *Perfusion needs a Stable Diffusion 1, 2 or XL, Wan, LTX-Video, PixArt, Cosmos-Predict2 or Anima model; this is "
-    "another kind.*"
+    "a different kind of model.*"
 )
-JOINT = "Refused: *In this model (…), text and picture are processed by one joint attention …*"
+JOINT = "Refused: *In this model (…), text and image are processed together by joint attention …*"
 NO_LORA = "Refused: *ComfyUI has no LoRA format with separate keys and values for pixart_sigma models; choose embedding.*"
 
 

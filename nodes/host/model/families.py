@@ -184,10 +184,10 @@ def kind_of(model: ModelPatcher) -> Family:
     joint = [kind.__name__ for kind in type(model.model).__mro__ if kind.__name__ in JOINT]
     if joint:
         raise PerfusionError(
-            f"In this model ({joint[0]}), text and picture are processed by one joint attention, so there is no cross-attention "
-            f"for Perfusion to edit; use a {KNOWN} model."
+            f"In this model ({joint[0]}), text and image are processed together by joint attention, so there is no "
+            f"cross-attention for Perfusion to edit; use a {KNOWN} model."
         )
-    raise PerfusionError(f"Perfusion needs a {KNOWN} model; this is another kind.")
+    raise PerfusionError(f"Perfusion needs a {KNOWN} model; this is a different kind of model.")
 
 
 def family_of(model: ModelPatcher) -> str:

@@ -35,7 +35,7 @@ def non_dynamic_model(model: ModelPatcher) -> ModelPatcher:
         return model
     if model.cached_patcher_init is None and model.non_dynamic_delegate_model is None:
         raise PerfusionError(
-            "This model must be read again as a whole, but the node that loaded it does not let ComfyUI do that; load it with "
+            "This model must be reloaded in full, but the node that loaded it does not let ComfyUI do that; load it with "
             "Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
         )
     with torch.inference_mode():

@@ -105,7 +105,7 @@ def embed(clip: CLIP, text: str) -> dict[str, Tensor]:
             if vector.shape != (tokenizer.embedding_size,):
                 raise PerfusionError(
                     f"{text[:60]!r} was made for another base model: its vectors have width {vector.shape[-1]}, but this CLIP's "
-                    f"text encoder {name} takes width {tokenizer.embedding_size}; choose an embedding made for this base model."
+                    f"text encoder {name} expects width {tokenizer.embedding_size}; choose an embedding made for this base model."
                 )
         vectors[name] = torch.stack([vector.detach().float().cpu() for vector in own])
     if len({len(each) for each in vectors.values()}) > 1:

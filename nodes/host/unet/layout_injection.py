@@ -57,18 +57,18 @@ class Layout:
         rows = len(x) // len(options["cond_or_uncond"])
         if not latents.numel():
             raise PerfusionError(
-                "Keep Layout needs a prompt that covers the whole first picture, but all of its prompts are confined to areas; "
+                "Keep Layout needs a prompt that covers the whole first image, but all of its prompts are confined to areas; "
                 "add one that covers it."
             )
         if latents.shape != x[:rows].shape:
             raise PerfusionError(
-                f"Keep Layout needs the same picture size and batch size in both samplers, but the first latents are "
+                f"Keep Layout needs the same image size and batch size in both samplers, but the first latents are "
                 f"{list(latents.shape)} and these are {list(x[:rows].shape)}."
             )
         kinds = torch.tensor([kind == POSITIVE for kind in options["cond_or_uncond"]], device=x.device).repeat_interleave(rows)
         if (columns[kinds] < 0).all():
             raise PerfusionError(
-                "Keep Layout needs encodings that record their words; encode both pictures' prompts with a CLIP from Apply "
+                "Keep Layout needs encodings that record their words; encode both images' prompts with a CLIP from Apply "
                 "Concept, or with Text Encode, Keys Locked."
             )
         maps = call(latents.to(x), times.to(x.device), self.prompt().inputs)

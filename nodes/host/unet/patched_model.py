@@ -58,8 +58,8 @@ def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
     regional = any(concept.region is not None for concept in applied.stack)
     if not family.controlled and (regional or applied.recorder is not None or applied.layout is not None):
         raise PerfusionError(
-            f"Regions and attention maps work only with Stable Diffusion 1, 2 and XL, but this model is {family.name}; give its "
-            "concepts no region, and leave out Watch Attention and Keep Layout."
+            f"Regions and attention maps work only with Stable Diffusion 1, 2 and XL, but this model is {family.name}; remove the "
+            "regions from its concepts, and leave out Watch Attention and Keep Layout."
         )
     # Detects concepts that do not fit together now, not in the middle of a graph.
     applied.edits(torch.device("cpu"))

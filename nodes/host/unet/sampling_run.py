@@ -95,8 +95,8 @@ def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) ->
     edit, numbers = applied.everywhere(encoding.device), read(encoding)
     for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers):
         log.warning(
-            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, which no longer records what it names; %s "
-            "now acts wherever a token resembles its own word.",
+            "A node between CLIP Text Encode and the sampler has rebuilt an encoding, so it no longer records which trigger words "
+            "it contains; %s now acts wherever a token resembles its own word.",
             trigger,
         )
     found = influenced_tokens(encoding, edit, applied.triggers, numbers, applied.family.causal).flatten(0, 1).any(0).tolist()
@@ -114,7 +114,7 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
         if not applied.report.calls:
             lines.append(
                 f"The concept {trigger} is applied but did not act, and no concept can: the model is run by {by}, which skips what "
-                "Apply Concept adds to it; remove the node pack that this module belongs to, or the node of it that patches the "
+                "Apply Concept adds to it; remove the node pack that this module belongs to, or that pack's node that patches the "
                 "model."
             )
         elif i not in applied.report.reached:
@@ -124,13 +124,14 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
             )
         elif trigger in named:
             lines.append(
-                f"A prompt names {trigger}, but its gate stayed closed in this run: the word has too little weight in the prompt, "
-                "or a node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far it opens."
+                f"A prompt contains {trigger}, but its gate stayed closed in this run: either the word has too little weight in "
+                "the prompt, or a node between CLIP Text Encode and the sampler changes the encoding; Inspect Gates shows how far "
+                "it opens."
             )
         else:
             lines.append(
-                f"The concept {trigger} is applied, but no prompt names it: write {trigger} in a prompt whose CLIP comes from "
-                "Apply Concept. Nodes that read <lora:…> tags may have removed it."
+                f"The concept {trigger} is applied, but no prompt contains its trigger word: write {trigger} in a prompt whose "
+                "CLIP comes from Apply Concept. Nodes that read <lora:…> tags may have removed it."
             )
     return lines
 
@@ -165,11 +166,11 @@ def stretched_regions(applied: PerfusionState, size: tuple[int, int], window: Wi
         if abs(math.log(height / width / wanted)) > STRETCHED:
             turned = abs(math.log(width / height / wanted)) <= STRETCHED
             lines.append(
-                f"The region of {concept.trigger} is {width} × {height} pixels and is stretched over a picture of "
+                f"The region of {concept.trigger} is {width} × {height} pixels and is stretched over an image of "
                 f"{8 * size[1]} × {8 * size[0]} pixels"
-                + ("; it appears to be turned on its side, as the mask of a photo can be" if turned else "")
-                + ". Paint it on a picture of the same shape. If the picture is being sampled in parts, the node that samples it "
-                "does not report which part it is sampling."
+                + ("; it appears to be turned on its side, as can happen with a mask made from a photo" if turned else "")
+                + ". Paint it on an image of the same shape. If the image is being sampled in parts, the cause is that the "
+                "sampling node does not report which part it is sampling."
             )
     return lines
 
