@@ -140,7 +140,7 @@ def requested_words(text: str, run: host.SamplingRun) -> list[str]:
 def word_label(word: str, share: float, run: host.SamplingRun) -> str:
     """Return the label of a word: the word, its share of attention and, for a trigger word, its gate."""
     gate = run.gate_of(word)
-    return f"{word}  {100 * share:.1f} %" + ("" if gate is None else f"  gate {gate:.2f}")
+    return f"{word}  {100 * share:.1f}%" + ("" if gate is None else f"  gate {gate:.2f}")
 
 
 class PerfusionKeepLayout(io.ComfyNode):

@@ -74,7 +74,7 @@ def report(found: host.GateReport) -> list[str]:
         lines.append(f"Another patch overrides the edit in {len(found.layers) - len(asked)} of {len(found.layers)} layers.")
     if asked:
         keys, values = (sum(shares.values()) / len(asked) for shares in (found.changes.keys, found.changes.values))
-        lines.append(f"In {len(asked)} layers the edit changes keys by {100 * keys:.1f} % and values by {100 * values:.1f} %.")
+        lines.append(f"In {len(asked)} layers the edit changes keys by {100 * keys:.1f}% and values by {100 * values:.1f}%.")
     if found.patched:
         lines.append(f"LoRAs change {found.patched} of the edited projections; the edit is added to their result.")
     if found.replaced:

@@ -339,7 +339,7 @@ def test_a_saved_checkpoint_is_the_base_without_the_concept(server: Server) -> N
 
 def test_a_clone_for_another_card_carries_the_concept(server: Server, object_info: dict) -> None:
     if "MultiGPU_WorkUnits" not in object_info:
-        pytest.skip("this ComfyUI has no node that gives a model to another card")
+        pytest.skip("this ComfyUI has no node that moves a model to another GPU")
     graph = Graph()
     model, clip, _ = graph.checkpoint()
     with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT))

@@ -17,7 +17,7 @@ from scripts.setup.environment import clean_environment
 
 def test_the_unpacked_archive_rehearses(setup: Setup, tmp_path: Path) -> None:
     if comfyui.version_of(setup.comfyui) in (hosts := set(comfyui.CARRIERS) - {comfyui.VERSION}):
-        pytest.skip(f"the card's command is for ComfyUI {comfyui.VERSION}; the trainers of {', '.join(sorted(hosts))} are others")
+        pytest.skip(f"benchmarks.card needs ComfyUI {comfyui.VERSION}; the trainers in {' and '.join(sorted(hosts))} are different")
     assert archive.write(tmp_path / "card.tar.xz", wheels=False) < archive.MOST_MB / 2
     with tarfile.open(tmp_path / "card.tar.xz") as packed:
         packed.extractall(tmp_path, filter="data")

@@ -8,8 +8,8 @@
 Trains concepts and generates images in a real server, lets judges score the images, and writes tables and plots into `results/`.
 All scores are kept in a JSON file there and nothing is measured twice: it can be interrupted at any time (or stops after
 `--minutes`) and resumes where it was. It trains some hundreds of concepts, which takes a day on two cores. Settings are chosen on
-the development concepts; reported numbers are measured on the test concepts. `--again` measures one concept by one method anew,
-without the kept scores and trainings, and prints both: at most ten minutes. `--quick` takes a minute or two: the demo's concept
+the development concepts; reported numbers are measured on the test concepts. `--again` measures one concept by one method again,
+without the kept scores and training runs, and prints both: at most ten minutes. `--quick` takes a minute or two: the demo's concept
 from its committed pictures, two methods, few images. With `--checkpoint`, it measures a user's own checkpoint and pictures instead
 (see `real`).
 """
@@ -33,21 +33,29 @@ from scripts.setup import bootstrap
 
 Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]]]
 PARTS: dict[str, Part] = {
-    "tuning": ("Every method tuned alike", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
-    "levers": ("What moves the front", lambda b, s: s.run(t for each in b.levers().values() for t in each), Bench.lever_page),
+    "tuning": ("Tuning: the same effort for every method", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
+    "levers": (
+        "Which settings improve likeness at the same text score",
+        lambda b, s: s.run(t for each in b.levers().values() for t in each),
+        Bench.lever_page,
+    ),
     "fidelity": ("All methods", lambda b, s: s.run(b.fidelity_trials()), Bench.fidelity_page),
     "unnamed": ("Prompts that do not name the concept", lambda b, s: s.run(b.unnamed_trials()), Bench.unnamed_page),
     "sheet": (
-        "Pictures",
+        "Images",
         lambda b, s: sheet.run(s, b.shown(), b.out),
         lambda b: sheet.page(b.store.kept, b.out),
     ),
     "groups": (
-        "Two and three concepts in one picture",
+        "Two and three concepts in one image",
         lambda b, s: groups.run(s, b.recipes(), b.out),
         lambda b: groups.page(b.store.kept, b.recipes(), b.out),
     ),
-    "ablations": ("Parts left out", lambda b, s: s.run(b.ablation_trials()), Bench.ablation_page),
+    "ablations": (
+        "Ablations: one part changed at a time",
+        lambda b, s: s.run(b.ablation_trials()),
+        Bench.ablation_page,
+    ),
     "lengths": ("How long to train", lambda b, s: b.lengths().run(s), lambda b: b.lengths().page(b.store, b.out)),
 }
 """Maps a part's name to its title, the function that measures it (returns False if time is up), and that of its page's lines."""
@@ -76,7 +84,10 @@ def took(store: Store, name: str) -> list[str]:
     found = store.kept.get(f"took/{name}")
     if not found:
         return []
-    return [f"*{found['seconds'] / 60:.0f} minutes in all, last at commit {found['commit']}; trainings have seed 0.*", ""]
+    return [
+        f"*Took {found['seconds'] / 60:.0f} minutes in total; last run at commit {found['commit']}. All training runs use seed 0.*",
+        "",
+    ]
 
 
 def timed(store: Store, name: str, measured: Callable[[], bool]) -> bool:
@@ -92,7 +103,7 @@ def timed(store: Store, name: str, measured: Callable[[], bool]) -> bool:
 
 
 def again(name: str, concept: Concept) -> None:
-    """Measure one concept by one method anew, in an empty folder, and print both scores."""
+    """Measure one concept by one method again, in an empty folder, and print both scores."""
     concepts.check_packages()
     kept, setup = whole(), bootstrap.locate()
     (trial,) = kept.trials(METHODS[name], kept.best(name), [concept])
@@ -110,10 +121,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start nothing new after so long")
-    parser.add_argument("--servers", type=int, default=1, help="so many side by side; on processors that is faster than one")
+    parser.add_argument("--servers", type=int, default=1, help="number of servers in parallel; on CPUs that is faster than one")
     parser.add_argument("--quick", action="store_true", help="the demo's concept by two methods: a minute or two")
-    parser.add_argument("--out", type=Path, help="where --quick's results go, or those for one's own pictures")
-    parser.add_argument("--again", nargs=3, metavar=("METHOD", "INDIVIDUAL", "KIND"), help="one concept by one method, anew")
+    parser.add_argument("--out", type=Path, help="where the results of --quick go, or those for your own pictures")
+    parser.add_argument(
+        "--again", nargs=3, metavar=("METHOD", "INDIVIDUAL", "KIND"), help="measure one concept by one method again"
+    )
     real.add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.again:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fidelity import characters, plots
-from benchmarks.fidelity.ablations import ABLATIONS, Ablation, Change
+from benchmarks.fidelity.ablations import ABLATIONS, NEAR, Ablation, Change
 from benchmarks.fidelity.concepts import MEASURED, Concept
 from benchmarks.fidelity.fronts import Curve, cells, lead, mean_lead, rows
 from benchmarks.fidelity.lengths import Lengths
@@ -21,8 +21,8 @@ from demo.individuals import NAMES
 
 TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
 LEVELS = (0.6, 0.7, 0.8, 0.9)
-"""Text scores at which fronts are compared, as shares of the plain word's text score."""
-OURS, WORD_ALONE, BY_NAME = "Perfusion", "plain word, nothing taught", "the base's own names"
+"""Text scores at which fronts are compared, as shares of the superclass's text score."""
+OURS, WORD_ALONE, BY_NAME = "Perfusion", "superclass only, no training", "characters that the base model knows by name"
 VARIANTS = {
     "Perfusion, keys at the word": ("Key-locking", "at the word"),
     "Perfusion, one picture": ("One picture", "one"),
@@ -30,11 +30,11 @@ VARIANTS = {
 }
 """Maps a name in the tables of all methods to an ablation and its variant."""
 NAMED = 2
-"""Number of individuals of each kind that are asked for by the name that the base knows."""
+"""Number of characters of each kind that are asked for by the name that the base model knows."""
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
 QUICK_WIDGETS: dict[str, object] = {"steps": 60, "batch": 2}
-"""Widgets in which the quick run's trainings differ from the tuned methods."""
+"""Widgets in which the quick run's training runs differ from the tuned methods."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Bench:
     every: int = 1
     """Only one in `every` values of a dial is measured."""
     known: bool = False
-    """Whether individuals that the base knows by name are measured as well."""
+    """Whether characters that the base model knows by name are measured as well."""
 
     def trials(
         self, method: Method, recipe: Recipe | None, concepts: Iterable[Concept], values: tuple[float, ...] = ()
@@ -94,16 +94,19 @@ class Bench:
         if not lines:
             return []
         return [
-            f"Each method had {len(self.candidates[OURS])} candidates, each taught on {len(TUNED_ON)} development concepts; the "
-            "one with the best harmonic mean of both scores, at the best of every second value of its dial, was taken.",
+            f"Each method had {len(self.candidates[OURS])} candidate settings, each used to train {len(TUNED_ON)} development "
+            "concepts. The candidate with the best harmonic mean of both scores, at the best of every second dial value, was "
+            "chosen.",
             "",
-            "Every step of every method evaluates the model on 4 pictures; a fine-tune with a prior loss on 4 more, of the plain "
-            "word. ComfyUI's Train LoRA, given a batch of 4, predicts each picture from the mean over all 4 captions, which are 16 "
-            "evaluations; here it gets one picture at a time and adds up 4 gradients, so that each picture has its own caption. "
-            "All trainers compute in bfloat16 where the machine is fast in it, else in float32. The fine-tune learns all weights "
-            "of the UNet, which stay in float32; its strength is their share in a mix with the base's. Only Perfusion has masks.",
+            "Every step of every method evaluates the model on 4 pictures; a fine-tune with a prior loss evaluates it on 4 more, "
+            "generated from the superclass. ComfyUI's Train LoRA, given a batch of 4, averages its predictions for each picture "
+            "over all 4 captions, which takes 16 evaluations; here it gets one picture at a time and adds up 4 gradients, so that "
+            "each picture has its own caption. All trainers compute in bfloat16 on machines where that is fast, otherwise in "
+            "float32. The fine-tune learns all weights of the UNet, which stay in float32; its strength is the share of its "
+            "weights in a mix with the base model's. Only concepts trained with Train Concept (Perfusion, Textual Inversion and "
+            "the static edit) use masks.",
             "",
-            "| method | differs in | best value | text | likeness | harmonic mean | taken |",
+            "| method | settings changed | best value | text | likeness | harmonic mean | chosen |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *lines,
         ]
@@ -111,7 +114,7 @@ class Bench:
     # ---- all methods ---------------------------------------------------------------------------------------------------------
 
     def tuned(self) -> dict[str, list[Trial]]:
-        """Return the trials of the plain word and of every tuned method, on all concepts."""
+        """Return the trials of the superclass and of every tuned method, on all concepts."""
         found = {WORD_ALONE: self.trials(NOTHING, None, self.concepts)}
         found |= {name: self.trials(METHODS[name], self.best(name), self.concepts) for name in self.candidates}
         if self.known:
@@ -124,7 +127,7 @@ class Bench:
         return self.trials(replace(METHODS[OURS], use=use), recipe, concepts, change.values)
 
     def by_name(self) -> list[Trial]:
-        """Return the trials of individuals that the base knows by name; empty outside of the demo's world."""
+        """Return the trials of characters that the base model knows by name; empty outside of the demo's world."""
         return [named(kind, i) for i in range(NAMED) for kind in NAMES] if self.known else []
 
     def fidelity_trials(self) -> list[Trial]:
@@ -138,7 +141,7 @@ class Bench:
         return {name: curve for name, curve in found.items() if curve is not None}
 
     def levels(self) -> dict[float, float]:
-        """Map each of LEVELS to the absolute text score; empty if the plain word was not measured."""
+        """Map each of LEVELS to the absolute text score; empty if the superclass was not measured."""
         plain = self.curve(NOTHING, None, self.concepts)
         return {level: level * float(plain.means()[0][0]) for level in LEVELS} if plain else {}
 
@@ -150,9 +153,9 @@ class Bench:
         plots.pareto(curves, f"{len(self.concepts)} concepts", self.out / "fidelity.png")
         lines = [
             f"{len(self.concepts)} concepts, {len(self.prompts(self.concepts[0]))} prompts, {SEEDS} seeds; in brackets 95 % "
-            "bootstrap intervals over concepts and seeds. Recognised: nearest to that individual among 240 of its kind. Likeness: "
-            "the mean of that and of the share of the individual's features that are there. Text: the share of what the prompt "
-            "says, the kind included.",
+            "bootstrap intervals over concepts and seeds. *Recognised*: a classifier picks the right character out of 240 of its "
+            "kind. *Likeness*: the mean of this and of the share of the character's features that appear. *Text*: the share of "
+            "what the prompt asks for, including the kind, that appears.",
             "",
             "![Likeness over text, a line for each method](fidelity.png)",
             "",
@@ -166,7 +169,7 @@ class Bench:
         ]
         lines += ["", *self.leads(curves)] if OURS in curves and WORD_ALONE in curves else []
         again = f'`python -m benchmarks.fidelity --again "{OURS}" {" ".join(self.concepts[0])}`'
-        row = f"One row, measured anew in at most ten minutes: {again}." if self.known else ""
+        row = f"To measure one row again (ten minutes at most): {again}." if self.known else ""
         return [*lines, *self.beside(curves), *self.elsewhere(), "", row]
 
     def summary(self, curves: Mapping[str, Curve]) -> list[str]:
@@ -193,8 +196,8 @@ class Bench:
     def elsewhere(self) -> list[str]:
         """Return links to the pages whose measurements explain these numbers."""
         pages = {
-            "base.md": "How well the base itself follows prompts",
-            "small_things.md": "What carries an individual's small things",
+            "base.md": "How well the base model itself follows prompts",
+            "small_things.md": "What preserves a character's small details",
         }
         told = [f"{what}: [{name}]({name})." for name, what in pages.items() if (self.out / name).exists()]
         return ["", " ".join(told)] if told else []
@@ -215,10 +218,10 @@ class Bench:
             lines.append(f"| {name} | {curve.values[i]:g} | {' | '.join(f'{part:.2f}' for part in parts)} |")
         return [
             "",
-            "At the best value of each dial, in prompts for the concept alone and in those for another character beside it, where "
-            "the picture is twice as wide:",
+            "At the best value of each dial, for prompts with the concept alone and for prompts with a second character, where the "
+            "image is twice as wide:",
             "",
-            "| method | dial | alone: text | likeness | beside another: text | likeness |",
+            "| method | dial | alone: text | likeness | with a second: text | likeness |",
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
         ]
@@ -227,8 +230,9 @@ class Bench:
         """Return the table of Perfusion's lead over each baseline at equal text scores."""
         levels = self.levels()
         lines = [
-            "How much more likeness Perfusion has at the same text score (a share of the plain word's), with its interval, and the "
-            "share of resamples in which it is in front. – : one of the two does not come to this text score.",
+            "How much higher Perfusion's likeness is at the same text score (given as a share of the superclass's), with its "
+            "interval, and the share of resamples in which Perfusion is ahead. –: one of the two methods does not reach this text "
+            "score.",
             "",
             f"| against | {' | '.join(f'{share:.0%} of its text ({level:.2f})' for share, level in levels.items())} |",
             f"| --- | {' | '.join('---' for _ in levels)} |",
@@ -251,7 +255,7 @@ class Bench:
     # ---- prompts that do not name the concept ---------------------------------------------------------------------------------
 
     def unnamed(self) -> dict[str, list[Trial]]:
-        """Return trials of every measured method at the best value of its dial, with the plain word in the concept's place."""
+        """Return trials of every measured method at the best value of its dial, with the superclass in the concept's place."""
         found = {}
         for name, trials, curve in self.shown():
             value = curve.values[curve.best()]
@@ -268,13 +272,13 @@ class Bench:
         return [trial for trials in self.unnamed().values() for trial in trials]
 
     def unnamed_page(self) -> list[str]:
-        """Return the page's lines on what each method does to prompts with the plain word."""
+        """Return the page's lines on what each method does to prompts with the superclass."""
         curves = together(self.store, self.unnamed())
         if len(curves) < 2:
             return []
         return [
-            "The same prompts with the plain word in the concept's place, while the concept is applied: text should be as with "
-            f"nothing taught, and the concept's likeness should not show. Measured on {count_of(curves)} concepts.",
+            "The same prompts with the superclass in place of the trigger word, while the concept is applied. Ideally, text is the "
+            f"same as for the untrained model and the concept does not show. Measured on {count_of(curves)} concepts.",
             "",
             "| method | dial | text | likeness |",
             "| --- | --- | --- | --- |",
@@ -287,7 +291,9 @@ class Bench:
         """Return the trials of each variant of an ablation."""
         found, order = {}, [*self.concepts[::2], *self.concepts[1::2]]
         for name, change in ablation.variants.items():
-            found[name] = self.variant(change, order[: len(order) // ablation.every])
+            # The first variant is measured at all values among the methods.
+            values = change.values or (NEAR if found else ())
+            found[name] = self.variant(replace(change, values=values), order[: len(order) // ablation.every])
         return found
 
     def ablation_trials(self) -> list[Trial]:
@@ -306,9 +312,10 @@ class Bench:
         if not told:
             return []
         return [
-            "Perfusion as tuned, and with one thing changed. *Lead*: how much more likeness it has than the first of its group at "
-            f"the same text score, mean over {', '.join(f'{level:.0%}' for level in LEVELS)} of the plain word's, as far as both "
-            "come, or – where they come to none; with its 95 % interval.",
+            "Perfusion as tuned, and with one thing changed. *Lead*: how much higher its likeness is than that of the first "
+            "variant in its group at the same text score, averaged over those of "
+            f"{', '.join(f'{level:.0%}' for level in LEVELS)} of the superclass's text score that both reach, with its 95 % "
+            "interval; – if they reach none of them.",
             "",
             *self.orderings(measured),
             *told,
@@ -329,9 +336,9 @@ class Bench:
         return [
             "### The orderings of the paper's Fig. 9",
             "",
-            "Seen: the interval of the lead lies on the paper's side of 0; not decided: it holds 0.",
+            "*Seen*: the interval of the lead lies entirely on the paper's side of 0. *Undecided*: it contains 0.",
             "",
-            "| part | the paper has | lead | here | concepts |",
+            "| part | in the paper | lead | here | concepts |",
             "| --- | --- | --- | --- | --- |",
             *lines,
             "",
@@ -367,7 +374,7 @@ class Bench:
         return found
 
     def lever_page(self) -> list[str]:
-        """Return the page's lines on what moves the front."""
+        """Return the page's lines on which settings improve likeness at the same text score."""
         trials = self.levers()
         curves = {name: curve for name, each in trials.items() if (curve := Curve.of(self.store, each))}
         if AS_TUNED not in curves:
@@ -385,19 +392,20 @@ class Bench:
             columns += [f"{curve.harmonic()[i]:.3f} ({low:.2f}–{high:.2f})", f"{size / 1000:.0f} kB", f"{seconds:.0f} s"]
             lines.append(f"| {' | '.join(columns)} |")
         return [
-            f"The demo's settings with one thing changed, on {len(LEVERED)} development individuals, one of each kind, with "
-            f"{len(self.prompts(LEVERED[0]))} prompts and {SEEDS} seeds each, at the better of two biases. Recognised: closest to "
-            "that individual among 240 of its kind. Details: the share of the individual's features that are there. Text: the "
-            "share of what the prompts say; in company, of those that ask for a second character beside the concept. The harmonic "
-            "mean is that of likeness (the mean of recognised and details) and text, with its 95 % interval.",
+            f"The demo's settings with one thing changed, on {len(LEVERED)} development characters, one of each kind, with "
+            f"{len(self.prompts(LEVERED[0]))} prompts and {SEEDS} seeds each, at the better of two biases. *Recognised*: a "
+            "classifier picks the right character out of 240 of its kind. *Details*: the share of the character's features that "
+            "appear. *Text*: the share of what the prompts ask for that appears. *With a second character*: the same, for the "
+            "prompts that ask for one. *Harmonic mean*: of likeness (the mean of *recognised* and *details*) and text, with its "
+            "95 % interval.",
             "",
-            "| changed | bias | recognised | details | text | in company | harmonic mean | file | training |",
+            "| changed | bias | recognised | details | text | with a second character | harmonic mean | file | training |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             *lines,
         ]
 
     def recipes(self) -> dict[str, Recipe | None]:
-        """Map each method of `tuned` to the recipe that it was tuned to; the plain word has none."""
+        """Map each method of `tuned` to the recipe that it was tuned to; the superclass has none."""
         return {name: trials[0].recipe for name, trials in self.tuned().items()}
 
     def lengths(self) -> Lengths:
@@ -420,11 +428,11 @@ def compared(curve: Curve, first: Curve, levels: list[float]) -> tuple[str, str]
     """Return a curve's lead over another one as text, and the verdict on whether it is behind."""
     whole, (low, high) = mean_lead(curve, first, levels)
     if whole != whole:
-        return "–", "they come to no text score together"
+        return "–", "no text score that both reach"
     told = f"{whole:+.2f} ({low:+.2f}…{high:+.2f})"
     if low <= 0 <= high:
         direction = "paper's" if whole < 0 else "other"
-        return told, f"not decided, in the {direction} direction"
+        return told, f"undecided, in the {direction} direction"
     return told, "seen" if high < 0 else "the opposite"
 
 
@@ -437,7 +445,7 @@ NOTHING = Method(Use(""), (0.0,), ())
 
 
 def named(kind: str, index: int) -> Trial:
-    """Return the trial of an individual that the base knows, by its name in the prompts of a concept."""
+    """Return the trial of a character that the base model knows, by its name in the prompts of a concept."""
     concept = (f"base-{index}", kind)
     asked = tuple(replace(each, text=each.text.format(NAMES[kind][index])) for each in characters.prompts(concept))
     return Trial(concept, None, NOTHING.use, NOTHING.values, asked)

@@ -1,11 +1,11 @@
-"""Measure the demo's settings on individuals that no setting was chosen on: likeness, fidelity to the prompt, pairs.
+"""Measure the demo's settings on characters that no setting was chosen on: likeness, fidelity to the prompt, pairs.
 
     python -m benchmarks.fidelity.demo_quality [--servers N] [--split development]
 
-Trains individuals with the settings of `workflows/train_a_concept.json` and generates images with those of `use_concepts.json`, and
-pairs with those of `two_places.json` and `use_two_concepts.json`. The baselines are the plain word, and individuals that the base
-knows by name, an upper bound that no concept can be expected to exceed. Writes `results/demo.md` and its scores, `demo.json`, and
-measures nothing twice. With `--split development`, on which settings are chosen, it only prints.
+Trains characters with the settings of `workflows/train_a_concept.json` and generates images with those of `use_concepts.json`, and
+pairs with those of `two_places.json` and `use_two_concepts.json`. The baselines are the superclass, and characters that the base
+model knows by name, an upper bound that no concept can be expected to exceed. Writes `results/demo.md` and its scores, `demo.json`,
+and measures nothing twice. With `--split development`, on which settings are chosen, it only prints.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ USE = Use("bias", settings={"temperature": SETTINGS["temperature"]})
 
 
 def plain(concept: Concept) -> Trial:
-    """Return the trial of the plain word in a concept's prompts."""
+    """Return the trial of the superclass in a concept's prompts."""
     return Trial(concept, None, NOTHING.use, NOTHING.values, characters.prompts(concept))
 
 
@@ -46,7 +46,7 @@ def taught(concept: Concept) -> Trial:
 
 
 def scores(store: Store, trials: list[Trial]) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each trial the share of images in which the individual is recognised, and the mean text score."""
+    """Return for each trial the share of images in which the character is recognised, and the mean text score."""
     found = [store.get(trial, trial.values[0]) for trial in trials]
     return np.array([each.identity.mean() for each in found]), np.array([each.text.mean() for each in found])
 
@@ -87,28 +87,28 @@ def page(store: Store, concepts: tuple[Concept, ...], placed: list[bool], free: 
         for concept, a, b, c in zip(concepts, ours, text, word, strict=True)
     ]
     return [
-        f"{len(concepts)} individuals, {len(characters.prompts(concepts[0]))} prompts each for places, moods and company that the "
-        f"pictures do not have, {SEEDS} seeds. Recognised: nearest to that individual among 240 of its kind. Text: the share of "
-        "what the prompt says, the kind included, that is there.",
+        f"{len(concepts)} characters, with {len(characters.prompts(concepts[0]))} prompts each (places, moods and companions that "
+        f"do not appear in the training pictures) and {SEEDS} seeds. *Recognised*: a classifier picks the right character out of "
+        "240 of its kind. *Text*: the share of what the prompt asks for, including the kind, that appears.",
         "",
-        "| individual | recognised | text | the plain word's text |",
+        "| character | recognised | text | the superclass's text |",
         "| --- | --- | --- | --- |",
         *rows,
         f"| **mean** | {100 * ours.mean():.0f} % | {100 * text.mean():.0f} % | {100 * word.mean():.0f} % |",
-        f"| {len(known)} that the base knows by name | {100 * line.mean():.0f} % | {100 * said.mean():.0f} % | |",
+        f"| {len(known)} characters that the base model knows by name | {100 * line.mean():.0f} % | {100 * said.mean():.0f} % | |",
         "",
-        f"Recognised {ours.mean() / line.mean():.2f} times as often as what the base knows by name; text "
-        f"{text.mean() / word.mean():.2f} times the plain word's.",
+        f"The concepts are recognised {ours.mean() / line.mean():.2f} times as often as characters that the base model knows by "
+        f"name; their text score is {text.mean() / word.mean():.2f} times that of the superclass.",
         "",
-        f"Two concepts taught apart, in one picture, in {len(groups.PLACES)} places: both recognised in "
-        f"{100 * np.mean(placed):.0f} % of {len(placed)} pictures where each has a region, and in {100 * np.mean(free):.0f} % "
-        f"without regions, at a bias of {TOGETHER['bias']:g}.",
+        f"Two separately trained concepts in one image, in {len(groups.PLACES)} places: both are recognised in "
+        f"{100 * np.mean(placed):.0f} % of {len(placed)} images with a region for each, and in {100 * np.mean(free):.0f} % without "
+        f"regions at a bias of {TOGETHER['bias']:g}.",
     ]
 
 
 @contextlib.contextmanager
 def workshop(store: Store, servers: int = 1) -> Iterator[Workshop]:
-    """Open a workshop in the demo's world; trainings are kept, and shared by all that use it with the same base."""
+    """Open a workshop in the demo's world; training runs are kept, and shared by all that use it with the same base."""
     setup, digest = bootstrap.locate(), store.belongs_to(PACKED)
     base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"demo-{digest}")
     with open_labs(setup, base, servers) as labs:
@@ -118,7 +118,7 @@ def workshop(store: Store, servers: int = 1) -> Iterator[Workshop]:
 def main() -> None:
     """Measure, print the page, and write it for the test split."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--servers", type=int, default=1, help="so many side by side")
+    parser.add_argument("--servers", type=int, default=1, help="number of servers in parallel")
     parser.add_argument("--split", choices=("test", "development"), default="test")
     options = parser.parse_args()
     test = options.split == "test"

@@ -1,4 +1,4 @@
-"""Measure two and three separately trained concepts in one image: whether each individual is recognised in its part."""
+"""Measure two and three separately trained concepts in one image: whether each character is recognised in its part."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Way:
     """A way to combine concepts.
 
     Attributes:
-        method: The method that trained them, as in the tables of all methods; "" for the plain words on the base.
+        method: The method that trained them, as in the tables of all methods; "" for the superclasses on the base model.
         regions: Whether each concept has its own part of the image.
         settings: Settings of each concept; for LoRAs, their `strength`.
         mode: Edit mode.
@@ -54,10 +54,10 @@ def perfusion(method: str, regions: bool, mode: str = EXACT, **settings: float) 
 
 
 WAYS: dict[str, Way] = {
-    "plain words": Way(),
-    "Perfusion, a region each": perfusion(OURS, True),
+    "superclasses only": Way(),
+    "Perfusion, with a region for each": perfusion(OURS, True),
     "Perfusion": perfusion(OURS, False),
-    "Perfusion, keys at the word, a region each": perfusion(AT_THE_WORD, True),
+    "Perfusion, keys at the word, with a region for each": perfusion(AT_THE_WORD, True),
     "Perfusion, keys at the word": perfusion(AT_THE_WORD, False),
     "Perfusion, keys at the word, three quarters locked": perfusion(AT_THE_WORD, False, key_lock=0.75),
     "Perfusion, the paper's form of the edit": perfusion(OURS, False, PAPER),
@@ -177,18 +177,18 @@ def page(kept: Mapping[str, dict], recipes: Recipes, out: Path) -> list[str]:
                 "",
                 f"{('Two', 'Three')[size - 2]} concepts, {len(GROUPS[size])} groups:",
                 "",
-                "| combined | all individuals | individuals | all kinds | place | all of it |",
+                "| method | all characters | characters | all kinds | place | everything |",
                 "| --- | --- | --- | --- | --- | --- |",
                 *rows,
             ]
     if not lines:
         return []
     return [
-        f"Test concepts that were trained separately, in one picture, {len(PLACES)} places, {SEEDS} seeds. Each concept must be "
-        "recognised in its own part of the picture, from left to right in the prompt's order. Perfusion has a bias of "
-        f"{SETTINGS['bias']:g} with regions and of {TOGETHER['bias']:g} without.",
+        f"Test concepts that were trained separately, together in one image, in {len(PLACES)} places with {SEEDS} seeds. Each "
+        "concept must be recognised in its own part of the image, in the prompt's order from left to right. Perfusion uses a bias "
+        f"of {SETTINGS['bias']:g} with regions and {TOGETHER['bias']:g} without.",
         *lines,
-        *(["", f"![Two and three concepts in one picture, in each of these ways]({FILE})"] if (out / FILE).exists() else []),
+        *(["", f"![Two and three concepts in one image, in each of these ways]({FILE})"] if (out / FILE).exists() else []),
     ]
 
 

@@ -4,7 +4,7 @@
 
 Runs every graph in a real server, lets the judges score the images, and writes `results/inference.md` part by part; parts that are
 not requested keep their last results. It uses the demo's concepts with the settings of the workflows; `found` draws other
-individuals too.
+characters too.
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def attention(lab: Lab) -> list[str]:
         mean = sum(ratios) / len(ratios)
         rows.append(f"| {word} | {mean:.2f} | {min(ratios):.2f} | {percent([r >= 2 for r in ratios])} |")
     return [
-        "Mean attention to a word inside its character, over that outside of it, in pictures of one character in places of level "
-        "bands; the character is what differs from the picture's edges at the same height, and pictures where that is under 5 % or "
-        "over 70 % are left out.",
+        "Mean attention to a word inside the character, divided by that outside it, in images of one character against backgrounds "
+        "made of horizontal bands. Pixels that differ from the image's edges at the same height count as the character; images in "
+        "which they cover less than 5 % or more than 70 % are left out.",
         "",
-        "| word | mean ratio | smallest | pictures of 2 and more |",
+        "| word | mean ratio | smallest | images with 2 or more |",
         "| --- | --- | --- | --- |",
         *rows,
     ]
@@ -146,14 +146,15 @@ def found(lab: Lab) -> list[str]:
             rows.setdefault(f"{individual} {kind}", []).append(sum(ours) / 4)
     large, small = HOW
     lines = [
-        "Intersection over union of the mask, cut at ½, with the silhouette, mean of four pictures. Large characters in the "
-        "middle are what the base was trained on, and what a disc covers well by itself: the disc is the best of all radii, there.",
+        "Intersection over union of the mask, cut at ½, with the silhouette, mean of four pictures. The base model was trained on "
+        "large characters in the middle, and a plain disc already covers those well; the disc is a centred one with the best "
+        "radius.",
         "",
         f"| concept | {large} | {small} |",
         "| --- | --- | --- |",
         *(f"| {name} | {a:.2f} | {b:.2f} |" for name, (a, b) in rows.items()),
         "",
-        "| pictures | Find Object, mean | concepts of 0.5 and more | best disc, mean |",
+        "| pictures | Find Object, mean | concepts with 0.5 or more | best disc, mean |",
         "| --- | --- | --- | --- |",
     ]
     for how in HOW:
@@ -200,8 +201,8 @@ def regions(lab: Lab) -> list[str]:
             alone += [percent(each) for each in recognised(lab, drawn, kind)]
         rows.append(f"| {place} | each alone, in a square | {' | '.join(alone)} | |")
     return [
-        "Each concept's individual recognised in its half of a picture twice as wide, and its kind too. The last row of each place "
-        "says how often a concept is known that has a picture to itself.",
+        "How often each concept is recognised in its half of a double-width image, and how often its kind is right as well. The "
+        "last row for each place shows how often a concept is recognised when it has an image to itself.",
         "",
         f"| place | | the {kinds[0]}, left | and its kind | the {kinds[1]}, right | and its kind | the place, in both |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -222,7 +223,7 @@ def recognised(lab: Lab, drawn: Tensor, kind: str) -> tuple[list[bool], list[boo
 
 
 def layout(lab: Lab) -> list[str]:
-    """Measure how well the concept's image keeps the layout of the plain word's image."""
+    """Measure how well the concept's image keeps the layout of the superclass's image."""
     ways = {"Keep Layout to the end": 1.0, "Keep Layout to 0.8": 0.8, "Keep Layout to 0.5": 0.5, "without": None}
     rows = []
     for bias in (0.4, 0.2):
@@ -237,17 +238,17 @@ def layout(lab: Lab) -> list[str]:
             mean = sum(boxes[name]) / len(boxes[name])
             rows.append(f"| {bias} | {name} | {mean:.2f} | {percent([b >= 0.7 for b in boxes[name]])} | {percent(known[name])} |")
     return [
-        "Intersection over union of the character's box in the plain word's picture and in the concept's, same seed; and in how "
-        "many of the concept's pictures it is recognised.",
+        "Intersection over union of the character's bounding boxes in the image of the superclass and in that of the concept, with "
+        "the same seed, and the share of the concept's images in which it is recognised.",
         "",
-        "| bias | | box, mean | boxes of 0.7 and more | recognised |",
+        "| bias | | box, mean | boxes with 0.7 or more | recognised |",
         "| --- | --- | --- | --- | --- |",
         *rows,
     ]
 
 
 def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | None]) -> list[Tensor]:
-    """Generate images of the plain word, then of the concept with that layout kept until each of `ends` (None: not kept)."""
+    """Generate images of the superclass, then of the concept with that layout kept until each of `ends` (None: not kept)."""
     graph = Bench("monster", bias=bias)
     watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
     plain, named = (graph.text(graph.words, f"a photo of a {word} {place}") for word in ("monster", "<demo-monster>"))
@@ -279,7 +280,8 @@ def locks(lab: Lab) -> list[str]:
                 text += [a == "monster" and b == place for a, b in zip(kinds, places, strict=True)]
             rows.append(f"| {bias} | {name} | {percent(known)} | {percent(text)} |")
     return [
-        f"Pictures in which the concept is recognised, and those whose kind and place are the prompt's, over {len(PLACES)} places.",
+        "Share of images in which the concept is recognised, and share in which the kind and place match the prompt, over "
+        f"{len(PLACES)} places.",
         "",
         "| bias | lock | recognised | kind and place |",
         "| --- | --- | --- | --- |",
@@ -288,11 +290,11 @@ def locks(lab: Lab) -> list[str]:
 
 
 PARTS: dict[str, tuple[str, Callable[[Lab], list[str]]]] = {
-    "attention": ("Attention covers its character", attention),
+    "attention": ("A word's attention falls on its character", attention),
     "found": ("Objects found without a mask", found),
-    "regions": ("Two concepts, two places", regions),
-    "layout": ("Layout kept", layout),
-    "locks": ("Global key-locking beside local", locks),
+    "regions": ("Two concepts with and without regions", regions),
+    "layout": ("Keeping the layout", layout),
+    "locks": ("Global and local key-locking", locks),
 }
 
 

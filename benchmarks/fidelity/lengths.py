@@ -72,8 +72,8 @@ class Lengths:
         plots.over_steps({name: along(each) for name, each in curves.items()}, out / "lengths.png")
         lines = [f"| {name} | {step} | {curve.at_best()} |" for name, each in curves.items() for step, curve in each.items()]
         return [
-            f"On the {len(self.concepts)} development concepts, at the best value of the dial at each step. The rates fall to 0 at "
-            f"step {LAST}, as always.",
+            f"Results on the {len(self.concepts)} development concepts, at the best dial value for each step. As in every training "
+            f"run, the learning rates fall to 0 at the last step, here step {LAST}.",
             "",
             "![Both scores over training steps](lengths.png)",
             "",
@@ -81,10 +81,11 @@ class Lengths:
             "| --- | --- | --- | --- | --- | --- |",
             *lines,
             "",
-            "What Train Concept keeps of these when told to keep the best: the least held-out loss of those that follow prompts "
-            f"as far as {MIN_ADHERENCE}. Harmonic means of each concept at the rate's best value of the dial.",
+            "The step that Train Concept keeps with **keep** `best`: of the steps whose prompt-following score is at least "
+            f"{MIN_ADHERENCE}, the one with the lowest held-out loss. Harmonic means are per concept, at the best dial value for "
+            "that rate.",
             "",
-            "| rates | concept | kept step | harmonic mean | best step | harmonic mean | last step's |",
+            "| rates | concept | kept step | its harmonic mean | best step | its harmonic mean | last step's harmonic mean |",
             "| --- | --- | --- | --- | --- | --- | --- |",
             *[line for share in RATES if share in curves for line in self.kept_lines(store, share, curves[share])],
         ]

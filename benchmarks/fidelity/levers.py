@@ -1,4 +1,4 @@
-"""What moves the front: Perfusion's settings changed one at a time, on development individuals, with what each change costs."""
+"""Which settings improve likeness at the same text score: changed one at a time, on development characters, with their cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.generate.make_workflows import TRAINING
 LEVERED: tuple[Concept, ...] = tuple(("development-0", kind) for kind in STYLES)
 VALUES = (0.4, 0.5)
 """Values of the bias at which every lever is measured."""
-AS_TUNED = "as the demo"
+AS_TUNED = "the demo's settings"
 
 
 def rates(word: float, output: float) -> Change:
@@ -31,11 +31,11 @@ LEVERS: dict[str, Change] = {
     AS_TUNED: Change(),
     "keys trained": Change({"lock": "trained"}),
     "captions, keys trained": Change({"lock": "trained"}, {"captioned": 1.0}),
-    "keys at the word, as learned": Change({"lock": "word"}, use=locked(0)),
+    "keys at the word, unlocked": Change({"lock": "word"}, use=locked(0)),
     "keys at the word, a quarter locked": Change({"lock": "word"}, use=locked(0.25)),
     "keys at the word, half locked": Change({"lock": "word"}),
     "keys at the word, three quarters locked": Change({"lock": "word"}, use=locked(0.75)),
-    "captions, keys at the word, as learned": Change({"lock": "word"}, {"captioned": 1.0}, locked(0)),
+    "captions, keys at the word, unlocked": Change({"lock": "word"}, {"captioned": 1.0}, locked(0)),
     "captions, keys at the word, half locked": Change({"lock": "word"}, {"captioned": 1.0}),
     "the paper's gates, keys trained": Change({"lock": "trained", **PAPER}, use=SHARP, values=(0.5, 0.6)),
     "captions": Change(recipe={"captioned": 1.0}),

@@ -1,11 +1,11 @@
-"""Measure what Training Options does, on development individuals: captions, pictures in their own shape, the choice of a step.
+"""Measure what Training Options does, on development characters: captions, pictures in their own shape, the choice of a step.
 
     python -m benchmarks.fidelity.options [PART ...] [--minutes N]
 
-`captions`: an individual that holds a balloon in every training picture, taught without masks: how often the balloon comes along in
-prompts that ask for none. `shapes`: two individuals side by side as one concept, twice as wide as high, taught whole and cut to
-squares. `choice`: which of every 25th step is kept by the loss and by the judges' view of pictures. `style`: a concept that is a
-look of pictures, not a thing in them. Writes `results/options.md`; all scores are kept in a JSON file beside it, and nothing is
+`captions`: a character that holds a balloon in every training picture, trained without masks: how often the balloon appears with
+prompts that do not ask for it. `shapes`: two characters side by side as one concept, twice as wide as high, trained whole and cut
+to squares. `choice`: which of every 25th step is kept by the loss and by the judges' view of images. `style`: a concept that is the
+style of pictures, not an object in them. Writes `results/options.md`; all scores are kept in a JSON file beside it, and nothing is
 measured twice.
 """
 
@@ -50,7 +50,7 @@ HASTE = 3.0
 
 @dataclass(frozen=True)
 class Teaching:
-    """A training in the server.
+    """A training run in the server.
 
     Attributes:
         name: of its file.
@@ -90,7 +90,7 @@ class Teaching:
 def drawn(
     shop: Workshop, file: Path | None, prompts: tuple[str, ...], word: str, wide: int = 0, seeds: int = SEEDS
 ) -> list[Tensor]:
-    """Generate images [seeds, SIDE, SIDE or wide, 3] of prompts with a concept, or with the plain word."""
+    """Generate images [seeds, SIDE, SIDE or wide, 3] of prompts with a concept, or with the superclass."""
     graph = Graph()
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     if file is not None:
@@ -103,7 +103,7 @@ def drawn(
 
 
 def painted(shop: Workshop, name: str, them: list[Individual], carries: bool = False) -> tuple[str, ...]:
-    """Write training pictures of individuals side by side into the input folder, and return their names."""
+    """Write training pictures of characters side by side into the input folder, and return their names."""
     names, folder = [], shop.lab.server.base / "input"
     for i, place in enumerate(make_pictures.PLACES):
         standing = []
@@ -118,7 +118,7 @@ def painted(shop: Workshop, name: str, them: list[Individual], carries: bool = F
 
 
 def individual(concept: Concept) -> Individual:
-    """Return a concept's individual."""
+    """Return a concept's character."""
     return make_pictures.individual(concept[1], *which(concept))
 
 
@@ -144,7 +144,7 @@ SAID: dict[str, dict[str, object] | None] = {
 
 
 def run_captions(shop: Workshop) -> bool:
-    """Measure an individual that holds a balloon in all pictures, with and without captions that say so."""
+    """Measure a character that holds a balloon in all pictures, with and without captions that mention it."""
 
     def measured(concept: Concept, name: str, options: dict[str, object] | None) -> dict:
         pictures = painted(shop, f"held-{concept[1]}", [individual(concept)], carries=True)
@@ -184,8 +184,9 @@ def captions_page(store: Store) -> list[str]:
     if not rows:
         return []
     return [
-        f"{len(rows['captions'])} individuals that hold a balloon in all four pictures, taught without masks. The captions say so: "
-        f"*a photo of a <it> holding a balloon in a room*. {len(ALONE)} prompts that ask for no balloon, {SEEDS} seeds.",
+        f"{len(rows['captions'])} characters that hold a balloon in all four training pictures, trained without masks. The "
+        f"captions mention it: *a photo of a <it> holding a balloon in a room*. {len(ALONE)} prompts that do not ask for a "
+        f"balloon, {SEEDS} seeds.",
         "",
         f"| | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
@@ -218,7 +219,7 @@ SHAPES: dict[str, tuple[dict[str, object], dict[str, object] | None]] = {
 
 
 def run_shapes(shop: Workshop) -> bool:
-    """Measure two individuals side by side that are one concept."""
+    """Measure two characters side by side that are one concept."""
 
     def measured(pair: tuple[Concept, Concept], name: str) -> dict:
         kind, (widgets, options) = pair[0][1], SHAPES[name]
@@ -245,8 +246,9 @@ def shapes_page(store: Store) -> list[str]:
     if not rows:
         return []
     return [
-        f"Two individuals side by side as one concept, in four pictures of {2 * SIDE} by {SIDE} pixels with masks; drawn in that "
-        f"shape, {len(ALONE)} prompts, {SEEDS} seeds, {len(PAIRS)} such pairs. Recognised among 240 of the kind:",
+        f"Two characters side by side trained as one concept, from four masked pictures of {2 * SIDE} by {SIDE} pixels. Images are "
+        f"generated in the same shape with {len(ALONE)} prompts and {SEEDS} seeds, for {len(PAIRS)} such pairs. Recognised out of "
+        "240 of the kind:",
         "",
         f"| | {' | '.join(columns)} |",
         f"| --- |{' --- |' * len(columns)}",
@@ -291,7 +293,7 @@ def characters_of(shop: Workshop, concept: Concept) -> list[str]:
 
 
 def judged(shop: Workshop, concept: Concept, file: Path) -> float:
-    """Return the harmonic mean of likeness and place in a few pictures, as a training would see them: 4 prompts, 2 seeds."""
+    """Return the harmonic mean of likeness and place in a few images, as a training run would see them: 4 prompts, 2 seeds."""
     prompts = tuple(text for text in CONTEXTS if any(place in text for place in world.PLACES))[:4]
     found = torch.cat(drawn(shop, file, prompts, concept[1], seeds=2))
     places = [next(place for place in world.PLACES if place in text) for text in prompts for _ in range(2)]
@@ -336,11 +338,11 @@ def choice_page(store: Store) -> list[str]:
         return []
     means = [np.mean([each[name] for each in found.values() if each]) for name in ("by loss", "by pictures", "last")]
     return [
-        f"Trainings at {HASTE:g} times the demo's rates, looked at every 25 steps. By loss: today's rule of *keep* `best`. By "
-        "pictures: the harmonic mean of likeness and place in 8 pictures, as the demo's judges see them in place of a CLIP vision "
-        "model. What is kept is then measured by the benchmark's prompts: harmonic means.",
+        f"Trained at {HASTE:g} times the demo's learning rates and evaluated every 25 steps. *By loss*: the current rule of "
+        "**keep** `best`. *By pictures*: the harmonic mean of likeness and place over 8 images, scored by the demo's judges "
+        "instead of a CLIP vision model. The step that is kept is then scored on the benchmark's prompts (harmonic means).",
         "",
-        "| | by loss | by pictures | last step | training, by loss | drawing for the choice by pictures |",
+        "| | by loss | by pictures | last step | training, by loss | generating the images for the choice by pictures |",
         "| --- | --- | --- | --- | --- | --- |",
         *lines,
         f"| **mean** | {' | '.join(f'{mean:.2f}' for mean in means)} | | |",
@@ -404,11 +406,11 @@ def style_page(store: Store) -> list[str]:
     if not found:
         return []
     return [
-        f"Six pictures in shades of brown, each of another character in another place; superclass `{STYLE}`, no masks, captions "
-        "such as *a <it> of a robot at night*. 12 prompts, 2 seeds; the distance of pixels from the browns of their lightness, in "
-        "0…1, and the share of pictures that show the kind asked for.",
+        f"Six pictures in shades of brown, each of a different character in a different place; superclass `{STYLE}`, no masks, "
+        "captions such as *a <it> of a robot at night*. 12 prompts, 2 seeds. *Distance*: how far pixels are from the brown of the "
+        "same lightness, from 0 to 1. *Kind*: the share of images that show the kind of character asked for.",
         "",
-        "| | distance from the browns | kind |",
+        "| | distance | kind |",
         "| --- | --- | --- |",
         *(
             f"| {name} | {found[f'{name}: off the browns']:.3f} | {100 * found[f'{name}: kind']:.0f} % |"
@@ -420,7 +422,7 @@ def style_page(store: Store) -> list[str]:
 PARTS: dict[str, tuple[str, Callable[[Workshop], bool], Callable[[Store], list[str]]]] = {
     "captions": ("Captions", run_captions, captions_page),
     "shapes": ("Pictures in their own shape", run_shapes, shapes_page),
-    "choice": ("The choice of a step", run_choice, choice_page),
+    "choice": ("Choosing the best step", run_choice, choice_page),
     "style": ("A style", run_style, style_page),
 }
 
@@ -441,7 +443,7 @@ def main() -> None:
 
 def report(store: Store) -> None:
     """Write the page with everything measured so far."""
-    page = ["# Training Options", "", "Written by `python -m benchmarks.fidelity.options`; development individuals, seed 0.", ""]
+    page = ["# Training Options", "", "Written by `python -m benchmarks.fidelity.options`; development characters, seed 0.", ""]
     for title, _, lines in PARTS.values():
         told = lines(store)
         if told:

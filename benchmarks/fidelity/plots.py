@@ -56,7 +56,7 @@ def over_steps(curves: Mapping[str, tuple[Sequence[int], Sequence[float], Sequen
     for name, (steps, text, likeness) in curves.items():
         (line,) = axes.plot(steps, likeness, marker="o", markersize=3, label=name)
         axes.plot(steps, text, linestyle="--", color=line.get_color())
-    axes.set(xlabel="training steps", ylabel="likeness (whole), text (dashed)", ylim=(-0.02, 1.02))
+    axes.set(xlabel="training steps", ylabel="likeness (solid), text (dashed)", ylim=(-0.02, 1.02))
     finish(axes, path)
 
 
@@ -68,7 +68,7 @@ def costs(found: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
         each.axhline(1, color="grey", linewidth=0.7)
         each.set(xlabel=name, xscale="log", xticks=[value for value, _ in points], xticklabels=[value for value, _ in points])
         each.minorticks_off()
-    axes[0].set_ylabel("a step, over the plain model's")
+    axes[0].set_ylabel("step time relative to the unmodified model")
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)

@@ -3,7 +3,7 @@
     python -m benchmarks.fidelity.reach
 
 Trains on the development concepts with the pictures, masks, noises and steps of Train Concept. Shows in which layers of this base
-an individual's appearance is stored, and thus what to expect of a method that may change only one kind of layer. Writes
+a character's appearance is stored, and thus what to expect of a method that may change only one kind of layer. Writes
 `results/reach.md`; takes half an hour on two cores. It can be interrupted at any time and resumes where it was.
 """
 
@@ -108,7 +108,7 @@ class Bench:
         return {"numbers": count, "loss": loss, **self.judged(concept, model, clip, "<it>")}
 
     def changed(self, concept: Concept, change: Change) -> dict[str, float]:
-        """Measure a LoRA of some layers, trained like a concept but with the plain word, which is not changed."""
+        """Measure a LoRA of some layers, trained like a concept but with the superclass, which is not changed."""
         latents, masks = self.shown(concept)
         with self.host.gradients_enabled():
             settings = replace(self.settings, mode=self.training.NO_EDIT)
@@ -184,12 +184,12 @@ def page(kept: Mapping[str, dict]) -> list[str]:
                 f"| {name} | {means['numbers']:.0f} | {means['loss']:.3f} | {means['text']:.2f} | {means['likeness']:.2f} |"
             )
     return [
-        "# How near a change of some layers comes to a concept",
+        "# How well a concept can be learned by changing only some layers",
         "",
         "Written by `python -m benchmarks.fidelity.reach`.",
         "",
-        f"{len(TUNED_ON)} development concepts, taught alike. LoRAs are of rank 8 unless another is named, change the layers that "
-        "are named and no others, and leave the word as it is. Loss: on noises that no step draws.",
+        f"{len(TUNED_ON)} development concepts, all trained in the same way. LoRAs have rank 8 unless stated otherwise, change "
+        "only the layers named, and leave the word unchanged. The loss is measured on noise samples that training never uses.",
         "",
         "| what may change | numbers learned | loss | text | likeness |",
         "| --- | --- | --- | --- | --- |",

@@ -38,7 +38,7 @@ def run(shop: Workshop, shown: Shown, out: Path) -> bool:
         return {"\n".join(concept): row(shop, each, i) for i, concept in enumerate(concepts)}
 
     of = [trial.key(value) for _, trials, value in each for trial in trials]
-    return draw(shop, "sheet", of, rows, ["taught from", *titles], out / FILE)
+    return draw(shop, "sheet", of, rows, ["training pictures", *titles], out / FILE)
 
 
 def draw(shop: Workshop, name: str, of: list[str], rows: Callable[[], Rows], columns: Sequence[str], path: Path) -> bool:
@@ -76,8 +76,9 @@ def page(kept: Mapping[str, dict], out: Path) -> list[str]:
     if "sheet" not in kept or not (out / FILE).exists():
         return []
     return [
-        "A row for every second concept: two of its training pictures, then two pictures by each method at the value of its dial "
-        "with the best harmonic mean, or one of two characters, with the same noise. The prompts take turns.",
+        "One row for every second concept: two of its training pictures, then two images from each method (one, if the prompt asks "
+        "for two characters), all from the same noise and at the dial value with the best harmonic mean. Each row uses the next "
+        "prompt in turn.",
         "",
-        f"![Pictures of each concept by each method]({FILE})",
+        f"![Images of each concept by each method]({FILE})",
     ]

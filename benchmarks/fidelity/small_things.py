@@ -2,9 +2,9 @@
 
     python -m benchmarks.fidelity.small_things [--minutes N]
 
-Uses development individuals, one of each kind, with the demo's settings. The upper bound, which no method can be expected to
-exceed, are individuals that the base knows by name. Writes `results/small_things.md` and a sheet of images beside it; all scores
-are kept in a JSON file there, and nothing is measured twice.
+Uses development characters, one of each kind, with the demo's settings. The upper bound, which no method can be expected to
+exceed, are characters that the base model knows by name. Writes `results/small_things.md` and a sheet of images beside it; all
+scores are kept in a JSON file there, and nothing is measured twice.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHEET = "small_things.png"
 
 @dataclass(frozen=True)
 class Row:
-    """A variant and its individuals; if `change` is None, the base generates them by name."""
+    """A variant and its characters; if `change` is None, the base model generates them by name."""
 
     name: str
     change: Change | None
@@ -51,15 +51,15 @@ class Row:
 
 
 ROWS = (
-    Row("the base's own names", None, KNOWN),
+    Row("characters that the base model knows by name", None, KNOWN),
     Row("the demo's settings", Change()),
-    *(Row(f"bias {bias:g} in use", Change(values=(bias,))) for bias in (0.3, 0.5)),
-    *(Row(f"temperature {t:g} in use", Change(use={"settings": {"temperature": t}})) for t in (0.1, 0.2)),
-    Row("the word alone", Change({"edit_mode": "none", "word_rate": ALONE["word_rate"]})),
+    *(Row(f"bias {bias:g} at inference", Change(values=(bias,))) for bias in (0.3, 0.5)),
+    *(Row(f"temperature {t:g} at inference", Change(use={"settings": {"temperature": t}})) for t in (0.1, 0.2)),
+    Row("only the word", Change({"edit_mode": "none", "word_rate": ALONE["word_rate"]})),
     Row("the paper's gates", Change({"train_bias": 0.75, "train_temperature": 0.1}, values=(0.6,))),
-    Row("concepts of individuals that the base knows by name", Change(), KNOWN),
+    Row("concepts of characters that the base model knows by name", Change(), KNOWN),
     Row("a fifth of the word's rate", rates(0.2, 1)),
-    Row("the gate fully open, in training and in use", Change({"train_bias": 0.0}, values=(0.0,))),
+    Row("the gate fully open, in training and at inference", Change({"train_bias": 0.0}, values=(0.0,))),
     Row("keys trained too", Change({"lock": "trained"})),
     Row("three times the word's rate", rates(3, 1)),
     Row("no masks", Change(recipe={"masks": NO_MASK})),
@@ -104,7 +104,7 @@ def drawn_to(one: Trial) -> Path:
 
 
 def shown(shop: Workshop, row: Row) -> list[Tensor]:
-    """Return a row of the sheet: for each individual one of its training pictures, and its images."""
+    """Return a row of the sheet: for each character one of its training pictures, and its images."""
     strips = []
     for concept in row.concepts:
         drawn = torch.load(drawn_to(trial(row, concept)), weights_only=True)
@@ -113,8 +113,8 @@ def shown(shop: Workshop, row: Row) -> list[Tensor]:
 
 
 def decoded(shop: Workshop) -> list[str]:
-    """Return the page's lines on what is left of the individuals in their own pictures once the autoencoder has seen them."""
-    found: dict[str, list[Tensor]] = {"as they are": [], "encoded and decoded by the base's autoencoder": []}
+    """Return the page's lines on what is left of the characters in their training pictures after the autoencoder."""
+    found: dict[str, list[Tensor]] = {"as they are": [], "after encoding and decoding with the base model's VAE": []}
     for concept in UNKNOWN:
         graph, names = Graph(), shop.shown(concept, Recipe(pictures=len(TAUGHT_ON)))
         _, _, vae = graph.checkpoint(shop.bed.checkpoint)
@@ -124,7 +124,7 @@ def decoded(shop: Workshop) -> list[str]:
         for each, pictures in zip(found.values(), both, strict=True):
             each.append(shop.bed.details(concept, pictures))
     shares = [f"{name} {100 * torch.cat(each).mean():.0f} %" for name, each in found.items()]
-    return [f"Details in the individuals' own pictures: {', '.join(shares)}.", ""]
+    return [f"For comparison, details in the characters' training pictures: {', '.join(shares)}.", ""]
 
 
 def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
@@ -134,19 +134,19 @@ def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
         for name, found in scores.items()
     ]
     return [
-        "# What carries the small things, and the demo's settings",
+        "# What preserves a character's small details",
         "",
         "Written by `python -m benchmarks.fidelity.small_things`.",
         "",
-        f"{len(UNKNOWN)} development individuals, one of each kind, that the base never saw, and {len(KNOWN)} that it knows by "
-        "name. Recognised: nearest to that individual among 240 of its kind. Details: the share of its body, head, pattern, eyes "
-        "and two colours that is there. Text: the share of what the prompt says.",
+        f"{len(UNKNOWN)} development characters, one of each kind, that the base model never saw, and {len(KNOWN)} that it knows "
+        "by name. *Recognised*: a classifier picks the right character out of 240 of its kind. *Details*: how many of its body, "
+        "head, pattern, eyes and two colours are right. *Text*: the share of what the prompt asks for that appears.",
         "",
         "| | recognised | details | text |",
         "| --- | --- | --- | --- |",
         *rows,
         "",
-        f"![For each row and individual a training picture and two drawn ones]({SHEET})",
+        f"![For each row and character, a training picture and two generated images]({SHEET})",
         "",
     ]
 

@@ -1,7 +1,7 @@
 """Compile a concept's model with TorchCompileModel: `python -m benchmarks.performance.compiled [--backend NAME]`.
 
-The tests only capture the model and run it uncompiled, because Inductor takes minutes. Here the plain base and the base with a
-concept are compiled; each samples a prompt with the trigger word and one without, and the results are compared with the uncompiled
+The tests only capture the model and run it uncompiled, because Inductor takes minutes. Here the base model, without and with a
+concept, is compiled; each samples a prompt with the trigger word and one without, and the results are compared with the uncompiled
 ones. Writes `results/compiled.md`.
 """
 
@@ -52,10 +52,10 @@ def main() -> int:
         rows.append(f"| {name} | {noise:.1e} | {changed:.1e} | {seen:.1e} |")
     text = f"""# Compiled
 
-Written by `python -m benchmarks.performance.compiled`: torch {torch.__version__}, backend {backend}; the demo base, 4 steps. \
-The largest differences between latents, relative to the largest value.
+Written by `python -m benchmarks.performance.compiled`: torch {torch.__version__}, backend {backend}; the demo model, 4 steps. \
+Largest difference between latents, relative to the largest value.
 
-| prompt | plain base: compiled or not | with the concept: compiled or not | compiled: with the concept or without |
+| prompt | base model, compiled vs not | with the concept, compiled vs not | compiled, with vs without the concept |
 | --- | --- | --- | --- |
 {chr(10).join(rows)}
 """

@@ -2,7 +2,7 @@
 
     python -m benchmarks.performance.fleet [--steps 300] [--concepts 10000] [--part same|cost]
 
-`same` trains every second test concept on two workers, one of which is killed in the middle of a training, then each alone on a
+`same` trains every second test concept on two workers, one of which is killed in the middle of a training run, then each alone on a
 server, and compares the files. `cost` schedules many concepts whose training is a short wait, and saves a real file for each. Each
 part writes its section of `results/fleet.md`; with `--part`, the other one is left unchanged.
 """
@@ -44,9 +44,9 @@ TAUGHT = {"-".join(concept): concept for concept in concepts.TEST[::2]}
 ALIKE = {**os.environ, "OMP_NUM_THREADS": "1"}
 """The fleet's environment: on CPUs, rounding depends on the number of threads, and the server uses one."""
 GOES_ON = 25
-"""The first step from which a lost training can resume."""
+"""The first step from which a lost training run can resume."""
 WAIT, FEW = 0.01, 100
-"""Duration of a simulated training in seconds, and the small number of concepts with which a large one is compared."""
+"""Duration of a simulated training run in seconds, and the small number of concepts with which a large one is compared."""
 CONTENT = bootstrap.ROOT / "demo" / "concepts" / "demo-monster.safetensors"
 
 
@@ -89,7 +89,7 @@ def lay_out(folder: Path, steps: int) -> int:
 
 
 def teach_alone(setup: bootstrap.Setup, base: Path, steps: int) -> None:
-    """Train each concept in a graph on a server; SystemExit if it resumes from the fleet's last training."""
+    """Train each concept in a graph on a server; SystemExit if it resumes from the fleet's last training run."""
     forget_finished(base)
     with Server(setup, base=base, threads=1) as server:
         for name, (_, kind) in TAUGHT.items():
@@ -98,11 +98,11 @@ def teach_alone(setup: bootstrap.Setup, base: Path, steps: int) -> None:
             teach(graph, graph.checkpoint(), Recipe(widgets={"steps": steps}), kind, shown, SIDE, SEED, name)
             server.run(graph.nodes, timeout=36000)
         if "Training continues from" in server.log():
-            raise SystemExit("a concept was not taught from its first step")
+            raise SystemExit("a concept was not trained from its first step")
 
 
 def run_fleet(setup: bootstrap.Setup, base: Path) -> int:
-    """Run the command, kill its first worker in the middle of the first training, and return the number of lost trainings."""
+    """Run the command, kill its first worker in the middle of the first training run, and return the number of lost runs."""
     options = ["--comfyui", setup.comfyui, "--models", base, "--out", base / "out", "--checkpoint", bootstrap.CHECKPOINT]
     options += ["--workers", WORKERS, "--precision", "float32", *([] if has_cards() else ["--cpu"])]
     arguments = [str(part) for part in (setup.python, "-m", "perfusion_fleet", base / "input", *options)]
@@ -132,7 +132,7 @@ def kill_in_training(process: int, steps: Path, running: subprocess.Popen) -> No
 
 
 def has_cards() -> bool:
-    """Whether Ray would find a graphics card for each worker."""
+    """Whether Ray would find a GPU for each worker."""
     import torch
 
     return torch.cuda.device_count() >= WORKERS
@@ -210,20 +210,20 @@ def page(kept: dict[str, dict]) -> list[str]:
 def page_same(found: dict) -> list[str]:
     """Return the section on `same`."""
     return [
-        "## The same as training alone",
+        "## Identical to training one at a time",
         "",
         f"{found['concepts']} test concepts of the world of characters, {found['steps']} steps each, on {WORKERS} workers of one "
-        f"machine. One of the workers is killed after step {found['middle']} of its first training. Then each concept is trained "
-        "alone, in a graph on a server.",
+        f"machine. One of the workers is killed after step {found['middle']} of its first training run. Then each concept is "
+        "trained alone, in a graph on a server.",
         "",
-        "| concepts | trainings lost with their worker | most workers for one concept | bit-identical to training alone |",
+        "| concepts | training runs lost with their worker | most workers for one concept | bit-identical to training alone |",
         "|---|---|---|---|",
         f"| {found['concepts']} | {found['lost']} | {found['tries']} | {found['equal']} |",
         "",
         f"The fleet took {found['fleet']:.0f} s including its start; trained alone, the concepts took {found['alone']:.0f} s. The "
         "fleet's contact sheet:",
         "",
-        "![The concepts' own pictures, with name and loss](fleet.png)",
+        "![The concepts' previews with their names and losses](fleet.png)",
         "",
     ]
 
@@ -233,10 +233,11 @@ def page_cost(found: dict) -> list[str]:
     return [
         "## What scheduling costs",
         "",
-        f"{found['count']} concepts on {WORKERS} workers, whose training is a wait of {WAIT * 1000:.0f} ms. Each concept is a real "
-        f"file of {CONTENT.stat().st_size / 1024:.0f} KB, which is saved and read again for the index, as in any fleet.",
+        f"{found['count']} concepts on {WORKERS} workers; in place of training, each waits {WAIT * 1000:.0f} ms. Each concept is "
+        f"a real file of {CONTENT.stat().st_size / 1024:.0f} KB, which is saved and read again for the index, as in any fleet.",
         "",
-        f"| concepts | seconds | per concept, beyond the wait | index and sheets | driver's memory | more than at {FEW} concepts |",
+        "| concepts | seconds | per concept, beyond the wait | index and sheets | driver's memory | "
+        f"increase over {FEW} concepts |",
         "|---|---|---|---|---|---|",
         f"| {found['count']} | {found['seconds']:.0f} | {found['overhead'] * 1000:.1f} ms | {found['indexing']:.0f} s | "
         f"{found['peak']:.0f} MB | {found['peak'] - found['few']:.0f} MB |",
@@ -247,7 +248,7 @@ def page_cost(found: dict) -> list[str]:
 def main() -> None:
     """Run the requested parts and write the page after each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="steps of each training of `same`")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each training run of `same`")
     parser.add_argument("--concepts", type=int, default=10000, help="number of concepts that `cost` schedules")
     parser.add_argument("--part", choices=["same", "cost"], help="by default both")
     options = parser.parse_args()

@@ -99,8 +99,8 @@ def asked(server: Server) -> dict[str, float]:
         "search again": timed(lambda: server.get(WORDS)),
         "search again after a file has changed": timed(changed),
         "list of nodes": timed(server.object_info),
-        "Load Concept in it": timed(lambda: server.get("/object_info/PerfusionLoadConcept")),
-        "Import Concept in it": timed(lambda: server.get("/object_info/PerfusionImport")),
+        "the entry of Load Concept in that list": timed(lambda: server.get("/object_info/PerfusionLoadConcept")),
+        "the entry of Import Concept in that list": timed(lambda: server.get("/object_info/PerfusionImport")),
         "list of files": timed(lambda: server.get("/models/perfusion")),
         "the model browser's list": timed(lambda: server.get("/experiment/models/perfusion")),
     }
@@ -132,7 +132,7 @@ def page(found: Mapping[str, list[dict[str, float]]], count: int, size: int) -> 
             f"Written by `python -m benchmarks.performance.library --concepts {count}`: {size / 2**20:.0f} MB in {count} files, "
             "each with its preview. All times are medians in milliseconds.",
             "",
-            f"| | two concepts | {count} more |",
+            f"| | 2 concepts | {count + 2} concepts |",
             "| --- | --- | --- |",
             *rows,
             "",

@@ -1,10 +1,11 @@
-"""Measure time and memory of this pack, compared with the plain model and with common alternatives.
+"""Measure time and memory of this pack, compared with the unmodified model and with common alternatives.
 
     python -m benchmarks.performance.speed [PART ...] [--rounds N] [--size PIXELS]
 
-Most figures are ratios of two things measured alternately in one run, medians over all rounds. The model is a checkpoint of SD1.5's
-layout with seeded weights, which this program creates (2 GB in the set-up) with the text encoder and VAE of the demo's base. Writes
-`results/speed.md` part by part; parts that are not requested keep their last results, and an interrupted plot resumes where it was.
+Most figures are ratios of interleaved measurements in one run, medians over all rounds. The model is a checkpoint of SD1.5's
+architecture with seeded weights, which this program creates (2 GB in the set-up) with the text encoder and VAE of the demo's base.
+Writes `results/speed.md` part by part; parts that are not requested keep their last results, and an interrupted plot resumes where
+it was.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ COUNTS = (1, 8, 32)
 WIDTHS = (320, 640, 1280)
 AXES = {"concepts": (1, 2, 4, 8, 16, 32), "prompt": (77, 154, 231, 308), "size": (256, 512, 768, 1024), "batch": (1, 4, 16)}
 TAUGHT_AT = 256
-"""Side in pixels of the pictures with which trainings are timed."""
+"""Side in pixels of the pictures with which training runs are timed."""
 SHORT, LONG = 2, 8
 BATCH, LESSON = 16, 400
-"""Batch size and number of steps of a full training on a graphics card."""
+"""Batch size and number of steps of a full training run on a GPU."""
 SMALL_CARD = "8 GB"
 ONE_PICTURE = Recipe(widgets={"batch": 1, "at_once": 1})
 ONE_PICTURE_LORA = Recipe(LORA, {"grad_accumulation_steps": 1})
@@ -140,8 +141,8 @@ class Bench:
             rows.append(f"| {width} | ≤ 1.10 | {' | '.join(f'{found[name]:.2f}' for name in shown)} |")
         return [
             "Values for two prompts of 77 tokens, relative to the time of the plain Linear. In a sampling run, a layer's values "
-            "are computed in the first step (*made*) and cached for all others (*kept*). Of *made*, *input* is the projection of "
-            "the target input and *rest* is what is computed and added at every token.",
+            "are computed in the first step (*made*) and cached for all others (*kept*). *Input* and *rest* are the two parts of "
+            "*made*: the projection of the target input, and what is computed and added at every token.",
             "",
             "| width | goal | made | of it: input | of it: rest | kept | perfusion-pytorch |",
             "| --- | --- | --- | --- | --- | --- | --- |",
@@ -185,7 +186,7 @@ class Bench:
         times = paired({name: functools.partial(run, name) for name in runs}, self.rounds)
         found, first = ratios(times, "unpatched"), ratios(firsts, "unpatched")
         goals = dict(zip(map(str, COUNTS), ("≤ 1.00", "≤ 1.01", "≤ 1.03"), strict=True))
-        named = {name: f"{name} concepts, all in the prompt" if name in goals else name for name in runs}
+        named = {name: f"{counted(name)}, all in the prompt" if name in goals else name for name in runs}
         return [
             f"A step at {self.size} px with guidance, {str(self.precision).removeprefix('torch.')}; unpatched it took "
             f"{median(times['unpatched']):.2f} s. *Again* shows the measurement noise. *First* is the first step, including "
@@ -197,7 +198,7 @@ class Bench:
         ]
 
     def overhead(self) -> Rows:
-        """Measure the time that a step adds to the plain model's. It does not depend on the image size, so images are small."""
+        """Measure the time that a step adds to the unmodified model's. It does not depend on image size, so images are small."""
         runs = self.runs()
 
         def run(name: str) -> float:
@@ -207,12 +208,12 @@ class Bench:
         plain = times["unpatched"]
         beyond = {name: 1000 * median(a - b for a, b in zip(each, plain, strict=True)) for name, each in times.items()}
         return [
-            f"Milliseconds by which a step is slower than the plain model's, at 64 px, where that takes {1000 * median(plain):.0f} "
-            "ms. The extra work does not grow with the picture.",
+            f"How many milliseconds a step takes beyond the unmodified model's {1000 * median(plain):.0f} ms at 64 px. The extra "
+            "work does not grow with image size.",
             "",
             "| | ms more |",
             "| --- | --- |",
-            *(f"| {f'{name} concepts' if name.isdigit() else name} | {beyond[name]:+.1f} |" for name in list(runs)[1:]),
+            *(f"| {counted(name) if name.isdigit() else name} | {beyond[name]:+.1f} |" for name in list(runs)[1:]),
         ]
 
     def runs(self) -> dict[str, tuple[Any, list, list]]:
@@ -236,7 +237,7 @@ class Bench:
 
     @torch.inference_mode()
     def applying(self) -> Rows:
-        """Measure the time from the nodes to the end of the first step, beyond that of the plain model."""
+        """Measure the time from the nodes to the end of the first step, beyond that of the unmodified model."""
         # float32 on a CPU: images are small, and repacking bfloat16 weights would take ten times as long as everything else.
         model, clip = self.load(torch.float32) if self.device.type == "cpu" else self.loaded
         nodes = importlib.import_module("nodes")
@@ -272,7 +273,8 @@ class Bench:
             n: median(a - b for a, b in zip(times[n], times["unpatched"], strict=True)) * 1000 for n in ("Apply Concept", "LoRA")
         }
         return [
-            "From the node to the end of the first step, minus a later step and minus the same for the plain model.",
+            "Time from the node to the end of the first step, minus a later step, and minus the same difference for the unmodified "
+            "model.",
             "",
             "| | goal | took |",
             "| --- | --- | --- |",
@@ -294,10 +296,10 @@ class Bench:
             estimate.add(self.host.caption_encodings(clip, texts[i : i + at_once], self.precision, self.host.UNPADDED))
             marks.append(resident())
         took = time.perf_counter() - start
-        goal = "< 60 s on an H100" if self.device.type == "cuda" else "(for a graphics card)"
+        goal = "< 60 s on an H100" if self.device.type == "cuda" else "(for a GPU)"
         grown = marks[-1] - marks[len(marks) // 4]
         return [
-            "The shortest captions come first, so the memory growth is what the longest ones need at once.",
+            "Captions are processed from shortest to longest, so the growth in memory shows what the longest ones need.",
             "",
             "| captions | goal | took | memory grown since the first quarter |",
             "| --- | --- | --- | --- |",
@@ -323,16 +325,16 @@ class Bench:
         ]
 
     def card(self) -> Rows:
-        """Measure a full training on a graphics card, if there is one, and how a step would be fitted to a small card."""
+        """Measure a full training run on a GPU, if there is one, and how a step would be fitted to a small GPU."""
         seeded.checkpoint(self.setup)
-        took = self.lesson() if self.device.type == "cuda" else "not measured: this machine has no graphics card"
+        took = self.lesson() if self.device.type == "cuda" else "not measured: this machine has no GPU"
         return [
-            f"SD1.5's layout at {self.size} px, {BATCH} pictures per step.",
+            f"SD1.5's architecture at {self.size} px, {BATCH} pictures per step.",
             "",
             "| | goal | found |",
             "| --- | --- | --- |",
             f"| {LESSON} steps | < 60 s on an H100 | {took} |",
-            f"| a step on a card of {SMALL_CARD} | fits | computes {self.fitted()} |",
+            f"| a step on a GPU of {SMALL_CARD} | fits | computes {self.fitted()} |",
         ]
 
     def lesson(self) -> str:
@@ -370,7 +372,7 @@ class Bench:
         return graph.nodes
 
     def scale(self) -> Rows:
-        """Measure the cost of a step relative to the plain model, along four axes."""
+        """Measure the cost of a step relative to the unmodified model, along four axes."""
         model, clip = self.loaded
         (empty,) = self.host.conditionings(clip, ("",))
         points = self.store.kept.get("scale", {}).get("points", {})  # of an interrupted run
@@ -416,7 +418,7 @@ class Bench:
                     sizes.append(f"{file.stat().st_size / 1024:.1f} KB")
             rows.append(f"| {name} | {goals} | {' | '.join(sizes)} | {4 * sum(widths) / 1024:.0f} KB |")
         return [
-            "A concept file without its preview; the last column is the size of only the learned outputs in float32.",
+            "Size of a concept file without its preview; the last column is the size of the learned outputs alone, in float32.",
             "",
             "| | goals | half | 8 bit | 4 bit | outputs in float32 |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -433,6 +435,11 @@ def repeated(way: Callable[[Tensor], Tensor], x: Tensor, now: Callable[[], float
     return now() - start
 
 
+def counted(number: str) -> str:
+    """Return the name of a row for this number of concepts."""
+    return f"{number} concept{'s'[: number != '1']}"
+
+
 PARTS = ("projection", "step", "overhead", "applying", "training", "card", "covariance", "files", "scale")
 
 
@@ -442,8 +449,8 @@ def machine() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
             processor = line.partition(":")[2].strip()
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "no graphics card"
-    return f"{processor}, {torch.get_num_threads()} cores; {card}; torch {torch.__version__}"
+    card, cores = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", torch.get_num_threads()
+    return f"{processor}, {cores} core{'s'[: cores > 1]}; {card}; torch {torch.__version__}"
 
 
 def main() -> None:
@@ -465,9 +472,9 @@ def main() -> None:
 def page(told: Mapping[str, dict]) -> str:
     """Return the page with all parts measured so far."""
     lines = [
-        "# Fast and small",
+        "# Speed, memory and file size",
         "",
-        "Written by `python -m benchmarks.performance.speed`. Ratios are medians over things measured alternately.",
+        "Written by `python -m benchmarks.performance.speed`. Ratios are medians of interleaved measurements.",
         "",
     ]
     for part in PARTS:

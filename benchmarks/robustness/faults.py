@@ -190,8 +190,8 @@ class Bench:
         for name, kind in killed.kinds().items():
             found = killed.run(kind)
             print(*found.wrong, sep="\n", end="")
-            states = ", ".join(f"{count} {state}" for state, count in sorted(found.counts.items()))
-            told = f"found: {states}; {found.scratch} scratch files, which are listed nowhere"
+            states = ", ".join(f"{state} {count}×" for state, count in sorted(found.counts.items()))
+            told = f"found: {states}; {found.scratch} temporary files, none of them listed"
             rows.append(Row(f"killed while writing: {name}", found.points(), found.points() - len(found.wrong), told))
         return rows
 
@@ -212,7 +212,7 @@ class Bench:
             whole = all(readable(path) for path in self.folder.rglob("*.safetensors"))
             kept = CHECKPOINT_EVERY * (step // CHECKPOINT_EVERY)
             good = whole and len(list(self.work.glob("training-*"))) == (kept > 0)
-            rows.append(Row(f"server killed {name}", 1, good, f"{step - kept} steps are lost; every file is whole"))
+            rows.append(Row(f"server killed {name}", 1, good, f"{step - kept} steps lost; every file is intact"))
             gone_on = kept
         with server:
             server.run(graph)
@@ -248,7 +248,7 @@ class Bench:
                         open_again(disk)
                     after = said(server, graph)
                     good = "was not saved: " in sentence and untouched and not after
-                    rows.append(Row(f"{which}: {name}; repeated with room", 1, good, sentence + after))
+                    rows.append(Row(f"{which}: {name}; repeated once writing works again", 1, good, sentence + after))
             good = "Training continues without this checkpoint." in server.log() and self.same(server)
             return [*rows, Row("the training that met the full disk: bit-identical to the undisturbed concept", 1, good)]
 
@@ -295,7 +295,7 @@ class Bench:
             os.utime(spare, ns=(times.st_atime_ns, times.st_mtime_ns))
             os.replace(spare, path)
             good = changed and torch.equal(drawn(server, path.name), first)
-            rows.append(Row(f"concept replaced by {name} file, and back: each is used", 1, good))
+            rows.append(Row(f"concept replaced by {name} file, then restored: each version is used", 1, good))
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         sentence = said(server, saving(path.name, "half"))

@@ -365,9 +365,10 @@ def page(outcome: Outcome, answers: dict[str, float], cases: int, seed: int) -> 
             f"| --- | {' | '.join('---' for _ in SAID)} |",
             *rows,
             "",
-            f"{len(outcome.wrong)} cases went wrong: crashed, were refused unclearly, ran code or wrote a file. The slowest "
-            f"({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of CPU time (limit: {MOST_SECONDS} s); the largest "
-            f"({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size (limit: {MOST_MB} MB).",
+            f"In {len(outcome.wrong)} cases, a file crashed the pack, was refused without a clear message, ran code or wrote a "
+            f"file. The slowest ({outcome.slowest[1]}) took {outcome.slowest[0]:.2f} s of CPU time (limit: {MOST_SECONDS} s); the "
+            f"one that needed the most memory ({outcome.largest[1]}) took {outcome.largest[0]:.0f} MB beyond the file's own size "
+            f"(limit: {MOST_MB} MB).",
             "",
             f"The server's slowest answer to another request while *Import Concept* reads {importing.EACH} files with each kind of "
             f"damage (limit: {importing.MOST_MS} ms):",

@@ -29,7 +29,7 @@ PIECE = 1024
 """Number of bytes written at once."""
 CALLS = ("mkdir", "open", "fsync", "chmod", "link", "replace", "unlink")
 """The functions of `os` through which files are changed."""
-OLD, NEW, NONE, SOME = "old", "new", "none yet", "some of several"
+OLD, NEW, NONE, SOME = "old file", "new file", "no file yet", "some of several files"
 
 
 @dataclass(frozen=True)

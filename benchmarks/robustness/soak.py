@@ -108,12 +108,12 @@ def interruptions(seed: int) -> dict[str, tuple[dict, Moment]]:
     compared, sweep = comparison(seed, STEPS)
     first, _ = lesson(seed, steps=STEPS)
     return {
-        "at once": (first.nodes, lambda told: told["type"] in ("execution_start", "executing", "progress_state")),
+        "immediately": (first.nodes, lambda told: told["type"] in ("execution_start", "executing", "progress_state")),
         "while the text encoder is measured": (
             measured.nodes,
             lambda told: told["type"] == "progress" and told["data"]["max"] > 999,
         ),
-        "while the plain word is sampled": (previewed.nodes, lambda told: told["type"] == "preview"),
+        "while the first preview is sampled": (previewed.nodes, lambda told: told["type"] == "preview"),
         "during training": (taught.nodes, progress(train, STEPS, 3)),
         "while the concept so far is sampled": (shown.nodes, progress(showing, STEPS, 1)),
         "during sampling": (sampled.nodes, progress(latent[0], STEPS, 3)),
@@ -261,16 +261,17 @@ def page(soak: Soak, looks: list[dict[str, int]], jobs: int, seconds: float) -> 
             f"Written by `python -m benchmarks.robustness.soak --jobs {jobs}`: one server, {jobs} jobs in "
             f"{seconds / 60:.0f} minutes: " + ", ".join(f"{count} × {name}" for name, count in soak.done.items()) + ".",
             "",
-            f"{len(soak.wrong)} jobs did not go as expected. Throughout the run, pictures of the base, of one concept and of two "
-            "are generated again and compared bit by bit with those from before the first job.",
+            f"Jobs that did not go as expected: {len(soak.wrong)} of {jobs}. Throughout the run, images from the base model, from "
+            "one concept and from two are generated again and compared bit by bit with those from before the first job. Rows with "
+            "class names count live objects.",
             "",
             f"| | after {SETTLED} jobs | after {jobs} |",
             "| --- | --- | --- |",
-            f"| memory, after freeing what is unused | {before['in use'] >> 20} MB | {after['in use'] >> 20} MB ({share:+.1f} %) |",
-            f"| memory before that, {min(kept)} to {max(kept)} MB in all checks | {kept[0]} MB | {kept[-1]} MB |",
+            f"| memory after freeing what is unused | {before['in use'] >> 20} MB | {after['in use'] >> 20} MB ({share:+.1f} %) |",
+            f"| memory before that ({min(kept)} to {max(kept)} MB over all checks) | {kept[0]} MB | {kept[-1]} MB |",
             *counted,
             "",
-            "| interrupted | times it stopped | times the next picture was right |",
+            "| interrupted | stopped | next image correct |",
             "| --- | --- | --- |",
             *interrupted,
             "",

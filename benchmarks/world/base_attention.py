@@ -47,8 +47,8 @@ def rows(setup: bootstrap.Setup, checkpoint: str, cast: Path) -> list[str]:
     lines = [f"| {name} | {' | '.join(cell(each[group]) for group in GROUPS)} |" for name, each in found.items()]
     return [
         f"Mean share of cross-attention over a character's own pixels, in {SCENES} scenes at {len(LEVELS)} noise levels, over all "
-        "layers and heads. A word whose share is no larger than with evenly spread attention acts only through the size of its "
-        "value.",
+        "layers and heads. A word whose share is no larger than it would be if attention were spread evenly has an effect only "
+        "through the magnitude of its value.",
         "",
         f"| captions with | {' | '.join(GROUPS)} |",
         "|" + " --- |" * (1 + len(GROUPS)),

@@ -1,4 +1,4 @@
-"""Measure how well the base follows prompts without any concept: appearance, place, two characters, individuals by name.
+"""Measure how well the base follows prompts without any concept: appearance, place, two characters, characters by name.
 
     python -m benchmarks.world.base_quality --cast DIR [--checkpoint NAME] [--quick]
 
@@ -133,7 +133,7 @@ def pairs(lab: Lab, checkpoint: str, count: int) -> list[str]:
 
 
 def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
-    """Return a table row for each kind: the share of images by an individual's name that are closest to it in its gallery."""
+    """Return a table row for each kind: the share of images by a character's name that are closest to it in its gallery."""
     rows, every = [], []
     for n, kind in enumerate(STYLES):
         rng = random.Random(f"names {kind}")
@@ -152,7 +152,7 @@ def names(lab: Lab, checkpoint: str, seeds: int) -> list[str]:
 
 
 def sheet(lab: Lab, checkpoint: str, cast: Path) -> Image.Image:
-    """Draw rows of described characters, of pairs, and of individuals by name below a picture of each."""
+    """Draw rows of described characters, of pairs, and of characters by name below a picture of each."""
     rng, rows = random.Random("sheet"), []
     for kind in STYLES:
         texts = [world.Caption.of("a photo of a {}", (described(kind, rng),), rng.choice(world.PLACES)).text for _ in range(12)]
@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cast", type=Path, required=True)
     parser.add_argument("--checkpoint", default=bootstrap.CHECKPOINT)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the pictures; write nothing")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the images; write nothing")
     options = parser.parse_args()
     share, seeds = (10, 1) if options.quick else (1, SEEDS)
     setup = bootstrap.locate()
@@ -191,20 +191,20 @@ def main() -> None:
         drawn = sheet(lab, options.checkpoint, options.cast)
     looks = base_attention.rows(setup, options.checkpoint, options.cast)
     page = [
-        "# What the base can do",
+        "# What the base model can do",
         "",
-        "Written by `python -m benchmarks.world.base_quality`; the [judges](judges.md) decide what a picture shows. No concepts "
+        "Written by `python -m benchmarks.world.base_quality`; the [judges](judges.md) decide what an image shows. No concepts "
         "are used.",
         "",
-        f"![Rows of described characters, of pairs, and of individuals below a picture of each]({SHEET})",
+        f"![Rows of described characters, of pairs, and of named characters below a picture of each]({SHEET})",
         "",
-        "*Four rows of described characters and two rows of pairs. Then, for each kind, individuals as they are and, below, as the "
-        "base draws them by name, in other places and moods.*",
+        "*Four rows of described characters and two rows of pairs. Then, for each kind, a row of named characters and, below it, "
+        "the base model's images of them by name, in other places and moods.*",
         "",
         "## Features named in the prompt",
         "",
-        f"{SINGLES // share} prompts for each kind, with characters that the base never saw: how often the picture shows a feature "
-        "that the prompt names.",
+        f"{SINGLES // share} prompts for each kind, with characters that the base model never saw: how often the image shows a "
+        "feature that the prompt names.",
         "",
         f"| feature | shown at a guidance of {GUIDANCE:g} | shown at the demo's guidance of {SAMPLING['cfg']:g} |",
         "| --- | --- | --- |",
@@ -224,9 +224,9 @@ def main() -> None:
         "| --- | --- |",
         *both,
         "",
-        "## Individuals by name",
+        "## Characters by name",
         "",
-        f'"a photo of a NAME" in some place, {seeds} pictures each. Recognised: closest to that individual among '
+        f'"a photo of a NAME" in some place, {seeds} images each. *Recognised*: a classifier picks the right character out of '
         f"{len(lab.judges.galleries['monster', 'base'])} of its kind.",
         "",
         "| kind | names | recognised | place |",

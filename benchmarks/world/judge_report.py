@@ -1,4 +1,4 @@
-"""Write a page with the judges' accuracy on individuals that they were not trained on."""
+"""Write a page with the judges' accuracy on characters that they were not trained on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from demo import world
 from demo.individuals import STYLES
 
 PAGE = RESULTS / "judges.md"
-COLUMNS = ("as drawn", "after the autoencoder", "the same, noised latents")
+COLUMNS = ("as drawn", "after the autoencoder", "with noised latents")
 EACH = 3
 
 HEAD = f"""# What the judges can do
 
-Written by `python -m benchmarks.world.train_judges train`. {EACH} scenes of each individual of the test split: not the
-individuals that the judges were trained on, and not the scenes that define where an individual lies in their embedding. Figures are
-shares of correct answers. *The same, noised latents*: with noise of up to a quarter of the latents' own standard deviation before
-decoding, as a sampler may leave.
+Written by `python -m benchmarks.world.train_judges train`. Tested on {EACH} scenes of each character in the test split: none of the
+characters that the judges were trained on, and none of the scenes that define a character's position in their embedding. Figures
+are shares of correct answers. *With noised latents*: the same as after the autoencoder, with noise of up to a quarter of the
+latents' standard deviation added before decoding, as a sampler may leave behind.
 
 """
 
@@ -64,7 +64,7 @@ def write(judges: Judges, cast: Path, comfyui: Path) -> None:
         "| --- | --- | --- | --- | --- |",
         *rows,
         "",
-        f"Which individual it is, among {others} others of its kind:",
+        f"Which character it is, among {others} others of its kind:",
         "",
         "| kind | " + " | ".join(COLUMNS) + " |",
         "| --- | --- | --- | --- |",
@@ -73,7 +73,7 @@ def write(judges: Judges, cast: Path, comfyui: Path) -> None:
         "",
         "Mean error of the body's red, green and blue values: "
         + ", ".join(f"{255 * torch.cat(each).mean().item():.1f} {name}" for each, name in zip(errors, COLUMNS, strict=True))
-        + " (of 255).",
+        + " (out of 255).",
         "",
     ]
     PAGE.write_text(HEAD + "\n".join(lines), encoding="utf-8")

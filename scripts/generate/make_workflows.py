@@ -598,7 +598,7 @@ def see_attention(sheet: Drawing) -> None:
 Put *Watch Attention* between the model and any sampler; the images stay bit-identical. *Show Attention* needs the sampler's latents
 to know which image is meant.
 
-A label such as `<demo-monster> 12.2 % gate 0.98` gives the word's share of all attention and how far the concept's gate opens at
+A label such as `<demo-monster> 12.2% gate 0.98` gives the word's share of all attention and how far the concept's gate opens at
 it. A few per cent is usual: most attention goes to the start token and to the tokens after the words. You can use the masks like
 any others.""",
         0,

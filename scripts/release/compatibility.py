@@ -69,12 +69,12 @@ def packs(name: str) -> Tried:
 TABLES = [
     Table(
         "Families of models",
-        "SD1 is tested on the demo base, which has SD1.5's layers and text encoder. SD2, SDXL and the transformers are tested on "
-        "their layouts with few layers, KOALA-700M on its whole layout, all with untrained weights. None of them has been tested "
-        "on a real checkpoint yet. A small Wan is also trained and used through a server (`test_video.py`). For SSD-1B, Vega and "
-        "KOALA-1B, "
+        "SD1 is tested on the demo model, which has SD1.5's layers and text encoder. SD2, SDXL and the transformers are tested on "
+        "small models of their architectures, and KOALA-700M on its full architecture, all with random weights. No family has been "
+        "tested on a [real checkpoint](checkpoints.md) yet. A small Wan is also trained and used through a server "
+        "(`test_video.py`). For SSD-1B, Vega and KOALA-1B, "
         "`test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone` tests that all their layers are found and "
-        "that concepts of another layout are refused.",
+        "that concepts for another architecture are refused.",
         ("family", "train", "apply", "combine", "export"),
         [
             (
@@ -93,14 +93,15 @@ TABLES = [
                 )
                 for name, run in FAMILIES.items()
             ],
-            ("SD3, Flux, Chroma, Qwen-Image, Z-Image, Lumina 2 and their like", JOINT, JOINT, "", JOINT),
+            ("SD3, Flux, Chroma, Qwen-Image, Z-Image, Lumina 2 and similar models", JOINT, JOINT, "", JOINT),
             ("all others", KINDS, KINDS, "", KINDS),
         ],
     ),
     Table(
         "Nodes that patch the model",
         "Each node is tested before and after *Apply Concept*. A prompt without the trigger word gives bit for bit the same result "
-        "as without the concept. With the trigger word, the order changes only rounding, and both the node and the concept act.",
+        "as without the concept. With the trigger word, the order of the two nodes makes no difference beyond rounding, and both "
+        "the node and the concept act.",
         ("node", "test", "what to know"),
         [
             *rows_of(
@@ -128,14 +129,16 @@ TABLES = [
                     "RescaleCFG": ("RescaleCFG", ""),
                     "PatchModelAddDownscale": (
                         "Deep Shrink",
-                        "Not with a **region**, *Watch Attention*, *Keep Layout* or *Find Object*; they refuse it.",
+                        "Does not work with a **region**, *Watch Attention*, *Keep Layout* or *Find Object*, which stop with an "
+                        "error.",
                     ),
                 },
             ),
             (
                 "FreeU",
                 Tried("test_families.py::test_freeu_acts_beside_the_concept[sdxl]"),
-                "It has no effect on the demo base, whose blocks are all as narrow as the first.",
+                "Tested on SDXL's architecture: FreeU scales only blocks that are wider than the first, and the demo model has "
+                "none.",
             ),
             *rows_of(
                 PATCHES,
@@ -152,31 +155,35 @@ TABLES = [
             (
                 "TorchCompileModel",
                 Tried("test_neighbours.py::test_a_compiled_model_is_the_same_as_before"),
-                "Also with [Inductor](../benchmarks/results/compiled.md). Layers are captured one by one, so compiling gains less.",
+                "Also tested with [Inductor](../benchmarks/results/compiled.md). Layers are compiled one by one, so the speed-up "
+                "is smaller.",
             ),
             ("Context Windows", Tried("test_neighbours.py::test_context_windows_see_the_concept"), ""),
             (
                 "MultiGPU CFG Split, Select Model Device",
                 Tried("test_neighbours.py::test_a_clone_for_another_card_carries_the_concept"),
-                "Tested with the clone that the host makes for each card, on a processor; two cards were not available.",
+                "Tested on a CPU, with the clone that ComfyUI makes for each GPU; two GPUs were not available.",
             ),
             (
                 "Save Checkpoint",
                 Tried("test_neighbours.py::test_a_saved_checkpoint_is_the_base_without_the_concept"),
-                "Saves the base without the concept and its word; use *Save Concept* or *Export Concept* for those.",
+                "Saves the base model without the concept and its word; use *Save Concept* or *Export Concept* for those.",
             ),
         ],
     ),
     Table(
         "Nodes that change the conditioning",
-        "The same claims, with the node between *CLIP Text Encode* and the sampler.",
+        "The same checks, with the node placed between *CLIP Text Encode* and the sampler.",
         ("node", "test", "what to know"),
         rows_of(
             CONDITIONS,
             {
                 "ConditioningCombine": ("Combine", ""),
                 "ConditioningConcat": ("Concat", ""),
-                "ConditioningAverage": ("Average", "With a smaller share of a trigger word, its gate opens less or not at all."),
+                "ConditioningAverage": (
+                    "Average",
+                    "The smaller the share of the prompt with the trigger word, the less the gate opens, down to not at all.",
+                ),
                 "ConditioningSetTimestepRange": ("SetTimestepRange", ""),
                 "ConditioningSetAreaPercentage": ("Set Area (with Percentage)", ""),
                 "ConditioningSetMask": ("Set Mask", ""),
@@ -187,9 +194,9 @@ TABLES = [
         ),
     ),
     Table(
-        "Packs that read prompts or generate pictures their own way",
-        "Test nodes do to prompts, encodings and pictures what these packs do; the packs themselves are not part of the tests. If "
-        "the name of a concept survives in an encoding, its word acts as usual. If a pack rebuilds an encoding, a token that is "
+        "Packs that read prompts or generate images their own way",
+        "The tests use nodes that treat prompts, encodings and images the way these packs do, not the packs themselves. If an "
+        "encoding still records which concept it names, the concept acts as usual. If a pack rebuilds an encoding, a token that is "
         "more like the concept's own word than like its superclass counts as that word, and the console says so.",
         ("pack", "test", "what to know"),
         [
@@ -221,17 +228,19 @@ TABLES = [
             (
                 "Wrappers that pass the model only the conditions they know",
                 packs("a_wrapper_that_drops_conditions_leaves_the_concept"),
-                "Not with a **region**, *Watch Attention* or *Keep Layout*.",
+                "Does not work with a **region**, *Watch Attention* or *Keep Layout*.",
             ),
             (
                 "Ultimate SD Upscale",
                 packs("regions_stay_where_they_are_in_tiles"),
-                "Tile by tile in versions from 2025 on. In its batches, and in older versions, each tile has the whole region.",
+                "Regions follow the tiles in versions from 2025 onwards. In batched mode, and in older versions, the whole region "
+                "is applied to each tile.",
             ),
             (
                 "FaceDetailer, TiledKSampler",
                 "",
-                "They do not report which part they are generating: use a concept without a **region** for the detail.",
+                "They do not report which part of the image they are generating; for the detail pass, use a concept without a "
+                "**region**.",
             ),
             (
                 "smZNodes' CLIP Text Encode++",
@@ -267,8 +276,8 @@ TABLES = [
             (
                 "The same, with a trigger word in the negative prompt",
                 Tried("test_neighbours.py::test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them"),
-                "The host gives **model_negative** what **model** carries: the concepts of **model** act in the negative prompt, "
-                "those that only **model_negative** carries do not. Apply them to both.",
+                "ComfyUI passes on to **model_negative** what is attached to **model**, so concepts applied to **model** act in "
+                "the negative prompt and those applied only to **model_negative** do not. Apply them to both.",
             ),
         ],
     ),
@@ -287,18 +296,18 @@ TABLES = [
     ),
     Table(
         "Training",
-        "What *Train Concept* is tested with or refuses. The device is that of `test_device.py`: it keeps its tensors separate "
-        "from the processor's and computes on the processor, in half precision. Its gradients are compared with the processor's "
-        "own.",
+        "What *Train Concept* has been tested with, and what it refuses. The *device* is the simulated one from `test_device.py`, "
+        "whose tensors are separate from the CPU's but which computes on the CPU, in half precision. Its gradients are compared "
+        "with the CPU's own.",
         ("what", "test", "what to know"),
         [
             (
-                "float32 and fp16 on a device, on SD1.5's and SDXL's layouts",
+                "float32 and fp16 on the device, with SD1.5's and SDXL's architectures",
                 Tried("test_device.py::test_gradients_are_those_of_the_processor"),
-                "fp16 scales its loss.",
+                "fp16 uses loss scaling.",
             ),
             (
-                "The text encoder on the processor, the UNet on the device",
+                "The text encoder on the CPU, the UNet on the device",
                 Tried("test_device.py::test_an_encoder_on_the_processor_teaches_a_unet_elsewhere"),
                 "As with `device: cpu` in the loaders; tested in bf16.",
             ),
@@ -316,8 +325,8 @@ TABLES = [
             (
                 "`--use-sage-attention`, `--use-flash-attention`",
                 Tried("test_inside_training.py::test_training_differentiates_whatever_attention_the_server_uses"),
-                "These have no backward pass: training uses PyTorch's attention, sampling the flag's. Tested with a substitute "
-                "function.",
+                "These have no backward pass, so training uses PyTorch's attention and sampling uses the flag's. Tested with a "
+                "stand-in for the attention function.",
             ),
             *(
                 (
@@ -326,7 +335,8 @@ TABLES = [
                         "test_inside_training.py::test_bases_that_read_further_channels_are_taught_with_blank_ones"
                         f"[{kind}-{channels}]"
                     ),
-                    "Their extra channels are blank, as if no picture were given. They also take concepts of the plain base.",
+                    "Their extra channels are blank, as if no image were given. They also accept concepts trained on the ordinary "
+                    "model.",
                 )
                 for kind, channels in (("inpainting", 9), ("InstructPix2Pix", 8))
             ),
@@ -336,15 +346,15 @@ TABLES = [
                 "Concepts can still be applied to them.",
             ),
             ("Files without a text encoder or a VAE", "Refused: *No text encoder: …*, *No VAE: …*", ""),
-            ("A VAE whose latents are not numbers", "Refused: *The VAE returned NaN or infinity …*", ""),
+            ("A VAE that returns NaN or infinity", "Refused: *The VAE returned NaN or infinity …*", ""),
         ],
     ),
     Table(
         "Flags of ComfyUI",
-        "With each flag, prompts without the trigger word give the base's result bit for bit. Other kinds of attention give the "
-        "default's pictures up to rounding; with fewer bits, a concept has the same effect on the pictures that the base then "
-        "gives. Computing in fp16, as graphics cards do, is tested by `test_device.py`, on a device that keeps its tensors "
-        "separate from the processor's and computes on the processor.",
+        "With each flag, prompts without the trigger word give the base model's result bit for bit. With another attention "
+        "implementation, images are the same as with the default, up to rounding. With lower-precision weights, the base model's "
+        "own images change, and a concept has the same effect on them. Computing in fp16, as GPUs do, is tested on the "
+        "[simulated device](#training).",
         ("flags", "test", "what to know"),
         [
             *rows_of(
@@ -353,23 +363,23 @@ TABLES = [
                     "split attention, nothing cached": ("`--use-split-cross-attention`, `--cache-none`", ""),
                     "torch's attention": (
                         "`--use-pytorch-cross-attention`, `--cache-classic`",
-                        "`--use-quad-cross-attention` is the default on processors, so all other tests here use it.",
+                        "`--use-quad-cross-attention` is the default on CPUs, so all other tests here use it.",
                     ),
-                    "weights in bf16": ("`--bf16-unet`", "On processors, the host computes in float32 with these weights."),
+                    "weights in bf16": ("`--bf16-unet`", "On CPUs, ComfyUI computes in float32 with these weights."),
                 },
             ),
             (
                 "`--fp8_e4m3fn-unet`, `--fp8_e4m3fn-text-enc`",
                 Tried("test_flags.py::test_with_weights_of_eight_bits_a_concept_does_the_same[fp8]"),
-                "The same. Encodings are less similar in eight bits, so a gate with a high bias opens less: the demo's "
-                "concept acts 0.9 times as strongly as without the flags at a bias of 0.6, and 1.2 times at 0.45. "
+                "As above. In eight bits, encodings are less similar to the target, so a gate with a high bias opens less: the "
+                "demo's concept acts 0.9 times as strongly as without the flags at a bias of 0.6, and 1.2 times at 0.45. "
                 "If a concept fades, lower its bias.",
             ),
             *(
                 (
                     f"`--{flag}`",
                     Tried(f"test_flags.py::test_where_weights_wait_beside_the_device[{flag}]"),
-                    "On the device of `test_device.py`.",
+                    "On the [simulated device](#training).",
                 )
                 for flag in ("lowvram", "novram", "highvram")
             ),
