@@ -88,13 +88,13 @@ class Teaching:
 
 
 def drawn(
-    shop: Workshop, file: Path | None, prompts: tuple[str, ...], word: str, wide: int = 0, seeds: int = SEEDS
+    shop: Workshop, file: Path | None, prompts: tuple[str, ...], word: str, wide: int = 0, seeds: int = SEEDS, **settings: float
 ) -> list[Tensor]:
     """Generate images [seeds, SIDE, SIDE or wide, 3] of prompts with a concept, or with the superclass."""
     graph = Graph()
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     if file is not None:
-        model, clip = graph.apply(model, clip, graph.load(str(file), **SETTINGS | {"trigger": "<it>"}))
+        model, clip = graph.apply(model, clip, graph.load(str(file), **SETTINGS | {"trigger": "<it>"} | settings))
         word = "<it>"
     negative, links = graph.text(clip, ""), []
     for i, prompt in enumerate(prompts):
@@ -351,8 +351,14 @@ def choice_page(store: Store) -> list[str]:
 
 # ---- a style -----------------------------------------------------------------------------------------------------------------
 
-STYLE = "photo"
-"""Superclass of the style: the word that the demo's captions have for a picture."""
+WORD_ALONE, STYLE = "the plain word", "photo"
+"""The row of the superclass without training, and the superclass of the style: what the demo's captions call a picture."""
+STYLED: dict[str, tuple[dict[str, object] | None, dict[str, float]]] = {
+    "the style": (None, {}),
+    "the style, keys at the word": ({"lock": "word"}, {}),
+    "the style, keys at the word as learned": ({"lock": "word"}, {"key_lock": 0.0}),
+}
+"""Maps a row to what its training differs in, and to the settings with which it is used."""
 SCENES = (("monster", 1), ("robot", 2), ("plant", 3), ("blob", 4), ("monster", 5), ("robot", 6))
 
 
@@ -365,7 +371,7 @@ def sepia(image: Image.Image) -> Image.Image:
 def run_style(shop: Workshop) -> bool:
     """Measure a look of pictures: all in shades of brown."""
 
-    def measured() -> dict:
+    def measured(name: str) -> dict:
         names, captions = [], []
         for i, (kind, number) in enumerate(SCENES):
             one = make_pictures.individual(kind, "development", number)
@@ -376,18 +382,24 @@ def run_style(shop: Workshop) -> bool:
             sepia(picture).save(shop.lab.server.base / "input" / names[-1])
             captions.append(f"a {{}} of a {kind} {place}")
         options = {"captions": "\n".join(captions), "templates": "\n".join(f"a {{}} of a {kind}" for kind in ("monster", "robot"))}
-        file = Teaching("style", STYLE, tuple(names), False, None, options).taught(shop)
+        widgets, settings = STYLED.get(name, (None, {}))
+        file = None
+        if name in STYLED:
+            file = Teaching(
+                f"style-{'-'.join(map(str, widgets.values()))}" if widgets else "style",
+                STYLE,
+                tuple(names),
+                False,
+                widgets,
+                options,
+            ).taught(shop)
         prompts = tuple(f"a {{}} of a {kind} {place}" for kind in ("robot", "monster", "plant", "blob") for place in PLACES[:3])
-        found = {}
-        for name, which_file in (("the plain word", None), ("the style", file)):
-            images = drawn(shop, which_file, prompts, STYLE, seeds=2)
-            kinds = [prompt.split(" of a ")[1].split()[0] for prompt in prompts for _ in range(2)]
-            seen = torch.cat(images)
-            right_kind = float(np.mean([a == b for a, b in zip(shop.lab.judges.say("kind", seen).best(), kinds, strict=True)]))
-            found |= {f"{name}: kind": right_kind, f"{name}: off the browns": off_sepia(seen)}
-        return found
+        seen = torch.cat(drawn(shop, file, prompts, STYLE, seeds=2, **settings))
+        kinds = [prompt.split(" of a ")[1].split()[0] for prompt in prompts for _ in range(2)]
+        said = shop.lab.judges.say("kind", seen).best()
+        return {"kind": float(np.mean([a == b for a, b in zip(said, kinds, strict=True)])), "off the browns": off_sepia(seen)}
 
-    return kept(shop, "style", measured)
+    return all(kept(shop, f"style/{name}", lambda n=name: measured(n)) for name in (WORD_ALONE, *STYLED))
 
 
 def off_sepia(images: Tensor) -> float:
@@ -402,7 +414,7 @@ def off_sepia(images: Tensor) -> float:
 
 def style_page(store: Store) -> list[str]:
     """Return the page's lines on a style."""
-    found = store.kept.get("style")
+    found = {name: scores for name in (WORD_ALONE, *STYLED) if (scores := store.kept.get(f"style/{name}"))}
     if not found:
         return []
     return [
@@ -412,10 +424,7 @@ def style_page(store: Store) -> list[str]:
         "",
         "| | distance | kind |",
         "| --- | --- | --- |",
-        *(
-            f"| {name} | {found[f'{name}: off the browns']:.3f} | {100 * found[f'{name}: kind']:.0f} % |"
-            for name in ("the plain word", "the style")
-        ),
+        *(f"| {name} | {scores['off the browns']:.3f} | {100 * scores['kind']:.0f}% |" for name, scores in found.items()),
     ]
 
 
