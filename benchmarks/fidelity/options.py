@@ -368,34 +368,35 @@ def sepia(image: Image.Image) -> Image.Image:
     return Image.fromarray((255 * grey ** np.array([0.7, 1.0, 1.6])).round().astype(np.uint8))
 
 
+def styled(shop: Workshop) -> tuple[tuple[str, ...], list[str]]:
+    """Write the pictures in the style into the input folder, and return their names and captions."""
+    names, captions = [], []
+    for i, (kind, number) in enumerate(SCENES):
+        one, place = make_pictures.individual(kind, "development", number), world.PLACES[i]
+        mouth = next(iter(MOODS[kind].values()))[0]
+        picture, _ = world.compose([world.Standing(one.picture(mouth, SIDE * 3 // 2))], place, random.Random(i), SIDE)
+        names.append(f"options-style-{i}.png")
+        sepia(picture).save(shop.lab.server.base / "input" / names[-1])
+        captions.append(f"a {{}} of a {kind} {place}")
+    return tuple(names), captions
+
+
 def run_style(shop: Workshop) -> bool:
     """Measure a look of pictures: all in shades of brown."""
 
     def measured(name: str) -> dict:
-        names, captions = [], []
-        for i, (kind, number) in enumerate(SCENES):
-            one = make_pictures.individual(kind, "development", number)
-            mouth = next(iter(MOODS[kind].values()))[0]
-            place = world.PLACES[i]
-            picture, _ = world.compose([world.Standing(one.picture(mouth, SIDE * 3 // 2))], place, random.Random(i), SIDE)
-            names.append(f"options-style-{i}.png")
-            sepia(picture).save(shop.lab.server.base / "input" / names[-1])
-            captions.append(f"a {{}} of a {kind} {place}")
-        options = {"captions": "\n".join(captions), "templates": "\n".join(f"a {{}} of a {kind}" for kind in ("monster", "robot"))}
-        widgets, settings = STYLED.get(name, (None, {}))
-        file = None
+        file, (widgets, settings) = None, STYLED.get(name, (None, {}))
         if name in STYLED:
-            file = Teaching(
-                f"style-{'-'.join(map(str, widgets.values()))}" if widgets else "style",
-                STYLE,
-                tuple(names),
-                False,
-                widgets,
-                options,
-            ).taught(shop)
-        prompts = tuple(f"a {{}} of a {kind} {place}" for kind in ("robot", "monster", "plant", "blob") for place in PLACES[:3])
-        seen = torch.cat(drawn(shop, file, prompts, STYLE, seeds=2, **settings))
-        kinds = [prompt.split(" of a ")[1].split()[0] for prompt in prompts for _ in range(2)]
+            pictures, captions = styled(shop)
+            templates = "\n".join(f"a {{}} of a {kind}" for kind in ("monster", "robot"))
+            options = {"captions": "\n".join(captions), "templates": templates}
+            lock = (widgets or {}).get("lock")
+            file = Teaching(f"style-{lock}" if lock else "style", STYLE, pictures, False, widgets, options).taught(shop)
+        asked = [(kind, place) for kind in ("robot", "monster", "plant", "blob") for place in PLACES[:3]]
+        seen = torch.cat(
+            drawn(shop, file, tuple(f"a {{}} of a {kind} {place}" for kind, place in asked), STYLE, seeds=2, **settings)
+        )
+        kinds = [kind for kind, _ in asked for _ in range(2)]
         said = shop.lab.judges.say("kind", seen).best()
         return {"kind": float(np.mean([a == b for a, b in zip(said, kinds, strict=True)])), "off the browns": off_sepia(seen)}
 
