@@ -211,8 +211,8 @@ class PerfusionSaveConcept(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="half",
-                    tooltip="half: half the size of float32, with no visible difference. 8 bit: a quarter of the size of float32. "
-                    "4 bit: a third of the size of a file saved with half.",
+                    tooltip="Size of the file compared with float32: half, a half, with no visible difference; 8 bit, a quarter; "
+                    "4 bit, about a sixth.",
                 ),
                 io.String.Input(
                     "author",
@@ -383,8 +383,8 @@ class PerfusionConceptSchedule(io.ComfyNode):
             node_id="PerfusionConceptSchedule",
             display_name="Concept Schedule (Perfusion)",
             category=CATEGORY,
-            description="Sets during which part of sampling, from noise to image, a concept acts, and how its bias changes over "
-            "that time. Before and after, only its word acts, without the edit. This setting belongs to the workflow; concept "
+            description="Limits a concept to part of the sampling, from noise to image, and sets how its bias changes over that "
+            "part. Before and after, only its word acts, without the edit. This setting belongs to the workflow; concept "
             "files do not store it.",
             search_aliases=["perfusion", "schedule", "timestep range", "start percent", "end percent", "prompt editing"],
             inputs=[

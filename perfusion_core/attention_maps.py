@@ -67,8 +67,8 @@ def layer_resolution(pixels: int, height: int, width: int) -> tuple[int, int]:
         if h * w == pixels:
             return h, w
     raise PerfusionError(
-        f"A layer has {pixels} pixels, which cannot be reached by repeatedly halving {width} × {height} latents, as regions and "
-        "attention maps require. Remove the patch that changes the model's resolution."
+        f"Regions and attention maps work only if the resolution of each layer is that of the latents ({width} × {height}), halved "
+        f"some number of times, but one layer has {pixels} pixels. Remove the patch that changes the model's resolution."
     )
 
 

@@ -68,8 +68,8 @@ def check_trigger(trigger: str) -> str:
     """
     if not is_trigger(trigger):
         raise PerfusionError(
-            f"A trigger word must be a name of letters, digits, - and _ in angle brackets, such as <my-teddy>; {trigger[:80]!r} is "
-            "not."
+            "A trigger word must be in angle brackets and contain only letters, digits, - and _, such as <my-teddy>; "
+            f"{trigger[:80]!r} is not valid."
         )
     return trigger
 

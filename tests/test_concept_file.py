@@ -956,7 +956,7 @@ def test_trigger_words(trigger: str, tiny: Concept) -> None:
 )
 def test_what_is_no_trigger_word(trigger: str, tiny: Concept) -> None:
     for refuse in (lambda: check_trigger(trigger), lambda: tiny.with_settings(trigger=trigger)):
-        with pytest.raises(PerfusionError, match="A trigger word must be a name of letters") as caught:
+        with pytest.raises(PerfusionError, match="A trigger word must be in angle brackets") as caught:
             refuse()
         assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
 

@@ -70,7 +70,9 @@ def test_injection_takes_the_columns_that_it_is_told_and_no_others() -> None:
 def test_layers_sizes_are_halvings_of_the_latents() -> None:
     assert [layer_resolution(n, 8, 8) for n in (64, 16, 4, 1)] == [(8, 8), (4, 4), (2, 2), (1, 1)]
     assert [layer_resolution(n, 9, 6) for n in (54, 15, 6)] == [(9, 6), (5, 3), (3, 2)]
-    with pytest.raises(PerfusionError, match="A layer has 50 pixels, which cannot be reached by repeatedly halving 8 × 8 latents"):
+    with pytest.raises(
+        PerfusionError, match=r"that of the latents \(8 × 8\), halved some number of times, but one layer has 50 pixels"
+    ):
         layer_resolution(50, 8, 8)
 
 

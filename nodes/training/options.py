@@ -158,9 +158,9 @@ class PerfusionTrainingOptions(io.ComfyNode):
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="With keep set to best: the best step is chosen by its images instead of by the lowest loss; the step "
-                    "chosen is the one whose images, as judged by this model, look like your pictures and still match the "
-                    "prompts. From Load CLIP Vision.",
+                    tooltip="Used when keep is set to best: this model compares images generated during training with your "
+                    "pictures, and the step whose images best combine likeness to the pictures with following the prompts is kept. "
+                    "From Load CLIP Vision.",
                 ),
             ],
             outputs=[TrainingOptionsType.Output(display_name="options", tooltip="For the options input of Train Concept.")],

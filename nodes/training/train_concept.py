@@ -281,9 +281,9 @@ class PerfusionTrain(io.ComfyNode):
                     default=LAST,
                     optional=True,
                     advanced=True,
-                    tooltip="last: the concept at the end of training. best: the concept most like the pictures among those with "
-                    "which the model still follows prompts; the model itself judges this every "
-                    f"{CHECKPOINT_EVERY} steps. Training then takes about a quarter longer.",
+                    tooltip="last: the concept at the end of training. best: of the concepts that still follow the prompt, the one "
+                    f"most like your pictures. This is checked every {CHECKPOINT_EVERY} steps, by the model itself unless a CLIP "
+                    "vision model is connected in Training Options. Training then takes about a quarter longer.",
                 ),
                 io.Combo.Input(
                     "memory",

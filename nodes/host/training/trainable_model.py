@@ -46,7 +46,7 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
     if unet_config_of(model).get("model_type") == "vace":
         raise PerfusionError(
             "This model (VACE) needs a control video, which training cannot provide; train on Wan's text-to-video model of the "
-            "same size, whose concepts fit this one too."
+            "same size instead; the concept will work with this one too."
         )
     for what, patcher in (("model", model), ("text encoder", clip.patcher)):
         for name, weight in patcher.model.named_parameters():
@@ -54,7 +54,7 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
             if kind != "Tensor" or not weight.is_floating_point():
                 raise PerfusionError(
                     f"Training cannot read this {what}: its weight {name} is a {kind} of {weight.dtype}, as in GGUF files. Train "
-                    "on the same checkpoint in full, half or fp8 precision; the concept fits this one too."
+                    "on the same checkpoint in full, half or fp8 precision; the concept will work with this one too."
                 )
 
 

@@ -113,9 +113,9 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
             continue
         if not applied.report.calls:
             lines.append(
-                f"The concept {trigger} is applied but did not act, and no concept can: the model is run by {by}, which skips what "
-                "Apply Concept adds to it; remove the node pack that this module belongs to, or that pack's node that patches the "
-                "model."
+                f"The concept {trigger} is applied but did not act, and no other concept will: the module {by} has replaced the "
+                "model's forward pass and skips what Apply Concept adds. Remove the node that patches the model, or the node "
+                "pack that contains this module."
             )
         elif i not in applied.report.reached:
             lines.append(
