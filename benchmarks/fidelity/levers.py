@@ -14,9 +14,12 @@ VALUES = (0.4, 0.5)
 AS_TUNED = "the demo's settings"
 
 
-def rates(word: float, output: float) -> Change:
-    """Return the change that multiplies the demo's learning rates by these factors."""
-    return Change({"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]})
+AT_THE_WORD: dict[str, object] = {"lock": "word"}
+
+
+def rates(word: float, output: float) -> dict[str, object]:
+    """Return the widgets that multiply the demo's learning rates by these factors."""
+    return {"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]}
 
 
 def locked(share: float) -> dict[str, object]:
@@ -31,25 +34,23 @@ LEVERS: dict[str, Change] = {
     AS_TUNED: Change(),
     "keys trained": Change({"lock": "trained"}),
     "captions, keys trained": Change({"lock": "trained"}, {"captioned": 1.0}),
-    "keys at the word, unlocked": Change({"lock": "word"}, use=locked(0)),
-    "keys at the word, a quarter locked": Change({"lock": "word"}, use=locked(0.25)),
-    "keys at the word, half locked": Change({"lock": "word"}),
-    "keys at the word, three quarters locked": Change({"lock": "word"}, use=locked(0.75)),
-    "captions, keys at the word, unlocked": Change({"lock": "word"}, {"captioned": 1.0}, locked(0)),
-    "captions, keys at the word, half locked": Change({"lock": "word"}, {"captioned": 1.0}),
-    "the paper's gates, keys trained": Change({"lock": "trained", **PAPER}, use=SHARP, values=(0.5, 0.6)),
-    "captions": Change(recipe={"captioned": 1.0}),
-    "captions, no masks": Change(recipe={"captioned": 1.0, "masks": NO_MASK}),
-    "keys trained, no masks": Change({"lock": "trained"}, {"masks": NO_MASK}),
-    "no masks": Change(recipe={"masks": NO_MASK}),
-    "a word of two vectors": Change({"initial_word": "{0} {0}"}),
-    "a word of four vectors": Change({"initial_word": "{0} {0} {0} {0}"}),
-    "gradient through the target input": Change({"target_gradient": True}),
-    "mask not squared": Change(recipe={"masks": PLAIN}),
-    "no min-SNR": Change({"min_snr": 0.0}),
-    "twice the steps": Change({"steps": 2 * TRAINING["steps"]}),
-    "three times the word's rate": rates(3, 1),
-    "half the outputs' rate": rates(1, 0.5),
-    "twice the outputs' rate": rates(1, 2),
+    "keys at the word, unlocked": Change(AT_THE_WORD, use=locked(0)),
+    "keys at the word, a quarter locked": Change(AT_THE_WORD, use=locked(0.25)),
+    "keys at the word, half locked": Change(AT_THE_WORD),
+    "keys at the word, three quarters locked": Change(AT_THE_WORD, use=locked(0.75)),
+    "captions, keys at the word, unlocked": Change(AT_THE_WORD, {"captioned": 1.0}, locked(0)),
+    "captions, keys at the word, half locked": Change(AT_THE_WORD, {"captioned": 1.0}),
+    "at the word, the paper's gates": Change({**AT_THE_WORD, **PAPER}, use=SHARP, values=(0.5, 0.6)),
+    "at the word, no masks": Change(AT_THE_WORD, {"masks": NO_MASK}),
+    "at the word, mask not squared": Change(AT_THE_WORD, {"masks": PLAIN}),
+    "at the word, no min-SNR": Change({**AT_THE_WORD, "min_snr": 0.0}),
+    "at the word, gradient through the target input": Change({**AT_THE_WORD, "target_gradient": True}),
+    "at the word, two vectors": Change({**AT_THE_WORD, "initial_word": "{0} {0}"}),
+    "at the word, four vectors": Change({**AT_THE_WORD, "initial_word": "{0} {0} {0} {0}"}),
+    "at the word, a third of the word's rate": Change({**AT_THE_WORD, **rates(0.3, 1)}),
+    "at the word, three times the word's rate": Change({**AT_THE_WORD, **rates(3, 1)}),
+    "at the word, half the outputs' rate": Change({**AT_THE_WORD, **rates(1, 0.5)}),
+    "at the word, twice the outputs' rate": Change({**AT_THE_WORD, **rates(1, 2)}),
+    "at the word, twice the steps": Change({**AT_THE_WORD, "steps": 2 * TRAINING["steps"]}),
 }
 """Each is measured at VALUES. In `initial_word`, {0} stands for the superclass."""

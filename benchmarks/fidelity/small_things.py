@@ -58,14 +58,14 @@ ROWS = (
     Row("only the word", Change({"edit_mode": "none", "word_rate": ALONE["word_rate"]})),
     Row("the paper's gates", Change({"train_bias": 0.75, "train_temperature": 0.1}, values=(0.6,))),
     Row("concepts of characters that the base model knows by name", Change(), KNOWN),
-    Row("a fifth of the word's rate", rates(0.2, 1)),
+    Row("a fifth of the word's rate", Change(rates(0.2, 1))),
     Row("the gate fully open, in training and at inference", Change({"train_bias": 0.0}, values=(0.0,))),
     Row("keys trained too", Change({"lock": "trained"})),
-    Row("three times the word's rate", rates(3, 1)),
+    Row("three times the word's rate", Change(rates(3, 1))),
     Row("no masks", Change(recipe={"masks": NO_MASK})),
     Row("no min-SNR", Change({"min_snr": 0.0})),
     Row("twice the steps", Change({"steps": 2 * TRAINING["steps"]})),
-    Row("half the outputs' rate", rates(1, 0.5)),
+    Row("half the outputs' rate", Change(rates(1, 0.5))),
 )
 
 
