@@ -211,8 +211,8 @@ class PerfusionSaveConcept(io.ComfyNode):
                     "precision",
                     options=list(PRECISIONS),
                     default="half",
-                    tooltip="Size of the file compared with float32: half, a half, with no visible difference; 8 bit, a quarter; "
-                    "4 bit, about a sixth.",
+                    tooltip="half: half the size of float32, with no visible difference. 8 bit: a quarter of the size. 4 bit: "
+                    "about a sixth.",
                 ),
                 io.String.Input(
                     "author",
@@ -383,8 +383,8 @@ class PerfusionConceptSchedule(io.ComfyNode):
             node_id="PerfusionConceptSchedule",
             display_name="Concept Schedule (Perfusion)",
             category=CATEGORY,
-            description="Limits a concept to part of the sampling, from noise to image, and sets how its bias changes over that "
-            "part. Before and after, only its word acts, without the edit. This setting belongs to the workflow; concept "
+            description="Limits a concept to part of the sampling run, and sets how its bias changes over that part. Before and "
+            "after, only its word acts, without the edit. This setting belongs to the workflow; concept "
             "files do not store it.",
             search_aliases=["perfusion", "schedule", "timestep range", "start percent", "end percent", "prompt editing"],
             inputs=[

@@ -168,8 +168,8 @@ def write_bytes(path: Path, content: bytes, overwrite: bool = True) -> None:
         os.replace(scratch, path)
     except OSError as error:
         raise PerfusionError(
-            f"{shown(path)} was not saved: {error.strerror or error}; free some space or choose a folder "
-            "that can be written to, then save again."
+            f"{shown(path)} was not saved: {error.strerror or error}; free some space there, or choose a folder that can be "
+            "written to."
         ) from error
     finally:
         with contextlib.suppress(OSError):

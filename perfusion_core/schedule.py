@@ -33,7 +33,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= 1:
             raise PerfusionError(
-                f"A concept cannot act from {self.start:g} to {self.end:g} of a run; start_percent must be at least 0 and below "
+                f"A schedule from {self.start:g} to {self.end:g} is not possible; start_percent must be at least 0 and below "
                 "end_percent, which must be at most 1."
             )
 

@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         workers = schedule.started(
             Place(str(comfyui), str(base), options.checkpoint, options.cpu, options.precision), options.workers
         )
-        say(f"Checking {options.concepts}; workers being started: {len(workers)}.")
+        say(f"Checking {options.concepts} and starting {len(workers)} worker{'s' if len(workers) > 1 else ''}.")
         faults += schedule.checked(workers[0], jobs)
         if faults:
             raise PerfusionError(f"The concepts in {options.concepts} cannot be trained:", *faults)

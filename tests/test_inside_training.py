@@ -71,8 +71,7 @@ def test_without_a_folder_to_write_to_the_best_concept_is_kept_under_the_trigger
     assert all("was not saved: " in each for each in found["warnings"])
     assert [each.rsplit("Training ", 1)[1] for each in found["warnings"]] == [
         *["continues without a file of the best concept so far."] * 2,
-        "stopped, and this checkpoint was not saved.",
-        "stopped, and the concept so far was not saved.",
+        *["stopped."] * 2,
     ]
 
 

@@ -129,7 +129,7 @@ def test_a_part_that_is_none_is_refused_before_the_graph_runs(server: Server) ->
         graph = Graph()
         end = [graph.add("PrimitiveFloat", value=0.3), 0] if linked else 0.3
         graph.save(scheduled(graph, graph.load(MONSTER), 0.5, end), "refused")
-        with pytest.raises(GraphError, match=r"cannot act from 0\.5 to 0\.3 of a run; start_percent must be") as failure:
+        with pytest.raises(GraphError, match=r"A schedule from 0\.5 to 0\.3 is not possible; start_percent must be") as failure:
             server.run(graph.nodes)
         assert "Traceback" not in str(failure.value)
 

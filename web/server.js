@@ -16,7 +16,7 @@ async function answered(address) {
   } catch {
     // not JSON: a proxy's page, for example
   }
-  throw new Error(told || `${say("unreachable")} (${answer.status})`);
+  throw new Error(told || say("serverError", { status: answer.status }));
 }
 
 export async function listed() {

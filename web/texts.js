@@ -40,6 +40,7 @@ export const ENGLISH = {
   selectToCopy: "press Ctrl+C",
   strength: "Strength: the share of the edit that is applied",
   triggers: "Trigger words",
+  serverError: "The server returned an error ({status}).",
   unreachable: "The server is not responding.",
 };
 

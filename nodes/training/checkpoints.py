@@ -143,7 +143,7 @@ def unless_unwritable(what: str, stopped: bool = False) -> Iterator[None]:
     try:
         yield
     except PerfusionError as error:
-        log.warning("%s Training %s.", error, f"stopped, and {what} was not saved" if stopped else f"continues without {what}")
+        log.warning("%s Training %s.", error, "stopped" if stopped else f"continues without {what}")
 
 
 def judgement_of(concept: Concept) -> Judgement | PictureJudgement:

@@ -159,7 +159,7 @@ class PerfusionTrainingOptions(io.ComfyNode):
                     "clip_vision",
                     optional=True,
                     tooltip="Used when keep is set to best: this model compares images generated during training with your "
-                    "pictures, and the step whose images best combine likeness to the pictures with following the prompts is kept. "
+                    "pictures, to keep the step whose images best balance looking like the pictures and following the prompts. "
                     "From Load CLIP Vision.",
                 ),
             ],

@@ -181,7 +181,7 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="local: where the word acts in the image is locked to the superclass. trained: where it acts is "
                     "learned too; images are closer to the pictures but further from the prompt. word: where it acts is learned, "
                     "but changed only at the trigger word itself; images are closest to the pictures, and closer to the prompt "
-                    "than with trained. Concepts trained with lock set to word need this version of the pack or a newer one.",
+                    "than with trained.",
                 ),
                 io.Combo.Input(
                     "edit_mode",

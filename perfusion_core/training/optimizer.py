@@ -44,5 +44,5 @@ class Adam:
         """Restore the result of `state_dict` after `steps` steps; raise PerfusionError if it does not match the parameters."""
         moments = [state[name] for name in sorted(state)]
         if [each.shape for each in moments] != [each.shape for each in self.moments]:
-            raise PerfusionError("This training checkpoint is not complete; delete it and train again.")
+            raise PerfusionError("The training checkpoint is incomplete.")
         self.moments, self.steps = moments, steps

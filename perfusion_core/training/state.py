@@ -107,7 +107,7 @@ class TrainingState:
             return {k.removeprefix(prefix): v for k, v in sorted(named.items()) if k.startswith(prefix)}
 
         if not {"target_input", "superclass_encoding", "losses", "scale"} <= set(named) or named["losses"].ndim != 1:
-            raise PerfusionError("This training checkpoint is not complete; delete it and train again.")
+            raise PerfusionError("The training checkpoint is incomplete.")
         state = cls(
             group("word."),
             group("value."),
