@@ -44,7 +44,7 @@ class PerfusionWatchAttention(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The watched model, for a sampler."),
                 AttentionType.Output(
-                    display_name="attention", tooltip="For Show Attention and Keep Layout; it is filled once the sampler has run."
+                    display_name="attention", tooltip="For Show Attention and Keep Layout. Empty until the sampler has run."
                 ),
             ],
         )

@@ -46,7 +46,8 @@ class PerfusionFindObject(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=32,
-                    tooltip="Length of the longer side, in pixels, that the model was trained at: SD1 512, SD2 768, SDXL 1024.",
+                    tooltip="Pictures are resized so that their longer side has this many pixels. Use the size that the model was "
+                    "trained at: SD1 512, SD2 768, SDXL 1024.",
                 ),
                 io.Int.Input(
                     "seed",

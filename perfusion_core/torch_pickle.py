@@ -19,7 +19,7 @@ from . import PerfusionError
 from .safe_files import MAX_DIMENSIONS, require, shown
 from .torch_archive import BROKEN, Archive
 
-CODE = "it contains something other than plain tensors and text, which could run code, so it was not opened"
+CODE = "it contains more than plain tensors and text, and the rest could run code, so it was not opened"
 TOO_LONG = "its pickle is much longer than that of any concept"
 MAX_PICKLE = 2**20
 MAX_STEPS = 100_000

@@ -282,7 +282,7 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
     page.ask(SET, options, "preset", "SD1.5")
     page.wait(lambda: values(training) == PRESETS["SD1.5"], "the settings for SD1.5")
     page.ask(SET, options, "preset", "by checkpoint")
-    page.wait(lambda: page.tab.get_by_text("could not find which checkpoint").count() > 0, "a reason")
+    page.wait(lambda: page.tab.get_by_text("Could not find which checkpoint").count() > 0, "a reason")
     assert values(training) == PRESETS["SD1.5"]
     loader, lora = put(page, "CheckpointLoaderSimple"), put(page, "LoraLoaderModelOnly")
     page.ask(

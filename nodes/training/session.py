@@ -181,5 +181,5 @@ class TrainingSession:
         told = f"Training stopped at step {self.state.step} of {self.settings.steps}; queue the same graph again to continue."
         if self.state.step:
             with unless_unwritable("the concept so far", stopped=True):
-                told += f" Load Concept lists the concept so far as {self._save(self.so_far())}."
+                told += f" The concept so far is listed in Load Concept as {self._save(self.so_far())}."
         log.info("%s", told)

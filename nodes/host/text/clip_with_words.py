@@ -49,8 +49,8 @@ class ClipWithWords(CLIP):
         ]
         if any("tokenize_with_weights" in vars(part) for part in encoders_of(self).values()):
             lines += [
-                f"A node pack reads prompts with its own tokenizer, which does not know {trigger}: encode this prompt with "
-                "CLIP Text Encode."
+                f"Another node pack is reading this prompt with its own tokenizer, which does not know {trigger}; encode the "
+                "prompt with CLIP Text Encode."
                 for trigger in triggers
                 if has_trigger(text, trigger)
             ]
