@@ -114,8 +114,8 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
         if not applied.report.calls:
             lines.append(
                 f"The concept {trigger} is applied but did not act, and neither will any other concept: the module {by} has "
-                "replaced the model's forward pass and skips what Apply Concept adds. Remove the node that patches the model, or the "
-                "node pack that contains this module."
+                "replaced the model's forward pass and skips what Apply Concept adds. Remove the node that patches the model, or "
+                "the node pack that contains this module."
             )
         elif i not in applied.report.reached:
             lines.append(
