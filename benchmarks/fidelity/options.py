@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.fidelity import characters
+from benchmarks.fidelity import characters, plots
 from benchmarks.fidelity.concepts import Concept, which
 from benchmarks.fidelity.demo_quality import workshop
 from benchmarks.fidelity.methods import TAUGHT, batch
 from benchmarks.fidelity.trials import SEEDS, Store, Workshop
-from benchmarks.lab import RESULTS, draw
+from benchmarks.lab import RESULTS, draw, read
 from benchmarks.world.judges import left, right
 from demo import make_pictures, world
 from demo.individuals import MOODS, Individual
@@ -353,9 +353,11 @@ def choice_page(store: Store) -> list[str]:
 
 WORD_ALONE, STYLE = "the plain word", "photo"
 """The row of the superclass without training, and the superclass of the style: what the demo's captions call a picture."""
+AT_THE_WORD, HALF, STYLE_SHEET = "the style, keys at the word", "the style, keys at the word, half the strength", "style.png"
 STYLED: dict[str, tuple[dict[str, object] | None, dict[str, float]]] = {
     "the style": (None, {}),
-    "the style, keys at the word": ({"lock": "word"}, {}),
+    AT_THE_WORD: ({"lock": "word"}, {}),
+    HALF: ({"lock": "word"}, {"strength": 0.5}),
     "the style, keys at the word as learned": ({"lock": "word"}, {"key_lock": 0.0}),
 }
 """Maps a row to what its training differs in, and to the settings with which it is used."""
@@ -382,16 +384,10 @@ def styled(shop: Workshop) -> tuple[tuple[str, ...], list[str]]:
 
 
 def run_style(shop: Workshop) -> bool:
-    """Measure a look of pictures: all in shades of brown."""
+    """Measure a look of pictures: all in shades of brown; then draw the sheet."""
 
     def measured(name: str) -> dict:
-        file, (widgets, settings) = None, STYLED.get(name, (None, {}))
-        if name in STYLED:
-            pictures, captions = styled(shop)
-            templates = "\n".join(f"a {{}} of a {kind}" for kind in ("monster", "robot"))
-            options = {"captions": "\n".join(captions), "templates": templates}
-            lock = (widgets or {}).get("lock")
-            file = Teaching(f"style-{lock}" if lock else "style", STYLE, pictures, False, widgets, options).taught(shop)
+        file, settings = style_file(shop, name), STYLED[name][1] if name in STYLED else {}
         asked = [(kind, place) for kind in ("robot", "monster", "plant", "blob") for place in PLACES[:3]]
         seen = torch.cat(
             drawn(shop, file, tuple(f"a {{}} of a {kind} {place}" for kind, place in asked), STYLE, seeds=2, **settings)
@@ -400,7 +396,31 @@ def run_style(shop: Workshop) -> bool:
         said = shop.lab.judges.say("kind", seen).best()
         return {"kind": float(np.mean([a == b for a, b in zip(said, kinds, strict=True)])), "off the browns": off_sepia(seen)}
 
-    return all(kept(shop, f"style/{name}", lambda n=name: measured(n)) for name in (WORD_ALONE, *STYLED))
+    return all(kept(shop, f"style/{name}", lambda n=name: measured(n)) for name in (WORD_ALONE, *STYLED)) and style_sheet(shop)
+
+
+def style_file(shop: Workshop, name: str) -> Path | None:
+    """Return the file of one of STYLED, None for the superclass; train it if there is none."""
+    if name not in STYLED:
+        return None
+    (widgets, _), (pictures, captions) = STYLED[name], styled(shop)
+    templates = "\n".join(f"a {{}} of a {kind}" for kind in ("monster", "robot"))
+    options, lock = {"captions": "\n".join(captions), "templates": templates}, (widgets or {}).get("lock")
+    return Teaching(f"style-{lock}" if lock else "style", STYLE, pictures, False, widgets, options).taught(shop)
+
+
+def style_sheet(shop: Workshop) -> bool:
+    """Draw the sheet of the style unless there is one: its training pictures, and the same prompts without and with it."""
+    if (RESULTS / STYLE_SHEET).exists():
+        return True
+    asked = tuple(f"a {{}} of a {kind} {place}" for kind in ("robot", "monster", "plant") for place in PLACES[:2])
+    pictures, _ = styled(shop)
+    rows = {"training\npictures": [read(shop.lab.server.base / "input" / name) for name in pictures]}
+    for title, name in (("superclass", WORD_ALONE), ("style", AT_THE_WORD), ("half the\nstrength", HALF)):
+        settings = STYLED[name][1] if name in STYLED else {}
+        rows[title] = [each[0] for each in drawn(shop, style_file(shop, name), asked, STYLE, seeds=1, **settings)]
+    plots.sheet(rows, ["", *([""] * (len(asked) - 1))], RESULTS / STYLE_SHEET)
+    return True
 
 
 def off_sepia(images: Tensor) -> float:
@@ -426,6 +446,8 @@ def style_page(store: Store) -> list[str]:
         "| | distance | kind |",
         "| --- | --- | --- |",
         *(f"| {name} | {scores['off the browns']:.3f} | {100 * scores['kind']:.0f}% |" for name, scores in found.items()),
+        "",
+        f"![Six training pictures in the style; prompts with the superclass; the same prompts with the style]({STYLE_SHEET})",
     ]
 
 

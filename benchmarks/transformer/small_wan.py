@@ -81,6 +81,10 @@ class Padded:
         form = comfy.latent_formats.Wan21()
         self.mean, self.std = form.latents_mean[0], form.latents_std[0]
 
+    def __getattr__(self, name: str) -> Any:
+        """Return everything else from the demo's VAE."""
+        return getattr(self.vae, name)
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Encode pictures [F, H, W, 3], frames of a video of which only the first counts, as latents [1, 16, 1, h, w]."""
         own = self.vae.encode(pixels[:1, ..., :3])[:, :, None] * (SD_SCALE / SPREAD)
