@@ -257,7 +257,7 @@ def test_the_inspector_says_what_gates_do_before_anything_is_sampled(server: Ser
     opened = float(report.split("opens to ")[1].split(" ")[0])
     assert abs(opened - float(gate(torch.tensor(1.0), torch.tensor(BIAS), torch.tensor(0.2)))) < 0.05
     assert "In 7 layers the edit changes keys by" in report and "not appear" not in report and len(concept.values) == 7
-    shares = [float(part.split(" %")[0]) for part in report.split("by ")[1:]]
+    shares = [float(part.split("%")[0]) for part in report.split("by ")[1:]]
     assert all(1 < share < 200 for share in shares)
 
 
@@ -282,7 +282,7 @@ def test_the_inspector_says_in_one_sentence_each_how_a_crowd_collides(server: Se
     report = inspected(server, graph, model, graph.text(clip, "a " + ", ".join(crowd)))
     fights = [line for line in report.splitlines() if "also opens at" in line]
     assert "not appear" not in report and report.count("its gate opens to") == 32
-    assert [line.split(" ")[0] for line in fights] == crowd[:-1]
+    assert [line.split(" ")[3] for line in fights] == crowd[:-1]
     assert " and 28 more: it competes with their concepts for these words; raise the bias of <twin-00>." in fights[0]
     assert fights[-1].endswith(": the two compete for it; raise the bias of <twin-30>.") and "more" not in fights[-1]
 

@@ -241,7 +241,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
         "a: step is not a setting of Tr",
         "b: steps should be a whole num",
         "c: keep should be one of last,",
-        "d: A trigger word must be a na",
+        "d: A trigger word must be in a",
         "e: flip should be a number fro",
         "g: flip should be a number fro",
         "h: shape should be one of squa",

@@ -367,6 +367,18 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
     assert page.errors == []
 
 
+def settled_boxes(page: Page, new: bool) -> list:
+    """The boxes on the page, once they have not moved for a moment."""
+    before = None
+    for _ in range(20):
+        page.tab.wait_for_timeout(80)
+        boxes = page.ask(BOXES, new)
+        if boxes == before:
+            return boxes
+        before = boxes
+    raise AssertionError("the boxes keep moving")
+
+
 def test_no_boxes_of_a_shipped_workflow_overlap(page: Page, renderer: tuple[str, bool]) -> None:
     """With the cards of concepts that are there."""
     found = []
@@ -374,8 +386,7 @@ def test_no_boxes_of_a_shipped_workflow_overlap(page: Page, renderer: tuple[str,
         page.ask("async ([graph]) => { await app.loadGraphData(graph); }", json.loads(path.read_text(encoding="utf-8")))
         page.tab.evaluate("() => Object.assign(app.canvas.ds, { scale: 0.4, offset: [700, 500] })")
         page.tab.evaluate("() => app.canvas.setDirty(true, true)")
-        page.tab.wait_for_timeout(300)
-        boxes = page.ask(BOXES, renderer[1])
+        boxes = settled_boxes(page, renderer[1])
         for i, (one, *a) in enumerate(boxes):
             for other, *b in boxes[i + 1 :]:
                 apart = min(a[2], b[2]) - max(a[0], b[0]) <= 1 or min(a[3], b[3]) - max(a[1], b[1]) <= 1

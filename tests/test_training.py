@@ -588,7 +588,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
 def test_a_checkpoint_that_is_not_whole_is_refused(inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     whole = taught(inverse, latents, masks, settings_of(steps=2)).tensors()
     for name in whole:
-        with pytest.raises(PerfusionError, match="not complete"):
+        with pytest.raises(PerfusionError, match="is incomplete"):
             TrainingState.from_tensors({k: v for k, v in whole.items() if k != name})
     assert same(TrainingState.from_tensors(whole), TrainingState.from_tensors(dict(reversed(whole.items()))))
 
