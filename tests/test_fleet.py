@@ -245,7 +245,7 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
         "e: flip should be a number fro",
         "g: flip should be a number fro",
         "h: shape should be one of squa",
-        "i: Caption 1 of 1 should name ",
+        "i: Caption 1 of 1 should conta",
         "j: preset is not a setting of ",
     ]
 
