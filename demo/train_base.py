@@ -168,6 +168,14 @@ class Encodings:
         return self.context[self.order.gather(0, pick), torch.arange(77)]
 
 
+@torch.no_grad()
+def encoded(images: np.ndarray, encoder: nn.Module) -> Tensor:
+    """Return the latents of pictures, uint8 [B, h, w, 3], as an autoencoder encodes them in bfloat16."""
+    parts = np.array_split(images, max(1, len(images) // 100))
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([encoder(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255).float() for part in parts])
+
+
 class Latents:
     """Latents of scenes, with the `places` of their captions' tokens."""
 
@@ -175,9 +183,7 @@ class Latents:
         self.encodings = encodings
         self.first, self.count = encodings.places([*texts, ""])
         self.usable = [i for i in range(len(texts)) if bool((self.count[i] > 0).all())]
-        parts = np.array_split(images, max(1, len(images) // 100))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            self.z = torch.cat([encoder(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255).float() for part in parts])
+        self.z = encoded(images, encoder)
 
     def batch(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor]:
         """Sample a batch of latents and encodings."""

@@ -6,7 +6,6 @@ LTX-Video's and PixArt's are narrow too, since a vocabulary of T5 in full width 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +25,13 @@ import comfy.text_encoders.sd2_clip
 import comfy.text_encoders.spiece_tokenizer
 import comfy.text_encoders.wan
 import comfy.utils
-import sentencepiece
 import tokenizers
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks.transformer import small_wan
 from scripts.harness import inside
 from scripts.harness.seeded_models import FEW, made, seeded
 
@@ -139,13 +138,9 @@ class NarrowT5(comfy.text_encoders.lt.T5XXLTokenizer):
 
 
 def pieces() -> torch.Tensor:
-    """A vocabulary of sentencepiece, learned from the pack's captions, with UMT5's numbers for padding and the end."""
-    file, texts = io.BytesIO(), inside.part("perfusion_core.captions").captions(1000)
-    numbers = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=file, vocab_size=PIECES, hard_vocab_limit=False, minloglevel=2, **numbers
-    )
-    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+    """A vocabulary learned from the pack's captions."""
+    texts = inside.part("perfusion_core.captions").captions(1000)
+    return torch.frombuffer(bytearray(small_wan.vocabulary(texts, PIECES)), dtype=torch.uint8)
 
 
 def wan(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:

@@ -45,24 +45,24 @@ async function presetOf(training) {
 
 async function fill(node) {
   const chosen = named(node, "preset").value;
+  const found = []; // all of it is known before anything changes, so that one Ctrl+Z takes it back
   for (const training of trainingsOf(node)) {
     try {
-      write(training, PRESETS[chosen === BY_CHECKPOINT ? await presetOf(training) : chosen] ?? {});
+      found.push([training, PRESETS[chosen === BY_CHECKPOINT ? await presetOf(training) : chosen] ?? {}]);
     } catch (error) {
       app.extensionManager?.toast?.add({ severity: "warn", summary: "Perfusion", detail: error.message, life: 10000 });
     }
   }
+  changing(() => found.forEach(([training, values]) => write(training, values)));
 }
 
 function write(training, values) {
-  changing(() => {
-    for (const [name, value] of Object.entries(values)) {
-      const widget = named(training, name);
-      widget.value = value;
-      widget.callback?.(value);
-    }
-    training.setDirtyCanvas?.(true, true);
-  });
+  for (const [name, value] of Object.entries(values)) {
+    const widget = named(training, name);
+    widget.value = value;
+    widget.callback?.(value);
+  }
+  training.setDirtyCanvas?.(true, true);
 }
 
 export function setUpOptions(node) {

@@ -355,6 +355,7 @@ WORD_ALONE, STYLE = "the plain word", "photo"
 """The row of the superclass without training, and the superclass of the style: what the demo's captions call a picture."""
 AT_THE_WORD, HALF, STYLE_SHEET = "the style, keys at the word", "the style, keys at the word, half the strength", "style.png"
 STYLED: dict[str, tuple[dict[str, object] | None, dict[str, float]]] = {
+    WORD_ALONE: (None, {}),
     "the style": (None, {}),
     AT_THE_WORD: ({"lock": "word"}, {}),
     HALF: ({"lock": "word"}, {"strength": 0.5}),
@@ -387,7 +388,7 @@ def run_style(shop: Workshop) -> bool:
     """Measure a look of pictures: all in shades of brown; then draw the sheet."""
 
     def measured(name: str) -> dict:
-        file, settings = style_file(shop, name), STYLED[name][1] if name in STYLED else {}
+        file, settings = style_file(shop, name), STYLED[name][1]
         asked = [(kind, place) for kind in ("robot", "monster", "plant", "blob") for place in PLACES[:3]]
         seen = torch.cat(
             drawn(shop, file, tuple(f"a {{}} of a {kind} {place}" for kind, place in asked), STYLE, seeds=2, **settings)
@@ -396,12 +397,12 @@ def run_style(shop: Workshop) -> bool:
         said = shop.lab.judges.say("kind", seen).best()
         return {"kind": float(np.mean([a == b for a, b in zip(said, kinds, strict=True)])), "off the browns": off_sepia(seen)}
 
-    return all(kept(shop, f"style/{name}", lambda n=name: measured(n)) for name in (WORD_ALONE, *STYLED)) and style_sheet(shop)
+    return all(kept(shop, f"style/{name}", lambda n=name: measured(n)) for name in STYLED) and style_sheet(shop)
 
 
 def style_file(shop: Workshop, name: str) -> Path | None:
     """Return the file of one of STYLED, None for the superclass; train it if there is none."""
-    if name not in STYLED:
+    if name == WORD_ALONE:
         return None
     (widgets, _), (pictures, captions) = STYLED[name], styled(shop)
     templates = "\n".join(f"a {{}} of a {kind}" for kind in ("monster", "robot"))
@@ -417,8 +418,7 @@ def style_sheet(shop: Workshop) -> bool:
     pictures, _ = styled(shop)
     rows = {"training\npictures": [read(shop.lab.server.base / "input" / name) for name in pictures]}
     for title, name in (("superclass", WORD_ALONE), ("style", AT_THE_WORD), ("half the\nstrength", HALF)):
-        settings = STYLED[name][1] if name in STYLED else {}
-        rows[title] = [each[0] for each in drawn(shop, style_file(shop, name), asked, STYLE, seeds=1, **settings)]
+        rows[title] = [each[0] for each in drawn(shop, style_file(shop, name), asked, STYLE, seeds=1, **STYLED[name][1])]
     plots.sheet(rows, ["", *([""] * (len(asked) - 1))], RESULTS / STYLE_SHEET)
     return True
 
@@ -435,7 +435,7 @@ def off_sepia(images: Tensor) -> float:
 
 def style_page(store: Store) -> list[str]:
     """Return the page's lines on a style."""
-    found = {name: scores for name in (WORD_ALONE, *STYLED) if (scores := store.kept.get(f"style/{name}"))}
+    found = {name: scores for name in STYLED if (scores := store.kept.get(f"style/{name}"))}
     if not found:
         return []
     return [

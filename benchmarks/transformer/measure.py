@@ -13,7 +13,6 @@ import argparse
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +21,22 @@ import torch
 from benchmarks.fidelity import characters, plots, sheet
 from benchmarks.fidelity.bench import NOTHING
 from benchmarks.fidelity.concepts import Concept
-from benchmarks.fidelity.levers import locked
 from benchmarks.fidelity.methods import Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Scores, Store, Trial, Workshop
 from benchmarks.lab import RESULTS, open_labs
+from benchmarks.transformer.train import MODEL, SHIFT
 from demo.individuals import STYLES
 from scripts.harness.graphs import Graph, Link
 from scripts.setup import bootstrap
 
-MODEL = "small_wan.safetensors"
 VOCABULARY, NODE = "small_wan_vocabulary.model", "SmallWanParts"
-SHIFT = 2.0
-"""Shift of the sampling's noise levels, as in training."""
+"""As in `small_wan`, which only a server can import."""
 BIAS = 0.4
 SHEET = "transformer.png"
 LOCKED, AT_THE_WORD = "keys locked", "keys at the word, half locked"
 WAYS: dict[str, tuple[Recipe, Use]] = {
     LOCKED: (Recipe(), Use()),
-    AT_THE_WORD: (Recipe(widgets={"lock": "word"}), Use(**locked(0.5))),
+    AT_THE_WORD: (Recipe(widgets={"lock": "word"}), Use()),
 }
 """Maps the name of a row to how its concepts are trained and used."""
 
@@ -93,7 +90,7 @@ def shown(shop: Workshop, concepts: Sequence[Concept], out: Path) -> None:
     for way in WAYS:
         for concept in concepts:
             trial = taught(concept, way)
-            (drawn,) = shop.draw(replace(trial, prompts=trial.prompts), trial.values)
+            (drawn,) = shop.draw(trial, trial.values)
             images = [*sheet.taught_from(shop, concept, 1), *(each[0] for each in drawn)]
             strips[f"{concept[1]},\n{way}"] = [torch.cat(images, 1)]
     plots.sheet(strips, ["a training picture, then the six prompts"], out)

@@ -34,12 +34,12 @@ VOCABULARY = "small_wan_vocabulary.model"
 """The sentencepiece model's name in models/text_encoders."""
 
 
-def vocabulary(texts: list[str]) -> bytes:
-    """Return a sentencepiece model for these texts, with UMT5's numbers for padding and the end."""
+def vocabulary(texts: list[str], count: int = PIECES) -> bytes:
+    """Return a sentencepiece model for these texts, of at most `count` pieces, with UMT5's numbers for padding and the end."""
     file = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=file, vocab_size=PIECES, hard_vocab_limit=False, minloglevel=2, num_threads=1,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        sentence_iterator=iter(texts), model_writer=file, vocab_size=count, hard_vocab_limit=False, minloglevel=2, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1,
     )  # fmt: skip
     return file.getvalue()
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from demo import base, world
-from demo.train_base import EMPTY, SCENES, Scenes, Training, learn
+from demo.train_base import EMPTY, SCENES, Scenes, Training, encoded, learn
 from scripts.harness import inside
 
 SIZES = {"dim": 384, "ffn_dim": 1536, "num_heads": 3, "num_layers": 8, "in_dim": 16, "out_dim": 16, "text_dim": 4096}
@@ -33,6 +33,8 @@ BATCH = {64: 96, 96: 48}
 """Side of a scene in pixels -> batch size."""
 TEXT = 512
 """Tokens to which the host pads an encoding with zeros; each of them is read."""
+MODEL = "small_wan.safetensors"
+"""The name of the trained model's file."""
 SHIFT = 2.0
 """Shift of the noise levels that are trained on: larger than 1 means more noise."""
 EMPTIES = 0.1
@@ -109,10 +111,7 @@ class Latents:
 
     def __init__(self, images: np.ndarray, texts: list[str], encoder: nn.Module, clip: Any, spread: float) -> None:
         self.encodings = Encodings(clip, [*texts, ""])
-        parts = np.array_split(images, max(1, len(images) // 100))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            found = [encoder(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255).float() for part in parts]
-        self.z = torch.cat(found) / spread
+        self.z = encoded(images, encoder) / spread
 
     def batch(self, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
         """Sample latents [B, 4, h, w], encodings and bias."""
@@ -166,7 +165,7 @@ def train(comfyui: Path, cast: Path, out: Path, checkpoint: Path, side: int, min
     print(f"{sum(each.numel() for each in training.model.parameters()) / 1e6:.1f} million weights", flush=True)
     read_as_trained()
     learn(training, sets, velocity_error, BATCH[side], minutes, rate, fall)
-    save_file({name: value.half().contiguous() for name, value in training.mean.items()}, out / "small_wan.safetensors")
+    save_file({name: value.half().contiguous() for name, value in training.mean.items()}, out / MODEL)
 
 
 if __name__ == "__main__":
