@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,8 +47,8 @@ OPEN = 0.1
 """The least to which a gate opens at the word in a prompt that is none of the training's."""
 PADDED = 512
 """Tokens to which the host pads what Anima's adapter makes, and Wan's encodings."""
-BENT = 0.001
-"""Of a word's length, the step of finite differences with T5, whose attention bends sharply where weights are random."""
+STEP = 1e-5
+"""Of a tensor's length, the step of finite differences in float64."""
 SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
 
 
@@ -67,7 +68,7 @@ def main() -> dict:
     with host.gradients_enabled():
         state = training.initial_state(student, "teddy", SETTINGS)
         # KOALA's layers are SDXL's, and finite differences over all of its weights would take half a minute.
-        found = gradients(student, state, latents, masks, metric) if FAMILY != "koala" else {}
+        found = gradients(model, clip, latents, masks, metric) if FAMILY != "koala" else {}
         found |= {"computed twice": twice(student, state, latents, masks, metric)} if FAMILY != "koala" else {}
         found |= memory(student, state, lesson) if FAMILY != "koala" else {}
         training.HELD_OUT = HELD_OUT.get(FAMILY, training.HELD_OUT)
@@ -108,21 +109,45 @@ def twice(student: object, state: object, latents: Tensor, masks: Tensor, invers
     return max(worst(one, other) for one, other in zip(again, once, strict=True))
 
 
-def gradients(student: object, state: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
-    """Derivatives by each encoder's word and by some outputs, along what is told: told over measured by finite differences."""
-    given = (training.BatchSample.of(SETTINGS, 0, latents[:, 0]), latents, masks, inverse, SETTINGS)
-    sums, _, _ = training.gradients(student, state, *given)
-    learned = list(zip([*state.word, *state.values], state.learned(), sums, strict=True))
-    words, outputs, shares = len(state.word), len(state.values), {}
-    for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
-        direction = gradient / gradient.norm()
-        kept, losses = tensor.clone(), []
-        size = (0.02 if host.kind_of(student.model).causal else BENT) * float(tensor.norm())
-        for sign in (1, -1):
-            tensor.copy_(kept + sign * size * direction)
-            losses.append(loss_of(student, state, *given[:-1]))
-        tensor.copy_(kept)
-        shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
+@contextlib.contextmanager
+def in_float64(*modules: torch.nn.Module) -> Iterator[None]:
+    """Make the host and the pack compute in float64 instead of float32, with these modules' weights, within the context."""
+    narrow, to_narrow = torch.float32, Tensor.float
+    torch.float32, Tensor.float = torch.float64, Tensor.double
+    torch.set_default_dtype(torch.float64)
+    try:
+        for module in modules:
+            module.double()
+        yield
+    finally:
+        torch.float32, Tensor.float = narrow, to_narrow
+        torch.set_default_dtype(narrow)
+        for module in modules:
+            module.float()
+
+
+def gradients(model: object, clip: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
+    """Derivatives by each encoder's word and by some outputs, along the gradient: told over measured by finite differences.
+
+    All of it is in float64, also within the host.
+    """
+    with in_float64(model.model, clip.cond_stage_model):
+        student = host.TrainableModel(model, clip, torch.float32, superclass="teddy")
+        state = training.initial_state(student, "teddy", SETTINGS)
+        draw = training.BatchSample.of(SETTINGS, 0, latents[:, 0])
+        draw = replace(draw, noise=draw.noise.double(), time=draw.time.double())
+        given = draw, latents.double(), masks.double(), inverse
+        sums, _, _ = training.gradients(student, state, *given, SETTINGS)
+        learned = list(zip([*state.word, *state.values], state.learned(), sums, strict=True))
+        words, outputs, shares = len(state.word), len(state.values), {}
+        for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
+            direction, size = gradient / gradient.norm(), STEP * float(tensor.norm())
+            kept, losses = tensor.clone(), []
+            for sign in (1, -1):
+                tensor.copy_(kept + sign * size * direction)
+                losses.append(loss_of(student, state, *given))
+            tensor.copy_(kept)
+            shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
     by_words = [shares.pop(name) for name in state.word]
     return {"derivatives by words": by_words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
 
