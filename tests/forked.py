@@ -1,7 +1,8 @@
-"""Runs modules of tests in processes forked from this one, which has imported what takes each of them the longest.
+"""Runs programs in processes forked from this one, which has imported what takes each of them the longest.
 
-`python -m tests.forked`, in the host's own interpreter, reads lines of JSON: a module's name, its arguments, and the files for its
-output and its errors. It prints the exit status of each once it has ended. Nothing of the host is imported before the fork.
+`python -m tests.forked`, in the host's own interpreter, reads lines of JSON, each a `Job`. It prints a JSON object with the `pid`
+of each process that it forks, and another one with its exit `code` as well once it has ended. Nothing of the host is imported
+before the fork. The processes end with this one, which ends when its input is closed.
 """
 
 from __future__ import annotations
@@ -11,40 +12,103 @@ import importlib
 import json
 import os
 import runpy
+import select
+import signal
 import sys
 import traceback
+from dataclasses import dataclass
 
 SLOW = ("torch", "torch._dynamo", "torch.onnx.ops", "transformers", "scipy.stats", "spandrel", "torchsde", "sqlalchemy", "aiohttp")
 
 
-def run(module: str, arguments: list[str], *files: str) -> int:
-    """Run a module of tests as a program, in this process, and return its exit status."""
-    for number, file in enumerate(files, 1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = [module, *arguments]
-    try:
-        runpy.run_module(f"tests.{module}", run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
+@dataclass(frozen=True)
+class Job:
+    """A program: a module of tests, or the path of a script in its own folder; the files for what it says must exist."""
+
+    module: str
+    path: str
+    arguments: list[str]
+    folder: str
+    environment: dict[str, str]
+    out: str
+    errors: str
+
+    def run(self) -> int:
+        """Run it in this process, and return its exit status."""
+        if self.path:
+            self.enter()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        files = [nothing, *(os.open(file, os.O_WRONLY | os.O_APPEND) for file in (self.out, self.errors))]
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+        sys.argv = [self.path or self.module, *self.arguments]
+        try:
+            if self.path:
+                runpy.run_path(self.path, run_name="__main__")
+            else:
+                runpy.run_module(f"tests.{self.module}", run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            return 1
+        return 0
+
+    def enter(self) -> None:
+        """Enter the script's folder and environment, as `python script.py` would, leaving nothing of this repository behind."""
+        import torch
+
+        os.chdir(self.folder)
+        os.environ.clear()
+        os.environ.update(self.environment)
+        if "OMP_NUM_THREADS" in self.environment:
+            torch.set_num_threads(int(self.environment["OMP_NUM_THREADS"]))
+        sys.path[0] = self.folder
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]
+
+
+def fork(job: Job) -> int:
+    """Start a job in a process of its own, and return its id."""
+    process = os.fork()
+    if process == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        status = job.run()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return process
 
 
 def main() -> None:
-    """Fork for each line, one at a time."""
+    """Fork for each line, and tell of each process that has ended."""
     for name in SLOW:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    for line in sys.stdin:
-        process = os.fork()
-        if process == 0:
-            status = run(*json.loads(line))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    running: set[int] = set()
+    heard, wakes = os.pipe()
+    for end in (heard, wakes):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes)
+    while True:
+        ready, _, _ = select.select([sys.stdin, heard], [], [])
+        if heard in ready:
+            os.read(heard, 4096)
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    running.remove(pid)
+                    print(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+        if sys.stdin in ready:
+            line = sys.stdin.readline()
+            if not line:
+                break
+            running.add(pid := fork(Job(**json.loads(line))))
+            print(json.dumps({"pid": pid}), flush=True)
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -19,74 +19,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.fidelity import layouts
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, check_packages, which
-from benchmarks.lab import RESULTS, Lab, draw, part, percent
+from benchmarks.fidelity.demo_graph import BANDS, PLACES, DemoGraph, recognised, thing
+from benchmarks.fidelity.trials import Store
+from benchmarks.lab import RESULTS, Lab, percent
 from benchmarks.world.judges import left, right
 from demo import make_pictures, world
+from demo.base import PACKED
 from demo.individuals import STYLES
 from demo.make_concepts import TAUGHT
 from demo.world import SIDE
-from scripts.generate.make_workflows import SETTINGS
-from scripts.harness.graphs import Graph, Link
 from scripts.harness.server import Server
 from scripts.setup import bootstrap
-
-BANDS = ("on the grass", "in a room", "in the snow", "under water")
-"""Places that consist only of horizontal bands of colour."""
-BATCH = 8
-PLACES = ("on the beach", "at night", "in the snow", "in the desert", "under water", "in the forest")
-"""Places on which the demo's concepts were not trained."""
-
-
-class Bench(Graph):
-    """A graph with the demo's checkpoint and any number of its concepts, given by their kinds."""
-
-    def __init__(self, *kinds: str, regions: bool = False, **settings: float) -> None:
-        super().__init__()
-        self.base, self.clip, self.vae = self.checkpoint()
-        self.model, self.words = self.base, self.clip
-        self.wide = SIDE * len(kinds)
-        for i, kind in enumerate(kinds):
-            region = {"region": part(self, i)} if regions else {}
-            loaded = self.load(f"demo-{kind}.safetensors", **SETTINGS | settings, **region)
-            self.model, self.words = self.apply(self.model, self.words, loaded)
-
-    def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:
-        """Sample BATCH images, one square wide for each concept; return the latents and the images."""
-        return draw(self, model, positive, self.text(self.words, ""), self.vae, seed, BATCH, wide=self.wide)
-
-
-# ---- measures ----------------------------------------------------------------------------------------------------------------
-
-
-def thing(picture: Tensor) -> Tensor:
-    """Segment the character in an image [H, W, 3] of one of BANDS: where it differs from the edges of its row, bool [H, W]."""
-    edges = torch.cat([picture[:, :2], picture[:, -2:]], 1)
-    return (picture - edges.median(1, keepdim=True).values).norm(dim=2) > 0.2
-
-
-def box(mask: Tensor) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of a mask, ignoring rows and columns with fewer than three pixels."""
-    columns, rows = ((mask.sum(d) >= 3).nonzero().flatten() for d in (0, 1))
-    if not len(columns) or not len(rows):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def shared(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
-    """Return the intersection over union of two boxes."""
-    wide, high = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(wide, 0) * max(high, 0)
-    areas = sum((c[2] - c[0]) * (c[3] - c[1]) for c in (a, b))
-    return both / (areas - both) if areas > both else 0.0
-
-
-def overlap(a: Tensor, b: Tensor) -> float:
-    """Return the intersection over union of two masks."""
-    return float((a & b).sum() / (a | b).sum().clamp(min=1))
-
-
-# ---- parts -------------------------------------------------------------------------------------------------------------------
 
 
 def attention(lab: Lab) -> list[str]:
@@ -95,7 +40,7 @@ def attention(lab: Lab) -> list[str]:
     for word in ("<demo-monster>", *STYLES):
         ratios = []
         for i, place in enumerate(BANDS):
-            graph = Bench("monster")
+            graph = DemoGraph("monster")
             watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
             positive = graph.text(graph.words, f"a photo of a {word} {place}")
             samples, images = graph.draw([watch, 0], positive, 100 + i)
@@ -119,6 +64,11 @@ def attention(lab: Lab) -> list[str]:
     ]
 
 
+def overlap(a: Tensor, b: Tensor) -> float:
+    """Return the intersection over union of two masks."""
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
 def found(lab: Lab) -> list[str]:
     """Compare masks of Find Object with silhouettes."""
     rows: dict[str, list[float]] = {}
@@ -129,7 +79,7 @@ def found(lab: Lab) -> list[str]:
         individual, kind = concept
         one, rng = make_pictures.individual(kind, *which(concept)), random.Random(" ".join(concept))
         for how in HOW:
-            masks, graph = [], Bench()
+            masks, graph = [], DemoGraph()
             names = []
             for i in range(4):
                 image, mask = scene(one.picture(rng.choice(list(world.MOUTHS[kind]))), how, rng)
@@ -188,7 +138,7 @@ def regions(lab: Lab) -> list[str]:
     for place in PLACES[:4]:
         text = f"a photo of a <demo-{kinds[0]}> and a <demo-{kinds[1]}> {place}"
         for used in (True, False):
-            drawn = torch.cat([one_batch(lab, Bench(*kinds, regions=used), text, seed) for seed in (300, 301)])
+            drawn = torch.cat([one_batch(lab, DemoGraph(*kinds, regions=used), text, seed) for seed in (300, 301)])
             halves = left(drawn), right(drawn)
             known = [recognised(lab, each, kind) for each, kind in zip(halves, kinds, strict=True)]
             places = [lab.judges.say("place", each).best() for each in halves]
@@ -197,7 +147,7 @@ def regions(lab: Lab) -> list[str]:
             rows.append(f"| {place} | {'regions' if used else 'no regions'} | {cells} | {percent(kept)} |")
         alone = []
         for kind in kinds:
-            drawn = torch.cat([one_batch(lab, Bench(kind), f"a photo of a <demo-{kind}> {place}", seed) for seed in (300, 301)])
+            drawn = torch.cat([one_batch(lab, DemoGraph(kind), f"a photo of a <demo-{kind}> {place}", seed) for seed in (300, 301)])
             alone += [percent(each) for each in recognised(lab, drawn, kind)]
         rows.append(f"| {place} | each alone, in a square | {' | '.join(alone)} | |")
     return [
@@ -210,57 +160,9 @@ def regions(lab: Lab) -> list[str]:
     ]
 
 
-def one_batch(lab: Lab, graph: Bench, text: str, seed: int) -> Tensor:
+def one_batch(lab: Lab, graph: DemoGraph, text: str, seed: int) -> Tensor:
     """Generate BATCH images of a prompt."""
     return lab.pictures(graph, graph.draw(graph.model, graph.text(graph.words, text), seed)[1])[0]
-
-
-def recognised(lab: Lab, drawn: Tensor, kind: str) -> tuple[list[bool], list[bool]]:
-    """Return for each square whether the demo's concept of a kind is recognised, and whether both it and its kind are."""
-    known = lab.judges.recognised(drawn, kind, "test", make_pictures.SHOWN[kind]).tolist()
-    there = [said == kind for said in lab.judges.say("kind", drawn).best()]
-    return known, [a and b for a, b in zip(known, there, strict=True)]
-
-
-def layout(lab: Lab) -> list[str]:
-    """Measure how well the concept's image keeps the layout of the superclass's image."""
-    ways = {"Keep Layout to the end": 1.0, "Keep Layout to 0.8": 0.8, "Keep Layout to 0.5": 0.5, "without": None}
-    rows = []
-    for bias in (0.4, 0.2):
-        boxes: dict[str, list[float]] = {name: [] for name in ways}
-        known: dict[str, list[bool]] = {name: [] for name in ways}
-        for i, place in enumerate(BANDS):
-            before, *after = in_layouts(lab, bias, place, 400 + i, list(ways.values()))
-            for name, pictures in zip(ways, after, strict=True):
-                boxes[name] += [shared(box(thing(a)), box(thing(b))) for a, b in zip(before, pictures, strict=True)]
-                known[name] += recognised(lab, pictures, "monster")[0]
-        for name in ways:
-            mean = sum(boxes[name]) / len(boxes[name])
-            rows.append(f"| {bias} | {name} | {mean:.2f} | {percent([b >= 0.7 for b in boxes[name]])} | {percent(known[name])} |")
-    return [
-        "Intersection over union of the character's bounding boxes in the image of the superclass and in that of the concept, with "
-        "the same seed, and the share of the concept's images in which it is recognised.",
-        "",
-        "| bias | | box, mean | boxes with 0.7 or more | recognised |",
-        "| --- | --- | --- | --- | --- |",
-        *rows,
-    ]
-
-
-def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | None]) -> list[Tensor]:
-    """Generate images of the superclass, then of the concept with that layout kept until each of `ends` (None: not kept)."""
-    graph = Bench("monster", bias=bias)
-    watch = graph.add("PerfusionWatchAttention", model=graph.model, each_step=False)
-    plain, named = (graph.text(graph.words, f"a photo of a {word} {place}") for word in ("monster", "<demo-monster>"))
-    samples, first = graph.draw([watch, 0], plain, seed)
-    drawn = [first]
-    for end in ends:
-        model = graph.model
-        if end is not None:
-            given = {"model": graph.model, "attention": [watch, 1], "samples": samples}
-            model = [graph.add("PerfusionKeepLayout", start=0.0, end=end, **given), 0]
-        drawn.append(graph.draw(model, named, seed)[1])
-    return lab.pictures(graph, *drawn)
 
 
 def locks(lab: Lab) -> list[str]:
@@ -270,7 +172,7 @@ def locks(lab: Lab) -> list[str]:
         for name in ("local", "global"):
             known, text = [], []
             for i, place in enumerate(PLACES):
-                graph = Bench("monster", bias=bias)
+                graph = DemoGraph("monster", bias=bias)
                 prompt = f"a photo of a <demo-monster> {place}"
                 locked = [graph.add("PerfusionTextEncode", clip=graph.words, text=prompt), 0]
                 positive = locked if name == "global" else graph.text(graph.words, prompt)
@@ -293,7 +195,8 @@ PARTS: dict[str, tuple[str, Callable[[Lab], list[str]]]] = {
     "attention": ("A word's attention falls on its character", attention),
     "found": ("Objects found without a mask", found),
     "regions": ("Two concepts with and without regions", regions),
-    "layout": ("Keeping the layout", layout),
+    "layout": ("Keeping the layout", layouts.layout),
+    "second": ("Keeping a second character", layouts.second),
     "locks": ("Global and local key-locking", locks),
 }
 
@@ -303,11 +206,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all of them, if none is named")
     parts = parser.parse_args().parts or list(PARTS)
-    if "found" in parts:
+    if {"found", "second"} & set(parts):
         check_packages()
     kept = RESULTS / "inference.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    with Server(bootstrap.locate()) as server:
+    setup = bootstrap.locate()
+    # Where the fidelity benchmark keeps its trained concepts, which `second` uses.
+    base = bootstrap.CACHE / f"fidelity-{Store(RESULTS / 'fidelity.json').belongs_to(PACKED)}"
+    with Server(setup, base=bootstrap.stocked_base(setup, base)) as server:
         lab = Lab(server)
         for name in parts:
             print(name, flush=True)

@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class GraphError(Exception):
 class Server:
     """A ComfyUI server process; as a context manager it starts on entry and stops on exit."""
 
+    popen: Callable[..., Any] = staticmethod(subprocess.Popen)
+    """Starts a process."""
+
     def __init__(
         self,
         setup: Setup,
@@ -73,7 +76,7 @@ class Server:
         self.start_timeout = start_timeout
         self.environment = clean_environment() | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
         self.log_file = self.base / log_name
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Any = None
 
     @property
     def address(self) -> str:
@@ -97,7 +100,7 @@ class Server:
         if not _has_accelerator(self.setup.python) and "--cpu" not in command:
             command.append("--cpu")
         with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = self.popen(
                 command,
                 cwd=self.setup.comfyui,
                 env=self.environment,
