@@ -20,6 +20,9 @@ from dataclasses import dataclass
 
 SLOW = ("torch", "torch._dynamo", "torch.onnx.ops", "transformers", "scipy.stats", "spandrel", "torchsde", "sqlalchemy", "aiohttp")
 
+BEFORE = {number: signal.getsignal(number) for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)}
+"""The handlers of a new process."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -73,7 +76,8 @@ def fork(job: Job) -> int:
     process = os.fork()
     if process == 0:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, how in BEFORE.items():
+            signal.signal(number, how)
         status = job.run()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -91,6 +95,9 @@ def main() -> None:
     for end in (heard, wakes):
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Those who stop the tests signal all of their processes; this one must tell what the others ended with.
+        signal.signal(number, signal.SIG_IGN)
     signal.set_wakeup_fd(wakes)
     while True:
         ready, _, _ = select.select([sys.stdin, heard], [], [])

@@ -43,6 +43,9 @@ class Forking:
                 else:
                     self.forked.append(found["pid"])
                 self.told.notify_all()
+        self.process.wait()
+        with self.told:
+            self.told.notify_all()
 
     def fork(self, job: Job) -> int:
         """Start a process and return its id."""
@@ -78,9 +81,11 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         """Wait until it has ended, and return its exit code."""
         with self.forking.told:
-            if not self.forking.told.wait_for(lambda: self.returncode is not None, timeout):
+            if not self.forking.told.wait_for(
+                lambda: self.returncode is not None or self.forking.process.poll() is not None, timeout
+            ):
                 raise subprocess.TimeoutExpired(self.job.arguments, timeout or 0)
-        return self.forking.codes[self.pid]
+        return self.forking.codes.get(self.pid, -signal.SIGKILL)
 
     def terminate(self) -> None:
         """Ask it to end."""
