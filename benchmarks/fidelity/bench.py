@@ -150,7 +150,7 @@ class Bench:
         curves = self.curves()
         if not curves:
             return []
-        plots.pareto(curves, f"{len(self.concepts)} concepts", self.out / "fidelity.png")
+        plots.pareto(curves, self.reach(), f"{len(self.concepts)} concepts", self.out / "fidelity.png")
         lines = [
             f"{len(self.concepts)} concepts, {len(self.prompts(self.concepts[0]))} prompts, {SEEDS} seeds; in brackets 95 % "
             "bootstrap intervals over concepts and seeds. *Recognised*: a classifier picks the right character out of 240 of its "
@@ -158,6 +158,9 @@ class Bench:
             "what the prompt asks for, including the kind, that appears.",
             "",
             "![Likeness over text, a line for each method](fidelity.png)",
+            "",
+            f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. The number next to a point is "
+            "the value of the dial.",
             "",
             *self.summary(curves),
             "",
@@ -175,7 +178,7 @@ class Bench:
     def summary(self, curves: Mapping[str, Curve]) -> list[str]:
         """Return the table of all methods at the best value of their dials."""
         lines, trials = [], self.tuned()
-        known = Curve.of(self.store, self.by_name()) if self.by_name() else None
+        known = self.reach()
         for name, curve in [*curves.items(), *([(BY_NAME, known)] if known else [])]:
             i, (text, likeness) = curve.best(), curve.means()
             size = self.store.kept.get(bytes_key(trials[name][0]) if name in trials else "")
@@ -192,6 +195,10 @@ class Bench:
             "| --- | --- | --- | --- | --- | --- | --- |",
             *lines,
         ]
+
+    def reach(self) -> Curve | None:
+        """Return the scores of characters that the base model knows by name, or None if they were not measured."""
+        return Curve.of(self.store, self.by_name()) if self.by_name() else None
 
     def elsewhere(self) -> list[str]:
         """Return links to the pages whose measurements explain these numbers."""

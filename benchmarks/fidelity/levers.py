@@ -41,6 +41,7 @@ LEVERS: dict[str, Change] = {
     "captions, keys at the word, unlocked": Change(AT_THE_WORD, {"captioned": 1.0}, locked(0)),
     "captions, keys at the word, half locked": Change(AT_THE_WORD, {"captioned": 1.0}),
     "at the word, the paper's gates": Change({**AT_THE_WORD, **PAPER}, use=SHARP, values=(0.5, 0.6)),
+    "at the word, a bias of 0.5 in training": Change({**AT_THE_WORD, "train_bias": 0.5}, values=(0.5, 0.6)),
     "at the word, no masks": Change(AT_THE_WORD, {"masks": NO_MASK}),
     "at the word, mask not squared": Change(AT_THE_WORD, {"masks": PLAIN}),
     "at the word, no min-SNR": Change({**AT_THE_WORD, "min_snr": 0.0}),

@@ -16,23 +16,36 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 DPI = 110
+LEAST = (0.88, 0.4)
+"""The least text and likeness that `pareto` shows."""
 
 
-def pareto(curves: Mapping[str, Curve], title: str, path: Path) -> None:
-    """Plot likeness over text, a line for each method along its dial, with intervals of both scores."""
-    _, axes = plt.subplots(figsize=(7, 5))
+def pareto(curves: Mapping[str, Curve], reach: Curve | None, title: str, path: Path) -> None:
+    """Plot likeness over text, a line for each method along its dial, with intervals of both scores.
+
+    Only the corner from LEAST on is shown. `reach`, of the characters that the base model knows, is a star with dashed lines.
+    """
+    _, axes = plt.subplots(figsize=(8.5, 4.6))
     for name, curve in curves.items():
         text, likeness = curve.means()
         across, along = (
             np.clip([middle - ends[:, 0], ends[:, 1] - middle], 0, None)
             for middle, ends in zip((text, likeness), curve.intervals, strict=True)
         )
-        axes.errorbar(text, likeness, yerr=along, xerr=across, marker="o", label=name, capsize=2, elinewidth=0.7, linewidth=1.8)
+        (line,) = axes.plot(text, likeness, label=name, linewidth=1.8)
+        seen = (text >= LEAST[0]) & (likeness >= LEAST[1])
+        bars = {"yerr": along[:, seen], "xerr": across[:, seen], "color": line.get_color(), "capsize": 2, "elinewidth": 0.7}
+        axes.errorbar(text[seen], likeness[seen], fmt="o", **bars)
         for value, x, y in zip(curve.values, text, likeness, strict=True):
-            axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+            axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, annotation_clip=True)
+    if reach is not None:
+        ((x,), (y,)) = reach.means()
+        axes.plot(x, y, "k*", markersize=11, label="known to the base model by name")
+        axes.axhline(y, color="black", linestyle="--", linewidth=0.7)
+        axes.axvline(x, color="black", linestyle="--", linewidth=0.7)
     axes.set(xlabel="text: how much of the prompt is there", ylabel="likeness: how much of the concept is there", title=title)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    finish(axes, path)
+    axes.set(xlim=(LEAST[0], 1.005), ylim=(LEAST[1], 1.01))
+    finish(axes, path, beside=True)
 
 
 def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Path) -> None:
@@ -74,10 +87,10 @@ def costs(found: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
     plt.close(figure)
 
 
-def finish(axes: Axes, path: Path) -> None:
-    """Add grid and legend, and write the plot."""
+def finish(axes: Axes, path: Path, beside: bool = False) -> None:
+    """Add grid and legend, inside or beside the axes, and write the plot."""
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {}))
     axes.figure.tight_layout()
     axes.figure.savefig(path, dpi=DPI)
     plt.close(axes.figure)
