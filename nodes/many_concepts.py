@@ -43,9 +43,9 @@ def rows_of(text: str) -> list[Row]:
         rows = [Row(**each) for each in given]
     except (ValueError, TypeError, RecursionError):
         raise expected from None
-    numbers = [n for row in rows for n in (row.strength, 0.0 if row.bias is None else row.bias)]
+    numbers = [each for row in rows for each in ((row.strength, 0, 1), (0 if row.bias is None else row.bias, -1, 2))]
     good = isinstance(given, list) and len(rows) <= MOST and all(isinstance(row.name, str) for row in rows)
-    if not good or not all(isinstance(n, int | float) and -2 <= n <= 2 for n in numbers):
+    if not good or not all(isinstance(n, int | float) and low <= n <= high for n, low, high in numbers):
         raise expected
     return rows
 

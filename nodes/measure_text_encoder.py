@@ -121,8 +121,8 @@ class PerfusionCovariance(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that reads the encodings. Needed for Wan, LTX-Video, PixArt and Anima, which adapt the "
-                    "encodings first.",
+                    tooltip="The model that reads the encodings. Needed for Wan, LTX-Video, PixArt, Cosmos-Predict2 and "
+                    "Anima, which may adapt the encodings first.",
                 ),
             ],
             outputs=[

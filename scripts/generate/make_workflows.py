@@ -51,6 +51,8 @@ SD15 = {
     "KSampler": {"steps": 25, "cfg": 7.0},
 }
 """Widget values, by node class, that replace the demo base's settings for an SD1.5 checkpoint."""
+SD15_TOGETHER = 0.75
+"""The bias of each of two concepts in one image without regions, for an SD1.5 checkpoint; not measured."""
 SD15_ALONE = {"steps": 1000, "word_rate": 1e-3}
 SAMPLER = {"seed": 1, "steps": 10, "cfg": 3.0, "sampler_name": "dpmpp_2m", "scheduler": "normal", "denoise": 1.0}
 
@@ -94,6 +96,7 @@ def for_sd15(class_type: str, given: dict) -> dict:
         if name in ("width", "height", "x") and isinstance(value, int):
             wanted[name] = value * 512 // SIDE
         elif isinstance(value, str):
+            value = value.replace(f'"bias": {TOGETHER["bias"]}', f'"bias": {SD15_TOGETHER}')
             for made in ("monster", "robot"):
                 value = value.replace(f"<demo-{made}>", f"<my-{made}>").replace(f"demo-{made}.", f"{made}_00001.")
             wanted[name] = value
