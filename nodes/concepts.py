@@ -75,14 +75,14 @@ class PerfusionLoadConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, concept_name: str) -> bool | str:
+    def validate_inputs(cls, concept_name: str | None) -> bool | str:
         """Reject an unusable file before the graph runs."""
-        return validation_result(lambda: Concept.load(path_of(concept_name)))
+        return validation_result(lambda: concept_name is None or Concept.load(path_of(concept_name)))
 
     @classmethod
-    def fingerprint_inputs(cls, concept_name: str) -> str:
+    def fingerprint_inputs(cls, concept_name: str | None) -> str:
         """Return the file's version, so that a changed file is loaded again."""
-        return version_of(concept_name)
+        return "" if concept_name is None else version_of(concept_name)
 
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:
@@ -331,9 +331,10 @@ class PerfusionConceptSettings(io.ComfyNode):
         if key_lock is not None:
             settings["key_lock"] = key_lock
         if region is not None:
+            region = region.reshape(-1, *region.shape[-2:])[0]
             if not region.isfinite().all() or region.max() <= 0:
                 raise PerfusionError("The region is empty; it should be white where the concept may appear.")
-            settings["region"] = region.reshape(-1, *region.shape[-2:])[0].float().cpu().clamp(0, 1)
+            settings["region"] = region.float().cpu().clamp(0, 1)
         if trigger.strip():
             if len(concept) != 1:
                 raise PerfusionError(

@@ -1,5 +1,7 @@
 """Find the bias that suits a concept and a prompt, without a user judging pictures."""
 
+import math
+
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.utils import ProgressBar
@@ -88,6 +90,11 @@ class PerfusionAutoBias(io.ComfyNode):
             bar.update(1)
             scores = []
             for score in asking.scores(one, BIASES, edit_mode):
+                if math.isnan(score):
+                    raise PerfusionError(
+                        f"What the model predicts with {one.trigger} is not a number, so no bias can be found; load the model in a "
+                        "higher precision, or train the concept again with lower learning rates."
+                    )
                 scores.append(score)
                 bar.update(1)
             bias = round(lowest_adequate_bias(BIASES, scores, followed), 3)

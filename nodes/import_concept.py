@@ -132,23 +132,24 @@ class PerfusionImport(io.ComfyNode):
         )
 
     @classmethod
-    async def validate_inputs(cls, file_name: str, trigger: str | None) -> bool | str:
+    async def validate_inputs(cls, file_name: str | None, trigger: str | None) -> bool | str:
         """Reject an unusable file or an invalid trigger word before the graph runs.
 
         The host validates on its server's event loop, and reading a file takes up to a second, so a thread does it.
         """
 
         def check() -> None:
-            foreign_formats.load(path_of(file_name))
+            if file_name is not None:
+                foreign_formats.load(path_of(file_name))
             if trigger is not None:
                 check_trigger(trigger.strip())
 
         return await asyncio.to_thread(validation_result, check)
 
     @classmethod
-    def fingerprint_inputs(cls, file_name: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, file_name: str | None, **_: Any) -> str:
         """Return the file's version, so that a changed file is imported again."""
-        return version_of(file_name)
+        return "" if file_name is None else version_of(file_name)
 
     @classmethod
     def execute(

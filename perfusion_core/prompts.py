@@ -17,7 +17,8 @@ TEMPLATES = (
 """Training prompts; `{}` stands for the concept's word."""
 
 
-MENTION = re.compile(r"(?:embedding:)?[<＜]([^<>＜＞:]*)(?::\s*([-+]?\d*\.?\d+)[^<>＜＞]*)?[>＞]", re.IGNORECASE)
+WEIGHT = r"[-+]?(?:\d+(?:\.\d+)?|\.\d+)(?!\d)"
+MENTION = re.compile(rf"(?:embedding:)?[<＜]([^<>＜＞:]*)(?::\s*({WEIGHT})[^<>＜＞]*)?[>＞]", re.IGNORECASE)
 """What may be a trigger word in a prompt, as people write it: `<my-teddy>`, with the prefix that embeddings have, with the weight
 that LoRA tags have (`<my-teddy:0.8>`), in the wide brackets of East Asian keyboards. Groups: the name, the weight.
 """

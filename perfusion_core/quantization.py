@@ -57,6 +57,7 @@ def dequantize(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> 
         found[name] = _unpacked(tensors[name], tensors.get(f"{name}.{SCALES}"), width, path)
     taken = {SCALES, *packed, *(f"{name}.{SCALES}" for name in packed)}
     whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
+    require(bool(widths) or not any(name.startswith(OUTPUTS) for name in tensors), path, UNFIT)
     scales, eights = tensors[SCALES], [name for name in whole if name.startswith(OUTPUTS)]
     require(all(tensor.dtype == torch.int8 and tensor.ndim > 0 for tensor in whole.values()), path, UNFIT)
     require(all(whole[name].shape[-1] == width for name in eights), path, UNFIT)

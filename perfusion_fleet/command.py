@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
     comfyui = host_folder(options.comfyui)
     base = (options.models or comfyui).resolve()
-    out = (options.out or base / "models" / "perfusion" / options.concepts.resolve().stem).resolve()
+    out = (options.out or output_folder(options.concepts, base)).resolve()
     jobs, faults = table.read(options.concepts)
     schedule.connect(options.address, options.workers, options.cpu)
     try:
@@ -101,6 +101,12 @@ def run(options: argparse.Namespace) -> int:
     failed = sum(each.state == index.FAILED for each in entries)
     say(f"{len(entries) - failed} of {len(entries)} concepts are in {out}; see index.md there for the full list.")
     return SOME_FAILED if failed else DONE
+
+
+def output_folder(concepts: Path, base: Path) -> Path:
+    """Return the folder for the concepts of a folder or table unless another one is named; `base` contains the host's `models`."""
+    told = concepts.resolve()
+    return base / "models" / "perfusion" / (told.name if told.is_dir() else told.stem)
 
 
 def host_folder(named: Path | None) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def write(out: Path, entries: Sequence[Entry]) -> None:
     sheets = [done[i : i + ON_SHEET] for i in range(0, len(done), ON_SHEET)]
     names = [f"sheet-{i + 1}.png" for i in range(len(sheets))]
     for old in out.glob("sheet-*.png"):
-        if old.name not in names:
+        if re.fullmatch(r"sheet-\d+\.png", old.name) and old.name not in names:
             with contextlib.suppress(OSError):  # a leftover sheet is no reason to lose the index
                 old.unlink()
     for name, shown in zip(names, sheets, strict=True):

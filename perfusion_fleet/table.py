@@ -184,14 +184,16 @@ def job_of(row: Mapping[str, object], base: Path) -> Job:
             "a concept's name must consist of 1 to 64 letters, digits, hyphens and underscores; choose another one."
         )
     try:
+        # Resolved, because workers may run in another folder, and so that the two can be compared.
         folder = (base / (text["pictures"] or text["name"])).resolve()
+        masked = (base / text["masks"]).resolve() if text["masks"] else folder
         pictures = [file for file in images(folder) if not file.stem.endswith(MASK)]
         if not pictures:
             raise PerfusionError(f"there are no pictures in {brief(folder)}; put some there ({', '.join(sorted(PICTURES))}).")
         for picture in pictures:
             check(picture)
         captions = () if text["captions"] == NONE else captions_of(pictures, text["captions"])
-        masks = () if text["masks"] == NONE else masks_of(pictures, base / text["masks"] if text["masks"] else folder)
+        masks = () if text["masks"] == NONE else masks_of(pictures, masked)
     except PerfusionError:
         raise
     except (OSError, ValueError) as error:  # such as a name that is too long or contains an invalid character
@@ -279,4 +281,5 @@ def cut_out(picture: Path) -> bool:
         PerfusionError: the picture cannot be opened.
     """
     with opened(picture, shown(picture)) as image:
-        return "A" in image.getbands() and image.getchannel("A").getextrema()[0] < 255
+        transparent = "A" in image.getbands() or "transparency" in image.info
+        return transparent and image.convert("RGBA").getchannel("A").getextrema()[0] < 255

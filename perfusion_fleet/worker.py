@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,8 +123,16 @@ def faults_of(job: Job) -> list[str]:
     from perfusion_fleet import settings
 
     train, faults = inside.part("nodes.training.train_concept"), []
+
+    def check_settings() -> None:
+        chosen = settings.chosen(job.settings)
+        train.settings_of(chosen).check()
+        (options,) = options_of(chosen, job)
+        options.training_prompts(job.trigger)
+        options.picture_prompts(job.trigger)
+
     for check in (
-        lambda: settings.chosen(job.settings),
+        check_settings,
         lambda: train.check_words(job.superclass, job.trigger),
         lambda: inside.part("perfusion_core.training.lesson").as_templates(job.captions, job.trigger, "Caption"),
     ):
@@ -135,6 +143,14 @@ def faults_of(job: Job) -> list[str]:
     return faults
 
 
+def options_of(chosen: Mapping[str, object], job: Job) -> Sequence[Any]:
+    """Return the list of the one output that Training Options has for a job's values of widgets."""
+    from perfusion_fleet import settings
+
+    further = {name: [chosen[name]] for name in settings.further_widgets()}
+    return settings.Options.PerfusionTrainingOptions.execute(captions=list(job.captions), **further).args
+
+
 def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
     """Return the content of the file that Train Concept and Save Concept would produce for a job."""
     from perfusion_fleet import settings
@@ -143,9 +159,8 @@ def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
     images, masks = loaded(job)
     model, clip, vae = models
     given = {**settings.chosen(job.settings), "superclass": job.superclass, "trigger": job.trigger}
-    lists = {name: [value] for name, value in given.items()}
-    further = {name: lists.pop(name) for name in settings.further_widgets()}
-    options = settings.Options.PerfusionTrainingOptions.execute(captions=list(job.captions), **further).args
+    options = options_of(given, job)
+    lists = {name: [value] for name, value in given.items() if name not in settings.further_widgets()}
     tensors = {"images": images, "masks": masks, "options": options}
     made = settings.PerfusionTrain.execute(model=[model], clip=[clip], vae=[vae], **tensors, **lists)
     (concept,) = made.args[0]

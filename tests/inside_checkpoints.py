@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from dataclasses import replace
@@ -84,6 +85,10 @@ def main(work: Path) -> dict:
     files, finished.keep = at_the_end(ONE), full
     files.finish(state_after(9))
     found["with a full disk"] = listed()
+    numbers = judged(math.nan), replace(judged(0.9), training={"likeness": math.nan, "prompted": 0.9})
+    found["judged as NaN"] = [not each.beats(each) and str(each) for each in map(checkpoints.judgement_of, numbers)]
+    schedule = inside.part("nodes.training.schedule").Schedule(100, 20, 25, judged=True)
+    found["due on resuming"] = [[event.name for event in schedule.due_on_resuming(step)] for step in (0, 30, 50)]
     return found
 
 

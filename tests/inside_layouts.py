@@ -57,6 +57,7 @@ def layouts(models: dict[str, object]) -> dict:
             found[name] = {
                 "family": host.family_of(model),
                 "layers": len(concepts[name].layers),
+                "width": host.width_of(model),
                 "bytes": path.stat().st_size,
                 "said": {other: said(model, concept) for other, concept in concepts.items()},
             }

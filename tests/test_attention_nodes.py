@@ -130,6 +130,11 @@ def test_an_empty_region_is_refused(server: Server) -> None:
     empty = [graph.add("SolidMask", value=0.0, width=64, height=64), 0]
     graph.add("PreviewAny", source=graph.load(CONCEPT, region=empty))
     refused(server, graph, "The region is empty")
+    graph = Bench()
+    masks = [[graph.add("SolidMask", value=value, width=64, height=64), 0] for value in (0.0, 1.0)]
+    first = [graph.add("BatchMasksNode", **{f"masks__mask{i}": mask for i, mask in enumerate(masks)}), 0]
+    graph.add("PreviewAny", source=graph.load(CONCEPT, region=first))
+    refused(server, graph, "The region is empty")
 
 
 # ---- watching and showing ----------------------------------------------------------------------------------------------------

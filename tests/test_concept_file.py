@@ -531,6 +531,11 @@ def test_outputs_without_layers_are_refused(path: Path, changed: Callable[[Chang
             metadata["layers"] = ""
 
         assert "its list of layers is empty" in changed(change)
+    concept_of({}).save(path, INT8)
+    tensors, metadata = parts_of(path)
+    more = {"target_outputs_v": torch.ones(0, dtype=torch.int8), "scales": torch.ones(len(tensors) - 1)}
+    safetensors.torch.save_file(tensors | more, path, metadata)
+    assert "its scales do not" in sentence(path)
     concept_of({}).save(path)
     tensors, metadata = parts_of(path)
     safetensors.torch.save_file(tensors, path, {name: text for name, text in metadata.items() if name != "layers"})

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from perfusion_core import PerfusionError
-from perfusion_core.covariance import FORMAT, RIDGE, VERSION, Covariance, Estimate, probe
+from perfusion_core.covariance import FORMAT, MAX_BYTES, RIDGE, VERSION, Covariance, Estimate, probe
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
@@ -256,5 +256,5 @@ def test_refuses_files_that_are_cut_off_or_of_another_kind(covariance: Covarianc
     refused(tmp_path, "no such file")
     refused(tmp_path / "missing.safetensors", "no such file")
     with open(path, "wb") as file:
-        file.truncate(81 * 2**20)
+        file.truncate(MAX_BYTES + 1)
     refused(path, "more than the limit of")

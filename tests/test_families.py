@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 
+from perfusion_core.covariance import MAX_BYTES
 from scripts.setup.bootstrap import Setup
 from tests.measuring import measure
 
@@ -154,14 +155,14 @@ def test_those_made_of_sdxl_are_its_family_and_take_their_own_concepts_alone(who
 
 
 def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_concepts_alone(whole: dict) -> None:
-    """Without weights. A concept of the largest one has half a megabyte at most."""
+    """Without weights. A concept of the largest one has half a megabyte at most, and its covariance fits into a file."""
     layouts = whole["transformers"]
     assert {name: (each["family"], each["layers"]) for name, each in layouts.items()} == {
         "Wan 2.1 1.3B": ("wan", 30), "Wan 14B": ("wan", 40), "LTX-Video 2B": ("ltxv", 28),
         "PixArt Sigma": ("pixart_sigma", 28), "Cosmos-Predict2 2B": ("cosmos_predict2", 28), "Anima": ("anima", 28),
     }  # fmt: skip
     for name, each in layouts.items():
-        assert 50_000 < each["bytes"] < 500_000
+        assert 50_000 < each["bytes"] < 500_000 and 4 * each["width"] ** 2 + 1000 < MAX_BYTES
         assert each["said"].pop(name) == ""
         for other, told in each["said"].items():
             theirs = layouts[other]["family"]

@@ -103,3 +103,11 @@ def test_an_ended_training_resumes_at_its_end_in_another_process_alone(measured:
 def test_a_training_counts_as_done_though_its_files_cannot_be_put_away(measured: dict) -> None:
     assert {"best-one.safetensors", "training-one.safetensors"} <= {name.split("/")[-1] for name in measured["with a full disk"]}
     assert len(measured["with a full disk"]) == 4
+
+
+def test_a_judgement_that_is_not_a_number_counts_as_the_worst(measured: dict) -> None:
+    assert measured["judged as NaN"] == ["Judgement(loss=0.1, followed=-inf)", "PictureJudgement(likeness=-inf, prompted=0.9)"]
+
+
+def test_a_resumed_training_is_judged_and_saved_as_it_would_have_been(measured: dict) -> None:
+    assert measured["due on resuming"] == [[], ["PREVIEW"], ["PREVIEW", "JUDGEMENT", "SAVING"]]

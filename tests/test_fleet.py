@@ -23,6 +23,7 @@ import perfusion_core
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
 from perfusion_fleet import schedule, table, worker
+from perfusion_fleet.command import output_folder
 from perfusion_fleet.worker import Answer, Worker
 from scripts.harness.graphs import FEW_STEPS, Graph
 from scripts.harness.moments import forget_finished
@@ -101,6 +102,26 @@ def test_masks_lie_beside_pictures_or_in_a_folder_or_are_their_alpha(folder: Cal
     assert cat.masks == (str(path / "cat" / "masks" / "a.png"),)
 
 
+def test_masks_may_be_in_the_folder_of_the_pictures_however_it_is_named(
+    folder: Callable[[Told], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder({"bear": {"superclass": "teddy", "masks": "bear"}})
+    Image.new("L", (8, 8), 255).save(path / "bear" / "a-mask.png")
+    monkeypatch.chdir(path)
+    ((bear,), faults) = table.read(Path("."))
+    assert not faults and bear.masks == (str((path / "bear" / "a-mask.png").resolve()),)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_cuts_out_an_object(folder: Callable[[Told], Path], mode: str) -> None:
+    path = folder({"bear": {"superclass": "teddy"}, "cat": {"superclass": "cat"}})
+    plain = Image.new(mode, (8, 8))
+    plain.save(path / "bear" / "a.png", transparency=(0, 0, 0) if mode == "RGB" else 0)
+    plain.save(path / "cat" / "a.png")
+    (bear, cat), faults = table.read(path)
+    assert not faults and bear.masks == ("",) and cat.masks == ()
+
+
 def test_captions_lie_beside_the_pictures(folder: Callable[[Told], Path]) -> None:
     path = folder({"bear": {"superclass": "teddy"}, "cat": {"superclass": "cat", "captions": "none"}, "dog": {"superclass": "dog"}})
     for name in ("bear", "cat"):
@@ -165,6 +186,13 @@ def test_what_is_no_table_is_refused_in_a_sentence(tmp_path: Path, name: str, co
         table.read(tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "made"), [("set.1/", "set.1"), ("set.1.csv", "set.1"), ("set", "set")])
+def test_concepts_go_to_a_folder_named_like_what_lists_them(tmp_path: Path, name: str, made: str) -> None:
+    if name.endswith("/"):
+        (tmp_path / name).mkdir()
+    assert output_folder(tmp_path / name, tmp_path / "host") == tmp_path / "host" / "models" / "perfusion" / made
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +254,8 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
     """On a cluster, by its address."""
     rows = {"a": {"step": 3}, "b": {"steps": 0}, "c": {"keep": "worst"}, "d": {"trigger": "d"}, "e": {"flip": "often"}, "f": {}}
     rows["g"] = {"flip": 10**400}
-    rows |= {"h": {"shape": "round"}, "i": {}, "j": {"preset": "SDXL"}}
+    rows |= {"h": {"shape": "round"}, "i": {}, "j": {"preset": "SDXL"}, "k": {"templates": "a photo"}}
+    rows |= {"l": {"preview_prompts": "a {} and a {}"}, "m": {"lock": "word", "edit_mode": "static"}}
     path = folder({name: {"superclass": "teddy", **row} for name, row in rows.items()})
     (path / "f" / "b.png").write_bytes(b"no picture")
     (path / "i" / "a.txt").write_text("a teddy on a table", encoding="utf-8")
@@ -247,6 +276,9 @@ def test_what_the_node_would_not_take_is_refused_before_any_work(
         "h: shape should be one of squa",
         "i: Caption 1 of 1 should conta",
         "j: preset is not a setting of ",
+        "k: Template 1 of 1 should cont",
+        "l: Preview prompt 1 of 1 shoul",
+        "m: Training needs an edit mode",
     ]
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from perfusion_core.captions import DEEDS, PLACES, QUALITIES, SETTINGS, STYLES, THINGS, captions
-from perfusion_core.prompts import TEMPLATES
+from perfusion_core.prompts import TEMPLATES, has_trigger, replace_triggers
 
 
 def test_every_template_has_one_place_for_the_concept() -> None:
@@ -65,3 +65,15 @@ def test_no_word_is_listed_twice(words: list[str]) -> None:
 
 def test_hundreds_of_things_are_known() -> None:
     assert len(THINGS) > 400 and len({*THINGS, *QUALITIES, *DEEDS, *SETTINGS}) > 700
+
+
+def test_a_prompt_of_many_digits_is_read_at_once() -> None:
+    """As a weight without an end: a pattern that tries every way to split it would take longer than anyone waits."""
+    assert not has_trigger(f"<a:{'1' * 10_000}", "<a>")
+
+
+@pytest.mark.parametrize(
+    ("weight", "read"), [("0.8", "0.8"), (".5", ".5"), ("-1", "-1"), ("2.", "2"), ("1.2.3", "1.2"), ("1:0.5", "1")]
+)
+def test_a_weight_is_the_number_that_follows_the_name(weight: str, read: str) -> None:
+    assert replace_triggers(f"a <a:{weight}>", {"<a>": "cat"}) == f"a (cat:{read})"

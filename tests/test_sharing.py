@@ -85,6 +85,21 @@ def test_a_workflow_that_holds_none_is_refused_before_it_runs(server: Server, da
     assert "Custom validation failed" in str(refused.value)
 
 
+def test_the_name_of_a_concept_may_come_from_another_node(server: Server) -> None:
+    """Whose output is of any type: the host lets texts be linked to lists of names only in this way."""
+    graph = Graph()
+    names = [[graph.add("PrimitiveString", value=value), 0] for value in ("demo-robot.safetensors", "none.safetensors")]
+    for switch in (True, False):
+        name = [graph.add("ComfySwitchNode", switch=switch, on_true=names[0], on_false=names[1]), 0]
+        shown = graph.add("PreviewAny", source=[graph.add("PerfusionLoadConcept", concept_name=name), 2])
+        if switch:
+            history = server.run(graph.nodes)
+            assert history["outputs"][shown]["text"] == ["robot"]
+        else:
+            with pytest.raises(GraphError, match="There is no concept 'none"):
+                server.run(graph.nodes)
+
+
 def asked(server: Server, name: str) -> tuple[int, str]:
     """The status and the sentence with which the page's request for a file is refused."""
     with pytest.raises(urllib.error.HTTPError) as refused:

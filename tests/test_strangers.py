@@ -197,6 +197,8 @@ def test_a_bad_concept_costs_the_index_its_own_row(tmp_path: Path) -> None:
     }
     for name, changed in texts.items():
         noted(tmp_path / f"{name}.safetensors", **changed)
+    for left in ("sheet-music.png", "sheet-9.png"):
+        (tmp_path / left).write_bytes(b"")
     (tmp_path / "sheet-7.png").mkdir()  # what cannot be cleared away is no reason either
     entries = {name: index.entry(tmp_path, job(name), index.KEPT) for name in texts}
     index.write(tmp_path, list(entries.values()))
@@ -209,6 +211,7 @@ def test_a_bad_concept_costs_the_index_its_own_row(tmp_path: Path) -> None:
     for name in ("text", "digits"):
         assert rows[name]["loss"] is None
         assert rows[name]["fault"] == "Its file does not record the loss that its training ended with."
+    assert (tmp_path / "sheet-music.png").exists() and not (tmp_path / "sheet-9.png").exists()
     page = (tmp_path / "index.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in page for name in texts) and "5 kept, 2 failed" in page
     with Image.open(tmp_path / "sheet-1.png") as sheet:

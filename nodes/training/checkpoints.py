@@ -148,7 +148,11 @@ def unless_unwritable(what: str, stopped: bool = False) -> Iterator[None]:
 
 def judgement_of(concept: Concept) -> Judgement | PictureJudgement:
     """Return the judgement that training recorded in a concept; a measure that was not a number counts as the worst."""
-    told = concept.training
-    if "likeness" in told:
-        return PictureJudgement(float(told["likeness"]), float(told.get("prompted", 0.0)))
-    return Judgement(float(told.get("held_out_loss", math.inf)), float(told.get("followed", -math.inf)))
+
+    def told(name: str, worst: float) -> float:
+        measured = float(concept.training.get(name, worst))
+        return worst if math.isnan(measured) else measured
+
+    if "likeness" in concept.training:
+        return PictureJudgement(told("likeness", -math.inf), told("prompted", -math.inf))
+    return Judgement(told("held_out_loss", math.inf), told("followed", -math.inf))

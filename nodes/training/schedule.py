@@ -57,11 +57,11 @@ class Schedule:
         return [event for event, due in wanted.items() if due]
 
     def due_on_resuming(self, step: int) -> list[Event]:
-        """Return the events due before the first step of a resumed training, which may have been stopped before it was judged."""
+        """Return the events due before the first step of a resumed training: it may have ended before it was judged or saved."""
         if not step:
             return []
         showing = [Event.PREVIEW] if self.preview_every else []
-        return showing + [event for event in self.due(step) if event is Event.JUDGEMENT]
+        return showing + [event for event in self.due(step) if event in (Event.JUDGEMENT, Event.SAVING)]
 
 
 def events(

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,12 @@ class TrainingSession:
                 model.release_weights()
                 (score,) = self.adherence.scores(concept, [concept.bias], self.settings.mode)
                 told = {"held_out_loss": loss, "followed": score}
+            if not all(math.isfinite(each) for each in told.values()):
+                log.warning(
+                    "The judgement of step %d is not a number, so this step counts as the worst; train in a higher precision, or "
+                    "with lower learning rates.",
+                    self.state.step,
+                )
             return replace(concept, training={**concept.training, **told})
 
     def _show(self, model: host.TrainableModel, concept: Concept) -> None:
