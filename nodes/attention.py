@@ -98,8 +98,8 @@ class PerfusionShowAttention(io.ComfyNode):
         chosen = requested_words(words, run)
         if each_step and not attention.each_step:
             raise PerfusionError("The steps were not recorded separately; switch on each_step in Watch Attention as well.")
-        steps = range(run.steps) if each_step else [None]
-        maps = torch.stack([torch.stack([run.map_of(word, step) for word in chosen], 1) for step in steps])
+        levels = run.levels() if each_step else [None]
+        maps = torch.stack([torch.stack([run.map_of(word, level) for word in chosen], 1) for level in levels])
         pictures = images[..., :3]
         if maps.shape[1] != len(pictures):
             raise PerfusionError(

@@ -83,6 +83,8 @@ class PerfusionAutoBias(io.ComfyNode):
         cls, model: ModelPatcher, clip: CLIP, concept: Stack, prompt: str, followed: float, size: int, seed: int, edit_mode: str
     ) -> io.NodeOutput:
         """Find the bias of each concept separately."""
+        if not concept:
+            raise PerfusionError("There is no concept to find a bias for; switch one on in Load Concepts.")
         found, charts = [], {}
         bar = ProgressBar(len(concept) * (1 + len(BIASES)))
         for one in concept:

@@ -49,11 +49,13 @@ def inject_maps(maps: Tensor, source: Tensor, columns: Tensor) -> Tensor:
     Args:
         maps: [B, heads, h·w, N], of the picture itself.
         source: [b, heads, h·w, N'], of another picture; B is a multiple of b.
-        columns: int [B, N], the token of `source` whose map replaces the token's own; -1 to keep its own.
+        columns: int [B, N], the token of `source` whose map replaces the token's own; -1 to keep its own. A map that replaces
+            several, as where a prompt is repeated, is divided among them.
     """
     whole = source.repeat(len(maps) // len(source), 1, 1, 1)
     index = columns.clamp(min=0)[:, None, None].expand(-1, *maps.shape[1:3], -1)
-    return torch.where(columns[:, None, None] >= 0, whole.gather(3, index), maps)
+    times = (columns[:, :, None] == columns[:, None]).sum(2)[:, None, None]
+    return torch.where(columns[:, None, None] >= 0, whole.gather(3, index) / times, maps)
 
 
 def layer_resolution(pixels: int, height: int, width: int) -> tuple[int, int]:

@@ -400,7 +400,7 @@ def recorded(model: object, clip: object, concept: object) -> dict:
     return {
         "recorded maps": worst(mine, sums / len(seen)),
         "recorded shape": list(mine.shape),
-        "calls counted": next(iter(run.prompts.values())).counts == [len(seen)],
+        "calls counted": next(iter(run.prompts.values())).counts == {None: len(seen)},
         "words": next(iter(run.prompts.values())).words[:10],
         "gate": run.gate_of(concept.trigger),
         "gates are of the encoding": list(gates.shape),

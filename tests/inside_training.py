@@ -232,7 +232,7 @@ def further_channels(model: Any, clip: Any, concept: Any) -> dict:
     With weights of 0 for the further channels they are that base; with others they are not, and are predicted as the host does.
     """
     first, found = "model.diffusion_model.input_blocks.0.0.weight", {}
-    usual = taught(model, clip)[2], drawn(model, clip, concept)
+    usual = taught(model, clip)[2], drawn(model, clip, concept), looked_at(model, clip)
     for name, count in (("inpainting", 5), ("InstructPix2Pix", 4)):
         mine = {}
         for kind, strength in (("as it is", 0.0), ("other", 0.2)):
@@ -268,9 +268,15 @@ def drawn(model: Any, clip: Any, concept: Any) -> Tensor:
     return host.predict_from_noise(edited, host.conditionings(words, ("a monster", f"a {concept.trigger}")), 64, 1, 0)
 
 
-def compared(wide: Any, usual: tuple[list[Tensor], Tensor], clip: Any, concept: Any) -> dict:
-    """A base against the demo's, of which `usual` has gradients and predictions: those, and what training predicts against what
-    the host does.
+def looked_at(model: Any, clip: Any) -> Tensor:
+    """Where Find Object sees a word."""
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    return host.object_attention(model, clip, latents, "monster", 0)[0]
+
+
+def compared(wide: Any, usual: tuple[list[Tensor], Tensor, Tensor], clip: Any, concept: Any) -> dict:
+    """A base against the demo's, of which `usual` has gradients, predictions and an object that was found: those, and what training
+    predicts against what the host does.
     """
     student, state, gradients = taught(wide, clip)
     with torch.no_grad():
@@ -288,6 +294,7 @@ def compared(wide: Any, usual: tuple[list[Tensor], Tensor], clip: Any, concept: 
         "gradients": max(worst(a, b) for a, b in zip(usual[0], gradients, strict=True)),
         "denoised": worst(denoised, wanted),
         "drawn": worst(usual[1], found),
+        "found": worst(usual[2], looked_at(wide, clip)),
         "the concept": worst(found[0], found[1]),
     }
 

@@ -175,6 +175,34 @@ def test_words_are_shown_with_their_share_their_gate_and_their_steps(server: Ser
     assert all(len(server.outputs(history, key, "temp")) == 1 for key in overlays)
 
 
+def test_prompts_of_areas_and_of_parts_of_a_run_are_watched(server: Server) -> None:
+    """The first call at a noise level need not be of the prompt, and not every prompt is read at every level."""
+    graph = Bench()
+    one, other = (graph.text(graph.words, f"a photo of a monster {place}") for place in ("on the grass", "in the snow"))
+    area = [graph.add("ConditioningSetArea", conditioning=one, width=64, height=64, x=0, y=0, strength=1.0), 0]
+    early, late = (
+        [graph.add("ConditioningSetTimestepRange", conditioning=part, start=start, end=end), 0]
+        for part, start, end in ((one, 0.0, 0.4), (other, 0.4, 1.0))
+    )
+    masks = []
+    for first, second in ((area, other), (other, area), (early, late)):
+        both = [graph.add("ConditioningCombine", conditioning_1=first, conditioning_2=second), 0]
+        model, attention = graph.watched(graph.model, each_step=True)
+        samples = graph.sample(model, both, graph.negative(), width=128)
+        image = [graph.add("VAEDecode", samples=samples, vae=graph.vae), 0]
+        given = {"attention": attention, "samples": samples, "images": image}
+        for words, each in (("grass", True), ("snow", True), ("grass", False)):
+            show = graph.add("PerfusionShowAttention", words=words, each_step=each, **given)
+            masks.append(graph.add("PreviewImage", images=[graph.add("MaskToImage", mask=[show, 1]), 0]))
+    history = server.run(graph.nodes)
+    drawn = [[np.asarray(Image.open(path).convert("L")) for path in server.outputs(history, key, "temp")] for key in masks]
+    assert [len(each) for each in drawn] == [3, 3, 1] * 3
+    for grass in (drawn[0], drawn[3]):
+        assert all(each[:, :64].max() > 250 and each[:, 72:].max() < 100 for each in grass)
+    seen = [[bool(each.max()) for each in drawn[i]] for i in (6, 7)]
+    assert any(seen[0]) and any(seen[1]) and [not each for each in seen[0]] == seen[1]
+
+
 def test_latents_and_words_that_were_not_seen_are_refused(server: Server) -> None:
     for said, given, sentence in (("robot", 0, "contains the word 'robot'"), ("", 1, "These latents are not from any of the last")):
         graph = Bench()
@@ -220,6 +248,27 @@ def test_a_layout_is_kept_in_its_span_and_only_there(server: Server) -> None:
     # Of the three steps two lie in the first half, and none between 0.6 and 0.9.
     assert torch.equal(found[4], found[1])
     assert not torch.allclose(found[5], found[1], atol=1e-3 * size) and not torch.allclose(found[5], found[2], atol=1e-3 * size)
+
+
+def test_a_layout_is_that_of_the_concepts_of_its_own_image(server: Server) -> None:
+    """Whatever the next image's are, and however often the host repeats a prompt beside a longer negative one."""
+    graph = Bench()
+    two = graph.combine(graph.load(CONCEPT, bias=BIAS), graph.load("demo-robot.safetensors"))
+    models = {"none": (graph.base, graph.clip), "one": (graph.model, graph.words)}
+    models["two"] = graph.apply(graph.base, graph.clip, two)
+    word, found = "a photo of a monster and a robot", []
+    for before, after in (("two", "one"), ("one", "two"), ("none", "one"), ("one", "none")):
+        model, attention = graph.watched(models[before][0])
+        clip = models["two"][1]
+        first = graph.sample(model, graph.text(clip, word), graph.text(clip, ""), steps=1, cfg=1.0)
+        span = {"start": 0.0, "end": 1.0}
+        kept = [graph.add("PerfusionKeepLayout", model=models[after][0], attention=attention, samples=first, **span), 0]
+        for used in (models[after][0], kept):
+            found.append(graph.sample(used, graph.text(clip, word), graph.text(clip, "blurry " * 90), steps=1))
+    drawn = latents(server, graph, *found)
+    # In its first step, from the same noise, the same prompt in its own layout is the same picture.
+    for plain, kept in zip(drawn[::2], drawn[1::2], strict=True):
+        assert torch.allclose(plain, kept, atol=1e-4 * float(plain.abs().max()))
 
 
 def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:

@@ -65,6 +65,9 @@ def test_injection_takes_the_columns_that_it_is_told_and_no_others() -> None:
     result = inject_maps(maps, source, columns)
     assert torch.equal(result[2:], maps[2:]) and torch.equal(result[:2, :, :, 2], maps[:2, :, :, 2])
     assert torch.equal(result[:2][..., [0, 1, 3, 4]], source[..., [0, 6, 2, 3]])
+    # Where the host repeats a prompt, its tokens share what they take, and the sum stays.
+    twice = inject_maps(maps.repeat(1, 1, 1, 2) / 2, source, columns.repeat(1, 2))
+    torch.testing.assert_close(twice.unflatten(3, (2, -1)).sum(3), result)
 
 
 def test_layers_sizes_are_halvings_of_the_latents() -> None:

@@ -803,6 +803,13 @@ def test_training_refuses_a_trigger_that_is_taken(server: Server, strong: str) -
     images, _ = graph.pictures(1)
     graph.save([graph.train(model, with_clip, vae, images), 0], "refused")
     refused(server, graph, TRIGGER, "already has a concept")
+    for mode, sentence in (("exact", "already has a concept"), ("paper", "already has concepts in the edit mode 'exact'")):
+        graph = Graph()
+        model, clip, vae = graph.checkpoint()
+        with_edit, _ = graph.apply(model, clip, graph.load(strong))
+        images, _ = graph.pictures(1)
+        graph.save([graph.train(with_edit, clip, vae, images, edit_mode=mode), 0], "refused")
+        refused(server, graph, sentence)
 
 
 def test_two_concepts_with_one_trigger_are_refused(server: Server, strong: str, trained: tuple) -> None:

@@ -43,7 +43,15 @@ from .training.trainable_model import TrainableModel, best_precision, check_trai
 from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
 from .unet.object_attention import check_finding, object_attention
-from .unet.patched_model import check_fit, model_watched, model_with_edit, model_with_layout, model_with_settings
+from .unet.patched_model import (
+    check_fit,
+    check_mode,
+    model_watched,
+    model_with_edit,
+    model_with_layout,
+    model_with_settings,
+    stack_of,
+)
 from .vision import picture_embeddings
 
 __all__ = [
@@ -65,6 +73,7 @@ __all__ = [
     "check_finding",
     "check_fit",
     "check_interrupt",
+    "check_mode",
     "check_trainable",
     "check_vae",
     "clip_layer",
@@ -106,6 +115,7 @@ __all__ = [
     "sample",
     "samplers",
     "serve",
+    "stack_of",
     "width_of",
     "word_encoding",
 ]

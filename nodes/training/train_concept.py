@@ -62,11 +62,14 @@ def check(
     """Raise PerfusionError if the inputs cannot be trained with, before any work is done."""
     settings.check()
     check_words(superclass, trigger)
-    taken = [concept for concept in getattr(clip, "stack", ()) if word_key(concept.trigger) == word_key(trigger)]
+    if settings.mode != NO_EDIT:
+        host.check_mode(model, settings.mode)
+    known = (*getattr(clip, "stack", ()), *host.stack_of(model))
+    taken = [concept for concept in known if word_key(concept.trigger) == word_key(trigger)]
     if taken:
         raise PerfusionError(
-            f"This CLIP already has a concept with the trigger word {trigger} (superclass: {taken[0].superclass}); choose a "
-            "different trigger word."
+            f"The connected model or CLIP already has a concept with the trigger word {trigger} (superclass: "
+            f"{taken[0].superclass}); choose a different trigger word."
         )
     step = host.pixels_per_latent(model)
     if size % step:

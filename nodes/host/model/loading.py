@@ -103,7 +103,8 @@ def project(
     """Return layer -> (W_K v, W_V v), float32 [J, m] each, without biases, for vectors [J, d] and a model's weights by name."""
     found = {}
     for layer in layers:
-        to_k, to_v = (weights[f"{layer}.{which}.weight"].float() for which in (family.keys, family.values))
+        # The host may keep some weights off the device that computes.
+        to_k, to_v = (weights[f"{layer}.{which}.weight"].to(vectors.device).float() for which in (family.keys, family.values))
         if family.fused:
             to_k, to_v = to_k.chunk(2)[0], to_v.chunk(2)[1]
         found[layer] = vectors.float() @ to_k.T, vectors.float() @ to_v.T

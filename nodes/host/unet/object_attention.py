@@ -113,7 +113,8 @@ def _denoise(model: ModelPatcher, latents: Tensor, encoding: Tensor, beside: dic
     sigmas = torch.full((len(latents),), float(sigma), device=device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     x = sampling.noise_scaling(sigmas[:, None, None, None], noise, latents.to(device, torch.float32))
-    conds = base.extra_conds(cross_attn=encoding, noise=x, device=device, **beside)
+    # Inpainting models read a picture beside the latents; theirs is empty.
+    conds = base.extra_conds(cross_attn=encoding, noise=x, latent_image=torch.zeros_like(x), device=device, **beside)
     given = {name: cond.process_cond(batch_size=len(latents), area=None).cond for name, cond in conds.items()}
     options = {"cond_or_uncond": [0], "sigmas": sigmas, "sample_sigmas": sigmas}
     base.apply_model(x, sigmas, **given, transformer_options=options)

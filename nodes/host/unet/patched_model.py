@@ -88,12 +88,23 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
     stack = with_outputs(stack)
     if not stack:
         return model
+    check_mode(model, mode)
     before = get_perfusion_state(model) or PerfusionState()
-    if before.stack and before.mode != mode:
+    return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
+
+
+def stack_of(model: ModelPatcher) -> Stack:
+    """Return the concepts that a MODEL carries."""
+    return (get_perfusion_state(model) or PerfusionState()).stack
+
+
+def check_mode(model: ModelPatcher, mode: str) -> None:
+    """Raise PerfusionError if a MODEL carries concepts in another edit mode."""
+    before = get_perfusion_state(model)
+    if before is not None and before.stack and before.mode != mode:
         raise PerfusionError(
             f"This model already has concepts in the edit mode {before.mode!r}; apply further ones in the same mode."
         )
-    return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
 
 
 def model_watched(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:

@@ -72,7 +72,8 @@ def prepare_conds(
         guider.conds[kind] = prepared
     add_neutral_encodings([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
     extra_args = with_applied(extra_args, applied)
-    recording = applied.recorder.recording(size, prompts) if applied.recorder else contextlib.nullcontext()
+    alone = replace(applied, recorder=None, layout=None, comparer=None, kept=None, report=RunReport())
+    recording = applied.recorder.recording(size, prompts, alone) if applied.recorder else contextlib.nullcontext()
     with recording as done:
         samples = executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
         if done is not None:

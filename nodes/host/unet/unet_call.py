@@ -71,7 +71,9 @@ def run_edited(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         seen: dict[str, Tensor] = {}
         first, count = options["cond_or_uncond"].index(POSITIVE), len(options["cond_or_uncond"])
         rows = slice(first * len(x), (first + 1) * len(x))
-        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": options.get("uuids", [])[first : first + 1]}
+        # With the concepts that the first image was made with.
+        uuids = options.get("uuids", [])[first : first + 1]
+        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": uuids, KEY: applied.layout.run.state}
         own = {"x", "timesteps", "context", "y"}
         mine = {name: value if name in own else _rows(value, rows, count * len(x)) for name, value in call.given.items()}
         theirs = {"x": x, "timesteps": times, **given}
