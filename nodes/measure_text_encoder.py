@@ -37,6 +37,7 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
     Raises:
         PerfusionError: the model is needed but not given.
     """
+    host.check_plain("text encoder", clip.patcher)
     if model is None and host.encodings_adapted(clip):
         raise PerfusionError(
             "Models with this text encoder adapt its encodings before their layers read them; connect the model to Measure Text "

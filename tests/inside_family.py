@@ -328,8 +328,24 @@ def variants(clip: object, concept: object) -> dict:
             torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
             worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
             min(float(each.norm()) for each in slopes),
+            locked_apart(model, applied, knowing, said["a teddy"][0], empty),
         ]
     return {"variants": found}
+
+
+def locked_apart(model: object, applied: object, clip: object, plain: list, latents: Tensor) -> float:
+    """Of Wan under global key-locking: how far the layers' keys are from those of the prompt with the superclass."""
+    heard: dict[object, Tensor] = {}
+    layers = [model.model.diffusion_model.get_submodule(layer).k for layer in host.layers_of(model)]
+    hooks = [linear.register_forward_hook(lambda each, _, made: heard.update({each: made})) for linear in layers]
+    locked = [[cond, {**plain[1], **more}] for cond, more in host.encode_locked(clip, "a <it>")]
+    comfy.sample.sample(
+        applied, comfy.sample.prepare_noise(latents, 1), 1, 1.0, "euler", "normal", locked, [], latents, disable_pbar=True, seed=1
+    )
+    for hook in hooks:
+        hook.remove()
+    read = host.layer_encodings(model, plain[0].as_subclass(Tensor), plain[1])
+    return max(worst(heard[linear], read @ linear.weight.T + linear.bias) for linear in layers)
 
 
 def beside_ids(model: object, applied: object, clip: object) -> dict:

@@ -271,6 +271,37 @@ def test_a_layout_is_that_of_the_concepts_of_its_own_image(server: Server) -> No
         assert torch.allclose(plain, kept, atol=1e-4 * float(plain.abs().max()))
 
 
+def test_guiders_of_three_prompts_are_watched_and_keep_layouts(server: Server) -> None:
+    """The host gives their positive prompt another number than a sampler's."""
+    graph, found = Bench(), []
+    sampling = {
+        "noise": [graph.add("RandomNoise", noise_seed=1), 0],
+        "sampler": [graph.add("KSamplerSelect", sampler_name="euler"), 0],
+        "latent_image": [graph.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0],
+        "sigmas": [graph.add("ManualSigmas", sigmas="14.6, 0.0"), 0],
+    }
+
+    def sampled(model: Link, text: str) -> Link:
+        prompts = (graph.text(graph.words, each) for each in (text, "a robot", ""))
+        given = dict(zip(("cond1", "cond2", "negative"), prompts, strict=True))
+        guider = graph.add("DualCFGGuider", model=model, cfg_conds=3.0, cfg_cond2_negative=2.0, style="regular", **given)
+        return [graph.add("SamplerCustomAdvanced", guider=[guider, 0], **sampling), 0]
+
+    model, attention = graph.watched(graph.model)
+    first = sampled(model, PROMPT)
+    given = {"attention": attention, "samples": first, "images": [graph.add("VAEDecode", samples=first, vae=graph.vae), 0]}
+    show = graph.add("PerfusionShowAttention", words="grass", each_step=False, **given)
+    mask = graph.add("PreviewImage", images=[graph.add("MaskToImage", mask=[show, 1]), 0])
+    kept = [graph.add("PerfusionKeepLayout", model=graph.model, attention=attention, samples=first, start=0.0, end=1.0), 0]
+    texts = (PROMPT, PROMPT.replace(TRIGGER, "monster"))
+    found = [sampled(used, text) for text in texts for used in (graph.model, kept)]
+    (path,) = server.outputs(server.run(graph.nodes), mask, "temp")
+    assert np.asarray(Image.open(path).convert("L")).max() > 250
+    same, as_kept, other, other_kept = latents(server, graph, *found)
+    # In its first step, from the same noise, the same prompt in its own layout is the same picture.
+    assert torch.allclose(same, as_kept, atol=1e-4 * float(same.abs().max())) and not torch.allclose(other, other_kept, atol=1e-2)
+
+
 def test_layouts_that_cannot_be_kept_are_refused(server: Server) -> None:
     for start, end, width, sentence in (
         (0.5, 0.5, 64, "start must be below end"),

@@ -1,8 +1,11 @@
 """Find Bias in a real server, and the arithmetic behind it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from perfusion_core.concept import Concept
 from perfusion_core.judgement import Judgement, PictureJudgement, adherence_score, lowest_adequate_bias
 from scripts.harness.graphs import Graph
 from scripts.harness.server import GraphError, Server
@@ -89,3 +92,28 @@ def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) 
 def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> None:
     with pytest.raises(GraphError, match="does not contain <demo-monster>"):
         found(server, "a photo of a monster", 0.5)
+
+
+def test_without_a_concept_there_is_no_bias_to_find(server: Server) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    nothing = [graph.add("PerfusionLoadConcepts", concepts="[]"), 0]
+    asked = {"prompt": "", "followed": 0.85, "size": 64, "seed": 0, "edit_mode": "exact"}
+    graph.add("PreviewAny", source=[graph.add("PerfusionAutoBias", model=model, clip=clip, concept=nothing, **asked), 1])
+    with pytest.raises(GraphError, match="There is no concept to find a bias for"):
+        server.run(graph.nodes)
+
+
+def test_a_prediction_that_is_not_a_number_gives_no_bias(server: Server) -> None:
+    folder = server.base / "models" / "perfusion"
+    concept = Concept.load(folder / "demo-monster.safetensors")
+    replace(concept, values={layer: 1e30 * o for layer, o in concept.values.items()}).save(
+        folder / "huge.safetensors", torch.float32
+    )
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    asked = {"prompt": "", "followed": 0.85, "size": 64, "seed": 0, "edit_mode": "exact"}
+    bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("huge.safetensors"), **asked)
+    graph.add("PreviewAny", source=[bias, 1])
+    with pytest.raises(GraphError, match="is not a number, so no bias can be found"):
+        server.run(graph.nodes)

@@ -447,3 +447,19 @@ def test_a_graph_runs_again_after_memory_ran_out(server: Server) -> None:
     plain = graph.sample(model, graph.text(clip, PLAIN), blank, steps=2)
     again, base = latents(server, graph, sample, plain)
     assert torch.equal(again, wanted) and worst(again, base) > SEEN
+
+
+def test_a_lora_that_training_cannot_see_is_refused(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    of_model, of_clip = with_lora("LoraLoaderBypass")(graph, model, clip)
+    images, _ = graph.pictures(1)
+    for taught, sentence in (((of_model, clip), "This model has a LoRA"), ((model, of_clip), "This text encoder has a LoRA")):
+        alone = Graph()
+        alone.nodes = dict(graph.nodes)
+        alone.save([alone.train(*taught, vae, images), 0], "refused")
+        with pytest.raises(GraphError, match=sentence):
+            server.run(alone.nodes)
+    graph.add("PreviewAny", source=[graph.add("PerfusionCovariance", clip=of_clip, captions="", positions="unpadded"), 1])
+    with pytest.raises(GraphError, match="This text encoder has a LoRA"):
+        server.run(graph.nodes)

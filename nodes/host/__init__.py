@@ -39,7 +39,7 @@ from .text.encoding import (
 from .text.encoding_notes import END, START
 from .text.global_key_locking import encode_locked
 from .training.activation_memory import MemoryNeed, free_memory
-from .training.trainable_model import TrainableModel, best_precision, check_trainable, gradients_enabled
+from .training.trainable_model import TrainableModel, best_precision, check_plain, check_trainable, gradients_enabled
 from .unet.attention_recorder import PromptRecord, Recorder, SamplingRun
 from .unet.gate_report import GateReport, gate_report
 from .unet.object_attention import check_finding, object_attention
@@ -74,6 +74,7 @@ __all__ = [
     "check_fit",
     "check_interrupt",
     "check_mode",
+    "check_plain",
     "check_trainable",
     "check_vae",
     "clip_layer",

@@ -49,6 +49,7 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
             "same size instead; the concept will work with this one too."
         )
     for what, patcher in (("model", model), ("text encoder", clip.patcher)):
+        check_plain(what, patcher)
         for name, weight in patcher.model.named_parameters():
             kind = type(weight.data).__name__
             if kind != "Tensor" or not weight.is_floating_point():
@@ -56,6 +57,15 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
                     f"Training cannot read this {what}: its weight {name} is a {kind} of {weight.dtype}, as in GGUF files. Train "
                     "on the same checkpoint in full, half or fp8 precision; the concept will work with this one too."
                 )
+
+
+def check_plain(what: str, patcher: ModelPatcher) -> None:
+    """Raise PerfusionError if a model or a text encoder, `what`, has a LoRA that is computed beside its weights."""
+    if getattr(patcher, "injections", None):
+        raise PerfusionError(
+            f"This {what} has a LoRA in bypass mode, which neither training nor measuring can see; load the LoRA with Load LoRA "
+            "instead."
+        )
 
 
 @contextlib.contextmanager

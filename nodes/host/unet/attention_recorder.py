@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from ....perfusion_core import PerfusionError
 
 Shape = tuple[int, int]
-POSITIVE = 0
-"""The host's number for the positive prompts of a call, in `cond_or_uncond`."""
 OF_TOKENS = ("context", "named", "locks", "regional", "stands")
 """Inputs of the UNet that have an entry for each token."""
 
@@ -170,13 +168,8 @@ class Recorder:
 
     def _positives(self, options: Mapping[str, Any], count: int) -> Sequence[tuple[PromptRecord, slice]]:
         """Return the positive prompts of a call and their rows in the batch."""
-        kinds, keys = options["cond_or_uncond"], options.get("uuids", [None] * len(options["cond_or_uncond"]))
-        rows = count // len(kinds)
-        found = []
-        for i, (kind, key) in enumerate(zip(kinds, keys, strict=True)):
-            if kind == POSITIVE and key in self.now.prompts:
-                found.append((self.now.prompts[key], slice(i * rows, (i + 1) * rows)))
-        return found
+        keys, rows = options.get("uuids", ()), count // len(options["cond_or_uncond"])
+        return [(self.now.prompts[key], slice(i * rows, (i + 1) * rows)) for i, key in enumerate(keys) if key in self.now.prompts]
 
     def run_of(self, samples: Tensor) -> SamplingRun:
         """Return the run that produced these latents.

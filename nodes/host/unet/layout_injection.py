@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....perfusion_core import PerfusionError
 from .attention_control import Injection
-from .attention_recorder import POSITIVE, PromptRecord, SamplingRun
+from .attention_recorder import PromptRecord, SamplingRun
 
 Call = Callable[[Tensor, Tensor, Mapping[str, Tensor]], dict[str, Tensor]]
 """Runs the UNet on latents, timesteps and further inputs; returns each layer's attention maps [b, heads, h·w, N]."""
@@ -40,8 +40,10 @@ class Layout:
                 columns[block.b : block.b + block.size] = torch.arange(block.a, block.a + block.size)
         return columns[None, :, None]
 
-    def injection(self, options: Mapping[str, Any], x: Tensor, columns: Tensor, call: Call) -> Injection | None:
-        """Return the maps to inject into a call on latents x [B, c, h, w].
+    def injection(
+        self, options: Mapping[str, Any], x: Tensor, columns: Tensor, positives: Sequence[int], call: Call
+    ) -> Injection | None:
+        """Return the maps to inject into a call on latents x [B, c, h, w], of whose prompts these are the positive ones.
 
         The result is None if the call's noise level is out of range or the call has no positive prompt.
 
@@ -50,7 +52,7 @@ class Layout:
                 image, or the words of a prompt are unknown.
         """
         level = float(options["sigmas"][0])
-        if not self.end <= level <= self.start or POSITIVE not in options["cond_or_uncond"]:
+        if not self.end <= level <= self.start or not positives:
             return None
         nearest = min(self.run.trajectory, key=lambda known: abs(known - level))
         latents, times = self.run.trajectory[nearest]
@@ -65,7 +67,7 @@ class Layout:
                 f"Keep Layout needs the same image size and batch size in both samplers, but the first latents are "
                 f"{list(latents.shape)} and these are {list(x[:rows].shape)}."
             )
-        kinds = torch.tensor([kind == POSITIVE for kind in options["cond_or_uncond"]], device=x.device).repeat_interleave(rows)
+        kinds = torch.tensor([i in positives for i in range(len(x) // rows)], device=x.device).repeat_interleave(rows)
         if (columns[kinds] < 0).all():
             raise PerfusionError(
                 "Keep Layout needs encodings that record their words; encode both images' prompts with a CLIP from Apply "

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,8 @@ class PerfusionState:
     layers: tuple[str, ...] = ()
     to_sigma: ToSigma | None = None
     """The host's conversion that schedules use; None if there is no model yet."""
+    positives: frozenset[UUID] = frozenset()
+    """While a sampler runs, the host's ids of its positive prompts."""
     made: dict[tuple[torch.device, tuple[int, ...]], list[Edit]] = field(default_factory=dict)
     kept: dict[torch.device, ProjectionCache] | None = None
     """Projections cached from step to step while a sampler runs; None if the weights may change between steps."""
@@ -90,6 +93,13 @@ class PerfusionState:
     def triggers(self) -> list[str]:
         """The trigger words of the concepts, in their order."""
         return [concept.trigger for concept in self.stack]
+
+    def positive_places(self, options: Mapping[str, Any]) -> list[int]:
+        """Return which of the prompts of a call are positive ones.
+
+        The host's numbers for the kinds of prompts do not tell: they differ between guiders.
+        """
+        return [i for i, key in enumerate(options.get("uuids", ())) if key in self.positives]
 
     def edits(self, device: torch.device, concepts: tuple[int, ...] | None = None) -> list[Edit]:
         """Return the edits on a device: that outside of all regions, then that of each concept's region in the stack's order.

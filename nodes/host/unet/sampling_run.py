@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from uuid import UUID, uuid4
 
 import torch
 from comfy.conds import CONDCrossAttn, CONDNoiseShape, CONDRegular
@@ -53,6 +54,7 @@ def prepare_conds(
     for line in stretched_regions(applied, size, window):
         log.warning("%s", line)
     named: set[str] = set()
+    positives: set[UUID] = set()
     read = reader(guider.inner_model, applied.family, noise.device)
     for kind, conds in guider.conds.items():
         prepared = []
@@ -62,8 +64,12 @@ def prepare_conds(
             if cross is not None and f"{applied.family.ids}_ids" not in cond["model_conds"]:
                 encoding = sampled_context(guider.inner_model, applied.family, cross.cond, cond, applied.triggers)
                 named |= named_by(encoding, applied, read)
-                if kind == "positive" and applied.recorder is not None:
-                    prompts[cond["uuid"]] = new_prompt_record(encoding, applied, read)
+                if kind == "positive":
+                    # An id of its own: the host copies prompts of areas, with their ids, to the other kinds.
+                    cond = cond | {"uuid": uuid4()}
+                    positives.add(cond["uuid"])
+                    if applied.recorder is not None:
+                        prompts[cond["uuid"]] = new_prompt_record(encoding, applied, read)
                 more = build_model_conds(encoding, applied, size, window, read)
                 # Of the host's own kind, which differs between models.
                 more["c_crossattn"] = type(cross)(encoding.as_subclass(Tensor))
@@ -71,6 +77,7 @@ def prepare_conds(
             prepared.append(cond)
         guider.conds[kind] = prepared
     add_neutral_encodings([cond["model_conds"] for conds in guider.conds.values() for cond in conds if "model_conds" in cond])
+    applied = replace(applied, positives=frozenset(positives))
     extra_args = with_applied(extra_args, applied)
     alone = replace(applied, recorder=None, layout=None, comparer=None, kept=None, report=RunReport())
     recording = applied.recorder.recording(size, prompts, alone) if applied.recorder else contextlib.nullcontext()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ....perfusion_core.gated_edit import EXACT
 from .attention_control import AttentionControl, Injection, Watch
-from .attention_recorder import POSITIVE
 from .named_tokens import influenced_tokens
 from .perfusion_state import EXTRA_MODEL_INPUTS, KEY, OVERRIDE, PerfusionState
 from .projection_hooks import replace_forward
@@ -65,15 +64,17 @@ def run_edited(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         beside["named"] = influenced_tokens(context, edit, applied.triggers, read, applied.family.causal)
         context = context.as_subclass(Tensor)
     where, columns = beside.pop("where"), beside.pop("columns")
+    positives = applied.positive_places(options)
     inputs = {"x": x, "timesteps": call.given.get("timesteps"), "context": context, "y": call.given.get("y")} | beside
 
     def maps_of(x: Tensor, times: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
-        first, count = options["cond_or_uncond"].index(POSITIVE), len(options["cond_or_uncond"])
+        first, kinds = positives[0], options["cond_or_uncond"]
+        count = len(kinds)
         rows = slice(first * len(x), (first + 1) * len(x))
         # With the concepts that the first image was made with.
         uuids = options.get("uuids", [])[first : first + 1]
-        alone = options | {"cond_or_uncond": [POSITIVE], "uuids": uuids, KEY: applied.layout.run.state}
+        alone = options | {"cond_or_uncond": kinds[first : first + 1], "uuids": uuids, KEY: applied.layout.run.state}
         own = {"x", "timesteps", "context", "y"}
         mine = {name: value if name in own else _rows(value, rows, count * len(x)) for name, value in call.given.items()}
         theirs = {"x": x, "timesteps": times, **given}
@@ -85,7 +86,7 @@ def run_edited(executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         applied.recorder.record_inputs(options, where, inputs)
         watch = lambda _, maps, shape: applied.recorder.record_maps(options, maps, shape)  # noqa: E731
     if applied.layout is not None and columns is not None:
-        injection = applied.layout.injection(options, x, columns, maps_of)
+        injection = applied.layout.injection(options, x, columns, positives, maps_of)
     return call_unet(call, inputs, options, watch, injection)
 
 
