@@ -77,6 +77,7 @@ export async function chooseConcept() {
     };
     find.addEventListener("input", narrow);
     find.addEventListener("keydown", (event) => {
+      if (event.isComposing || event.keyCode === 229) return; // an input method's own keys
       if (event.key === "Enter") {
         event.preventDefault(); // or it would press the button that has the focus once the list is closed
         grid.querySelector("button")?.click();

@@ -60,6 +60,7 @@ export function setUpHolding(node) {
 
   after(choose, "callback", () => hold(choose.value));
   after(node, "onConfigure", show);
+  after(data, "callback", show); // as where a graph without a page's layout is loaded
   node.refreshComboInNode = settled(async () => {
     try {
       setOptions(node, choose, [none, ...(await listed())]);

@@ -1,15 +1,12 @@
 // Load Concept: a card of the chosen concept, and a search that narrows its list.
 import { Card, WIDTH } from "./card.js";
 import { chooseConcept } from "./gallery.js";
-import { forgetWords, listed, metadataIn, wordsOfAll } from "./server.js";
+import { forgetWords, listed, metadataIn, plain, wordsOfAll } from "./server.js";
 import { say } from "./texts.js";
 import { after, changing, isLinked, named, setOptions, settled } from "./widgets.js";
 
 const TYPING = 250; // milliseconds without a key after which the list is narrowed
 const NO_CONCEPT = "(no concept saved yet)"; // as in nodes/concepts.py
-
-// A workflow from another system may have other separators.
-const plain = (name) => String(name).replaceAll("\\", "/");
 
 export function setUpLoading(node) {
   const chosen = named(node, "concept_name");
@@ -29,9 +26,16 @@ export function setUpLoading(node) {
     const name = nameNow();
     if (name === null) return card.say(say("linked"));
     if (name === NO_CONCEPT) return card.say(say("noneSaved"));
-    if (!all.some((each) => plain(each) === plain(name))) return card.say(say("missing"));
+    const here = () => all.find((each) => plain(each) === plain(name));
     try {
-      const metadata = await metadataIn(name);
+      if (!here()) {
+        // Saved since the page learned of the files: a node that is made anew, as by Ctrl+Z, knows the list of then.
+        all = await listed();
+        if (name !== nameNow()) return;
+        if (!here()) return card.say(say("missing"));
+        setOptions(node, chosen, all);
+      }
+      const metadata = await metadataIn(here());
       if (name !== nameNow()) return; // another was chosen in the meantime
       if (metadata) card.show(metadata);
       else card.say(say("broken"));

@@ -1,6 +1,6 @@
 // Load Concepts: a row for each concept, with a toggle, its name, strength and bias; the last row adds one.
 import { chooseConcept } from "./gallery.js";
-import { listed } from "./server.js";
+import { listed, plain } from "./server.js";
 import { say } from "./texts.js";
 import { after, changing, named, settled } from "./widgets.js";
 
@@ -20,6 +20,7 @@ function number(label, value, placeholder, limits, changed) {
   const box = control("input", label, { type: "number", value: value ?? "", placeholder, ...limits }, { width: "64px" });
   box.addEventListener("change", () => {
     const given = box.value === "" ? null : Math.min(limits.max, Math.max(limits.min, Number(box.value)));
+    box.value = given ?? "";
     changed(given);
   });
   return box;
@@ -43,11 +44,14 @@ export function setUpMany(node) {
     }
   }
 
-  function change(act) {
+  // Rows are drawn anew only if there are others: what is being typed in or clicked must stay where it is.
+  function change(act, anew = true) {
     const changed = rows();
     act(changed);
-    changing(() => (data.value = JSON.stringify(changed)));
-    draw();
+    changing(() => {
+      data.value = JSON.stringify(changed);
+      if (anew) draw();
+    });
   }
 
   async function choose(i) {
@@ -65,15 +69,18 @@ export function setUpMany(node) {
     const line = document.createElement("div");
     Object.assign(line.style, { display: "flex", gap: "6px", alignItems: "center", height: `${ROW - 4}px`, flex: "none" });
     const on = control("input", say("rowOn", { name: row.name }), { type: "checkbox", checked: row.on !== false });
-    on.addEventListener("change", () => change((all) => (all[i].on = on.checked)));
+    on.addEventListener("change", () => {
+      change((all) => (all[i].on = on.checked), false);
+      name.style.opacity = on.checked ? 1 : 0.6;
+    });
     const name = control("button", say("rowName"), { type: "button", textContent: String(row.name).replace(/\.safetensors$/, "") }, {
       flex: 1, textAlign: "left", overflow: "hidden", textOverflow: "ellipsis", whiteSpace: "nowrap", cursor: "pointer", padding: "3px 6px",
       textDecoration: missing.has(row.name) ? "line-through" : "none", opacity: row.on === false ? 0.6 : 1,
     });
     if (missing.has(row.name)) name.title = say("missing");
     name.addEventListener("click", () => choose(i));
-    const strength = number(say("strength"), row.strength ?? 1, "1", { min: 0, max: 1, step: 0.05 }, (value) => change((all) => (all[i].strength = value ?? 1)));
-    const bias = number(say("biasHelp"), row.bias, say("bias"), { min: -1, max: 2, step: 0.05 }, (value) => change((all) => (all[i].bias = value)));
+    const strength = number(say("strength"), row.strength ?? 1, "1", { min: 0, max: 1, step: 0.05 }, (value) => change((all) => (all[i].strength = value ?? 1), false));
+    const bias = number(say("biasHelp"), row.bias, say("bias"), { min: -1, max: 2, step: 0.05 }, (value) => change((all) => (all[i].bias = value), false));
     const remove = control("button", say("rowRemove", { name: row.name }), { type: "button", textContent: "×" }, { cursor: "pointer", padding: "3px 7px" });
     remove.addEventListener("click", () => change((all) => all.splice(i, 1)));
     line.append(on, name, strength, bias, remove);
@@ -90,15 +97,21 @@ export function setUpMany(node) {
   }
 
   const look = settled(async () => {
+    const before = [...missing].join("\n");
     try {
-      const names = new Set(await listed());
-      missing = new Set(rows().map((row) => row.name).filter((name) => !names.has(name)));
+      const names = new Set((await listed()).map(plain));
+      missing = new Set(rows().map((row) => row.name).filter((name) => !names.has(plain(name))));
     } catch {
       missing = new Set(); // nobody knows; a run will say
     }
-    draw();
+    if ([...missing].join("\n") !== before) draw();
   });
-  after(node, "onConfigure", look);
+  const anew = settled(() => {
+    draw();
+    look();
+  });
+  after(node, "onConfigure", anew);
+  after(data, "callback", anew); // as where a graph without a page's layout is loaded
   node.refreshComboInNode = look;
   draw();
 }

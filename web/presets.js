@@ -3,6 +3,7 @@
 // checkpoint from which Train Concept gets its model.
 import { app } from "../../scripts/app.js";
 import { presetFor } from "./server.js";
+import { isAsMade } from "./settings.js";
 import { say } from "./texts.js";
 import { after, changing, isLinked, named } from "./widgets.js";
 
@@ -43,16 +44,17 @@ async function presetOf(training) {
   return preset;
 }
 
-async function fill(node) {
+async function fill(node, trainings) {
   const chosen = named(node, "preset").value;
   const found = []; // all of it is known before anything changes, so that one Ctrl+Z takes it back
-  for (const training of trainingsOf(node)) {
+  for (const training of trainings) {
     try {
       found.push([training, PRESETS[chosen === BY_CHECKPOINT ? await presetOf(training) : chosen] ?? {}]);
     } catch (error) {
       app.extensionManager?.toast?.add({ severity: "warn", summary: "Perfusion", detail: error.message, life: 10000 });
     }
   }
+  if (chosen !== named(node, "preset").value) return; // another was chosen in the meantime
   changing(() => found.forEach(([training, values]) => write(training, values)));
 }
 
@@ -66,7 +68,10 @@ function write(training, values) {
 }
 
 export function setUpOptions(node) {
-  after(named(node, "preset"), "callback", () => fill(node));
-  // A preset chosen before the two were connected counts then. A workflow that is being loaded has its values already.
-  after(node, "onConnectOutput", () => setTimeout(() => fill(node)));
+  after(named(node, "preset"), "callback", () => fill(node, trainingsOf(node)));
+  // A preset chosen before the two were connected counts then, but not for a training that has values of its own: it may have been
+  // pasted, or a workflow is being loaded.
+  after(node, "onConnectOutput", (output, type, input, other) =>
+    setTimeout(() => fill(node, trainingsOf(node).filter((training) => training === other && isAsMade(training, Object.keys(PRESETS.demo))))),
+  );
 }

@@ -19,6 +19,9 @@ async function answered(address) {
   throw new Error(told || say("serverError", { status: answer.status }));
 }
 
+// A workflow from another system may have other separators.
+export const plain = (name) => String(name).replaceAll("\\", "/");
+
 export async function listed() {
   const names = await (await answered("/models/perfusion")).json();
   return names.filter((name) => !/^\.work[\\/]/.test(name));
@@ -32,6 +35,7 @@ export async function metadataIn(name) {
   } catch {
     throw new Error(say("unreachable"));
   }
+  if (!answer.ok && answer.status !== 404) throw new Error(say("serverError", { status: answer.status }));
   try {
     return answer.ok ? await answer.json() : null;
   } catch {

@@ -50,15 +50,25 @@ function mark(i) {
   open.box.setAttribute("aria-activedescendant", option.id);
 }
 
+// Whether the caret still stands behind what was typed.
+function isThere() {
+  const { box, at, typed } = open;
+  return box.selectionStart === at && box.selectionEnd === at && box.value.slice(0, at).endsWith(typed);
+}
+
 // Puts the chosen word in the place of what was typed, as typing would: the page hears of it, and Ctrl+Z takes it back.
 function take() {
+  if (!isThere()) return close();
   const { box, at, typed, words, chosen } = open;
   const [trigger] = words[chosen];
+  // The rest of a word in brackets goes too.
+  const rest = typed.startsWith("<") ? /^[\p{L}\p{M}\p{N}_-]*>/u.exec(box.value.slice(at)) : null;
+  const end = at + (rest?.[0].length ?? 0);
   close();
   box.focus();
-  box.setSelectionRange(at - typed.length, at);
+  box.setSelectionRange(at - typed.length, end);
   if (!document.execCommand("insertText", false, trigger)) {
-    box.setRangeText(trigger, at - typed.length, at, "end");
+    box.setRangeText(trigger, at - typed.length, end, "end");
     box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }
@@ -121,6 +131,8 @@ async function offer(box, firstNames) {
 
 function press(event) {
   if (!open || event.target !== open.box || event.isComposing) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.shiftKey) return; // the page's own
+  if (!isThere()) return close();
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (step) {
     if (!open.moved) open.chosen = step > 0 ? -1 : 0;
@@ -137,7 +149,7 @@ function press(event) {
 export function completeTriggers(firstNames) {
   const isBox = (box) => box instanceof HTMLTextAreaElement && !box.readOnly;
   document.addEventListener("compositionstart", () => ((composing = true), close()), true);
-  document.addEventListener("compositionend", () => (composing = false), true);
+  document.addEventListener("compositionend", (event) => ((composing = false), isBox(event.target) && offer(event.target, firstNames)), true);
   document.addEventListener("input", (event) => isBox(event.target) && !event.isComposing && offer(event.target, firstNames), true);
   document.addEventListener("keydown", press, true);
   document.addEventListener("focusout", (event) => open && event.target === open.box && close(), true);
