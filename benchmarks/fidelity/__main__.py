@@ -17,7 +17,6 @@ from its committed pictures, two methods, few images. With `--checkpoint`, it me
 from __future__ import annotations
 
 import argparse
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,9 +32,9 @@ from scripts.setup import bootstrap
 
 Part = tuple[str, Callable[[Bench, Workshop], bool], Callable[[Bench], list[str]]]
 PARTS: dict[str, Part] = {
-    "tuning": ("Tuning: the same effort for every method", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
+    "tuning": ("Tuning: four candidates for each method", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
     "levers": (
-        "Which settings improve likeness at the same text score",
+        "Which settings improve likeness, and what they cost",
         lambda b, s: s.run(t for each in b.levers().values() for t in each),
         Bench.lever_page,
     ),
@@ -85,21 +84,10 @@ def took(store: Store, name: str) -> list[str]:
     if not found:
         return []
     return [
-        f"*Took {found['seconds'] / 60:.0f} minutes in total; last run at commit {found['commit']}. All training runs use seed 0.*",
+        f"*Took {found['seconds'] / 60:.0f} minutes of one server in total; last run at commit {found['commit']}. All training "
+        "runs use seed 0.*",
         "",
     ]
-
-
-def timed(store: Store, name: str, measured: Callable[[], bool]) -> bool:
-    """Measure a part, and add the time to that which it took before, if anything was measured; return its result."""
-    start, before = time.time(), len(store.kept)
-    done = measured()
-    if len(store.kept) > before:
-        spent = store.kept.get(f"took/{name}", {}).get("seconds", 0) + time.time() - start
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        head = subprocess.run(git, cwd=bootstrap.ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        store.keep({f"took/{name}": {"seconds": round(spent), "commit": head or "unknown"}})
-    return done
 
 
 def again(name: str, concept: Concept) -> None:
@@ -150,7 +138,8 @@ def main() -> None:
     with open_labs(setup, base, arguments.servers) as labs:
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
-            done = timed(bench.store, name, lambda name=name: PARTS[name][1](bench, shop))
+            shop.part = name
+            done = PARTS[name][1](bench, shop)
             report(bench, name)
             if not done:
                 print(f"{name} is not finished yet; run this again to go on")

@@ -61,13 +61,19 @@ ABLATIONS: dict[str, Ablation] = {
         behind=("none",),
     ),
     "Bias in training": Ablation(
-        "The paper (Fig. 9): a higher training bias does better.",
-        {f"{bias:g}": Change({"train_bias": bias}) for bias in (0.75, 0.5, 0.3)},
+        "The paper (Fig. 9): a higher training bias does better. Each is used with biases around its own.",
+        {
+            f"{bias:g}": Change({"train_bias": bias}, values=values)
+            for bias, values in ((0.75, (0.5, 0.6, 0.7)), (0.5, (0.3, 0.4, 0.5)), (0.3, (0.2, 0.25, 0.3)))
+        },
         behind=("0.5", "0.3"),
     ),
     "Temperature at inference": Ablation(
-        "The paper (Fig. 9): a temperature higher than in training (0.1) does better; 0.15 tends to be best.",
-        {f"{t:g}": Change(use={"settings": {"temperature": t}}) for t in (0.15, 0.05, 0.1, 0.3)},
+        "The paper (Fig. 9): a temperature higher than in training (0.1, here too) does better; 0.15 tends to be best.",
+        {
+            f"{t:g}": Change({"train_temperature": 0.1}, use={"settings": {"temperature": t}}, values=NEAR)
+            for t in (0.15, 0.05, 0.1, 0.3)
+        },
         behind=("0.1", "0.05"),
     ),
     "Strength as the dial": Ablation(

@@ -78,10 +78,10 @@ class CharacterBed:
         return Scores(*(torch.stack(part).numpy() for part in (likeness, text, identity)))
 
     def details(self, concept: Concept, images: Tensor) -> Tensor:
-        """Return the share of the individual's features, both of its colours included, that each image shows, [B]."""
+        """Return the share of the individual's features, both of its colours included if they show, that each image shows, [B]."""
         one = make_pictures.individual(concept[1], *concepts.which(concept))
         looks = {part: one.said(part) for part, variant in one.parts if not variant or one.said(part)}
-        looks |= {"colour": one.colours[0], "second": one.colours[1]}
+        looks |= {"colour": one.colours[0]} | ({"second": one.colours[1]} if one.two_coloured else {})
         found = self.judges.say_all(images, tuple(looks))
         return torch.tensor([[best == answer for best in found[part].best()] for part, answer in looks.items()]).float().mean(0)
 

@@ -89,12 +89,12 @@ def fine_tune(job: Job) -> None:
 
 @torch.no_grad()
 def encoded(job: Job, model: Any, vae: Any, files: list[str]) -> Tensor:
-    """Return the latents [2 n, c, h, w] of pictures and of their mirror images."""
+    """Return the latents [n, c, h, w] of pictures."""
     if not files:
         return torch.zeros(0)
     shown = [Image.open(file).convert("RGB").resize((job.side, job.side), Image.Resampling.LANCZOS) for file in files]
     pixels = torch.stack([torch.from_numpy(np.asarray(each).copy()) for each in shown]).float() / 255
-    return model.model.process_latent_in(vae.encode(torch.cat([pixels, pixels.flip(2)]))).float().clone()
+    return model.model.process_latent_in(vae.encode(pixels)).float().clone()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.stats import t as student
 
 from benchmarks.fidelity.trials import SCORES, Store, Trial
 
@@ -57,6 +58,15 @@ class Curve:
         text, likeness = self.resampled[:, 0, i], self.resampled[:, 1, i]
         return interval(2 * text * likeness / np.maximum(text + likeness, 1e-9))
 
+    def both(self) -> np.ndarray:
+        """Return the share of images in which the concept is recognised and all that the prompt asks for is there, [V, C, P]."""
+        return ((self.identity > 0.5) & (self.text > 0.999)).mean(3)
+
+    def at(self, values: Sequence[float]) -> Curve:
+        """Return the part of the curve at these of its values."""
+        kept = [i for i, value in enumerate(self.values) if value in values]
+        return Curve(tuple(self.values[i] for i in kept), *(getattr(self, name)[kept] for name in SCORES))
+
     def at_best(self) -> str:
         """Return table cells: the value with the best harmonic mean, and text, likeness and harmonic mean there."""
         i, (text, likeness) = self.best(), self.means()
@@ -87,37 +97,47 @@ def interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def front(text: np.ndarray, likeness: np.ndarray, level: float) -> float:
-    """Return the best likeness at a text score of `level` or more, on the points [V] and the lines between neighbours; else NaN."""
-    reached = [float(d) for t, d in zip(text, likeness, strict=True) if t >= level]
-    for i in range(len(text) - 1):
-        low, high = sorted((i, i + 1), key=lambda j: text[j])
-        if text[low] < level <= text[high]:
-            share = (level - text[low]) / (text[high] - text[low])
-            reached.append(float(likeness[low] + share * (likeness[high] - likeness[low])))
-    return max(reached, default=float("nan"))
+@dataclass(frozen=True)
+class Lead:
+    """How far one method is ahead of another one in likeness, over C concepts.
 
-
-def lead(ours: Curve, theirs: Curve, level: float) -> tuple[float, tuple[float, float], float]:
-    """Return the lead in likeness of `ours` at a text score of `level`, its interval, and the share of resamples with a lead.
-
-    A method that does not reach the level in a resample counts as behind there, but that resample does not enter the interval.
+    Attributes:
+        mean: The mean difference.
+        interval: Its 95 per cent interval from Student's t over concepts; NaN for a single concept.
+        ahead: The number of concepts with a higher likeness.
+        concepts: C.
     """
-    whole = front(*ours.means(), level) - front(*theirs.means(), level)
-    pairs = np.array([[front(*means, level) for means in both] for both in zip(ours.resampled, theirs.resampled, strict=True)])
-    ahead = np.where(np.isnan(pairs[:, 1]), np.isfinite(pairs[:, 0]), pairs[:, 0] > pairs[:, 1])
-    return whole, interval(pairs[:, 0] - pairs[:, 1]), float(ahead.mean())
+
+    mean: float
+    interval: tuple[float, float]
+    ahead: int
+    concepts: int
+
+    def __str__(self) -> str:
+        """Return a table cell."""
+        low, high = self.interval
+        return f"{self.mean:+.2f} ({low:+.2f}…{high:+.2f}), {self.ahead} of {self.concepts}"
 
 
-def mean_lead(ours: Curve, theirs: Curve, levels: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Return the mean lead over the text scores that both methods reach, and its interval."""
+def chosen(curve: Curve, level: float) -> int | None:
+    """Return the index of the value with the highest mean likeness among those with a mean text of `level` or more, if any."""
+    text, likeness = curve.means()
+    return None if (text < level).all() else int(np.where(text >= level, likeness, -np.inf).argmax())
 
-    def ahead(first: Sequence[np.ndarray], second: Sequence[np.ndarray]) -> float:
-        each = np.array([front(*first, level) - front(*second, level) for level in levels])
-        return float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else float("nan")
 
-    drawn = [ahead(*both) for both in zip(ours.resampled, theirs.resampled, strict=True)]
-    return ahead(ours.means(), theirs.means()), interval(drawn)
+def lead(ours: Curve, theirs: Curve, level: float) -> Lead | None:
+    """Return the lead of `ours`, each method at its `chosen` value; None if one of them does not reach this text.
+
+    The same value is used for all concepts, so that no concept chooses its own.
+    """
+    i, j = chosen(ours, level), chosen(theirs, level)
+    if i is None or j is None:
+        return None
+    each = ours.likeness[i].mean((1, 2)) - theirs.likeness[j].mean((1, 2))
+    count = len(each)
+    half = float(student.ppf(0.975, count - 1) * each.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+    mean = float(each.mean())
+    return Lead(mean, (mean - half, mean + half), int((each > 0).sum()), count)
 
 
 def cells(curve: Curve, i: int) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.fidelity import concepts, sheet
 from benchmarks.fidelity.concepts import MEASURED, Concept
-from benchmarks.fidelity.methods import LORA, RARE, Recipe, Use
+from benchmarks.fidelity.methods import LORA, Recipe, Use, rare
 from benchmarks.fidelity.trials import SEEDS, Trial, Workshop
 from benchmarks.lab import SAMPLING, Lab, draw, part, percent
 from perfusion_core.gated_edit import APPROXIMATE, EXACT, PAPER
@@ -144,7 +144,7 @@ def ready(graph: Graph, shop: Workshop, group: Group, lab: Lab, base: tuple[Link
         for file in files:
             strength = dict(way.settings)["strength"]
             model = [graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=strength), 0]
-        return model, clip, [f"{RARE} {kind}" for kind in kinds]
+        return model, clip, [rare(kind) for kind in kinds]
     regions = [{"region": part(graph, i, len(files))} if way.regions else {} for i in range(len(files))]
     loaded = [graph.load(file.name, **dict(way.settings) | region) for file, region in zip(files, regions, strict=True)]
     return *graph.apply(model, clip, graph.combine(*loaded), way.mode), [f"<{file.stem}>" for file in files]

@@ -24,8 +24,14 @@ from scripts.harness.graphs import Graph, Link
 PERFUSION, LORA, TUNED = "perfusion", "lora", "tuned"
 FOLLOWED = "followed"
 TRIGGER = "<it>"
-RARE = "zxq"
-"""Rare token before the superclass word that names the concept in a LoRA's prompts, as in DreamBooth."""
+RARE = {"robot": "vqk", "plant": "qzv", "blob": "jxw"}
+"""Maps a superclass to the rare token that names the concept in the prompts of a LoRA or fine-tune, as in DreamBooth.
+
+They differ, so that several LoRAs in one image can be told apart; other superclasses have RAREST.
+"""
+RAREST = "zxq"
+TIMES = 2
+"""How often the host's trainer is given each picture. With four pictures, all training prompts then occur."""
 PAINTED, PLAIN, FOUND, NO_MASK = "painted", "plain", "found", "none"
 
 
@@ -59,6 +65,8 @@ class Recipe:
         told = asdict(self) | {"widgets": self.all_widgets()}
         if not self.captioned:
             del told["captioned"]  # Without captions, the names are those of before there were any.
+        if self.teacher != PERFUSION:
+            told["named"] = rare(concept[1])
         parts = [told, concept, seed]
         return f"{concept[0]}-{concept[1]}-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]}"
 
@@ -88,6 +96,11 @@ class Use:
         if self.bits == 16:
             del told["bits"]
         return told
+
+
+def rare(word: str) -> str:
+    """Return what names a concept of this superclass in the prompts of a LoRA or fine-tune."""
+    return f"{RARE.get(word, RAREST)} {word}"
 
 
 TAUGHT: dict[str, object] = {name: value for name, value in TRAINING.items() if name not in ("size", "superclass", "trigger")}
@@ -162,11 +175,10 @@ def dtype_here() -> str:
 def teach_lora(
     graph: Graph, recipe: Recipe, base: tuple[Link, Link, Link], images: Link, word: str, count: int, seed: int, file: str
 ) -> None:
-    """Add the host's trainer on `count` pictures and their mirror images, each with its own caption."""
+    """Add the host's trainer on `count` pictures, each TIMES with other captions, of which it keeps one for each entry."""
     model, clip, vae = base
-    mirrored = [graph.add("ImageFlip", image=images, flip_method="y-axis: horizontally"), 0]
-    latents = [graph.add("VAEEncode", pixels=batch(graph, "image", [images, mirrored]), vae=vae), 0]
-    captions = [TEMPLATES[i % len(TEMPLATES)].format(f"{RARE} {word}") for i in range(2 * count)]
+    latents = [graph.add("VAEEncode", pixels=batch(graph, "image", [images] * TIMES), vae=vae), 0]
+    captions = [TEMPLATES[i % len(TEMPLATES)].format(rare(word)) for i in range(TIMES * count)]
     positive = graph.text(clip, captions[0])
     for caption in captions[1:]:
         # Combined in order into one CONDITIONING, of which the trainer gives each picture its own entry.
@@ -190,10 +202,10 @@ def use(
     if recipe.teacher == TUNED:
         whole = graph.checkpoint(file.name)[0]
         mixed = graph.add("ModelMergeSimple", model1=whole, model2=model, ratio=value)
-        return [mixed, 0], clip, f"{RARE} {word}"
+        return [mixed, 0], clip, rare(word)
     if recipe.teacher == LORA:
         loaded = graph.add("LoraLoaderModelOnly", model=model, lora_name=file.name, strength_model=value)
-        return [loaded, 0], clip, f"{RARE} {word}"
+        return [loaded, 0], clip, rare(word)
     dial = {how.dial: value} if how.dial not in ("", FOLLOWED) else {}
     concept = graph.load(str(file), **{**SETTINGS, "trigger": TRIGGER, **how.settings, **dial})
     if how.dial == FOLLOWED:
@@ -212,30 +224,36 @@ class Method:
     candidates: tuple[Recipe, ...]
 
 
-def recipes(widgets: list[dict[str, object]], **shared: object) -> tuple[Recipe, ...]:
-    """Return recipes for Train Concept that differ in their widgets."""
-    return tuple(Recipe(widgets=shared | each) for each in widgets)
+def recipes(widgets: list[dict[str, object]], teacher: str = PERFUSION, **shared: object) -> tuple[Recipe, ...]:
+    """Return recipes that differ in their widgets."""
+    return tuple(Recipe(teacher, shared | each) for each in widgets)
 
 
 def tuned(prior: float) -> tuple[Recipe, ...]:
     """Return recipes for a fine-tune of all weights that differ in their learning rate."""
-    return tuple(Recipe(TUNED, {"learning_rate": rate, "prior": prior}) for rate in (3e-5, 1e-4, 1e-5))
+    return tuple(Recipe(TUNED, {"learning_rate": rate, "prior": prior}) for rate in (3e-5, 1e-4, 1e-5, 3e-4))
 
 
-EDITS: list[dict[str, object]] = [{}, {"word_rate": 3e-4}, {"train_bias": 0.75, "train_temperature": 0.1}]
+EDITS: list[dict[str, object]] = [{}, {"word_rate": 3e-4}, {"train_bias": 0.75, "train_temperature": 0.1}, {"word_rate": 1e-4}]
 """Candidate widgets for the methods that learn a word and outputs."""
 BIASES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 
 METHODS: dict[str, Method] = {
     "Perfusion": Method(Use("bias"), BIASES, recipes(EDITS)),
-    "Textual Inversion": Method(Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2)], edit_mode="none")),
+    "Textual Inversion": Method(
+        Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2, 3e-2)], edit_mode="none")
+    ),
     "static edit (ROME)": Method(
         Use("strength", mode="static"),
         STRENGTHS[:-1],
-        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.3}], edit_mode="static"),
+        recipes([{}, {"word_rate": 3e-4}, {"output_rate": 0.3}, {"word_rate": 3e-3}], edit_mode="static"),
     ),
-    "LoRA": Method(Use("strength"), STRENGTHS, tuple(Recipe(LORA, {"learning_rate": rate}) for rate in (1e-3, 3e-4, 3e-3))),
+    "LoRA": Method(
+        Use("strength"),
+        STRENGTHS,
+        recipes([{}, {"learning_rate": 3e-4}, {"learning_rate": 3e-3}, {"rank": 16}], LORA),
+    ),
     "fine-tune": Method(Use("strength"), STRENGTHS[:-1], tuned(0.0)),
     "fine-tune with a prior loss": Method(Use("strength"), STRENGTHS[:-1], tuned(1.0)),
 }

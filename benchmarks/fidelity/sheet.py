@@ -17,8 +17,8 @@ from benchmarks.lab import read
 
 SHOWN = 2
 """Number of images in each cell; a wide one counts as two."""
-EVERY = 2
-"""One in EVERY concepts has a row."""
+ROWS = ((0, 0), (1, 3), (2, 4), (3, 5))
+"""For each row the numbers of its concept and its prompt: one concept of each kind; the last prompt asks for two characters."""
 FILE = "fidelity-sheet.png"
 
 Rows = Mapping[str, Sequence[torch.Tensor]]
@@ -28,16 +28,17 @@ Shown = Sequence[tuple[str, list[Trial], Curve]]
 
 def run(shop: Workshop, shown: Shown, out: Path) -> bool:
     """Draw the sheet unless it is up to date; return False if time ran out."""
-    each = [(name, trials[::EVERY], curve.values[curve.best()]) for name, trials, curve in shown]
+    rows_of = ROWS[: len(shown[0][1])] if shown else ()
+    each = [(name, [trials[i] for i, _ in rows_of], curve.values[curve.best()]) for name, trials, curve in shown]
     if not each:
         return True
     concepts = [trial.concept for trial in each[0][1]]
     titles = [f"{name}\n{value:g}" if trials[0].use.dial else name for name, trials, value in each]
 
     def rows() -> Rows:
-        return {"\n".join(concept): row(shop, each, i) for i, concept in enumerate(concepts)}
+        return {"\n".join(concept): row(shop, each, i, rows_of[i][1]) for i, concept in enumerate(concepts)}
 
-    of = [trial.key(value) for _, trials, value in each for trial in trials]
+    of = [f"{trial.key(value)}/{prompt}" for _, trials, value in each for trial, (_, prompt) in zip(trials, rows_of, strict=True)]
     return draw(shop, "sheet", of, rows, ["training pictures", *titles], out / FILE)
 
 
@@ -55,11 +56,11 @@ def draw(shop: Workshop, name: str, of: list[str], rows: Callable[[], Rows], col
     return True
 
 
-def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int) -> list[torch.Tensor]:
-    """Return the row of concept i: its training pictures, then each method's images; each row shows another of the prompts."""
+def row(shop: Workshop, each: Sequence[tuple[str, list[Trial], float]], i: int, prompt: int) -> list[torch.Tensor]:
+    """Return the i-th row: its concept's training pictures, then each method's images of a prompt."""
     pictures = [torch.cat(taught_from(shop, each[0][1][i].concept), dim=1)]
     for _, trials, value in each:
-        asked = trials[i].prompts[i % len(trials[i].prompts)]
+        asked = trials[i].prompts[prompt % len(trials[i].prompts)]
         ((drawn,),) = shop.draw(replace(trials[i], prompts=(asked,)), [value])
         pictures.append(torch.cat(list(drawn[: SHOWN // (1 + asked.wide)]), dim=1))
     return pictures
@@ -76,9 +77,9 @@ def page(kept: Mapping[str, dict], out: Path) -> list[str]:
     if "sheet" not in kept or not (out / FILE).exists():
         return []
     return [
-        "One row for every second concept: two of its training pictures, then two images from each method (one, if the prompt asks "
-        "for two characters), all from the same noise and at the dial value with the best harmonic mean. Each row uses the next "
-        "prompt in turn.",
+        "One concept of each kind, each with another prompt: two of its training pictures, then two images from each method (one, "
+        "if the prompt asks for two characters), all from the same noise and at the dial value with the best harmonic mean. They "
+        "are drawn for this page, from other noise than those that were scored.",
         "",
         f"![Images of each concept by each method]({FILE})",
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from benchmarks.fidelity import bench, characters, concepts, groups, seeded_clip
 from benchmarks.fidelity.ablations import ABLATIONS
 from benchmarks.fidelity.concepts import DEVELOPMENT, MEASURED, TEST
 from benchmarks.fidelity.fine_tune import Job
-from benchmarks.fidelity.fronts import Curve, front, interval, lead, mean_lead, resamples
+from benchmarks.fidelity.fronts import Curve, chosen, interval, lead, resamples
 from benchmarks.fidelity.methods import METHODS, Recipe, Use
 from benchmarks.fidelity.trials import Prompt, Scores, Store, Trial, Workshop
 from benchmarks.world.judges import Judges
@@ -123,28 +124,37 @@ def curve(text: list[float], likeness: list[float], spread: float = 0.0) -> Curv
     return Curve(tuple(range(len(text))), *shaped, shaped[0])
 
 
-def test_a_front_is_the_best_likeness_at_a_text_score_and_above() -> None:
-    text, likeness = np.array([0.2, 0.6, 0.9, 1.0]), np.array([0.9, 0.8, 0.4, 0.1])
-    assert front(text, likeness, 0.6) == pytest.approx(0.8)
-    assert front(text, likeness, 0.75) == pytest.approx(0.6)  # halfway on the line from 0.6 to 0.9
-    assert front(text, likeness, 0.1) == pytest.approx(0.9)
-    assert np.isnan(front(text, likeness, 1.01))
-    # A point that another one dominates in both scores is not on the front.
-    assert front(np.array([0.5, 0.9]), np.array([0.3, 0.7]), 0.5) == pytest.approx(0.7)
+def test_a_value_is_chosen_for_its_likeness_among_those_that_follow_the_text() -> None:
+    each = curve([0.9, 0.8, 0.4, 0.1], [0.2, 0.6, 0.9, 1.0], 0.001)
+    assert [chosen(each, level) for level in (0.1, 0.55, 0.7, 0.95, 1.1)] == [0, 1, 2, 3, None]
+    assert each.at((1, 3)).values == (1, 3) and chosen(each.at((1, 3)), 0.1) == 0
 
 
-def test_a_lead_is_the_difference_of_fronts_with_its_interval() -> None:
+def test_a_lead_is_the_mean_difference_over_concepts_with_students_interval() -> None:
     ours, theirs = curve([0.5, 0.9], [0.9, 0.5], 0.1), curve([0.5, 0.9], [0.7, 0.3], 0.1)
-    whole, (low, high), ahead = lead(ours, theirs, 0.7)
-    assert low < whole < high and whole == pytest.approx(0.2, abs=0.03) and high - low < 0.1
-    assert ahead == 1.0
-    assert lead(theirs, ours, 0.7)[2] == 0.0
-    assert lead(ours, ours, 0.7)[0] == 0.0 and mean_lead(ours, ours, [0.6, 0.7])[0] == 0.0
+    found = lead(ours, theirs, 0.65)
+    each = (ours.likeness[0] - theirs.likeness[0]).mean((1, 2))
+    test = scipy.stats.ttest_1samp(each, 0).confidence_interval(0.95)
+    assert found.mean == pytest.approx(each.mean()) and found.interval == pytest.approx((test.low, test.high))
+    assert (found.ahead, found.concepts) == ((each > 0).sum(), 8)
+    assert lead(ours, ours, 0.4).mean == 0 and lead(ours, ours, 0.4).ahead == 0
 
 
-def test_a_method_without_the_text_score_is_behind() -> None:
-    whole, (low, high), ahead = lead(curve([0.9], [0.2], 0.01), curve([0.3], [0.9], 0.01), 0.8)
-    assert np.isnan(whole) and np.isnan(low) and np.isnan(high) and ahead == 1.0
+def test_a_method_without_the_text_has_no_lead() -> None:
+    assert lead(curve([0.9], [0.2], 0.01), curve([0.3], [0.9], 0.01), 0.8) is None
+
+
+def test_a_verdict_takes_an_interval_on_one_side_and_equal_choices() -> None:
+    first, behind = curve([0.2, 0.9], [1.0, 1.0], 0.01), curve([0.3], [1.0], 0.01)
+    assert bench.compared(behind, first, [0.9])[1] == "the opposite"  # of the first one's values only the first counts
+    assert bench.compared(replace(behind, values=(1,)), first, [0.9])[1] == "seen"
+    assert bench.compared(curve([0.9], [1.0], 0.3), curve([0.9], [1.0], 0.3), [0.9])[1].startswith("undecided")
+    assert bench.compared(curve([0.9], [0.5], 0.01), first, [0.9])[1] == "one of them does not reach the text"
+
+
+def test_an_image_counts_if_the_concept_is_recognised_and_nothing_is_missing() -> None:
+    known, text = np.array([[[[1.0, 1.0, 0.0, 0.0]]]]), np.array([[[[1.0, 0.5, 1.0, 0.5]]]])
+    assert Curve((0.4,), known, text, known).both().tolist() == [[[0.25]]]
 
 
 def test_intervals_hold_the_mean_and_shrink_with_the_spread() -> None:

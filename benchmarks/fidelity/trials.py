@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
@@ -23,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.fine_tune import Job
-from benchmarks.fidelity.methods import FOLLOWED, LORA, PERFUSION, RARE, TUNED, Recipe, Use, teach, use
+from benchmarks.fidelity.methods import FOLLOWED, LORA, PERFUSION, TUNED, Recipe, Use, rare, teach, use
 from benchmarks.lab import SAMPLING, Lab, draw
 from perfusion_core.concept import Concept as File
 from perfusion_core.prompts import TEMPLATES
@@ -166,6 +169,13 @@ class Store:
             write_bytes(self.path, ("{\n" + lines + "\n}\n").encode())
 
 
+@functools.cache
+def commit() -> str:
+    """Return the short hash of the commit that runs."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, cwd=bootstrap.ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
 def bytes_key(trial: Trial) -> str:
     """Return the store's key for the size of a trial's file."""
     return f"bytes/{trial.name()}"
@@ -177,6 +187,9 @@ class Workshop:
     def __init__(self, labs: Sequence[Lab], bed: Bed, store: Store, until: float = float("inf")) -> None:
         """`until` is the time, as by `time.time`, after which nothing new is started."""
         self.labs, self.bed, self.store, self.until = labs, bed, store, until
+        self.part = ""
+        """The part that is measured, under whose name the store keeps the time."""
+        self.timing = threading.Lock()
         self.teaching: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @property
@@ -203,14 +216,23 @@ class Workshop:
             free.put(lab)
 
         def one(job: T) -> bool:
-            lab = free.get()
+            lab, start = free.get(), time.time()
             try:
                 return done(lab, job)
             finally:
+                self.spent(time.time() - start)
                 free.put(lab)
 
         with ThreadPoolExecutor(len(self.labs)) as pool:
             return all(list(pool.map(one, jobs)))
+
+    def spent(self, seconds: float) -> None:
+        """Add to the time that the part has taken, and store the commit that it was measured at."""
+        if not self.part:
+            return
+        with self.timing:
+            before = self.store.kept.get(f"took/{self.part}", {}).get("seconds", 0)
+            self.store.keep({f"took/{self.part}": {"seconds": round(before + seconds), "commit": commit()}})
 
     def measure(self, lab: Lab, trial: Trial) -> bool:
         """Measure what is missing of a trial; return False if time ran out."""
@@ -267,7 +289,7 @@ class Workshop:
         drawn = self.superclass_pictures(lab, word) if widgets["prior"] else []
         job = Job(
             str(lab.server.setup.comfyui), str(base / "models" / "checkpoints" / self.bed.checkpoint), str(file),
-            [str(base / "input" / name) for name in names], [str(path) for path in drawn], f"{RARE} {word}", word, self.bed.side,
+            [str(base / "input" / name) for name in names], [str(path) for path in drawn], rare(word), word, self.bed.side,
             trial.seed, **widgets,
         )  # fmt: skip
         job.run(lab.server.setup.python, base, bootstrap.ROOT)
@@ -285,7 +307,11 @@ class Workshop:
             with tempfile.TemporaryDirectory(dir=lab.server.base) as scratch:
                 for i, picture in enumerate(torch.cat(lab.pictures(graph, *links))):
                     Image.fromarray((picture.numpy() * 255).round().astype(np.uint8)).save(Path(scratch) / f"{i:03}.png")
-                shutil.copytree(scratch, folder)
+                folder.parent.mkdir(exist_ok=True)
+                made = Path(shutil.copytree(scratch, f"{folder}.{threading.get_ident()}"))
+                with contextlib.suppress(OSError):  # another server was quicker
+                    made.rename(folder)
+                shutil.rmtree(made, ignore_errors=True)
         return sorted(folder.glob("*.png"))
 
     def shown(self, concept: Concept, recipe: Recipe) -> list[str]:

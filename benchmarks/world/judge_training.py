@@ -54,16 +54,8 @@ class Looks:
 def truth(one: Individual, mood: str, place: str, carries: bool) -> dict[str, str | None]:
     """Return the right answer to each question; None where a picture does not show it."""
     parts = one.variants
-    blooming = one.kind != "plant" or one.said("head") in (
-        "with a flower",
-        "with a tulip",
-        "with buds",
-        "with a bush",
-        "with a cactus",
-    )
-    second = one.kind == "robot" or parts.get("pattern") or (parts.get("head") and blooming)
     found: dict[str, str | None] = {"kind": one.kind, "place": place, "mood": mood or None, "balloon": "yes" if carries else "no"}
-    found |= {"colour": one.colours[0], "second": one.colours[1] if second else None}
+    found |= {"colour": one.colours[0], "second": one.colours[1] if one.two_coloured else None}
     return found | {part: one.said(part) if part in parts else None for part in ("body", "head", "pattern", "eyes")}
 
 
