@@ -340,7 +340,8 @@ def choice_page(store: Store) -> list[str]:
     return [
         f"Trained at {HASTE:g} times the demo's learning rates and evaluated every 25 steps. *By loss*: the current rule of "
         "**keep** `best`. *By pictures*: the harmonic mean of likeness and place over 8 images, scored by the demo's judges "
-        "instead of a CLIP vision model. The step that is kept is then scored on the benchmark's prompts (harmonic means).",
+        "instead of a CLIP vision model. The step that is kept is then scored on the benchmark's prompts (harmonic means), by "
+        "the same judges; on so few characters, small differences say little.",
         "",
         "| | by loss | by pictures | last step | training, by loss | generating the images for the choice by pictures |",
         "| --- | --- | --- | --- | --- | --- |",
