@@ -297,6 +297,13 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
     page.ask(SET, options, "preset", "SD1.5")
     page.wait(lambda: values(training) == PRESETS["SD1.5"], "the settings for SD1.5")
     page.ask(SET, training, "steps", 78)
+    other = put(page, "PerfusionTrain", 800)
+    for each in (training, other):
+        page.ask(connect, options, each)
+    # A training at its defaults is filled, but not one with values of its own.
+    page.wait(lambda: values(other) == PRESETS["SD1.5"], "the settings of the other one")
+    assert values(training) == PRESETS["SD1.5"] | {"steps": 78}
+    page.ask("([id]) => app.graph.remove(app.graph.getNodeById(id))", other)
     page.ask("async () => app.loadGraphData(app.graph.serialize())")
     (again,) = page.of_type("PerfusionTrain")
     page.tab.wait_for_timeout(500)
@@ -325,7 +332,22 @@ def test_a_trigger_is_completed_while_it_is_typed(page: Page, visited: Server) -
     words.wait_for()
     page.tab.keyboard.press("Tab")
     assert box.input_value().endswith("\n<demo-monster>") and page.value(node, "text") == box.input_value()
-    # With an input method at work it stays out of the way.
+    # The rest of a word in brackets goes with what was typed.
+    box.fill("a <robot>")
+    for key in ("Home", *["ArrowRight"] * 3):
+        page.tab.keyboard.press(key)
+    box.press_sequentially("demo-m")
+    words.wait_for()
+    page.tab.keyboard.press("Tab")
+    assert box.input_value() == "a <demo-monster>"
+    # Once the caret has moved, keys are the page's again.
+    box.fill("")
+    box.press_sequentially("<demo")
+    words.wait_for()
+    page.tab.keyboard.press("Home")
+    page.tab.keyboard.press("Enter")
+    assert box.input_value() == "\n<demo" and words.count() == 0
+    # With an input method at work it stays out of the way, until that is done.
     page.tab.keyboard.press("Control+a")
     page.tab.keyboard.press("Delete")
     compose = """(box) => {
@@ -338,6 +360,8 @@ def test_a_trigger_is_completed_while_it_is_typed(page: Page, visited: Server) -
     assert box.evaluate(compose)  # nobody took the key
     page.tab.wait_for_timeout(400)
     assert words.count() == 0 and box.input_value() == "<demo"
+    box.evaluate("box => box.dispatchEvent(new CompositionEvent('compositionend', { bubbles: true, data: '<demo' }))")
+    words.wait_for()
     assert page.errors == []
 
 
@@ -354,6 +378,7 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
     bias = page.tab.get_by_label("Bias. Empty").first
     bias.fill("0.5")
     bias.press("Tab")
+    assert page.tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Remove demo-monster.safetensors"
     wanted = [
         {"name": "demo-monster.safetensors", "on": True, "strength": 1, "bias": 0.5},
         {"name": "demo-robot.safetensors", "on": False, "strength": 1, "bias": None},
