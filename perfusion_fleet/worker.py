@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,25 +122,26 @@ def faults_of(job: Job) -> list[str]:
     """Return a sentence for each fault in a job that the training node would reject."""
     from perfusion_fleet import settings
 
-    train, faults = inside.part("nodes.training.train_concept"), []
+    train = inside.part("nodes.training.train_concept")
 
-    def check_settings() -> None:
-        chosen = settings.chosen(job.settings)
-        train.settings_of(chosen).check()
-        (options,) = options_of(chosen, job)
-        options.training_prompts(job.trigger)
-        options.picture_prompts(job.trigger)
-
-    for check in (
-        check_settings,
-        lambda: train.check_words(job.superclass, job.trigger),
-        lambda: inside.part("perfusion_core.training.lesson").as_templates(job.captions, job.trigger, "Caption"),
-    ):
+    def fault_of(check: Callable[[], object]) -> list[str]:
         try:
             check()
         except settings.PerfusionError as error:
-            faults.append(str(error))
-    return faults
+            return [str(error)]
+        return []
+
+    def check_prompts() -> None:
+        (options,) = options_of(settings.chosen(job.settings), job)
+        options.training_prompts(job.trigger)
+        options.picture_prompts(job.trigger)
+
+    faults = [
+        *fault_of(lambda: train.settings_of(settings.chosen(job.settings)).check()),
+        *fault_of(lambda: train.check_words(job.superclass, job.trigger)),
+        *fault_of(lambda: inside.part("perfusion_core.training.lesson").as_templates(job.captions, job.trigger, "Caption")),
+    ]
+    return faults or fault_of(check_prompts)
 
 
 def options_of(chosen: Mapping[str, object], job: Job) -> Sequence[Any]:
