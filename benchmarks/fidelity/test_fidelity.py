@@ -125,15 +125,15 @@ def curve(text: list[float], likeness: list[float], spread: float = 0.0) -> Curv
 
 
 def test_a_value_is_chosen_for_its_likeness_among_those_that_follow_the_text() -> None:
-    each = curve([0.9, 0.8, 0.4, 0.1], [0.2, 0.6, 0.9, 1.0], 0.001)
+    each = curve([0.2, 0.6, 0.9, 1.0], [0.9, 0.8, 0.4, 0.1], 0.001)
     assert [chosen(each, level) for level in (0.1, 0.55, 0.7, 0.95, 1.1)] == [0, 1, 2, 3, None]
     assert each.at((1, 3)).values == (1, 3) and chosen(each.at((1, 3)), 0.1) == 0
 
 
 def test_a_lead_is_the_mean_difference_over_concepts_with_students_interval() -> None:
-    ours, theirs = curve([0.5, 0.9], [0.9, 0.5], 0.1), curve([0.5, 0.9], [0.7, 0.3], 0.1)
+    ours, theirs = curve([0.5, 0.9], [0.9, 0.5], 0.1), curve([0.5, 0.9], [0.7, 0.3], 0.2)
     found = lead(ours, theirs, 0.65)
-    each = (ours.likeness[0] - theirs.likeness[0]).mean((1, 2))
+    each = (ours.likeness[1] - theirs.likeness[1]).mean((1, 2))
     test = scipy.stats.ttest_1samp(each, 0).confidence_interval(0.95)
     assert found.mean == pytest.approx(each.mean()) and found.interval == pytest.approx((test.low, test.high))
     assert (found.ahead, found.concepts) == ((each > 0).sum(), 8)
@@ -145,11 +145,11 @@ def test_a_method_without_the_text_has_no_lead() -> None:
 
 
 def test_a_verdict_takes_an_interval_on_one_side_and_equal_choices() -> None:
-    first, behind = curve([0.2, 0.9], [1.0, 1.0], 0.01), curve([0.3], [1.0], 0.01)
+    first, behind = curve([1.0, 1.0], [0.2, 0.9], 0.01), curve([1.0], [0.3], 0.01)
     assert bench.compared(behind, first, [0.9])[1] == "the opposite"  # of the first one's values only the first counts
     assert bench.compared(replace(behind, values=(1,)), first, [0.9])[1] == "seen"
-    assert bench.compared(curve([0.9], [1.0], 0.3), curve([0.9], [1.0], 0.3), [0.9])[1].startswith("undecided")
-    assert bench.compared(curve([0.9], [0.5], 0.01), first, [0.9])[1] == "one of them does not reach the text"
+    assert bench.compared(curve([1.0], [0.9], 0.3), curve([1.0], [0.9], 0.3), [0.9])[1].startswith("undecided")
+    assert bench.compared(curve([0.5], [0.9], 0.01), first, [0.9])[1] == "one of them does not reach the text"
 
 
 def test_an_image_counts_if_the_concept_is_recognised_and_nothing_is_missing() -> None:
