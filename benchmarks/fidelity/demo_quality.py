@@ -57,11 +57,11 @@ def together(shop: Workshop, one: Concept, two: Concept, regions: bool) -> list[
     Returns:
         For each image, whether both are recognised.
     """
-    lab, graph = shop.lab, Graph()
-    files = [shop.taught(taught(concept)) for concept in (one, two)]
+    lab, graph, trials = shop.lab, Graph(), [taught(concept) for concept in (one, two)]
     chosen = SETTINGS if regions else TOGETHER
-    key = "/".join(["regions" if regions else "pair", f"{chosen['bias']:g}", *(file.stem for file in files)])
+    key = "/".join(["regions" if regions else "pair", f"{chosen['bias']:g}", *(trial.name() for trial in trials)])
     if key not in shop.store.kept:
+        files = [shop.taught(trial) for trial in trials]
         model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
         places = [{"region": part(graph, i)} if regions else {} for i in range(2)]
         loaded = [graph.load(file.name, **chosen | place) for file, place in zip(files, places, strict=True)]
