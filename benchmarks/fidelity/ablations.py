@@ -43,7 +43,12 @@ WIDER = (0.2, *NEAR)
 ABLATIONS: dict[str, Ablation] = {
     "Key-locking": Ablation(
         "The paper (Fig. 9): locked keys do better; trained ones overfit.",
-        {"locked": Change(), "trained": Change({"lock": "trained"}), "at the word": Change({"lock": "word"})},
+        {
+            "locked": Change(),
+            "trained": Change({"lock": "trained"}),
+            "at the word": Change({"lock": "word"}),
+            "at the word, three quarters locked": Change({"lock": "word"}, use={"settings": {"key_lock": 0.75}}, values=WIDER),
+        },
         behind=("trained",),
     ),
     "One picture": Ablation(

@@ -27,6 +27,7 @@ DESCRIBED = "described in words, no training"
 OURS, WORD_ALONE, BY_NAME = "Perfusion", "superclass only, no training", "characters that the base model knows by name"
 VARIANTS = {
     "Perfusion, keys at the word": ("Key-locking", "at the word"),
+    "Perfusion, keys at the word, three quarters locked": ("Key-locking", "at the word, three quarters locked"),
     "Perfusion, one picture": ("One picture", "one"),
     "Perfusion, keys locked globally": ("Global key-locking", "global"),
 }
