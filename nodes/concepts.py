@@ -81,8 +81,8 @@ class PerfusionLoadConcept(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, concept_name: str | None) -> str:
-        """Return the file's version, so that a changed file is loaded again."""
-        return "" if concept_name is None else version_of(concept_name)
+        """Return the file's version, so that a changed file is loaded again; a linked name may be that of any file."""
+        return " ".join(map(version_of, concept_files() if concept_name is None else [concept_name]))
 
     @classmethod
     def execute(cls, concept_name: str) -> io.NodeOutput:

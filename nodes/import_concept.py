@@ -148,8 +148,8 @@ class PerfusionImport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file_name: str | None, **_: Any) -> str:
-        """Return the file's version, so that a changed file is imported again."""
-        return "" if file_name is None else version_of(file_name)
+        """Return the file's version, so that a changed file is imported again; a linked name may be that of any file."""
+        return " ".join(map(version_of, foreign_files() if file_name is None else [file_name]))
 
     @classmethod
     def execute(

@@ -281,5 +281,6 @@ def cut_out(picture: Path) -> bool:
         PerfusionError: the picture cannot be opened.
     """
     with opened(picture, shown(picture)) as image:
-        transparent = "A" in image.getbands() or "transparency" in image.info
+        # Of a transparent colour, all versions of the host make an alpha channel only in palettes.
+        transparent = "A" in image.getbands() or (image.mode == "P" and "transparency" in image.info)
         return transparent and image.convert("RGBA").getchannel("A").getextrema()[0] < 255

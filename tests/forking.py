@@ -41,6 +41,7 @@ class Forking:
                 if "code" in found:
                     self.codes[found["pid"]] = found["code"]
                 else:
+                    self.codes.pop(found["pid"], None)  # of an earlier process with this id
                     self.forked.append(found["pid"])
                 self.told.notify_all()
         self.process.wait()
@@ -51,7 +52,8 @@ class Forking:
         """Start a process and return its id."""
         with self.told:
             print(json.dumps(asdict(job)), file=self.process.stdin, flush=True)
-            assert self.told.wait_for(lambda: self.forked, PATIENCE), "the process that others are forked from does not answer"
+            self.told.wait_for(lambda: self.forked or self.process.poll() is not None, PATIENCE)
+            assert self.forked, "the process that others are forked from does not answer"
             return self.forked.pop()
 
 

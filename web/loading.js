@@ -30,10 +30,11 @@ export function setUpLoading(node) {
     try {
       if (!here()) {
         // Saved since the page learned of the files: a node that is made anew, as by Ctrl+Z, knows the list of then.
-        all = await listed();
+        const now = await listed();
         if (name !== nameNow()) return;
+        if (now.length) all = now;
         if (!here()) return card.say(say("missing"));
-        setOptions(node, chosen, all);
+        if (!find.value.trim()) setOptions(node, chosen, all);
       }
       const metadata = await metadataIn(here());
       if (name !== nameNow()) return; // another was chosen in the meantime

@@ -35,7 +35,8 @@ export async function metadataIn(name) {
   } catch {
     throw new Error(say("unreachable"));
   }
-  if (!answer.ok && answer.status !== 404) throw new Error(say("serverError", { status: answer.status }));
+  // The host answers 404 for a file without metadata, and 500 for one that is broken.
+  if (!answer.ok && ![404, 500].includes(answer.status)) throw new Error(say("serverError", { status: answer.status }));
   try {
     return answer.ok ? await answer.json() : null;
   } catch {

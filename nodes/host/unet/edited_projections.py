@@ -98,8 +98,11 @@ class Projections:
         differ = any(each is not encoding and not torch.equal(each, encoding) for each in self.read)
         self.change = any(by.any() for by in self.by) or locks is not None or differ
         """Whether the output of any layer changes."""
-        self.copies: dict[tuple, bool] = {}
-        """Whether a tensor that layers read, by its place in memory, equals the encoding; known during a call."""
+        self.copies: dict[tuple, tuple[Tensor, bool]] = {}
+        """Tensors that layers read, by their places in memory, and whether each equals the encoding.
+
+        They are held during a call, so that no other tensor takes such a place.
+        """
         self.kept: dict[tuple[str, bool], list[Tensor]] | None = None
         """(Layer, whether its keys) -> the cached projections of this encoding; None if nothing is to be cached."""
 
@@ -128,8 +131,8 @@ class Projections:
         # Wan's image-to-video models read it as a part of a longer tensor. Compared once for all layers of a call.
         where = x.data_ptr(), x.stride()
         if where not in self.copies:
-            self.copies[where] = torch.equal(x.as_subclass(Tensor), mine.as_subclass(Tensor))
-        return self.copies[where]
+            self.copies[where] = x, torch.equal(x.as_subclass(Tensor), mine.as_subclass(Tensor))
+        return self.copies[where][1]
 
     def _edits(self, x: Tensor) -> Sequence[Edit]:
         """Return the sets of edits for an encoding; regions are for as many images as the UNet was called with."""
@@ -188,9 +191,11 @@ class Projections:
     @contextlib.contextmanager
     def within(self, unet: nn.Module, family: Family, layers: Sequence[str]) -> Iterator[None]:
         """Make the model's layers read the encoding, and its edited keys and values, within the context."""
-        self.copies.clear()
-        with (
-            layers_reading(unet, family, self.encoding),
-            replace_key_value_forwards(unet, family, layers, self._forward),
-        ):
-            yield
+        try:
+            with (
+                layers_reading(unet, family, self.encoding),
+                replace_key_value_forwards(unet, family, layers, self._forward),
+            ):
+                yield
+        finally:
+            self.copies.clear()
