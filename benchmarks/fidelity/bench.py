@@ -14,7 +14,7 @@ from benchmarks.fidelity.concepts import MEASURED, Concept, which
 from benchmarks.fidelity.fronts import Curve, cells, lead, rows
 from benchmarks.fidelity.lengths import Lengths
 from benchmarks.fidelity.levers import AS_TUNED, LEVERED, LEVERS, VALUES
-from benchmarks.fidelity.methods import METHODS, PERFUSION, Method, Recipe, Use
+from benchmarks.fidelity.methods import AFTERWARDS, METHODS, PERFUSION, Method, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Prompt, Store, Trial, bytes_key
 from benchmarks.lab import RESULTS
 from demo import make_pictures, world
@@ -88,11 +88,12 @@ class Bench:
         """Return the page's lines on tuning: all measured candidates."""
         lines = []
         for name, found in self.candidates.items():
-            for recipe in found:
+            later = AFTERWARDS.get(name, ()) if self.known else ()
+            for recipe in (*found, *later):
                 curve = Curve.of(self.store, self.candidate(name, recipe))
                 if curve is not None:
                     told = ", ".join(f"{key} {value}" for key, value in recipe.widgets.items() if key != "edit_mode") or "–"
-                    taken = "yes" if recipe == self.best(name) else ""
+                    taken = "tried afterwards" if recipe in later else "yes" if recipe == self.best(name) else ""
                     lines.append(f"| {name} | {told} | {curve.at_best()} | {taken} |")
         if not lines:
             return []

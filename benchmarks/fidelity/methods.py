@@ -234,7 +234,7 @@ def tuned(prior: float) -> tuple[Recipe, ...]:
     return tuple(Recipe(TUNED, {"learning_rate": rate, "prior": prior}) for rate in (3e-5, 1e-4, 1e-5, 3e-4))
 
 
-EDITS: list[dict[str, object]] = [{}, {"word_rate": 3e-4}, {"train_bias": 0.75, "train_temperature": 0.1}, {"word_rate": 1e-4}]
+EDITS: list[dict[str, object]] = [{}, {"word_rate": 3e-4}, {"train_bias": 0.75, "train_temperature": 0.1}, {"output_rate": 0.3}]
 """Candidate widgets for the methods that learn a word and outputs."""
 BIASES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6)
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
@@ -257,3 +257,6 @@ METHODS: dict[str, Method] = {
     "fine-tune": Method(Use("strength"), STRENGTHS[:-1], tuned(0.0)),
     "fine-tune with a prior loss": Method(Use("strength"), STRENGTHS[:-1], tuned(1.0)),
 }
+
+AFTERWARDS: dict[str, tuple[Recipe, ...]] = {"Perfusion": recipes([{"word_rate": 1e-4}])}
+"""Recipes that were tried when the test concepts had been trained by the chosen ones, and that are shown but no longer chosen."""
