@@ -135,8 +135,8 @@ PLAIN = {"head": 0.08, "pattern": 0.35}
 """Part -> share of individuals without it. The head of a plant is the plant itself and never missing."""
 FLOWERS = ("flower", "tulip", "buds")
 """Heads of plants that are drawn in the second colour."""
-BLOOMING = (*FLOWERS, "bush", "cactus")
-"""Heads of plants in which the second colour can be seen."""
+BLOOMING = ("bush", "cactus")
+"""Green heads of plants in which the second colour can be seen."""
 MOODS: dict[str, dict[str, tuple[str, ...]]] = {
     "monster": {"smiling": ("smile", "grin"), "sad": ("frown",), "surprised": ("ooh",), "grumpy": ("teeth", "zigzag")},
     "blob": {"smiling": ("smileBig", "laugh"), "sad": ("frown",), "surprised": ("o",), "grumpy": ("toothy", "zigzag")},
@@ -203,9 +203,8 @@ class Individual:
     @property
     def two_coloured(self) -> bool:
         """Whether the second colour can be seen in pictures of it."""
-        head = self.variants.get("head", "")
-        blooming = bool(head) and (self.kind != "plant" or head in BLOOMING)
-        return self.kind == "robot" or bool(self.variants.get("pattern")) or blooming
+        parts = self.variants
+        return self.kind == "robot" or bool(parts.get("pattern")) or self.tinted or parts.get("head") in BLOOMING
 
     def said(self, part: str) -> str:
         """Return the wording for a part in captions, or "" if there is none."""

@@ -160,8 +160,8 @@ def saved(job: Job, precision: str, models: tuple[Any, Any, Any]) -> bytes:
     images, masks = loaded(job)
     model, clip, vae = models
     given = {**settings.chosen(job.settings), "superclass": job.superclass, "trigger": job.trigger}
-    options = options_of(given, job)
-    lists = {name: [value] for name, value in given.items() if name not in settings.further_widgets()}
+    options, further = options_of(given, job), settings.further_widgets()
+    lists = {name: [value] for name, value in given.items() if name not in further}
     tensors = {"images": images, "masks": masks, "options": options}
     made = settings.PerfusionTrain.execute(model=[model], clip=[clip], vae=[vae], **tensors, **lists)
     (concept,) = made.args[0]

@@ -308,6 +308,7 @@ def variants(clip: object, concept: object) -> dict:
         text: [[cond, more | {"clip_vision_output": seen}]]
         for text, ((cond, more),) in zip(texts, host.conditionings(knowing, texts), strict=True)
     }
+    locked = host.encode_locked(knowing, "a <it>")
     with torch.inference_mode(False):
         made = tiny.wan_variants()
     for name, model in made.items():
@@ -328,24 +329,24 @@ def variants(clip: object, concept: object) -> dict:
             torch.equal(drawn(applied, "a teddy"), drawn(model, "a teddy")),
             worst(drawn(applied, "an <it>"), drawn(model, "an <it>")),
             min(float(each.norm()) for each in slopes),
-            locked_apart(model, applied, knowing, said["a teddy"][0], empty),
+            locked_apart(
+                model, applied, [[cond, more | {"clip_vision_output": seen}] for cond, more in locked], said["a teddy"][0], empty
+            ),
         ]
     return {"variants": found}
 
 
-def locked_apart(model: object, applied: object, clip: object, plain: list, latents: Tensor) -> float:
-    """Of Wan under global key-locking: how far the layers' keys are from those of the prompt with the superclass."""
-    heard: dict[object, Tensor] = {}
-    layers = [model.model.diffusion_model.get_submodule(layer).k for layer in host.layers_of(model)]
+def locked_apart(model: object, applied: object, locked: list, plain: list, latents: Tensor) -> float:
+    """Under global key-locking: how far the layers' keys are from those of the prompt with the superclass, `plain`."""
+    unet, family, heard = model.model.diffusion_model, host.kind_of(model), {}
+    layers = [family.projections(unet.get_submodule(layer))[0] for layer in host.layers_of(model)]
     hooks = [linear.register_forward_hook(lambda each, _, made: heard.update({each: made})) for linear in layers]
-    locked = [[cond, {**plain[1], **more}] for cond, more in host.encode_locked(clip, "a <it>")]
-    comfy.sample.sample(
-        applied, comfy.sample.prepare_noise(latents, 1), 1, 1.0, "euler", "normal", locked, [], latents, disable_pbar=True, seed=1
-    )
+    given = (1, 1.0, "euler", "normal", locked, [], latents)
+    comfy.sample.sample(applied, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
     for hook in hooks:
         hook.remove()
     read = host.layer_encodings(model, plain[0].as_subclass(Tensor), plain[1])
-    return max(worst(heard[linear], read @ linear.weight.T + linear.bias) for linear in layers)
+    return max(worst(heard[linear], torch.nn.functional.linear(read, linear.weight, linear.bias)) for linear in layers)
 
 
 def beside_ids(model: object, applied: object, clip: object) -> dict:
@@ -357,19 +358,13 @@ def beside_ids(model: object, applied: object, clip: object) -> dict:
     if not host.kind_of(model).ids:
         return {}
     ((plain,), (noted,)), latents = host.conditionings(clip, ("a teddy in a room", "a <it> in a room")), blank(model, 1)
-    unet, heard = model.model.diffusion_model, {}
-    layers = [unet.get_submodule(layer).k_proj for layer in host.layers_of(model)]
-    hooks = [linear.register_forward_hook(lambda each, _, made: heard.update({each: made})) for linear in layers]
-    given = (1, 1.0, "euler", "normal", host.encode_locked(clip, "a <it> in a room"), [], latents)
-    comfy.sample.sample(applied, comfy.sample.prepare_noise(latents, 1), *given, disable_pbar=True, seed=1)
-    for hook in hooks:
-        hook.remove()
-    read, inside_model = host.layer_encodings(model, plain[0].as_subclass(Tensor), plain[1]), sampled(applied, clip, "an <it>")
+    locked = locked_apart(model, applied, host.encode_locked(clip, "a <it> in a room"), plain, latents)
+    inside_model = sampled(applied, clip, "an <it>")
     with torch.inference_mode(False), torch.no_grad():
         outside = sampled(applied, clip, "an <it>")
     return {
         "ids of the superclass": torch.equal(plain[1]["t5xxl_ids"], noted[1]["t5xxl_ids"]) and plain[0].shape == noted[0].shape,
-        "locked keys": max(worst(heard[linear], read @ linear.weight.T) for linear in layers),
+        "locked keys": locked,
         "adapted within the model": worst(outside, inside_model),
     }
 

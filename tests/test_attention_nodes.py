@@ -273,19 +273,13 @@ def test_a_layout_is_that_of_the_concepts_of_its_own_image(server: Server) -> No
 
 def test_guiders_of_three_prompts_are_watched_and_keep_layouts(server: Server) -> None:
     """The host gives their positive prompt another number than a sampler's."""
-    graph, found = Bench(), []
-    sampling = {
-        "noise": [graph.add("RandomNoise", noise_seed=1), 0],
-        "sampler": [graph.add("KSamplerSelect", sampler_name="euler"), 0],
-        "latent_image": [graph.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0],
-        "sigmas": [graph.add("ManualSigmas", sigmas="14.6, 0.0"), 0],
-    }
+    graph = Bench()
 
     def sampled(model: Link, text: str) -> Link:
         prompts = (graph.text(graph.words, each) for each in (text, "a robot", ""))
         given = dict(zip(("cond1", "cond2", "negative"), prompts, strict=True))
         guider = graph.add("DualCFGGuider", model=model, cfg_conds=3.0, cfg_cond2_negative=2.0, style="regular", **given)
-        return [graph.add("SamplerCustomAdvanced", guider=[guider, 0], **sampling), 0]
+        return graph.guided([guider, 0], "14.6, 0.0")
 
     model, attention = graph.watched(graph.model)
     first = sampled(model, PROMPT)

@@ -7,7 +7,7 @@ import torch
 
 from perfusion_core.concept import Concept
 from perfusion_core.judgement import Judgement, PictureJudgement, adherence_score, lowest_adequate_bias
-from scripts.harness.graphs import Graph
+from scripts.harness.graphs import Graph, Link
 from scripts.harness.server import GraphError, Server
 
 
@@ -51,13 +51,17 @@ def test_the_best_concept_is_the_likest_of_those_that_follow_prompts() -> None:
     assert like.beats(both, 0.1) and follows.beats(both, 0.8)
 
 
-def found(server: Server, prompt: str, least: float) -> float:
-    graph = Graph()
+def shown(graph: Graph, concept: Link, prompt: str = "", least: float = 0.85) -> str:
+    """The node that shows the bias that is found for a concept."""
     model, clip, _ = graph.checkpoint()
     asked = {"prompt": prompt, "followed": least, "size": 64, "seed": 0, "edit_mode": "exact"}
-    bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("demo-monster.safetensors"), **asked)
-    shown = graph.add("PreviewAny", source=[bias, 1])
-    return float(server.run(graph.nodes)["outputs"][shown]["text"][0])
+    return graph.add("PreviewAny", source=[graph.add("PerfusionAutoBias", model=model, clip=clip, concept=concept, **asked), 1])
+
+
+def found(server: Server, prompt: str, least: float) -> float:
+    graph = Graph()
+    key = shown(graph, graph.load("demo-monster.safetensors"), prompt, least)
+    return float(server.run(graph.nodes)["outputs"][key]["text"][0])
 
 
 def test_a_judgement_by_pictures_says_how_far_they_have_come_and_what_prompts_still_do() -> None:
@@ -96,24 +100,16 @@ def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> N
 
 def test_without_a_concept_there_is_no_bias_to_find(server: Server) -> None:
     graph = Graph()
-    model, clip, _ = graph.checkpoint()
-    nothing = [graph.add("PerfusionLoadConcepts", concepts="[]"), 0]
-    asked = {"prompt": "", "followed": 0.85, "size": 64, "seed": 0, "edit_mode": "exact"}
-    graph.add("PreviewAny", source=[graph.add("PerfusionAutoBias", model=model, clip=clip, concept=nothing, **asked), 1])
+    shown(graph, [graph.add("PerfusionLoadConcepts", concepts="[]"), 0])
     with pytest.raises(GraphError, match="There is no concept to find a bias for"):
         server.run(graph.nodes)
 
 
 def test_a_prediction_that_is_not_a_number_gives_no_bias(server: Server) -> None:
-    folder = server.base / "models" / "perfusion"
+    folder, graph = server.base / "models" / "perfusion", Graph()
     concept = Concept.load(folder / "demo-monster.safetensors")
-    replace(concept, values={layer: 1e30 * o for layer, o in concept.values.items()}).save(
-        folder / "huge.safetensors", torch.float32
-    )
-    graph = Graph()
-    model, clip, _ = graph.checkpoint()
-    asked = {"prompt": "", "followed": 0.85, "size": 64, "seed": 0, "edit_mode": "exact"}
-    bias = graph.add("PerfusionAutoBias", model=model, clip=clip, concept=graph.load("huge.safetensors"), **asked)
-    graph.add("PreviewAny", source=[bias, 1])
+    huge = replace(concept, values={layer: 1e30 * outputs for layer, outputs in concept.values.items()})
+    huge.save(folder / "huge.safetensors", torch.float32)
+    shown(graph, graph.load("huge.safetensors"))
     with pytest.raises(GraphError, match="is not a number, so no bias can be found"):
         server.run(graph.nodes)

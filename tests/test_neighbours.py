@@ -234,17 +234,6 @@ def test_beside_what_changes_the_conditioning(server: Server, name: str) -> None
 # ---- guiders
 
 
-def guided(graph: Graph, guider: Link) -> Link:
-    """Sample with a guider."""
-    parts = {
-        "noise": graph.add("RandomNoise", noise_seed=1),
-        "sampler": graph.add("KSamplerSelect", sampler_name="euler"),
-        "latent_image": graph.add("EmptyLatentImage", width=64, height=64, batch_size=1),
-    }
-    sigmas = graph.add("ManualSigmas", sigmas="14.6, 2.0, 0.0")
-    return [graph.add("SamplerCustomAdvanced", guider=guider, sigmas=[sigmas, 0], **{k: [v, 0] for k, v in parts.items()}), 0]
-
-
 def two_models(graph: Graph, model: Link, positive: Link, negative: Link, blank: Link) -> Link:
     """The MODEL for the prompt, the base for the negative."""
     other = graph.checkpoint()[0]
@@ -278,10 +267,10 @@ def test_beside_guiders_of_more_than_two_prompts_or_one_model(server: Server, ob
 
     def drawn(model: Link, clip: Link, text: str) -> Link:
         positive, negative, blank = (graph.text(clip, each) for each in (text, "a monster", ""))
-        return guided(graph, GUIDERS[name](graph, model, positive, negative, blank))
+        return graph.guided(GUIDERS[name](graph, model, positive, negative, blank))
 
     usual = graph.add("CFGGuider", model=model, positive=graph.text(clip, PLAIN), negative=graph.text(clip, ""), cfg=3.0)
-    drawings = [drawn(model, clip, PLAIN), drawn(with_model, with_clip, PLAIN), guided(graph, [usual, 0])]
+    drawings = [drawn(model, clip, PLAIN), drawn(with_model, with_clip, PLAIN), graph.guided([usual, 0])]
     drawings += [drawn(with_model, with_clip, NAMED), drawn(model, with_clip, NAMED)]
     base, plain, unguided, named, no_edit = latents(server, graph, *drawings)
     assert torch.equal(plain, base) and worst(named, no_edit) > SEEN and worst(base, unguided) > SEEN
@@ -298,12 +287,12 @@ def test_of_two_models_the_first_ones_concepts_act_in_a_negative_that_names_them
 
     def drawn(one: Link, other: Link, negative: Link) -> Link:
         parts = {"positive": positive, "negative": negative, "cfg": 3.0}
-        return guided(graph, [graph.add("DualModelGuider", model=one, model_negative=other, **parts), 0])
+        return graph.guided([graph.add("DualModelGuider", model=one, model_negative=other, **parts), 0])
 
     models = ((model, model), (model, with_model), (with_model, model), (with_model, with_model))
     usual = graph.add("CFGGuider", model=with_model, positive=positive, negative=negative, cfg=3.0)
     base, second, first, both, one_model = latents(
-        server, graph, *(drawn(*each, negative) for each in models), guided(graph, [usual, 0])
+        server, graph, *(drawn(*each, negative) for each in models), graph.guided([usual, 0])
     )
     assert torch.equal(second, base) and torch.equal(first, both) and worst(first, base) > SEEN
     assert worst(first, one_model) < ROUNDING

@@ -25,7 +25,7 @@ from benchmarks.fidelity import characters, concepts, groups, real, sheet
 from benchmarks.fidelity.bench import OWN_PARTS, Bench, quick, whole
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import METHODS
-from benchmarks.fidelity.trials import SCORES, Bed, Store, Workshop
+from benchmarks.fidelity.trials import SCORES, Bed, Store, Workshop, room
 from benchmarks.lab import Lab, open_labs
 from demo.base import PACKED
 from scripts.setup import bootstrap
@@ -133,7 +133,7 @@ def main() -> None:
     # The digest of the demo's base is that of the packed file: the expanded one differs between processors in its last bits.
     digest = bench.store.belongs_to(arguments.checkpoint or PACKED)
     # The quick run's concepts are kept with its results, so that a new output folder means new trainings.
-    base = bench.out / "server" if arguments.quick else bootstrap.CACHE / f"fidelity-{digest}"
+    base = bench.out / "server" if arguments.quick else room(digest)
     bootstrap.stocked_base(setup, base, checkpoint)
     with open_labs(setup, base, arguments.servers) as labs:
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)

@@ -267,11 +267,10 @@ class Bench:
 
     def kinds(self, curves: Mapping[str, Curve]) -> list[str]:
         """Return the table of likeness for each kind of character, which methods treat very differently."""
-        kinds = list(dict.fromkeys(kind for _, kind in self.concepts))
-        lines = []
+        kinds, lines = {kind: [kind == each for _, each in self.concepts] for _, kind in self.concepts}, []
         for name, curve in curves.items():
-            i, of = curve.best(), [kind for _, kind in self.concepts]
-            parts = [curve.likeness[i][[each == kind for each in of]].mean() for kind in kinds]
+            likeness = curve.likeness[curve.best()]
+            parts = [likeness[its].mean() for its in kinds.values()]
             lines.append(f"| {name} | {' | '.join(f'{part:.2f}' for part in parts)} |")
         return [
             "Likeness for each kind of character, at the best value of each dial:",
@@ -325,12 +324,12 @@ class Bench:
 
     def variants(self, ablation: Ablation) -> dict[str, list[Trial]]:
         """Return the trials of each variant of an ablation."""
-        # The first half of the concepts has one of each kind.
-        found, order = {}, [*self.concepts]
+        found = {}
         for name, change in ablation.variants.items():
             # The first variant is measured at all values among the methods.
             values = change.values or (NEAR if found else ())
-            found[name] = self.variant(replace(change, values=values), order[: len(order) // ablation.every])
+            # The first half of the concepts has one of each kind.
+            found[name] = self.variant(replace(change, values=values), self.concepts[: len(self.concepts) // ablation.every])
         return found
 
     def ablation_trials(self) -> list[Trial]:

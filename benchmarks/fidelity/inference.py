@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.fidelity import layouts
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, check_packages, which
 from benchmarks.fidelity.demo_graph import BANDS, PLACES, DemoGraph, recognised, thing
-from benchmarks.fidelity.trials import Store
+from benchmarks.fidelity.trials import Store, room
 from benchmarks.lab import RESULTS, Lab, percent
 from benchmarks.world.judges import left, right
 from demo import make_pictures, world
@@ -211,8 +211,7 @@ def main() -> None:
     kept = RESULTS / "inference.json"
     results = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     setup = bootstrap.locate()
-    # Where the fidelity benchmark keeps its trained concepts, which `second` uses.
-    base = bootstrap.CACHE / f"fidelity-{Store(RESULTS / 'fidelity.json').belongs_to(PACKED)}"
+    base = room(Store(RESULTS / "fidelity.json").belongs_to(PACKED))
     with Server(setup, base=bootstrap.stocked_base(setup, base)) as server:
         lab = Lab(server)
         for name in parts:

@@ -68,6 +68,12 @@ def layout(lab: Lab) -> list[str]:
     ]
 
 
+def kept(graph: Graph, model: Link, attention: Link, samples: Link, end: float) -> Link:
+    """Add the node that keeps the layout of a watched image until `end`, and return its MODEL."""
+    given = {"model": model, "attention": attention, "samples": samples}
+    return [graph.add("PerfusionKeepLayout", start=0.0, end=end, **given), 0]
+
+
 def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | None]) -> list[Tensor]:
     """Generate images of the superclass, then of the concept with that layout kept until each of `ends` (None: not kept)."""
     graph = DemoGraph("monster", bias=bias)
@@ -78,8 +84,7 @@ def in_layouts(lab: Lab, bias: float, place: str, seed: int, ends: list[float | 
     for end in ends:
         model = graph.model
         if end is not None:
-            given = {"model": graph.model, "attention": [watch, 1], "samples": samples}
-            model = [graph.add("PerfusionKeepLayout", start=0.0, end=end, **given), 0]
+            model = kept(graph, model, [watch, 1], samples, end)
         drawn.append(graph.draw(model, named, seed)[1])
     return lab.pictures(graph, *drawn)
 
@@ -128,7 +133,6 @@ def beside(lab: Lab, file: Path, prompt: str, kind: str, seed: int) -> list[Tens
     for lock, end in CROWDED.values():
         used = half if lock else model
         if end is not None:
-            given = {"model": model, "attention": [watch, 1], "samples": samples}
-            used = [graph.add("PerfusionKeepLayout", start=0.0, end=end, **given), 0]
+            used = kept(graph, model, [watch, 1], samples, end)
         links.append(drawn(used, named)[1])
     return lab.pictures(graph, *links)

@@ -176,6 +176,11 @@ def commit() -> str:
     return subprocess.run(git, cwd=bootstrap.ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
+def room(digest: str) -> Path:
+    """Return the base directory in which the fidelity benchmark keeps what it trains on a checkpoint of this digest."""
+    return bootstrap.CACHE / f"fidelity-{digest}"
+
+
 def bytes_key(trial: Trial) -> str:
     """Return the store's key for the size of a trial's file."""
     return f"bytes/{trial.name()}"

@@ -117,6 +117,16 @@ class Graph:
         )  # fmt: skip
         return [key, 0]
 
+    def guided(self, guider: Link, sigmas: str = "14.6, 2.0, 0.0") -> Link:
+        """Sample a latent of 64 pixels a side with a guider, at these noise levels."""
+        parts = {
+            "noise": self.add("RandomNoise", noise_seed=1),
+            "sampler": self.add("KSamplerSelect", sampler_name="euler"),
+            "latent_image": self.add("EmptyLatentImage", width=64, height=64, batch_size=1),
+            "sigmas": self.add("ManualSigmas", sigmas=sigmas),
+        }
+        return [self.add("SamplerCustomAdvanced", guider=guider, **{name: [key, 0] for name, key in parts.items()}), 0]
+
 
 _counter = itertools.count()
 

@@ -72,7 +72,7 @@ def gate_report(model: ModelPatcher, conditioning: list) -> GateReport:
         PerfusionError: the model carries no concepts.
     """
     applied = get_perfusion_state(model)
-    if applied is None or not applied.stack:
+    if not applied.stack:
         raise PerfusionError("This model has no concepts; connect the model from Apply Concept.")
     changes = ChangeMeter()
     # The one step that is sampled need not be in the part of the run in which a concept acts.

@@ -46,9 +46,9 @@ def shape_of(layers: Mapping[str, int], width: int) -> str:
     return f"{len(layers)} cross-attention layers of {told}, which read encodings of width {width}"
 
 
-def get_perfusion_state(model: ModelPatcher) -> PerfusionState | None:
-    """Return the Perfusion state that a MODEL carries, or None."""
-    return model.model_options.get("transformer_options", {}).get(KEY)
+def get_perfusion_state(model: ModelPatcher) -> PerfusionState:
+    """Return the Perfusion state that a MODEL carries; an empty one if it carries none."""
+    return model.model_options.get("transformer_options", {}).get(KEY) or PerfusionState()
 
 
 def model_with(model: ModelPatcher, applied: PerfusionState) -> ModelPatcher:
@@ -89,19 +89,19 @@ def model_with_edit(model: ModelPatcher, stack: Stack, mode: str) -> ModelPatche
     if not stack:
         return model
     check_mode(model, mode)
-    before = get_perfusion_state(model) or PerfusionState()
+    before = get_perfusion_state(model)
     return model_with(model, replace(before, stack=combine(before.stack, stack), mode=mode))
 
 
 def stack_of(model: ModelPatcher) -> Stack:
     """Return the concepts that a MODEL carries."""
-    return (get_perfusion_state(model) or PerfusionState()).stack
+    return get_perfusion_state(model).stack
 
 
 def check_mode(model: ModelPatcher, mode: str) -> None:
     """Raise PerfusionError if a MODEL carries concepts in another edit mode."""
     before = get_perfusion_state(model)
-    if before is not None and before.stack and before.mode != mode:
+    if before.stack and before.mode != mode:
         raise PerfusionError(
             f"This model already has concepts in the edit mode {before.mode!r}; apply further ones in the same mode."
         )
@@ -109,7 +109,7 @@ def check_mode(model: ModelPatcher, mode: str) -> None:
 
 def model_watched(model: ModelPatcher, recorder: Recorder) -> ModelPatcher:
     """Return a clone of a MODEL whose sampling runs are recorded."""
-    return model_with(model, replace(get_perfusion_state(model) or PerfusionState(), recorder=recorder))
+    return model_with(model, replace(get_perfusion_state(model), recorder=recorder))
 
 
 def model_with_layout(model: ModelPatcher, run: SamplingRun, start: float, end: float) -> ModelPatcher:
@@ -119,7 +119,7 @@ def model_with_layout(model: ModelPatcher, run: SamplingRun, start: float, end: 
     """
     sampling = model.get_model_object("model_sampling")
     span = (float(sampling.percent_to_sigma(share)) for share in (start, end))
-    return model_with(model, replace(get_perfusion_state(model) or PerfusionState(), layout=Layout(run, *span), recorder=None))
+    return model_with(model, replace(get_perfusion_state(model), layout=Layout(run, *span), recorder=None))
 
 
 def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) -> ModelPatcher:
@@ -131,7 +131,7 @@ def model_with_settings(model: ModelPatcher, trigger: str, **settings: float) ->
     Raises:
         PerfusionError: the model carries no concepts, or none with this trigger word.
     """
-    before = get_perfusion_state(model) or PerfusionState()
+    before = get_perfusion_state(model)
     if not before.stack:
         raise PerfusionError("This model has no concepts; connect the model from Apply Concept.")
     known = [word_key(concept.trigger) for concept in before.stack]
