@@ -333,7 +333,7 @@ class PerfusionConceptSettings(io.ComfyNode):
         if region is not None:
             region = region.reshape(-1, *region.shape[-2:])[0]
             if not region.isfinite().all() or region.max() <= 0:
-                raise PerfusionError("The region is empty; it should be white where the concept may appear.")
+                raise PerfusionError("The region is empty; paint it white where the concept may appear, or invert it.")
             settings["region"] = region.float().cpu().clamp(0, 1)
         if trigger.strip():
             if len(concept) != 1:
@@ -385,7 +385,7 @@ class PerfusionConceptSchedule(io.ComfyNode):
             display_name="Concept Schedule (Perfusion)",
             category=CATEGORY,
             description="Limits a concept to part of the sampling run, and sets how its bias changes over that part. Before and "
-            "after, only its word acts, without the edit. This setting belongs to the workflow; concept "
+            "after, its trigger word stays in the prompt, but no layer is edited. This setting belongs to the workflow; concept "
             "files do not store it.",
             search_aliases=["perfusion", "schedule", "timestep range", "start percent", "end percent", "prompt editing"],
             inputs=[

@@ -68,7 +68,7 @@ def check_trigger(trigger: str) -> str:
     """
     if not is_trigger(trigger):
         raise PerfusionError(
-            "A trigger word must be in angle brackets and contain only letters, digits, - and _, such as <my-teddy>; "
+            "A trigger word must be in angle brackets and contain only 1 to 64 letters, digits, - and _, such as <my-teddy>; "
             f"{trigger[:80]!r} is not valid."
         )
     return trigger

@@ -174,7 +174,7 @@ def parse_gate(text: str, path: Path) -> tuple[float, float, float]:
     except ValueError:
         bias = temperature = strength = float("nan")
     good = -10 <= bias <= 10 and 0 < temperature <= 10 and 0 <= strength <= 1
-    require(good, path, "its bias, temperature and strength cannot be read")
+    require(good, path, "its bias, temperature or strength is missing or out of range")
     return bias, temperature, strength
 
 

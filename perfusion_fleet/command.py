@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     for name, told in {
         "concepts": {"type": Path, "help": "a folder with one folder of pictures per concept, or a .csv or .json table"},
         "--checkpoint": {"required": True, "help": "the model to train on, as listed by Load Checkpoint"},
-        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default the one whose custom_nodes contains this pack"},
+        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default COMFYUI_PATH, or else the one whose custom_nodes contains this pack"},
         "--models": {
             "type": Path,
             "help": "the folder that contains models/ (ComfyUI's --base-directory); by default ComfyUI's folder",
@@ -78,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("ray") is None:
         raise PerfusionError(f"perfusion-train needs Ray; install it with: {sys.executable} -m pip install -e '{ROOT}[fleet]'")
     if options.workers is not None and options.workers < 1:
-        raise PerfusionError(f"A fleet needs at least 1 worker, but --workers is {options.workers}.")
+        raise PerfusionError(
+            f"perfusion-train needs at least 1 worker, but --workers is {options.workers}; raise it or leave it out."
+        )
     from perfusion_fleet import schedule
 
     comfyui = host_folder(options.comfyui)

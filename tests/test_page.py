@@ -160,6 +160,7 @@ def test_a_concept_is_found_by_its_trigger_word_or_its_superclass(page: Page, fr
         page.number(node, "find", "")
         page.wait(lambda: page.ask(script, node) == every, "the whole list")
         page.wait(lambda: "superclass monster, for sd1" in page.card(node).inner_text(), "the concept that is chosen")
+    assert "bias 0.4, temperature 0.15" in page.card(node).inner_text()
     page.number(node, "find", "kettle")
     page.wait(lambda: page.ask(script, node) == ["found.safetensors"], "what was searched for")
     page.choose(node, "concept_name", "found")

@@ -72,6 +72,8 @@ export class Card {
     lines.append(triggerButton(trigger));
     const about = [say("kind", { superclass: texts.superclass ?? "?", base: texts["modelspec.base_model"] ?? "?" })];
     const kilobytes = Math.ceil(size / 1024);
+    const [bias, temperature] = texts.layers ? (texts.gate ?? "").split(" ") : []; // a word alone has no gate
+    if (temperature) about.push(say("gate", { bias, temperature }));
     if (size) about.push(say(kilobytes > JPEG_LIMIT ? "large" : "inWorkflow", { size: kilobytes }));
     for (const [key, word] of Object.entries(DETAILS)) {
       const value = texts[`modelspec.${key}`];

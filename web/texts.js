@@ -16,6 +16,7 @@ export const ENGLISH = {
   findHelp: "Type part of a trigger word, superclass or name to show only matching concepts.",
   fewer: "fewer settings",
   gallery: "Your concepts",
+  gate: "bias {bias}, temperature {temperature}",
   hold: "store",
   holdHelp: "A file in models/perfusion; it is copied into this node.",
   holdsNone: "No concept is stored here yet. Choose one below, and it will be stored in this workflow and in images made with it.",

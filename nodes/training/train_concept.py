@@ -42,9 +42,11 @@ DEFAULTS = Settings()
 def check_words(superclass: str, trigger: str) -> None:
     """Raise PerfusionError if the superclass or the trigger word is invalid."""
     if not superclass.strip():
-        raise PerfusionError("Training needs a superclass: the plain word for what the pictures show, such as teddy.")
+        raise PerfusionError("Training needs a superclass; enter the plain word for what the pictures show, such as teddy.")
     if len(superclass) > SUPERCLASS_LENGTH:
-        raise PerfusionError(f"The superclass should be only a word or two; this one has {len(superclass)} characters.")
+        raise PerfusionError(
+            f"The superclass should be only a word or two, but this one has {len(superclass)} characters; shorten it."
+        )
     if "{" in superclass + trigger or "}" in superclass + trigger:
         raise PerfusionError("The superclass and the trigger word cannot contain braces; remove them.")
     check_trigger(trigger)
@@ -285,8 +287,9 @@ class PerfusionTrain(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="last: the concept at the end of training. best: of the concepts that still follow the prompt, the one "
-                    f"most like your pictures. This is checked every {CHECKPOINT_EVERY} steps, by the model itself unless a CLIP "
-                    "vision model is connected in Training Options. Training then takes about a quarter longer.",
+                    f"most like your pictures. This is checked every {CHECKPOINT_EVERY} steps: by the model itself, which makes "
+                    "training about a quarter longer, or by images if a CLIP vision model is connected in Training Options, which "
+                    "can almost double it.",
                 ),
                 io.Combo.Input(
                     "memory",

@@ -113,7 +113,9 @@ def prepare(
     marks = [1 - mark if invert else mark for mark in marks]
     for i, mark in enumerate(marks):
         if not mark.isfinite().all() or mark.max() <= 0:
-            raise PerfusionError(f"Mask {i + 1} of {len(marks)} is empty; it should be white where the object is.")
+            raise PerfusionError(
+                f"Mask {i + 1} of {len(marks)} is empty; paint it white where the object is, or disconnect all masks."
+            )
     shapes = [shape_of(picture, size, shape) for picture in pictures]
     made = [framed(p, m, *to) for p, m, to in zip(pictures, marks or [None] * len(pictures), shapes, strict=True)]
     for i, (_, mark) in enumerate(made):

@@ -1,7 +1,7 @@
 """The settings of a training."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from .. import PerfusionError
 from ..gated_edit import EXACT, MODES, STATIC
@@ -45,20 +45,25 @@ class Settings:
 
     def check(self) -> None:
         """Raise PerfusionError for an invalid setting."""
-        needs = {
-            "steps to be at least 1": self.steps >= 1,
-            "batch and at_once to be at least 1": self.batch >= 1 and self.micro >= 1,
-            "the learning rates to be above 0": 0 < self.word_rate < math.inf and 0 < self.output_rate < math.inf,
-            "temperature to be above 0": 0 < self.temperature < math.inf,
-            "bias to be a number": math.isfinite(self.bias),
-            f"lock to be one of {', '.join(LOCKS[:-1])} or {LOCKS[-1]}": self.lock in LOCKS,
-            f"an edit mode other than {STATIC}, which has no gates, when lock is {WORD}": (self.lock, self.mode) != (WORD, STATIC),
-            f"the edit mode to be one of {', '.join(MODES)} or {NO_EDIT}": self.mode in (*MODES, NO_EDIT),
-            "flip to be between 0 and 1": 0 <= self.flip <= 1,
-            "small to be between 0 and 1": 0 <= self.small <= 1,
-            "ema to be between 0 and 1": 0 <= self.ema <= 1,
-            "min_snr to be 0 or more": 0 <= self.min_snr < math.inf,
+        needs: dict[str, tuple[bool, object]] = {
+            "steps to be at least 1": (self.steps >= 1, self.steps),
+            "batch to be at least 1": (self.batch >= 1, self.batch),
+            "at_once to be at least 1": (self.micro >= 1, self.micro),
+            "word_rate to be above 0": (0 < self.word_rate < math.inf, self.word_rate),
+            "output_rate to be above 0": (0 < self.output_rate < math.inf, self.output_rate),
+            "train_temperature to be above 0": (0 < self.temperature < math.inf, self.temperature),
+            "train_bias to be a number": (math.isfinite(self.bias), self.bias),
+            f"lock to be one of {', '.join(LOCKS[:-1])} or {LOCKS[-1]}": (self.lock in LOCKS, self.lock),
+            f"an edit mode other than {STATIC}, which has no gates, when lock is {WORD}": (
+                (self.lock, self.mode) != (WORD, STATIC),
+                self.mode,
+            ),
+            f"the edit mode to be one of {', '.join(MODES)} or {NO_EDIT}": (self.mode in (*MODES, NO_EDIT), self.mode),
+            "flip to be between 0 and 1": (0 <= self.flip <= 1, self.flip),
+            "small to be between 0 and 1": (0 <= self.small <= 1, self.small),
+            "ema to be between 0 and 1": (0 <= self.ema <= 1, self.ema),
+            "min_snr to be 0 or more": (0 <= self.min_snr < math.inf, self.min_snr),
         }
-        for needed, given in needs.items():
-            if not given:
-                raise PerfusionError(f"Training needs {needed}; the settings were {asdict(self)}.")
+        for needed, (good, given) in needs.items():
+            if not good:
+                raise PerfusionError(f"Training needs {needed}, but got {given}; change it in Train Concept.")

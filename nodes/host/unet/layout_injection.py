@@ -64,8 +64,8 @@ class Layout:
             )
         if latents.shape != x[:rows].shape:
             raise PerfusionError(
-                f"Keep Layout needs the same image size and batch size in both samplers, but the first latents are "
-                f"{list(latents.shape)} and these are {list(x[:rows].shape)}."
+                f"Keep Layout needs the same image size and batch size in both samplers, but the first has latents of "
+                f"{list(latents.shape)} and this one of {list(x[:rows].shape)}; use the same empty latent for both."
             )
         kinds = torch.tensor([i in positives for i in range(len(x) // rows)], device=x.device).repeat_interleave(rows)
         if (columns[kinds] < 0).all():

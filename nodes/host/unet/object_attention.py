@@ -85,7 +85,10 @@ def object_attention(
             for time in times:
                 run(time)
     if not looked or not affinity:
-        raise PerfusionError(f"The picture is too small to find {word} in; use one that is at least 64 pixels on each side.")
+        raise PerfusionError(
+            f"Find Object cannot look for {word} at this size, because no layer of the model has enough pixels; set size to the "
+            "one that the model was trained at."
+        )
     finest = max(affinity, key=lambda shape: shape[0] * shape[1])
     whole = sum(nn.functional.interpolate(m.unflatten(1, s)[:, None], finest, mode="bilinear") for s, m in looked.items())
     return whole.flatten(1), affinity[finest] / affinity[finest].sum(2, keepdim=True), finest
