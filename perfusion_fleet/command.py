@@ -48,7 +48,10 @@ def parser() -> argparse.ArgumentParser:
     for name, told in {
         "concepts": {"type": Path, "help": "a folder with one folder of pictures per concept, or a .csv or .json table"},
         "--checkpoint": {"required": True, "help": "the model to train on, as listed by Load Checkpoint"},
-        "--comfyui": {"type": Path, "help": "ComfyUI's folder; by default COMFYUI_PATH, or else the one whose custom_nodes contains this pack"},
+        "--comfyui": {
+            "type": Path,
+            "help": "ComfyUI's folder; by default COMFYUI_PATH, or else the one whose custom_nodes contains this pack",
+        },
         "--models": {
             "type": Path,
             "help": "the folder that contains models/ (ComfyUI's --base-directory); by default ComfyUI's folder",
