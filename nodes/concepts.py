@@ -306,6 +306,14 @@ class PerfusionConceptSettings(io.ComfyNode):
                     tooltip="Only for concepts trained with lock set to word: how strongly their keys stay locked to the plain "
                     "word. Lower: more of the concept; higher: more room for other things in the prompt.",
                 ),
+                io.Boolean.Input(
+                    "own_values",
+                    display_name="keep the concept's values",
+                    default=False,
+                    optional=True,
+                    tooltip="On: the concept keeps its own bias, temperature, strength and key_lock, and only the trigger word and "
+                    "the region are set. Off: this node's values replace them.",
+                ),
             ],
             outputs=[ConceptType.Output(display_name="concept", tooltip="The concept with these settings.")],
         )
@@ -325,11 +333,13 @@ class PerfusionConceptSettings(io.ComfyNode):
         trigger: str,
         region: Tensor | None = None,
         key_lock: float | None = None,
+        own_values: bool = False,
     ) -> io.NodeOutput:
         """Return the concept with these settings."""
-        settings = {"bias": bias, "temperature": temperature, "strength": strength}
-        if key_lock is not None:
-            settings["key_lock"] = key_lock
+        settings: dict[str, object] = {}
+        if not own_values:
+            settings |= {"bias": bias, "temperature": temperature, "strength": strength}
+            settings |= {"key_lock": key_lock} if key_lock is not None else {}
         if region is not None:
             region = region.reshape(-1, *region.shape[-2:])[0]
             if not region.isfinite().all() or region.max() <= 0:

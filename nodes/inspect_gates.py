@@ -1,5 +1,7 @@
 """Report what concepts do in a prompt, before anything is sampled."""
 
+import itertools
+
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
@@ -51,14 +53,19 @@ class PerfusionInspect(io.ComfyNode):
 def rows_of(prompt: host.PromptRecord) -> list[tuple[str, list[float]]]:
     """Return a prompt's words with each concept's gate, in the order of `GateReport.triggers`.
 
-    All tokens from the end token on share one row, with their widest gate.
+    In each section of 77 tokens, all tokens from the end token on share one row, with their widest gate.
     """
     gates = (
         torch.stack([prompt.gates[trigger] for trigger in prompt.gates], 1) if prompt.gates else torch.zeros(len(prompt.words), 0)
     )
-    end = prompt.words.index(host.END) if host.END in prompt.words else len(prompt.words)
-    rows = [(word, gates[n].tolist()) for n, word in enumerate(prompt.words[:end])]
-    return rows + [("after the words", gates[end:].amax(0).tolist())] * (end < len(prompt.words))
+    rows: list[tuple[str, list[float]]] = []
+    for word, places in itertools.groupby(range(len(prompt.words)), lambda n: prompt.words[n]):
+        some = list(places)
+        if word == host.END:
+            rows.append(("after the words", gates[some].amax(0).tolist()))
+        else:
+            rows += [(word, gates[n].tolist()) for n in some]
+    return rows
 
 
 def report(found: host.GateReport) -> list[str]:

@@ -18,24 +18,24 @@ MOST = 64
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the node: a concept's file, whether it is used, and its settings; `bias` None stands for the concept's own."""
+    """A row of the node: a concept's file, whether it is used, and its settings; None stands for the concept's own."""
 
     name: str
     on: bool = True
-    strength: float = 1.0
+    strength: float | None = None
     bias: float | None = None
 
     def concept(self) -> Concept:
         """Load the concept and apply the settings; raises PerfusionError if the file or a setting is unusable."""
-        own = {} if self.bias is None else {"bias": self.bias}
-        return Concept.load(path_of(self.name)).with_settings(strength=self.strength, **own)
+        chosen = {"strength": self.strength, "bias": self.bias}
+        return Concept.load(path_of(self.name)).with_settings(**{name: n for name, n in chosen.items() if n is not None})
 
 
 def rows_of(text: str) -> list[Row]:
     """Parse the node's rows; raises PerfusionError if they are not a JSON list of objects with the attributes of `Row`."""
     expected = PerfusionError(
         f"Load Concepts needs a JSON list of at most {MOST} rows, such as "
-        '[{"name": "teddy.safetensors", "on": true, "strength": 1, "bias": null}], '
+        '[{"name": "teddy.safetensors", "on": true, "strength": null, "bias": null}], '
         f"but got {text[:80]!r}; add the concepts with the buttons on the node."
     )
     try:
@@ -43,7 +43,7 @@ def rows_of(text: str) -> list[Row]:
         rows = [Row(**each) for each in given]
     except (ValueError, TypeError, RecursionError):
         raise expected from None
-    numbers = [each for row in rows for each in ((row.strength, 0, 1), (0 if row.bias is None else row.bias, -1, 2))]
+    numbers = [each for row in rows for each in ((row.strength, 0, 1), (row.bias, -1, 2)) if each[0] is not None]
     good = isinstance(given, list) and len(rows) <= MOST and all(isinstance(row.name, str) for row in rows)
     if not good or not all(isinstance(n, int | float) and low <= n <= high for n, low, high in numbers):
         raise expected

@@ -65,7 +65,10 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
         estimate.add(encodings)
         bar.update(len(texts[i : i + CAPTIONS_AT_ONCE]))
     covariance = estimate.finish(identity)
-    covariance.save(path)
+    try:
+        covariance.save(path)
+    except PerfusionError as error:  # it is needed now; the file only saves time later
+        log.warning("%s The text encoder will be measured again the next time.", error)
     return covariance
 
 

@@ -104,10 +104,6 @@ at::Tensor here(const at::Tensor& tensor) {
   return made;
 }
 
-std::optional<at::Tensor> here(const std::optional<at::Tensor>& tensor) {
-  return tensor ? std::optional<at::Tensor>(here(*tensor)) : std::nullopt;
-}
-
 // A copy of a tensor of the processor.
 at::Tensor there(const at::Tensor& tensor) {
   if (!tensor.defined() || tensor.device().type() == KIND) return tensor;
@@ -207,11 +203,48 @@ void on_the_processor(const c10::OperatorHandle& op, c10::DispatchKeySet, torch:
   }
 }
 
+// ---- products ----------------------------------------------------------------------------------------------------------------
+
+// A tensor as the processor's, halves in single precision: graphics cards accumulate their products so too, and processors take
+// several times as long for products of halves.
+at::Tensor wide(const at::Tensor& tensor) {
+  const auto found = here(tensor);
+  return found.defined() && found.scalar_type() == at::kHalf ? found.to(at::kFloat) : found;
+}
+
+void check_alike(const std::string& name, at::TensorList tensors) {
+  refuse_a_mixture(name, std::vector<c10::IValue>(tensors.begin(), tensors.end()));
+  for (const auto& tensor : tensors) {
+    TORCH_CHECK(tensor.scalar_type() == tensors[0].scalar_type(), "expected one type, but found two in ", name);
+  }
+}
+
+at::Tensor mm(const at::Tensor& a, const at::Tensor& b) {
+  check_alike("mm", {a, b});
+  return there(at::mm(wide(a), wide(b)).to(a.scalar_type()));
+}
+
+at::Tensor bmm(const at::Tensor& a, const at::Tensor& b) {
+  check_alike("bmm", {a, b});
+  return there(at::bmm(wide(a), wide(b)).to(a.scalar_type()));
+}
+
+at::Tensor addmm(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, const at::Scalar& beta, const at::Scalar& alpha) {
+  check_alike("addmm", {a, b, c});
+  return there(at::addmm(wide(c), wide(a), wide(b), beta, alpha).to(a.scalar_type()));
+}
+
+at::Tensor baddbmm(const at::Tensor& c, const at::Tensor& a, const at::Tensor& b, const at::Scalar& beta, const at::Scalar& alpha) {
+  check_alike("baddbmm", {a, b, c});
+  return there(at::baddbmm(wide(c), wide(a), wide(b), beta, alpha).to(a.scalar_type()));
+}
+
 at::Tensor convolution(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, Sizes stride,
                        Sizes padding, Sizes dilation, bool transposed, Sizes output_padding, int64_t groups) {
-  TORCH_CHECK(x.device() == weight.device(), "Expected all tensors to be on the same device, but found two in convolution");
-  const auto b = here(bias);
-  return there(at::convolution(here(x), here(weight), b, stride, padding, dilation, transposed, output_padding, groups));
+  check_alike("convolution", {x, weight});
+  const auto b = bias ? std::optional<at::Tensor>(wide(*bias)) : std::nullopt;
+  const auto made = at::convolution(wide(x), wide(weight), b, stride, padding, dilation, transposed, output_padding, groups);
+  return there(made.to(x.scalar_type()));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
@@ -219,8 +252,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
     bool transposed, Sizes output_padding, int64_t groups, std::array<bool, 3> mask) {
   const std::vector<int64_t> bias{weight.size(transposed ? 1 : 0)};
   auto [a, b, c] = at::convolution_backward(
-      here(gradient), here(x), here(weight), bias, stride, padding, dilation, transposed, output_padding, groups, mask);
-  return {there(a), there(b), there(c)};
+      wide(gradient), wide(x), wide(weight), bias, stride, padding, dilation, transposed, output_padding, groups, mask);
+  auto back = [&](const at::Tensor& made) { return made.defined() ? there(made.to(x.scalar_type())) : made; };
+  return {back(a), back(b), back(c)};
 }
 
 }  // namespace
@@ -239,6 +273,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("unfold", &at::native::unfold);
   m.impl("resize_", &resized);
   m.impl("set_.source_Storage_storage_offset", &set_storage_at);
+  m.impl("mm", &mm);
+  m.impl("bmm", &bmm);
+  m.impl("addmm", &addmm);
+  m.impl("baddbmm", &baddbmm);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
 }

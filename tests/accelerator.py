@@ -21,18 +21,23 @@ from scripts.setup.steps import digest
 SOURCE = Path(__file__).with_name("accelerator.cpp")
 NAME = "npu"
 MEMORY = 8 * 1024**3
+VERSION = "from importlib.metadata import version; print(version('torch'))"
 PLACES = (
-    "import json, sysconfig, torch; from torch.utils.cpp_extension import include_paths, library_paths; "
-    "print(json.dumps([torch.__version__, include_paths() + [sysconfig.get_paths()['include']], library_paths()]))"
+    "import json, sysconfig; from torch.utils.cpp_extension import include_paths, library_paths; "
+    "print(json.dumps([include_paths() + [sysconfig.get_paths()['include']], library_paths()]))"
 )
 
 
 def build(python: Path, folder: Path) -> Path:
     """Compile the device for an interpreter's torch, unless that was done before; needs g++ and Python's headers."""
-    told = subprocess.run([str(python), "-c", PLACES], env=clean_environment(), capture_output=True, text=True, check=True)
-    version, headers, libraries = json.loads(told.stdout)
-    library = folder / f"accelerator-{version}-{digest(SOURCE)[:12]}.so"
+
+    def printed(script: str) -> str:
+        run = subprocess.run([str(python), "-c", script], env=clean_environment(), capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    library = folder / f"accelerator-{printed(VERSION)}-{digest(SOURCE)[:12]}.so"
     if not library.exists():
+        headers, libraries = json.loads(printed(PLACES))
         assert shutil.which("g++"), (
             "expected g++, which compiles the device that tests run on; install it (Debian: apt install g++)"
         )

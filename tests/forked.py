@@ -17,6 +17,7 @@ import signal
 import sys
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 SLOW = ("torch", "torch._dynamo", "torch.onnx.ops", "transformers", "scipy.stats", "spandrel", "torchsde", "sqlalchemy", "aiohttp")
 
@@ -90,6 +91,8 @@ def main() -> None:
     for name in SLOW:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    # Each process would compile the host's modules again where PYTHONDONTWRITEBYTECODE is set.
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(Path(__file__).parents[1] / ".cache" / "bytecode")
     running: set[int] = set()
     heard, wakes = os.pipe()
     for end in (heard, wakes):

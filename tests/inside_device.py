@@ -22,6 +22,7 @@ import comfy_aimdo.control  # noqa: E402
 
 comfy_aimdo.control.init("cuda")  # what moves weights in parts; the host does so before all else
 
+import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
@@ -115,11 +116,20 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
             lesson = lessons.Lesson((lessons.Bucket(latents, weights),), torch.eye(768).double()).to(student.device)
             list(training.train(student, state, lesson, settings))
         losses[name] = state.losses[0]
+    with host.gradients_enabled():
+        unloaded = [student.unload_others() for _ in range(2)]
+        state = training.initial_state(student, "monster", settings)
+        list(training.train(student, state, lesson, settings))
+    managed = comfy.model_management.current_loaded_models
+    left = {type(each.model.model).__name__ for each in managed if each.device == student.device}
     projected = host.projections(model, torch.ones(1, 768))
     whole = [each.is_inference() for each in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
     return {
         "mask": [float(mask.min()), float(mask.max()), mask.device.type],
         "losses": losses,
+        "others unloaded": unloaded,
+        "loss without others": state.losses[0],
+        "left": sorted(left),
         "projected": len(projected) == len(host.layers_of(model)),
         "whole": all(whole),
     }

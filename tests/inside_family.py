@@ -35,21 +35,19 @@ empty_latents = inside.part("nodes.host.sampling").empty_latents
 PerfusionError = inside.part("perfusion_core").PerfusionError
 Concept = inside.part("perfusion_core.concept").Concept
 stacks = inside.part("perfusion_core.stack")
-OUTPUTS = 3
-"""By about so many the derivative is measured, from the first layer to the last."""
-STEPS = {"koala": 2, "pixart": 3}
-"""Of the training, where it is not 6: a step of these large ones takes as long as all of the others."""
+STEPS = 2 if FAMILY == "koala" else 3
+"""Of the training."""
 SAMPLED = 1 if FAMILY == "koala" else 2
 """Steps of each picture. KOALA reads all of its 3 GB of weights in each."""
-HELD_OUT = {"koala": 4}
-"""Noises of the held-out loss, where they are fewer than the pack's, and in one forward pass."""
+HELD_OUT = 4
+"""Noises of the held-out loss: fewer than the pack's, and in one forward pass."""
 OPEN = 0.1
 """The least to which a gate opens at the word in a prompt that is none of the training's."""
 PADDED = 512
 """Tokens to which the host pads what Anima's adapter makes, and Wan's encodings."""
 STEP = 1e-5
 """Of a tensor's length, the step of finite differences in float64."""
-SETTINGS = training.Settings(steps=STEPS.get(FAMILY, 6), batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
+SETTINGS = training.Settings(steps=STEPS, batch=2, micro=2, word_rate=2e-3, output_rate=0.2, seed=1)
 
 
 def main() -> dict:
@@ -71,8 +69,8 @@ def main() -> dict:
         found = gradients(model, clip, latents, masks, metric) if FAMILY != "koala" else {}
         found |= {"computed twice": twice(student, state, latents, masks, metric)} if FAMILY != "koala" else {}
         found |= memory(student, state, lesson) if FAMILY != "koala" else {}
-        training.HELD_OUT = HELD_OUT.get(FAMILY, training.HELD_OUT)
-        judged = replace(SETTINGS, micro=HELD_OUT.get(FAMILY, SETTINGS.micro))
+        training.HELD_OUT = HELD_OUT
+        judged = replace(SETTINGS, micro=HELD_OUT)
         before = training.held_out_loss(student, state, lesson, judged)
         list(training.train(student, state, lesson, SETTINGS))
         after = training.held_out_loss(student, state, lesson, judged)
@@ -85,7 +83,7 @@ def main() -> dict:
 
 def memory(student: object, state: object, lesson: object) -> dict:
     """What a step is told to need for four pictures: the blocks that are counted, of those that there are, and bytes."""
-    need = student.need(state.word, lambda: training.trial_forward(student, state, lesson, SETTINGS))
+    need = student.need(state.word, 2, lambda: training.trial_forward(student, state, lesson, SETTINGS))
     kinds = host.kind_of(student.model).blocks
     blocks = sum(isinstance(module, kinds) for module in student.model.model.diffusion_model.modules())
     return {
@@ -127,7 +125,7 @@ def in_float64(*modules: torch.nn.Module) -> Iterator[None]:
 
 
 def gradients(model: object, clip: object, latents: Tensor, masks: Tensor, inverse: Tensor) -> dict:
-    """Derivatives by each encoder's word and by some outputs, along the gradient: told over measured by finite differences.
+    """Derivatives by each encoder's word and by all outputs, along the gradient: told over measured by finite differences.
 
     All of it is in float64, also within the host.
     """
@@ -138,18 +136,18 @@ def gradients(model: object, clip: object, latents: Tensor, masks: Tensor, inver
         draw = replace(draw, noise=draw.noise.double(), time=draw.time.double())
         given = draw, latents.double(), masks.double(), inverse
         sums, _, _ = training.gradients(student, state, *given, SETTINGS)
-        learned = list(zip([*state.word, *state.values], state.learned(), sums, strict=True))
-        words, outputs, shares = len(state.word), len(state.values), {}
-        for name, tensor, gradient in learned[:words] + learned[words :: max(1, outputs // OUTPUTS)]:
-            direction, size = gradient / gradient.norm(), STEP * float(tensor.norm())
-            kept, losses = tensor.clone(), []
-            for sign in (1, -1):
-                tensor.copy_(kept + sign * size * direction)
-                losses.append(loss_of(student, state, *given))
-            tensor.copy_(kept)
-            shares[name] = (losses[0] - losses[1]) / (2 * size) / float(gradient.norm())
-    by_words = [shares.pop(name) for name in state.word]
-    return {"derivatives by words": by_words, "derivatives by outputs": [min(shares.values()), max(shares.values())]}
+        learned, words, shares = list(zip(state.learned(), sums, strict=True)), len(state.word), []
+        for some in (*([each] for each in learned[:words]), learned[words:]):
+            # Each tensor moves by the same share of its length, so that each layer counts by its own gradient's.
+            moves = [STEP * float(tensor.norm()) * gradient / gradient.norm() for tensor, gradient in some]
+            kept, losses = [tensor.clone() for tensor, _ in some], []
+            for sign in (1, -1, 0):
+                for (tensor, _), before, move in zip(some, kept, moves, strict=True):
+                    tensor.copy_(before + sign * move)
+                losses += [loss_of(student, state, *given)] if sign else []
+            along = sum(float((gradient * move).sum()) for (_, gradient), move in zip(some, moves, strict=True))
+            shares.append((losses[0] - losses[1]) / 2 / along)
+    return {"derivatives by words": shares[:words], "derivatives by outputs": shares[words:]}
 
 
 @torch.no_grad()
@@ -462,8 +460,11 @@ def two_prompts(model: object, applied: object, clip: object) -> dict:
 
 
 def beside_freeu(model: object, applied: object, drawn: Callable[[object, str], Tensor]) -> dict:
-    """FreeU on the base and on the model with the concept: it scales blocks of two and four times the model's channels alone."""
-    if not hasattr(model.model.diffusion_model, "output_blocks"):
+    """FreeU on the base and on the model with the concept: it scales blocks of two and four times the model's channels alone.
+
+    KOALA's blocks are SDXL's.
+    """
+    if FAMILY == "koala" or not hasattr(model.model.diffusion_model, "output_blocks"):
         return {}
     freed = [FreeU_V2.execute(one, b1=1.3, b2=1.4, s1=0.9, s2=0.2).result[0] for one in (model, applied)]
     base, named = drawn(freed[0], "a teddy"), drawn(freed[1], "an <it>")

@@ -89,7 +89,35 @@ def main() -> dict:
         | portions()
         | made_small()
         | windows()
+        | kept_nowhere(clip)
+        | long_prompt()
     )
+
+
+def kept_nowhere(clip: object) -> dict:
+    """A covariance that cannot be written."""
+    measuring, covariances = inside.part("nodes.measure_text_encoder"), inside.part("perfusion_core.covariance")
+
+    def refuse(*_: object) -> None:
+        raise PerfusionError("It was not saved.")
+
+    places = folder_paths.folder_names_and_paths
+    with tempfile.TemporaryDirectory() as folder:
+        saved, before = covariances.Covariance.save, places[host.FOLDER]
+        covariances.Covariance.save, places[host.FOLDER] = refuse, ([folder], {".safetensors"})
+        try:
+            found = measuring.measure(clip, [f"thing {i} in town {i * 7}, on street {i * 3} by house {i * 11}" for i in range(64)])
+        finally:
+            covariances.Covariance.save, places[host.FOLDER] = saved, before
+    return {"measured without a file": list(found.matrix.shape)}
+
+
+def long_prompt() -> dict:
+    """What Inspect Gates shows of a prompt of two sections, whose gate is open at the second section's word."""
+    words = ["a", "b", host.END, host.END, "a", "<it>", host.END]
+    gates = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.0, 1.0, 0.4])
+    rows = inside.part("nodes.inspect_gates").rows_of(host.PromptRecord(words, {"<it>": gates}))
+    return {"rows of a long prompt": [[word, round(gate, 3)] for word, (gate,) in rows]}
 
 
 def encode(clip: object, text: str) -> list:
@@ -215,8 +243,8 @@ def short_of_memory(model: object, clip: object) -> dict:
         def encode() -> Tensor:
             return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in state.word.items()}).tokens
 
-        need = student.need(state.word, step)
-        words = student.need(state.word, lambda: None).outside.fixed
+        need = student.need(state.word, 2, step)
+        words = student.need(state.word, 2, lambda: None).outside.fixed
         need.outside.fixed -= words
         held, held_of_words = kept(step, student.unet_weights), kept(encode, student.encoder_weights)
     same = all(torch.equal(one, other) for one, other in zip(found.learned(), wanted.learned(), strict=True))

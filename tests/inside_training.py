@@ -240,7 +240,7 @@ def further_channels(model: Any, clip: Any, concept: Any) -> dict:
                 weights = comfy.utils.load_torch_file(str(CHECKPOINT))
                 more = torch.randn(len(weights[first]), count, 3, 3, generator=torch.Generator().manual_seed(0))
                 weights[first] = torch.cat([weights[first], (strength * more).to(weights[first])], 1)
-                wide = comfy.sd.load_state_dict_guess_config(weights)[0]
+                wide = comfy.sd.load_state_dict_guess_config(weights, output_vae=False, output_clip=False)[0]
             mine[kind] = {"model": type(wide.model).__name__, "reads": wide.model.diffusion_model.in_channels}
             mine[kind] |= compared(wide, usual, clip, concept)
         found[name] = mine

@@ -49,6 +49,12 @@ def test_a_concept_is_taught_in_either_precision(measured: dict) -> None:
     assert abs(half / whole - 1) < 0.02 and measured["projected"]
 
 
+def test_other_models_make_room_for_a_training(measured: dict) -> None:
+    """The autoencoder was loaded, and leaves the device; what is taught is the same."""
+    assert measured["others unloaded"] == [True, False] and "AutoencoderKL" not in measured["left"]
+    assert measured["loss without others"] == measured["losses"]["whole"]
+
+
 @pytest.fixture(scope="module")
 def trained(setup: Setup, base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     checkpoint = base_dir / "models" / "checkpoints" / CHECKPOINT

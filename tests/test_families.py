@@ -51,7 +51,7 @@ def test_gradients_reach_the_words_of_all_encoders(measured: dict, family: str) 
     if family == "koala":
         assert "derivatives by words" not in measured
         return
-    assert len(measured["derivatives by words"]) == len(WORDS[family])
+    assert len(measured["derivatives by words"]) == len(WORDS[family]) and len(measured["derivatives by outputs"]) == 1
     assert all(abs(each - 1) < 1e-5 for each in (*measured["derivatives by words"], *measured["derivatives by outputs"]))
 
 
@@ -131,7 +131,7 @@ def test_a_prompt_for_either_text_encoder_names_the_concept(measured: dict, fami
 
 def test_freeu_acts_beside_the_concept(measured: dict, family: str) -> None:
     """It has nothing to scale in blocks that are all as narrow as the first, as this SD2's and the demo base's are."""
-    if family not in UNETS:
+    if family not in ("sd2", "sdxl"):
         assert "FreeU, itself" not in measured
         return
     assert measured["FreeU, a prompt without the word"] and measured["FreeU, the concept"] > 0.01

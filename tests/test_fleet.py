@@ -23,7 +23,7 @@ import perfusion_core
 from perfusion_core import PerfusionError
 from perfusion_core.concept import Concept
 from perfusion_fleet import schedule, table, worker
-from perfusion_fleet.command import output_folder
+from perfusion_fleet.command import output_folder, taught
 from perfusion_fleet.worker import Answer, Worker
 from scripts.harness.graphs import FEW_STEPS, Graph
 from scripts.harness.moments import forget_finished
@@ -332,13 +332,11 @@ def test_what_ends_three_workers_or_fails_of_itself_is_given_up_and_the_rest_is_
 
 
 def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_server_teaches(
-    setup: Setup, alike: Server, folder: Callable[[Told], Path], tmp_path: Path
+    setup: Setup, alike: Server, folder: Callable[[Told], Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """One worker is killed in the middle of a training, and one concept's mask is black; a second run finds all else done."""
-    path = folder(
-        {"one": {"seed": 1}, "two": {"seed": 2}, "three": {"seed": 3, "trigger": "<third>", "captioned": 0.5}, "zero": {}}
-    )
-    (path / "three" / "a.txt").write_text("one <third> on the grass", encoding="utf-8")
+    path = folder({"one": {"seed": 1}, "two": {"seed": 2, "trigger": "<second>", "captioned": 0.5}, "zero": {}})
+    (path / "two" / "a.txt").write_text("one <second> on the grass", encoding="utf-8")
     common(path, **TINY, **PREVIEWED)
     Image.new("RGB", (64, 64)).save(path / "zero" / "a-mask.png")
     out = tmp_path / "out"
@@ -350,28 +348,27 @@ def test_no_concept_is_given_up_where_a_worker_is_lost_and_all_are_what_the_serv
     assert running.returncode == 1, told
     assert told.count("A worker was lost") == told.count("A worker was lost while training one.") == 1
     entries = {each["name"]: each for each in json.loads((out / "index.json").read_text(encoding="utf-8"))}
-    assert list(entries) == ["one", "three", "two", "zero"]
-    assert [each["state"] for each in entries.values()] == ["trained", "trained", "trained", "failed"]
+    assert list(entries) == ["one", "two", "zero"]
+    assert [each["state"] for each in entries.values()] == ["trained", "trained", "failed"]
     assert entries["one"]["tries"] == 2 and "Mask 1 of 1 is empty" in entries["zero"]["fault"]
     assert "| zero | `<zero>` | monster | failed |" in (out / "index.md").read_text(encoding="utf-8")
     with Image.open(out / "sheet-1.png") as sheet:
-        assert sheet.size[0] == 3 * 128 and len(sheet.convert("RGB").getcolors(10**6)) > 1000
+        assert sheet.size[0] == 2 * 128 and len(sheet.convert("RGB").getcolors(10**6)) > 1000
 
     forget_finished(alike.base)
     told_before = len(alike.log())
-    for name in ("one", "two", "three"):
+    for name in ("one", "two"):
         assert entries[name]["loss"] > 0
         alone = load_file(taught_alone(alike, path / name / "a.png", name, json.loads((path / name / "concept.json").read_text())))
         fleets = load_file(out / f"{name}.safetensors")
         assert alone.keys() == fleets.keys() and all(alone[key].equal(fleets[key]) for key in alone)
     assert "Training continues from" not in alike.log()[told_before:]
-    assert Concept.load(out / "three.safetensors").trigger == "<third>"
+    assert Concept.load(out / "two.safetensors").trigger == "<second>"
 
     shutil.rmtree(path / "zero")
-    again = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, env=ALIKE)
-    assert again.returncode == 0 and "3 already saved, 0 to train" in again.stdout, again.stdout + again.stderr
-    states = [each["state"] for each in json.loads((out / "index.json").read_text(encoding="utf-8"))]
-    assert states == ["kept"] * 3
+    jobs, faults = table.read(path)
+    assert not faults and [each.state for each in taught([], jobs, out)] == ["kept"] * 2
+    assert "2 already saved, 0 to train" in capsys.readouterr().out
 
 
 def killing_the_first(running: subprocess.Popen, steps: Path) -> list[str]:

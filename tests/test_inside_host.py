@@ -65,6 +65,16 @@ def test_a_training_that_runs_out_of_memory_goes_on_with_fewer_pictures_at_once(
     assert "choose a smaller size" in measured["no room"]
 
 
+def test_a_text_encoder_is_measured_where_nothing_can_be_written(measured: dict) -> None:
+    assert measured["measured without a file"] == [768, 768]
+
+
+def test_the_inspector_shows_the_words_of_every_section(measured: dict) -> None:
+    after = "after the words"
+    wanted = [["a", 0.0], ["b", 0.1], [after, 0.3], ["a", 0.0], ["<it>", 1.0], [after, 0.4]]
+    assert measured["rows of a long prompt"] == wanted
+
+
 def test_without_memory_to_judge_any_concept_the_last_is_kept(measured: dict) -> None:
     assert measured["kept without a judgement"] == [1, False]
 

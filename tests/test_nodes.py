@@ -66,18 +66,21 @@ def embedding(server: Server, name: str, **vectors: torch.Tensor) -> None:
     save_file(vectors, server.base / "models" / "embeddings" / f"{name}.safetensors")
 
 
-def base_and(server: Server, concept: str, prompts: list[str], negative: str = "", **how: object) -> tuple[list, list]:
+def base_and(server: Server, concept: str, prompts: list[str], **how: object) -> tuple[list, list]:
     """Latents of prompts from the untouched base, and from the base with a concept applied."""
     graph = Graph()
-    model, clip, _ = graph.checkpoint()
-    with_model, with_clip = graph.apply(model, clip, graph.load(concept, **how))
-    samples = [
-        graph.sample(m, graph.text(c, prompt), graph.text(c, negative))
-        for m, c in ((model, clip), (with_model, with_clip))
-        for prompt in prompts
-    ]
+    base = graph.checkpoint()[:2]
+    ways = base, graph.apply(*base, graph.load(concept, **how))
+    samples = [graph.sample(m, graph.text(c, prompt), graph.text(c, "")) for m, c in ways for prompt in prompts]
     found = latents(server, graph, *samples)
     return found[: len(prompts)], found[len(prompts) :]
+
+
+def applied(server: Server, concept: str, prompts: list[str], **how: object) -> list:
+    """Latents of prompts from the base with a concept applied."""
+    graph = Graph()
+    m, c = graph.apply(*graph.checkpoint()[:2], graph.load(concept, **how))
+    return latents(server, graph, *(graph.sample(m, graph.text(c, prompt), graph.text(c, "")) for prompt in prompts))
 
 
 # ---- training, saving, loading -----------------------------------------------------------------------------------------------
@@ -186,14 +189,15 @@ def test_the_covariance_is_kept_for_each_text_encoder_and_captions(server: Serve
 
 
 def test_the_positions_that_are_measured_make_another_covariance(server: Server) -> None:
-    captions, counts = "\n".join(f"thing {i} in town {i * 7}" for i in range(160)), {}
+    told = "thing {} in town {}, on street {} by house {}, at hour {} of day {}"
+    captions, counts = "\n".join(told.format(*(i * by for by in (1, 7, 3, 11, 1, 5))) for i in range(40)), {}
     for positions in ("content", "unpadded", "all"):
         graph = Graph()
         _, clip, _ = graph.checkpoint()
         measured = graph.add("PerfusionCovariance", clip=clip, captions=captions, captions_file="", positions=positions)
         graph.add("PreviewAny", source=[measured, 1])
         counts[positions] = int(server.run(graph.nodes)["outputs"][measured]["text"][0].split()[0])
-    assert counts["all"] == 160 * 77 and counts["unpadded"] - counts["content"] == 2 * 160
+    assert counts["all"] == 40 * 77 and counts["unpadded"] - counts["content"] == 2 * 40
 
 
 def test_concepts_are_saved_on_the_way(server: Server) -> None:
@@ -383,14 +387,29 @@ def test_training_and_applying_leave_the_base_untouched(server: Server, strong: 
 
 
 def test_prompts_without_the_trigger_are_the_base_bit_for_bit(server: Server, strong: str) -> None:
-    base, applied = base_and(server, strong, ["a monster on the grass", "a photo of a robot", f"a {TRIGGER} on the grass"])
-    assert torch.equal(base[0], applied[0]) and torch.equal(base[1], applied[1])
-    assert not torch.allclose(base[2], applied[2], atol=0.1)
+    base, named = base_and(server, strong, ["a monster on the grass", "a photo of a robot", f"a {TRIGGER} on the grass"])
+    assert torch.equal(base[0], named[0]) and torch.equal(base[1], named[1])
+    assert not torch.allclose(base[2], named[2], atol=0.1)
 
 
 def test_strength_0_is_the_base(server: Server, strong: str) -> None:
-    base, applied = base_and(server, strong, [f"a {TRIGGER} on the grass", "a monster"], strength=0.0)
-    assert torch.equal(base[0], applied[0]) and torch.equal(base[1], applied[1])
+    base, named = base_and(server, strong, [f"a {TRIGGER} on the grass", "a monster"], strength=0.0)
+    assert torch.equal(base[0], named[0]) and torch.equal(base[1], named[1])
+
+
+def test_a_concept_keeps_its_own_values_where_it_is_asked_to(server: Server) -> None:
+    """In a row of Load Concepts that sets none, and in Concept Settings if only the trigger word is set."""
+    folder = server.base / "models" / "perfusion"
+    stored = replace(Concept.load(folder / "demo-monster.safetensors"), strength=0.5, bias=0.3, temperature=0.2)
+    stored.save(folder / "stored.safetensors")
+    graph = Graph()
+    row = graph.add("PerfusionLoadConcepts", concepts=json.dumps([{"name": "stored.safetensors"}]))
+    graph.save([row, 0], "kept-by-rows")
+    graph.save(graph.load("stored.safetensors", trigger="<renamed>", own_values=True), "kept-by-settings")
+    server.run(graph.nodes)
+    for name, trigger in (("rows", stored.trigger), ("settings", "<renamed>")):
+        found = Concept.load(folder / f"kept-by-{name}_00001.safetensors")
+        assert (found.trigger, found.strength, found.bias, found.temperature) == (trigger, 0.5, 0.3, 0.2)
 
 
 def test_the_papers_form_changes_other_prompts_as_published(server: Server, strong: str) -> None:
@@ -467,7 +486,7 @@ def test_trigger_words_survive_how_people_write(server: Server, strong: str) -> 
         f"{filler} a photo of a {TRIGGER}, at night",
         f"{filler} a photo of a monster, at night",
     ]
-    _, (plain, weight_1, upper, glued, heavier, bracketed, weight_1_1, far, far_plain) = base_and(server, strong, texts)
+    plain, weight_1, upper, glued, heavier, bracketed, weight_1_1, far, far_plain = applied(server, strong, texts)
     assert torch.equal(plain, weight_1) and torch.equal(plain, upper) and torch.equal(plain, glued)
     assert not torch.equal(plain, heavier) and torch.equal(bracketed, weight_1_1)
     assert not torch.allclose(far, far_plain, atol=0.05)
@@ -475,10 +494,10 @@ def test_trigger_words_survive_how_people_write(server: Server, strong: str) -> 
 
 def test_a_missing_trigger_is_warned_of(server: Server, strong: str) -> None:
     log = len(server.log())
-    base_and(server, strong, ["a robot"], trigger="<unsaid-one>")
+    applied(server, strong, ["a robot"], trigger="<unsaid-one>")
     assert "The concept <unsaid-one> is applied, but no prompt contains its trigger word" in server.log()[log:]
     log = len(server.log())
-    base_and(server, strong, ["a <said-one>"], trigger="<said-one>")
+    applied(server, strong, ["a <said-one>"], trigger="<said-one>")
     assert "no prompt contains its trigger word" not in server.log()[log:]
 
 
@@ -697,8 +716,8 @@ def test_words_alone_stand_beside_concepts(server: Server, alone: str, strong: s
     ]
     prompts = ("a <alone> on the grass", f"a {TRIGGER} on the grass", f"a {TRIGGER} and a <alone>", "a monster")
     ways = [(model, clip), graph.apply(model, clip, concept), *both]
-    samples = [graph.sample(m, graph.text(c, prompt), graph.text(c, "")) for prompt in prompts for m, c in ways]
-    samples.append(graph.sample(model, graph.text(clip, "a embedding:alone on the grass"), graph.text(clip, "")))
+    samples = [graph.sample(m, graph.text(c, prompt), graph.text(c, ""), steps=1) for prompt in prompts for m, c in ways]
+    samples.append(graph.sample(model, graph.text(clip, "a embedding:alone on the grass"), graph.text(clip, ""), steps=1))
     *found, stock = latents(server, graph, *samples)
     drawn = {prompt: found[i * len(ways) : (i + 1) * len(ways)] for i, prompt in enumerate(prompts)}
     for _, _, combined, one_way, other_way in drawn.values():

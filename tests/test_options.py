@@ -173,6 +173,10 @@ def test_the_page_gets_the_preset_that_suits_a_checkpoint(server: Server) -> Non
     [
         ({"captions": "a <opted>"}, ["2 pictures and 1 captions", "one line for each"]),
         ({"captions": "a <opted>\na table"}, ["Caption 2 of 2", "contain <opted> exactly once", "a table"]),
+        (
+            {"captions": f"a <opted>\na <opted> {'by a red house, ' * 20}"},
+            ["Caption 2 of 2 is too long for one prompt of 77 tokens; shorten it: 'a <opted> by a red house"],
+        ),
         ({"templates": "a {} and <opted>"}, ["Template 1 of 1", "once"]),
         ({"preview_prompts": "the beach"}, ["Preview prompt 1 of 1", "once"]),
         ({"captioned": 2.0}, ["captioned", "max"]),

@@ -380,8 +380,8 @@ def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None
     bias.press("Tab")
     assert page.tab.evaluate("document.activeElement.getAttribute('aria-label')") == "Remove demo-monster.safetensors"
     wanted = [
-        {"name": "demo-monster.safetensors", "on": True, "strength": 1, "bias": 0.5},
-        {"name": "demo-robot.safetensors", "on": False, "strength": 1, "bias": None},
+        {"name": "demo-monster.safetensors", "on": True, "strength": None, "bias": 0.5},
+        {"name": "demo-robot.safetensors", "on": False, "strength": None, "bias": None},
     ]
     page.wait(lambda: json.loads(page.value(node, "concepts")) == wanted, "the rows")
     page.ask("async () => app.loadGraphData(app.graph.serialize())")

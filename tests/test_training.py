@@ -833,6 +833,12 @@ def test_a_step_s_choices_come_from_seed_and_step_alone() -> None:
     )
 
 
+def test_times_stay_below_1_where_float32_would_round_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 1 - 2**-24))
+    draw = BatchSample.of(settings_of(batch=8), 0, torch.zeros(PICTURES, CHANNELS, SIZE, SIZE))
+    assert 0.99 < draw.time.max() < 1
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5, 8])
 def test_the_statistics_of_the_choices(batch: int) -> None:
     settings, latents = settings_of(batch=batch, flip=0.3, small=0.3), torch.zeros(PICTURES, CHANNELS, SIZE, SIZE)

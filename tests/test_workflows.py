@@ -125,6 +125,7 @@ def test_the_workflow_for_a_word_alone_saves_one_that_edits_nothing(
     server: Server, object_info: dict, taught: tuple[dict, Path]
 ) -> None:
     workflow = read("teach_a_word_alone")
+    set_widget(workflow, "PerfusionTrain", "preview_every", 0, object_info)
     set_widget(workflow, "PerfusionTrain", "steps", 3, object_info)
     set_widget(workflow, "PerfusionTrain", "batch", 2, object_info)
     server.run(to_prompt(workflow, object_info))
@@ -186,6 +187,7 @@ def taught_in_two_steps(server: Server, workflow: dict, object_info: dict) -> di
 
 def test_the_unpainted_workflow_finds_monsters_and_teaches(server: Server, object_info: dict) -> None:
     workflow = read("train_without_painting")
+    set_widget(workflow, "PerfusionTrain", "preview_every", 0, object_info)
     history = taught_in_two_steps(server, workflow, object_info)
     masks = server.outputs(history, find_node(workflow, "PerfusionFindObject")["id"], "temp")
     assert len(masks) == 4 and all(0.1 < (pixels(mask) > 127).mean() < 0.7 for mask in masks)
@@ -193,6 +195,7 @@ def test_the_unpainted_workflow_finds_monsters_and_teaches(server: Server, objec
 
 def test_the_captioned_workflow_teaches_and_previews_two_prompts(server: Server, object_info: dict) -> None:
     workflow = read("train_with_captions")
+    set_widget(workflow, "PerfusionTrainingOptions", "preview_steps", 2, object_info)
     history = taught_in_two_steps(server, workflow, object_info)
     (sheet,) = server.outputs(history, find_node(workflow, "The concept, step by step")["id"], "temp")
     high, wide, _ = pixels(sheet).shape

@@ -62,7 +62,7 @@ export function setUpMany(node) {
       frame.lastChild.title = error.message;
       return;
     }
-    if (name) change((all) => (i < all.length ? (all[i].name = name) : all.push({ name, on: true, strength: 1, bias: null })));
+    if (name) change((all) => (i < all.length ? (all[i].name = name) : all.push({ name, on: true, strength: null, bias: null })));
   }
 
   function rowOf(row, i) {
@@ -79,7 +79,7 @@ export function setUpMany(node) {
     });
     if (missing.has(row.name)) name.title = say("missing");
     name.addEventListener("click", () => choose(i));
-    const strength = number(say("strength"), row.strength ?? 1, "1", { min: 0, max: 1, step: 0.05 }, (value) => change((all) => (all[i].strength = value ?? 1), false));
+    const strength = number(say("strength"), row.strength, say("bias"), { min: 0, max: 1, step: 0.05 }, (value) => change((all) => (all[i].strength = value), false));
     const bias = number(say("biasHelp"), row.bias, say("bias"), { min: -1, max: 2, step: 0.05 }, (value) => change((all) => (all[i].bias = value), false));
     const remove = control("button", say("rowRemove", { name: row.name }), { type: "button", textContent: "×" }, { cursor: "pointer", padding: "3px 7px" });
     remove.addEventListener("click", () => change((all) => all.splice(i, 1)));

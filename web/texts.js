@@ -39,7 +39,7 @@ export const ENGLISH = {
   rowOn: "Use {name}",
   rowRemove: "Remove {name}",
   selectToCopy: "press Ctrl+C",
-  strength: "Strength: the share of the edit that is applied",
+  strength: "Strength: the share of the edit that is applied. Empty: the concept's own.",
   triggers: "Trigger words",
   serverError: "The server returned an error ({status}).",
   unreachable: "The server is not responding.",

@@ -35,10 +35,10 @@ LIMITS = {"losses apart": 0.05, "learned apart": 0.3}
 
 def plan(rehearsal: bool) -> dict[str, tuple[bool, list[str], list[str]]]:
     """Return name -> (whether on the CPU, flags, parts) of each process, in order."""
-    cpu = rehearsal
+    if rehearsal:  # in one process, because all of it is on the processor
+        return {"the card": (True, [], ["reference", *ON_THE_CARD])}
+    cpu = False
     jobs = {"the processor": (True, [], ["reference"]), "the card": (cpu, [], list(ON_THE_CARD))}
-    if rehearsal:
-        return jobs
     jobs["without dynamic VRAM"] = (cpu, ["--disable-dynamic-vram"], ["same", "taught"])
     return jobs | {flag: (cpu, [flag], ["same"]) for flag in ATTENTION}
 

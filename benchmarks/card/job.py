@@ -199,7 +199,7 @@ class Card:
 
     def covariance(self) -> dict:
         """Measure the covariance over 100,000 captions."""
-        count = 2_000 if self.job.small else 100_000
+        count = 200 if self.job.small else 100_000
         texts = inside.part("perfusion_core.captions").captions(count, seed=3)
         with measured() as cost, torch.inference_mode():
             inside.part("nodes.measure_text_encoder").measure(self.clip, texts)

@@ -36,7 +36,7 @@ NAMED = 2
 """Number of characters of each kind that are asked for by the name that the base model knows."""
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
 QUICK = (OURS, "Textual Inversion")
-QUICK_WIDGETS: dict[str, object] = {"steps": 60, "batch": 2}
+QUICK_WIDGETS: dict[str, object] = {"steps": 40, "batch": 2}
 """Widgets in which the quick run's training runs differ from the tuned methods."""
 
 

@@ -96,12 +96,8 @@ def draw(
         return decoded(vae, samples).clamp(0, 1)
 
 
-PREDICTION_DENOISE = 0.9
-"""The `denoise` value at which a model's prediction is taken; 1 is pure noise."""
-
-
 def predict_from_noise(model: ModelPatcher, prompts: Sequence[list], size: int, count: int, seed: int) -> Tensor:
-    """Return a model's one-step predictions from noise for K conditionings, [K, count, c, …, h, w]; all use the same noise."""
+    """Return a model's one-step predictions from pure noise for K conditionings, [K, count, c, …, h, w]; all use the same noise."""
     found = []
     with torch.inference_mode():
         scale = model.model.latent_format.spacial_downscale_ratio
@@ -110,20 +106,7 @@ def predict_from_noise(model: ModelPatcher, prompts: Sequence[list], size: int, 
         for positive in prompts:
             check_interrupt()
             found.append(
-                comfy.sample.sample(
-                    model,
-                    noise,
-                    1,
-                    1.0,
-                    "euler",
-                    "normal",
-                    positive,
-                    [],
-                    latent,
-                    denoise=PREDICTION_DENOISE,
-                    disable_pbar=True,
-                    seed=seed,
-                )
+                comfy.sample.sample(model, noise, 1, 1.0, "euler", "normal", positive, [], latent, disable_pbar=True, seed=seed)
             )
     return torch.stack(found)
 

@@ -130,7 +130,7 @@ class Checkpoints:
         """Yield the folders in which this training's files may be.
 
         If another process finished it, it resumes at its end. Within the process that finished it, queueing the training again
-        trains it again.
+        trains it again, unless its files could not be kept with those that are finished.
         """
         if self.path not in _ended_here:
             yield from finished.kept(self.path.parent)

@@ -1,6 +1,7 @@
 """Choose how much of a training step is computed at once, according to the available memory."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 from ...perfusion_core.training.lesson import Lesson
@@ -30,6 +31,11 @@ class Portion:
     bytes: int
 
 
+def takes(need: host.MemoryNeed, micro: int, twice: bool) -> int:
+    """Return the bytes that computing `micro` pictures at once takes, in addition to the models."""
+    return round(ROOM * need.bytes(micro, twice)) + BLOCKS * need.largest(micro)
+
+
 def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     """Return the largest number of pictures, among `at_once` and its successive halves, that fits into `free` bytes.
 
@@ -39,11 +45,7 @@ def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     halves = [at_once]
     while halves[-1] > 1:
         halves.append(halves[-1] // 2)
-
-    def takes(micro: int, twice: bool) -> int:
-        return round(ROOM * need.bytes(micro, twice)) + BLOCKS * need.largest(micro)
-
-    tried = [Portion(micro, twice, takes(micro, twice)) for twice in (False, True) for micro in halves]
+    tried = [Portion(micro, twice, takes(need, micro, twice)) for twice in (False, True) for micro in halves]
     wanted = [each for each in tried if each.twice or each.micro >= min(2, at_once)]
     return next((each for each in wanted if each.bytes <= free), tried[-1])
 
@@ -53,10 +55,12 @@ def fit(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settin
 
     `memory` is AUTO or a key of CARDS.
     """
-    free = host.free_memory(model.device)
-    if memory in CARDS:
-        free = min(free, CARDS[memory] - ELSEWHERE - model.bytes())
-    need = model.need(state.word, lambda: trial_forward(model, state, lesson, settings))
+    limit = CARDS[memory] - ELSEWHERE - model.bytes() if memory in CARDS else math.inf
+    prompts = min(settings.batch, 2 + sum(len(bucket.captions) for bucket in lesson.buckets))
+    need = model.need(state.word, prompts, lambda: trial_forward(model, state, lesson, settings))
+    # Models that the host keeps loaded in case they are used again give way to the training.
+    model.make_room(max(0, min(limit, takes(need, settings.micro, False))))
+    free = min(limit, host.free_memory(model.device))
     found = portion(need, free, settings.micro)
     log.info(
         "Training processes %d picture%s at a time%s; this takes about %.1f GB in addition to the models, and %.1f GB is free.",

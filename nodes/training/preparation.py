@@ -53,6 +53,11 @@ class Preparation:
         """Return all pictures and masks."""
         return [tensor for group in self.pictures for tensor in (group.images, group.masks)]
 
+    def prompts(self) -> dict[str, str]:
+        """Map what an error calls a training prompt to the prompt, with `{}` for the concept."""
+        kinds = {"Template": self.templates, "Caption": self.captions}
+        return {f"{kind} {i + 1} of {len(texts)}": text for kind, texts in kinds.items() for i, text in enumerate(texts)}
+
     def encoded(self, model: ModelPatcher, vae: VAE, small: bool) -> tuple[Bucket, ...]:
         """Encode the pictures, with `small` also shown small."""
         buckets = []

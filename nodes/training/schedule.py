@@ -80,28 +80,34 @@ def events(
 def steps(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settings: Settings) -> Iterator[float]:
     """Yield the losses of `loop.train`; if memory runs out nevertheless, continue from that step with a smaller footprint.
 
-    That is with half the pictures at a time, or with parts of the model computed twice; the result is the same.
+    That is first without other models on the device, then with half the pictures at a time, and in the end with parts of the model
+    computed twice. The result is the same.
 
     Raises:
         PerfusionError: if memory runs out with one picture at a time and parts computed twice.
     """
+    alone = False
     while state.step < settings.steps:
         try:
             yield from train(model, state, lesson, settings)
+            return
         except RuntimeError as error:
             if not host.memory_ran_out(error):
                 raise
-            if settings.micro == 1 and model.twice:
-                raise PerfusionError(
-                    "There is not enough memory to train with even one picture at a time; choose a smaller size, or close other "
-                    "programs that use the device."
-                ) from error
-            if settings.micro > 1:
-                settings = replace(settings, micro=settings.micro // 2)
-                less = f"{settings.micro} picture{'s' if settings.micro > 1 else ''} at a time"
-            else:
-                model.twice = True
-                less = "parts of the model recomputed"
-            log.warning("Memory ran out at step %d; continuing with %s.", state.step + 1, less)
         # Outside the handler: within it the exception still references what was computed when memory ran out.
         host.free_unused()
+        if not alone and model.unload_others():
+            less = "without other models on the device"
+        elif settings.micro > 1:
+            settings = replace(settings, micro=settings.micro // 2)
+            less = f"with {settings.micro} picture{'s' if settings.micro > 1 else ''} at a time"
+        elif not model.twice:
+            model.twice = True
+            less = "with parts of the model recomputed"
+        else:
+            raise PerfusionError(
+                "There is not enough memory to train with even one picture at a time; choose a smaller size, or close other "
+                "programs that use the device."
+            )
+        alone = True
+        log.warning("Memory ran out at step %d; continuing %s.", state.step + 1, less)

@@ -362,6 +362,7 @@ class PerfusionTrain(io.ComfyNode):
         host.check_trainable(model, clip)
         given: TrainingOptions = options[0] if options else TrainingOptions(previews=Previews.suited_to(model))
         ready = Preparation.of(images, masks, size, trigger, given)
+        host.check_lengths(clip, ready.prompts(), trigger, superclass, settings.initial_word)
         keep, plain, judge = chosen.get("keep", LAST), None, None
         if given.vision is not None and keep != BEST:
             log.warning(

@@ -22,6 +22,8 @@ from .lesson import Bucket, Lesson
 from .settings import LOCAL, NO_EDIT, WORD, Settings
 from .state import MAX_SCALE, TrainingState
 
+BEFORE_1 = 1 - 2**-24
+"""The largest float32 below 1."""
 HELD_OUT = 16
 """Number of noises that the held-out loss is measured with, or one per picture if there are more pictures."""
 
@@ -111,9 +113,10 @@ class BatchSample:
         count = settings.batch
         pictures = torch.randint(len(latents), (count,), generator=generator)
         flipped = torch.rand(count, generator=generator) < settings.flip
-        # A batch uses at most two templates: the text encoder runs once per template and accounts for half of the work.
+        # A batch uses at most two templates, because the text encoder runs once for each different prompt.
         prompts = torch.randint(len(templates), (min(count, 2),), generator=generator).repeat(count)[:count]
-        time = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        # The last one may be rounded up to 1.
+        time = ((torch.arange(count) + torch.rand(count, generator=generator)) / count).clamp(max=BEFORE_1)
         noise = torch.randn(count, *latents.shape[1:], generator=generator)
         # Draw newer options last, so that older seeds keep giving the same choices.
         small = torch.rand(count, generator=generator) < settings.small

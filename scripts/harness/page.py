@@ -293,4 +293,4 @@ class Page:
         while not ready():
             if time.monotonic() > end:
                 raise AssertionError(f"waited {timeout} s for {what}; the page said {self.errors}")
-            self.tab.wait_for_timeout(100)
+            self.tab.wait_for_timeout(30)

@@ -6,6 +6,7 @@ import functools
 import json
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -170,13 +171,14 @@ class Server:
 
     def wait(self, prompt_id: str, timeout: float = 3600) -> dict:
         """Wait for a queued graph; return its history entry, or raise GraphError."""
-        end = time.monotonic() + timeout
+        end, pause = time.monotonic() + timeout, 0.01
         while time.monotonic() < end:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry and entry.get("status"):
                 _raise_if_failed(entry)
                 return entry
-            time.sleep(0.1)
+            time.sleep(pause)
+            pause = min(0.1, 1.5 * pause)
         raise ServerError(f"expected the graph to finish in {timeout:.0f} s, but it did not; see {self.log_file}.")
 
     def interrupt(self, prompt_id: str | None = None) -> None:
@@ -254,6 +256,8 @@ def _check_port_free(port: int) -> None:
 @functools.cache
 def _has_accelerator(python: Path) -> bool:
     """Whether this interpreter's torch finds an accelerator (CUDA, MPS or XPU)."""
+    if str(python) == sys.executable and (t := sys.modules.get("torch")):  # it is imported here already
+        return bool(t.cuda.is_available() or t.backends.mps.is_available() or t.xpu.is_available())
     code = "import torch as t; print(t.cuda.is_available() or t.backends.mps.is_available() or t.xpu.is_available())"
     answer = subprocess.run([str(python), "-c", code], env=clean_environment(), capture_output=True, text=True)
     if answer.returncode:

@@ -15,14 +15,14 @@ from ....perfusion_core import PerfusionError
 from .families import Family, kind_of, layers_of
 
 
-def load(*patchers: ModelPatcher) -> None:
-    """Load whole models onto their device.
+def load(*patchers: ModelPatcher, room: float = 0) -> None:
+    """Load whole models onto their device; the host unloads others until `room` bytes are free there as well, or none are left.
 
     This happens in inference mode, as when the host runs a node: weights that are moved to a device outside of it only half become
     inference tensors, and even selecting a row of them fails.
     """
     with torch.inference_mode():
-        comfy.model_management.load_models_gpu(list(patchers), force_full_load=True)
+        comfy.model_management.load_models_gpu(list(patchers), memory_required=room, force_full_load=True)
 
 
 def non_dynamic_model(model: ModelPatcher) -> ModelPatcher:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..model.loading import adapt, layer_encodings, load
 from .annotated_encoding import TRIGGER_INFLUENCE, WORD_POSITIONS
 from .encoding_notes import note_mask
 from .prompt_ids import model_context
-from .trigger_words import Tokenizer, counts_spaces, is_blank, own_tokens
+from .trigger_words import Tokenizer, counts_spaces, is_blank, own_tokens, tokenizer_with_words
 
 log = logging.getLogger("perfusion")
 
@@ -42,8 +42,12 @@ def encoding_width(clip: CLIP) -> int:
     return sum(tokenizer.embedding_size for tokenizer in encoders_of(clip).values())
 
 
-def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = None) -> dict[str, list]:
+def sections_of(
+    clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = None, what: str = "A caption or superclass"
+) -> dict[str, list]:
     """Tokenize several short prompts as the sections of a single one, which the host then encodes as a batch.
+
+    An error calls such a prompt `what`.
 
     Raises:
         PerfusionError: a prompt is longer than one section.
@@ -52,11 +56,20 @@ def sections_of(clip: CLIP, texts: Sequence[str], tokenizer: Tokenizer | None = 
     for text in texts:
         for name, sections in (tokenizer or clip.tokenizer).tokenize_with_weights(text).items():
             if len(sections) != 1:
-                raise PerfusionError(
-                    f"A caption or superclass is too long for one prompt of {len(sections[0])} tokens; shorten it: {text[:60]!r}…"
-                )
+                raise PerfusionError(f"{what} is too long for one prompt of {len(sections[0])} tokens; shorten it: {text[:60]!r}…")
             joined.setdefault(name, []).append([(token[0], 1.0) for token in sections[0]])
     return joined
+
+
+def check_lengths(clip: CLIP, prompts: Mapping[str, str], trigger: str, superclass: str, initial_word: str) -> None:
+    """Raise PerfusionError if a training prompt does not fit into one section.
+
+    `prompts` maps what an error calls it to the prompt with `{}` for the concept, whose word has as many vectors as `initial_word`
+    or, if that is empty, the superclass.
+    """
+    tokenizer = tokenizer_with_words(clip, {trigger: embed(clip, initial_word or superclass)}, {trigger: superclass})
+    for what, prompt in prompts.items():
+        sections_of(clip, [prompt.format(trigger)], tokenizer, what)
 
 
 def conditionings(clip: CLIP, texts: Sequence[str]) -> list[list]:

@@ -82,6 +82,10 @@ def pooled(clip: CLIP, name: str) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+EVERYTHING = 1e30
+"""Bytes that no device has."""
+
+
 class TrainableModel:
     """The core's `Base` over a MODEL and a CLIP of the host. Use it outside of inference mode, within `gradients_enabled`.
 
@@ -94,6 +98,8 @@ class TrainableModel:
 
     WORD = "<perfusion-word>"
     twice = False
+    room = 0.0
+    """Bytes of the device's memory that the host frees of other models whenever this one is loaded."""
 
     def __init__(self, model: ModelPatcher, clip: CLIP, precision: torch.dtype, min_snr: float = 0.0, superclass: str = "") -> None:
         """Load both models. Their weights are shared and never changed; only those of the text encoder may be copied.
@@ -120,7 +126,7 @@ class TrainableModel:
         """Load both models onto the device and hold their weights, if they are not held already."""
         if self.unet_weights:
             return
-        load(self.model, self.clip.patcher)
+        load(self.model, self.clip.patcher, room=self.room)
         self.unet = self.model.model.diffusion_model
         prepare_clip(self.clip)
         self.unet_weights = alias(self.unet)
@@ -135,6 +141,22 @@ class TrainableModel:
     def release_weights(self) -> None:
         """Hold no weights, so that the host may move them; whatever computes next loads and holds them again."""
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
+
+    def make_room(self, room: float) -> None:
+        """Let the host unload other models until so many bytes are free, now and whenever this one is loaded again."""
+        self.room = room
+        self.release_weights()
+        self._hold()
+
+    def unload_others(self) -> bool:
+        """Let the host unload all other models from the device; return whether there were any. A CPU's memory is not managed."""
+        own = {id(self.model.model), id(self.clip.patcher.model)}
+        loaded = [each for each in comfy.model_management.current_loaded_models if each.device == self.device]
+        others = [each for each in loaded if each.model is not None and id(each.model.model) not in own]
+        if self.device.type == "cpu" or not others:
+            return False
+        self.make_room(EVERYTHING)
+        return True
 
     def embed(self, text: str) -> dict[str, Tensor]:
         """See `Base.embed`."""
@@ -296,16 +318,17 @@ class TrainableModel:
         copied = sum(each.nbytes for each in self.encoder_weights.values() if each.untyped_storage().data_ptr() not in own)
         return self.model.model_size() + self.clip.patcher.model_size() + copied
 
-    def need(self, word: Mapping[str, Tensor], step: Callable[[], object]) -> MemoryNeed:
+    def need(self, word: Mapping[str, Tensor], prompts: int, step: Callable[[], object]) -> MemoryNeed:
         """Return the memory that `step`, which calls `objective` for one image, would save for its backward pass; none can follow.
 
-        It includes the memory that two prompts with this word would save in the text encoder.
+        It includes the memory that so many different prompts with this word would save in the text encoder, which encodes all of
+        them at once, however many images are computed at a time.
         """
         self._hold()
         learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
         adapter = self._adapter_weights() if self.family.adapter else {}
         with count_saved_bytes(self.encoder, {**self.encoder_weights, **adapter}) as said:
-            self.encode(["a {}", "the {}"], learned)
+            self.encode(["a {}"] * prompts, learned)
         with count_saved_bytes(self.unet, self.unet_weights) as need:
             step()
         need.outside.fixed += said.outside.of(1)

@@ -67,8 +67,8 @@ class SamplingRun:
     Attributes:
         size: height and width of its latents.
         prompts: its positive prompts in order, by the host's id.
-        way: noise level -> the latents [b, c, h, w] and timesteps [b] that the UNet was given; empty tensors where no positive
-            prompt covered the whole image.
+        trajectory: noise level -> the latents [b, c, h, w] and timesteps [b] that the UNet was given; empty tensors where no
+            positive prompt covered the whole image.
         state: the PerfusionState that it ran with, without a recorder.
         result: the final latents, as the host passes them on.
     """
