@@ -166,7 +166,9 @@ c10::IValue brought(const c10::IValue& input, const c10::Argument& argument) {
   }
   if (input.isOptionalTensorList()) {
     c10::List<std::optional<at::Tensor>> made;
-    for (const std::optional<at::Tensor>& tensor : input.toOptionalTensorList()) made.push_back(here(tensor));
+    for (const std::optional<at::Tensor>& tensor : input.toOptionalTensorList()) {
+      made.push_back(tensor ? std::optional<at::Tensor>(here(*tensor)) : std::nullopt);
+    }
     return made;
   }
   return input.isDevice() ? c10::IValue(c10::Device(c10::kCPU)) : input;

@@ -656,7 +656,7 @@ BAD_TEXTS = {
                 LONG,
             ),
         ],
-        "bias, temperature and strength",
+        "bias, temperature or strength is missing or out of range",
     ),
     "layers": (
         [
