@@ -142,7 +142,7 @@ def unpack_tensors(packed: Path) -> Tensors:
     if data[:8] != MAGIC:
         raise ValueError(f"{packed} is not a packed demo base")
     if len(data) < 44 or hashlib.sha256(memoryview(data)[40:]).digest() != data[8:40]:
-        raise ValueError(f"{packed} is damaged or cut short: its checksum does not match; get it anew")
+        raise ValueError(f"{packed} is damaged or cut short: its checksum does not match; download it again")
     start = 44 + struct.unpack_from("<I", data, 40)[0]
     try:
         header = json.loads(data[44:start])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from demo import world
 from demo.individuals import STYLES
 from demo.muon import Muon
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 SCENES, SMALL, CROP = 18000, 6000, 64
 """Number of full-size scenes, which are cropped to squares of CROP pixels; number of scenes of CROP pixels, the size that the

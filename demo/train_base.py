@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from demo import base, world
 from demo.individuals import STYLES
 from demo.muon import Muon
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 BATCH = {64: 48, 96: 24}
 """Side of a scene in pixels -> batch size; every third step has half as many scenes, of two characters."""

@@ -28,20 +28,20 @@ CONTEXTS = (
 MIN_ADHERENCE = 0.85
 """Default for how far a prompt should be followed.
 
-Chosen in the demo's first world: from this value on, pictures had both the requested place and a shape that was still recognisable
+Chosen on an earlier demo model: from this value on, pictures had both the requested place and a shape that was still recognisable
 for its word; from 0.8 on, they had only the place.
 """
 
 
-def adherence_score(told: Tensor, plain: Tensor, asked: int) -> float:
+def adherence_score(own: Tensor, plain: Tensor, asked: int) -> float:
     """Return how far prompts are followed, as defined in the module's docstring.
 
     Args:
-        told: predictions with the concept, [K, S, ...] for K prompts and S noises, K at least 2.
+        own: predictions with the concept, [K, S, ...] for K prompts and S noises, K at least 2.
         plain: predictions with the superclass in its place and the same noises, [K, S, ...].
         asked: number of prompts, from the first, that the score covers; the others only contribute to the mean over prompts.
     """
-    mine, theirs = (each.float() - each.float().mean(0) for each in (told, plain))
+    mine, theirs = (each.float() - each.float().mean(0) for each in (own, plain))
     off, whole = (each[:asked].square().sum() for each in (mine - theirs, theirs))
     return 1 - float(off / whole.clamp(min=1e-12))
 
@@ -98,21 +98,21 @@ class PictureJudgement:
     prompted: float
 
     @classmethod
-    def of(cls, told: Tensor, plain: Tensor, pictures: Tensor) -> "PictureJudgement":
+    def of(cls, own: Tensor, plain: Tensor, pictures: Tensor) -> "PictureJudgement":
         """Judge embeddings of length 1.
 
         Args:
-            told: of pictures generated with the concept, [K, S, d] for K prompts, at least 2, and S noises.
+            own: of pictures generated with the concept, [K, S, d] for K prompts, at least 2, and S noises.
             plain: of those generated with the superclass in its place and the same noises, [K, S, d].
             pictures: of the training pictures, [P, d].
         """
-        before, now = (float((each @ pictures.T).mean()) for each in (plain, told))
+        before, now = (float((each @ pictures.T).mean()) for each in (plain, own))
         # A picture is not compared with itself; a single picture can be matched exactly.
         count = len(pictures)
         alike = (pictures @ pictures.T).sum() - count
         best = float(alike / (count * (count - 1))) if count > 1 else 1.0
         # Effects of the prompts: what is left of each prompt's mean picture without the mean over prompts.
-        mine, theirs = (each.mean(1) - each.mean((0, 1)) for each in (told, plain))
+        mine, theirs = (each.mean(1) - each.mean((0, 1)) for each in (own, plain))
         share = float((mine * theirs).sum() / theirs.square().sum().clamp(min=1e-12))
         return cls(min((now - before) / max(best - before, 1e-6), 1.0), min(share, 1.0))
 

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 inside.enter_with_pack(Path(sys.argv[1]))
 

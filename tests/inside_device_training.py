@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 from tests import accelerator
 
 COMFYUI, CHECKPOINT, LIBRARY, FOLDER = map(Path, sys.argv[1:])

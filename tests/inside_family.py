@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 COMFYUI, FAMILY, FOLDER = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 inside.enter_with_pack(COMFYUI)

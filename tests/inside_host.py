@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 COMFYUI, CHECKPOINT, CONCEPT = map(Path, sys.argv[1:])
 inside.enter_with_pack(COMFYUI)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 inside.enter_with_pack(Path(sys.argv[1]))
 

@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 COMFYUI, CHECKPOINT, CONCEPT, OTHER = map(Path, sys.argv[1:])
 inside.enter_with_pack(COMFYUI)

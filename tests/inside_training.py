@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from perfusion_fleet import inside
 from scripts.generate.make_workflows import TRAINING
-from scripts.harness import inside
 
 COMFYUI, CHECKPOINT, CONCEPT, FOLDER = map(Path, sys.argv[1:])
 inside.enter_with_pack(COMFYUI)

@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 inside.enter_with_pack(Path(sys.argv[1]))
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from perfusion_fleet import inside
 from scripts.generate.make_workflows import TRAINING
-from scripts.harness import inside
 from tests import accelerator
 
 COMFYUI, CHECKPOINT, CONCEPT, LIBRARY = map(Path, sys.argv[1:])

@@ -100,14 +100,6 @@ def test_the_icon_has_a_size_that_the_registry_takes() -> None:
     assert release_check.metadata(ROOT)["tool"]["comfy"]["Icon"].endswith(path.relative_to(ROOT).as_posix())
 
 
-def test_nodes_of_shipped_and_of_kept_workflows_are_there_or_replaced() -> None:
-    code = "".join(path.read_text(encoding="utf-8") for path in [ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py")])
-    known = set(re.findall(r'\b(?:node_id|old_node_id)="(\w+)"', code))
-    for path in [*(ROOT / "workflows").glob("*.json"), *(ROOT / "tests" / "data" / "workflows").rglob("*.json")]:
-        used = {node["type"] for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]}
-        assert {name for name in used if name.startswith("Perfusion")} <= known, path.name
-
-
 @pytest.mark.parametrize("changes", ["", "# Changes\n\n## 1.2.2\n\n## 1.2.3\n", "# Changes\n\n## 1.2.30 (2030-01-02)\n"])
 def test_a_changelog_without_the_version_on_top_is_seen(make: Callable[..., Path], changes: str) -> None:
     assert len(release_check.wrong_version(make(changes=changes))) == 1

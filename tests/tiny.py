@@ -32,7 +32,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.transformer import small_wan
-from scripts.harness import inside
+from perfusion_fleet import inside
 from scripts.harness.seeded_models import FEW, made, seeded
 
 SD2 = {

@@ -50,7 +50,7 @@ function triggerButton(trigger) {
 }
 
 export class Card {
-  // Adds a card to a node. `lines` of text fit into it without a picture.
+  // Adds a card to a node.
   constructor(node, name = "card", height = HEIGHT) {
     const style = { display: "flex", gap: "8px", height: `${height - 4}px`, fontSize: "12px", color: "var(--input-text, #ddd)" };
     this.element = element("div", { ...style, overflow: "hidden", padding: "2px", boxSizing: "border-box", userSelect: "text" });

@@ -10,14 +10,14 @@ import numpy as np
 
 from benchmarks.fidelity import characters, plots
 from benchmarks.fidelity.ablations import ABLATIONS, NEAR, Ablation, Change
-from benchmarks.fidelity.concepts import MEASURED, Concept, which
+from benchmarks.fidelity.concepts import MEASURED, Concept, individual
 from benchmarks.fidelity.fronts import Curve, cells, lead, rows
 from benchmarks.fidelity.lengths import Lengths
 from benchmarks.fidelity.levers import AS_TUNED, LEVERED, LEVERS, VALUES
 from benchmarks.fidelity.methods import AFTERWARDS, METHODS, PERFUSION, Method, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Prompt, Store, Trial, bytes_key
 from benchmarks.lab import RESULTS
-from demo import make_pictures, world
+from demo import world
 from demo.individuals import NAMES
 
 TUNED_ON: tuple[Concept, ...] = (("development-0", "monster"), ("development-0", "blob"))
@@ -496,7 +496,7 @@ def named(kind: str, index: int) -> Trial:
 
 def described(concept: Concept) -> Trial:
     """Return the trial of a character that the base model does not know, with its description in the prompts of a concept."""
-    one = make_pictures.individual(concept[1], *which(concept))
+    one = individual(concept)
     said = {part: one.said(part) for part in one.variants}
     if one.kind == "robot" and said["head"]:
         said["pattern"] = ""  # captions of robots never have both

@@ -53,7 +53,7 @@ class CharacterBed:
     def pictures(self, folder: Path, concept: Concept, recipe: Recipe) -> list[str]:
         """See `trials.Bed.pictures`."""
         concepts.check_packages()
-        one = make_pictures.individual(concept[1], *concepts.which(concept))
+        one = concepts.individual(concept)
         places = [TAUGHT_ON[i % len(TAUGHT_ON)] for i in range(recipe.pictures)]
         files = make_pictures.write(one, concept[1], folder / concept[0], places, SIDE, first_seed=1000)
         names = [f"{concept[0]}/{file.name}" for file in files]
@@ -79,7 +79,7 @@ class CharacterBed:
 
     def details(self, concept: Concept, images: Tensor) -> Tensor:
         """Return the share of the individual's features, both of its colours included if they show, that each image shows, [B]."""
-        one = make_pictures.individual(concept[1], *concepts.which(concept))
+        one = concepts.individual(concept)
         looks = {part: one.said(part) for part, variant in one.parts if not variant or one.said(part)}
         looks |= {"colour": one.colours[0]} | ({"second": one.colours[1]} if one.two_coloured else {})
         found = self.judges.say_all(images, tuple(looks))

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from demo import make_pictures, world
-from demo.individuals import STYLES
+from demo.individuals import STYLES, Individual
 
 Concept = tuple[str, str]
 """(individual, kind), such as ("test-3", "monster")."""
@@ -37,6 +37,11 @@ def which(concept: Concept) -> tuple[str, int]:
     return split, int(number)
 
 
+def individual(concept: Concept) -> Individual:
+    """Return a concept's character."""
+    return make_pictures.individual(concept[1], *which(concept))
+
+
 def check_packages() -> None:
     """Raise SystemExit if the packages that draw individuals are not installed."""
     missing = [module for module in MODULES if find_spec(module) is None]
@@ -55,7 +60,7 @@ def pictures(concept: Concept, out: Path, count: int = 4, side: int = 256, seed:
     check_packages()
     rounds, rng = -(-count // len(world.PLACES)), random.Random(seed)
     places = [place for _ in range(rounds) for place in rng.sample(world.PLACES, len(world.PLACES))][:count]
-    one = make_pictures.individual(concept[1], *which(concept))
+    one = individual(concept)
     # Each seed has its own range of picture seeds.
     return make_pictures.write(one, concept[1], out, places, side, first_seed=1000 * (seed + 1))
 

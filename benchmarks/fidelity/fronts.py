@@ -16,6 +16,11 @@ INTERVAL = (2.5, 97.5)
 """Percentiles of the resampled means: a 95 per cent interval."""
 
 
+def harmonic_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the harmonic mean of scores, arrays or single numbers; 0 if both are 0."""
+    return 2 * one * other / np.maximum(one + other, 1e-9)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Scores of a method over its dial's V values, for C concepts, P prompts and S seeds."""
@@ -47,7 +52,7 @@ class Curve:
     def harmonic(self) -> np.ndarray:
         """Return the harmonic mean of the mean scores at each value, [V]."""
         text, likeness = self.means()
-        return 2 * text * likeness / np.maximum(text + likeness, 1e-9)
+        return harmonic_mean(text, likeness)
 
     def best(self) -> int:
         """Return the index of the value with the best harmonic mean."""
@@ -56,7 +61,7 @@ class Curve:
     def harmonic_interval(self, i: int) -> tuple[float, float]:
         """Return the interval of the harmonic mean at the i-th value."""
         text, likeness = self.resampled[:, 0, i], self.resampled[:, 1, i]
-        return interval(2 * text * likeness / np.maximum(text + likeness, 1e-9))
+        return interval(harmonic_mean(text, likeness))
 
     def both(self) -> np.ndarray:
         """Return the share of images in which the concept is recognised and all that the prompt asks for is there, [V, C, P]."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.fidelity import plots
 from benchmarks.fidelity.characters import prompts
 from benchmarks.fidelity.concepts import Concept
-from benchmarks.fidelity.fronts import Curve
+from benchmarks.fidelity.fronts import Curve, harmonic_mean
 from benchmarks.fidelity.methods import Recipe, Use
 from benchmarks.fidelity.trials import Store, Trial, Workshop
 from perfusion_core.concept import Concept as Taught
@@ -96,7 +96,7 @@ class Lengths:
         lines = []
         for i, concept in enumerate(self.concepts):
             means = {step: (curve.text[dial, i].mean(), curve.likeness[dial, i].mean()) for step, curve in curves.items()}
-            scores = {step: 2 * text * likeness / max(text + likeness, 1e-9) for step, (text, likeness) in means.items()}
+            scores = {step: harmonic_mean(text, likeness) for step, (text, likeness) in means.items()}
             judged = {step: judgement(store, self.trials(RATES[rate], step)[i]) for step in curves}
             kept, best = next(iter(judged)), max(scores, key=lambda step: scores[step])
             for step in judged:

@@ -23,10 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.fidelity import characters, plots
-from benchmarks.fidelity.concepts import Concept, which
+from benchmarks.fidelity import characters, methods, plots
+from benchmarks.fidelity.concepts import Concept, individual, which
 from benchmarks.fidelity.demo_quality import workshop
-from benchmarks.fidelity.methods import TAUGHT, batch
+from benchmarks.fidelity.fronts import harmonic_mean
+from benchmarks.fidelity.groups import PLACES
+from benchmarks.fidelity.levers import LEVERED
+from benchmarks.fidelity.methods import PERFUSION, batch
 from benchmarks.fidelity.trials import SEEDS, Store, Workshop
 from benchmarks.lab import RESULTS, draw, read
 from benchmarks.world.judges import left, right
@@ -40,10 +43,8 @@ from scripts.harness.graphs import Graph
 
 WIDE = 136
 """Size at which a picture of 192 by 96 pixels keeps its own: its bucket has about the area of a square of this side."""
-PLACES = ("on the beach", "in the snow", "at night", "in the desert")
 ALONE = tuple(f"a photo of a {{}} {place}" for place in PLACES)
-WIDGETS = TAUGHT | {"lock": "local", "edit_mode": "exact", "at_once": 8, "precision": "auto", "preview_every": 0, "seed": 0}
-CHOSEN: tuple[Concept, ...] = tuple(("development-0", kind) for kind in ("monster", "blob", "plant", "robot"))
+WIDGETS = methods.WIDGETS[PERFUSION] | {"seed": 0}
 HASTE = 3.0
 """Factor of both learning rates in `choice`: with the demo's, the last step is the best one, and there is nothing to choose."""
 
@@ -117,11 +118,6 @@ def painted(shop: Workshop, name: str, them: list[Individual], carries: bool = F
     return tuple(names)
 
 
-def individual(concept: Concept) -> Individual:
-    """Return a concept's character."""
-    return make_pictures.individual(concept[1], *which(concept))
-
-
 def kept(shop: Workshop, key: str, measured: Callable[[], dict]) -> bool:
     """Measure and keep what is not kept yet; return False if there is no time left."""
     if key not in shop.store.kept:
@@ -161,7 +157,7 @@ def run_captions(shop: Workshop) -> bool:
 
     return all(
         kept(shop, f"captions/{concept[1]}/{name}", lambda c=concept, n=name, o=options: measured(c, n, o))
-        for concept in CHOSEN[:3]
+        for concept in LEVERED[:3]
         for name, options in SAID.items()
     )
 
@@ -180,7 +176,7 @@ def placed(shop: Workshop, images: Tensor) -> float:
 def captions_page(store: Store) -> list[str]:
     """Return the page's lines on captions."""
     columns = ("balloon", "balloon when asked", "recognised", "details", "place")
-    rows = measured_in_all(store, "captions", [concept[1] for concept in CHOSEN[:3]], SAID)
+    rows = measured_in_all(store, "captions", [concept[1] for concept in LEVERED[:3]], SAID)
     if not rows:
         return []
     return [
@@ -261,13 +257,13 @@ def shapes_page(store: Store) -> list[str]:
 
 def run_choice(shop: Workshop) -> bool:
     """Measure every 25th step by both rules, and those that are kept by the usual prompts."""
-    return all(kept(shop, f"choice/{concept[1]}", lambda c=concept: chosen(shop, c)) for concept in CHOSEN)
+    return all(kept(shop, f"choice/{concept[1]}", lambda c=concept: chosen(shop, c)) for concept in LEVERED)
 
 
 def chosen(shop: Workshop, concept: Concept) -> dict:
     """Return the steps that are kept by the loss and by pictures, and the harmonic mean of each and of the last one."""
     rates = {name: HASTE * WIDGETS[name] for name in ("word_rate", "output_rate")}
-    widgets, pictures = rates | {"save_every": 25, "keep": "best"}, tuple(characters_of(shop, concept))
+    widgets, pictures = rates | {"save_every": 25, "keep": "best"}, painted(shop, f"one-{concept[1]}", [individual(concept)])
     start = time.time()
     Teaching(f"choice-{concept[1]}", concept[1], pictures, True, widgets).taught(shop)
     taught, start = time.time() - start, time.time()
@@ -287,29 +283,19 @@ def chosen(shop: Workshop, concept: Concept) -> dict:
     return found
 
 
-def characters_of(shop: Workshop, concept: Concept) -> list[str]:
-    """Return a concept's usual training pictures."""
-    return list(painted(shop, f"one-{concept[1]}", [individual(concept)]))
-
-
 def judged(shop: Workshop, concept: Concept, file: Path) -> float:
     """Return the harmonic mean of likeness and place in a few images, as a training run would see them: 4 prompts, 2 seeds."""
     prompts = tuple(text for text in CONTEXTS if any(place in text for place in world.PLACES))[:4]
     found = torch.cat(drawn(shop, file, prompts, concept[1], seeds=2))
     places = [next(place for place in world.PLACES if place in text) for text in prompts for _ in range(2)]
     text = float(np.mean([a == b for a, b in zip(shop.lab.judges.say("place", found).best(), places, strict=True)]))
-    return mean_of(likeness(shop, concept, found), text)
+    return float(harmonic_mean(likeness(shop, concept, found), text))
 
 
 def likeness(shop: Workshop, concept: Concept, images: Tensor) -> float:
     """Return the benchmark's likeness: the mean of recognised and details."""
     known = shop.lab.judges.recognised(images, concept[1], *which(concept)).float().mean()
     return float(known + shop.bed.details(concept, images).mean()) / 2
-
-
-def mean_of(one: float, other: float) -> float:
-    """Return the harmonic mean."""
-    return 2 * one * other / max(one + other, 1e-9)
 
 
 def harmonic(shop: Workshop, concept: Concept, file: Path) -> float:
@@ -321,12 +307,12 @@ def harmonic(shop: Workshop, concept: Concept, file: Path) -> float:
         for prompt, each in zip(some, images, strict=True):
             squares = [left(each), right(each)] if wide else [each]
             found.append((likeness(shop, concept, squares[0]), float(shop.bed.there(prompt, concept[1], squares).mean())))
-    return mean_of(*(float(np.mean(part)) for part in zip(*found, strict=True)))
+    return float(harmonic_mean(*(float(np.mean(part)) for part in zip(*found, strict=True))))
 
 
 def choice_page(store: Store) -> list[str]:
     """Return the page's lines on the choice of a step."""
-    found = {concept: store.kept.get(f"choice/{concept[1]}") for concept in CHOSEN}
+    found = {concept: store.kept.get(f"choice/{concept[1]}") for concept in LEVERED}
     lines = [
         f"| {' '.join(concept)} | "
         + " | ".join(f"{each[name]:.2f} (step {each[f'{name}: step']})" for name in ("by loss", "by pictures", "last"))

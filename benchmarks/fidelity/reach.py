@@ -31,7 +31,7 @@ from benchmarks.fidelity.trials import SEEDS, Store, Trial
 from benchmarks.lab import RESULTS, SAMPLING
 from benchmarks.world.judges import Judges
 from demo.base import PACKED
-from scripts.harness import inside
+from perfusion_fleet import inside
 from scripts.setup import bootstrap
 
 SEED, RATE = 0, 1e-3
@@ -75,6 +75,7 @@ class Bench:
         self.sampling = importlib.import_module("comfy.sample")
         self.host, self.training = inside.part("nodes.host"), inside.part("perfusion_core.training.loop")
         self.train, self.ready = inside.part("nodes.training.train_concept"), inside.part("nodes.training.training_pictures")
+        self.lessons = inside.part("perfusion_core.training.lesson")
         checkpoint = setup.base / "models" / "checkpoints" / bootstrap.CHECKPOINT
         self.model, self.clip, self.vae = importlib.import_module("comfy.sd").load_checkpoint_guess_config(str(checkpoint))[:3]
         self.bed = characters.CharacterBed(Judges.load())
@@ -86,22 +87,22 @@ class Bench:
         self.student = self.host.TrainableModel(self.model, self.clip, precision, self.settings.min_snr)
 
     @torch.no_grad()
-    def shown(self, concept: Concept) -> tuple[Tensor, Tensor]:
-        """Return latents [pictures, 2, c, h, w] and masks [pictures, 2, 1, h, w] of a concept's pictures, as in Train Concept."""
+    def lesson(self, concept: Concept) -> Any:
+        """Return the Lesson of a concept's pictures, as in Train Concept."""
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in self.bed.pictures(Path(folder), concept, self.recipe)]
             rgba = torch.stack([torch.from_numpy(np.array(Image.open(file).convert("RGBA"))) for file in files]).float() / 255
-        images, marks = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
-        latents, masks = self.ready.latent_forms(self.model, self.vae, images, marks, with_small=False)
-        return latents.clone(), masks.clone()
+        (group,) = self.ready.prepare([rgba[..., :3]], [1 - rgba[..., 3]], self.bed.side)
+        latents, masks = self.ready.latent_forms(self.model, self.vae, group.images, group.masks, with_small=False)
+        return self.lessons.Lesson((self.lessons.Bucket(latents, masks),), self.inverse)
 
     def ours(self, concept: Concept) -> dict[str, float]:
         """Measure Train Concept on a concept."""
-        latents, masks = self.shown(concept)
+        given = self.lesson(concept)
         with self.host.gradients_enabled():
-            state = self.training.initial_state(self.student, concept[1], self.settings)
-            list(self.training.train(self.student, state, latents, masks, self.inverse.clone(), self.settings))
-            loss = self.training.held_out_loss(self.student, state, latents, masks, self.inverse.clone(), self.settings)
+            lesson, state = given.to(self.student.device), self.training.initial_state(self.student, concept[1], self.settings)
+            list(self.training.train(self.student, state, lesson, self.settings))
+            loss = self.training.held_out_loss(self.student, state, lesson, self.settings)
         made = state.concept(self.inverse, "<it>", concept[1], "sd1", self.settings)
         model, clip = self.host.model_with_edit(self.model, (made,), "exact"), self.host.clip_with_words(self.clip, (made,))
         count = sum(each.numel() for each in state.learned())
@@ -109,8 +110,9 @@ class Bench:
 
     def changed(self, concept: Concept, change: Change) -> dict[str, float]:
         """Measure a LoRA of some layers, trained like a concept but with the superclass, which is not changed."""
-        latents, masks = self.shown(concept)
+        given = self.lesson(concept)
         with self.host.gradients_enabled():
+            lesson = given.to(self.student.device)
             settings = replace(self.settings, mode=self.training.NO_EDIT)
             state = self.training.initial_state(self.student, concept[1], settings)
             pairs = self.lora(change)
@@ -120,11 +122,11 @@ class Bench:
                 for step in range(settings.steps):
                     self.student.unet_weights = own | moved(own, pairs)
                     optimizer.zero_grad()
-                    self.loss(state, step, latents, masks, settings).backward()
+                    self.loss(state, step, lesson, settings).backward()
                     optimizer.step()
                 found = {name: weight.detach() for name, weight in moved(own, pairs).items()}
                 self.student.unet_weights = own | found
-                loss = self.training.held_out_loss(self.student, state, latents, masks, self.inverse, settings)
+                loss = self.training.held_out_loss(self.student, state, lesson, settings)
             finally:
                 self.student.unet_weights = own
         model = self.model.clone()
@@ -143,15 +145,16 @@ class Bench:
                 pairs[name] = torch.zeros(rows, change.rank).requires_grad_(), down.requires_grad_()
         return pairs
 
-    def loss(self, state: Any, step: int, latents: Tensor, masks: Tensor, settings: Any) -> Tensor:
+    def loss(self, state: Any, step: int, lesson: Any, settings: Any) -> Tensor:
         """Return the loss of a step's draw, as `train` computes it."""
-        draw = self.training.BatchSample.of(settings, step, latents[:, 0])
-        distinct, which = draw.templates.unique(return_inverse=True)
+        (bucket,) = lesson.buckets
+        draw = self.training.BatchSample.of(settings, step, bucket.latents[:, 0])
+        distinct, which = draw.prompts.unique(return_inverse=True)
         with torch.no_grad():
-            encoded = self.student.encode([self.training.TEMPLATES[i] for i in distinct], state.word)
-        shown = draw.pictures, draw.flipped.long()
-        prediction, target = self.student.objective(latents[shown], draw.noise, draw.time, encoded.of_prompts(which), None)
-        return self.training.masked_error(prediction, target, masks[shown])
+            encoded = self.student.encode([draw.texts[i] for i in distinct], state.word)
+        shown = draw.pictures, draw.forms()
+        prediction, target = self.student.objective(bucket.latents[shown], draw.noise, draw.time, encoded.of_prompts(which), None)
+        return self.training.masked_error(prediction, target, bucket.masks[shown])
 
     @torch.inference_mode()
     def judged(self, concept: Concept, model: Any, clip: Any, word: str) -> dict[str, float]:

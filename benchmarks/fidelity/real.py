@@ -21,7 +21,7 @@ from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import FOUND, LORA, PERFUSION, Recipe
 from benchmarks.fidelity.trials import Prompt, Scores, Trial
 from benchmarks.lab import read
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 PROMPTS = (
     "a photo of a {} on the beach",
@@ -39,7 +39,6 @@ CANDIDATES: dict[str, tuple[Recipe, ...]] = {
     "Textual Inversion": (Recipe(widgets=OURS | {"edit_mode": "none", "word_rate": 5e-3}, masks=FOUND),),
     "static edit (ROME)": (Recipe(widgets=OURS | {"edit_mode": "static"}, masks=FOUND),),
     "LoRA": (Recipe(LORA, {"learning_rate": 5e-4, "gradient_checkpointing": True}),),
-    "full fine-tune": (Recipe(LORA, {"learning_rate": 1e-4, "rank": 128, "gradient_checkpointing": True}),),
 }
 """One recipe for each method, because nothing is tuned on a user's pictures."""
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from benchmarks.fidelity import bench, characters, concepts, groups, seeded_clip
+from benchmarks.fidelity import bench, characters, concepts, groups, real, seeded_clip
 from benchmarks.fidelity.ablations import ABLATIONS
 from benchmarks.fidelity.concepts import DEVELOPMENT, MEASURED, TEST
 from benchmarks.fidelity.fine_tune import Job
@@ -197,6 +197,10 @@ def test_every_method_had_as_many_candidates_and_every_variant_is_another_traini
         changed = [change.of(METHODS["Perfusion"].candidates[0], METHODS["Perfusion"].use) for change in ablation.variants.values()]
         keys = {Trial(TEST[0], recipe, use, (0.4,), ()).key(0.4) for recipe, use in changed}
         assert len(keys) == len(changed)
+
+
+def test_a_users_own_pictures_are_measured_by_known_methods() -> None:
+    assert set(real.CANDIDATES) <= set(METHODS)
 
 
 def test_variants_are_compared_on_the_concepts_that_all_of_them_were_measured_on(tmp_path: Path) -> None:

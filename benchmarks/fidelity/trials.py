@@ -141,7 +141,7 @@ class Store:
                 found.update(file.read(SAMPLE))
         short = found.hexdigest()[:12]
         if self.kept.setdefault("checkpoint", {"digest": short})["digest"] != short:
-            raise SystemExit(f"{self.path} holds scores of another checkpoint than {checkpoint}; move it away to measure anew.")
+            raise SystemExit(f"{self.path} holds scores of another checkpoint than {checkpoint}; move it away to measure again.")
         return short
 
     def get(self, trial: Trial, value: float) -> Scores | None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 from scripts.setup import bootstrap
 
 NAME = "seeded-sd15.safetensors"

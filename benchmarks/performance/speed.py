@@ -35,7 +35,7 @@ from benchmarks.lab import RESULTS
 from benchmarks.memory import resident
 from benchmarks.performance import seeded
 from perfusion_core.quantization import INT8, UINT4
-from scripts.harness import inside
+from perfusion_fleet import inside
 from scripts.harness.graphs import Graph
 from scripts.harness.server import Server
 from scripts.setup import bootstrap
@@ -166,10 +166,10 @@ class Bench:
         output, projected = plain(x), plain(edit.target_inputs)
         return {
             "plain": plain,
-            "made": new._forward(plain.forward, "l", False),
+            "made": new._forward(plain.forward, "l", False, False),
             "input": lambda _: plain(edit.target_inputs),
             "rest": lambda _: output + edit.value_correction("l", new.by[0], lambda _: projected),
-            "kept": kept._forward(plain.forward, "l", False),
+            "kept": kept._forward(plain.forward, "l", False, False),
             "theirs": theirs,
         }
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from demo import base, world
 from demo.train_base import EMPTY, SCENES, Scenes, Training, encoded, learn
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 SIZES = {"dim": 384, "ffn_dim": 1536, "num_heads": 3, "num_layers": 8, "in_dim": 16, "out_dim": 16, "text_dim": 4096}
 BATCH = {64: 96, 96: 48}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from demo import world
 from demo.individuals import HUES, MOODS, STYLES
-from scripts.harness import inside
+from perfusion_fleet import inside
 from scripts.setup import bootstrap
 
 SCENES, LEVELS = 24, (200, 500, 800)

@@ -20,7 +20,7 @@ from demo import base, world
 from demo.individuals import SPLITS, STYLES, Individual
 from demo.muon import Muon
 from demo.world import SIDE
-from scripts.harness import inside
+from perfusion_fleet import inside
 from scripts.setup import steps
 
 TAUGHT, STEPS, RATE = 2500, 1200, 2e-3

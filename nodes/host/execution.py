@@ -2,7 +2,6 @@
 
 import re
 
-import comfy.lora
 import comfy.model_management
 import torch
 

@@ -57,8 +57,8 @@ class PictureJudge:
     def judgement(self, concept: Concept) -> PictureJudgement:
         """Generate a concept's pictures and judge them."""
         model = host.model_with_edit(self.model, (concept,), self.mode)
-        told = self._seen(model, host.clip_with_words(self.clip, (concept,)), concept.trigger)
-        return PictureJudgement.of(told, self.plain, self.taught)
+        own = self._seen(model, host.clip_with_words(self.clip, (concept,)), concept.trigger)
+        return PictureJudgement.of(own, self.plain, self.taught)
 
     def _seen(self, model: ModelPatcher, clip: CLIP, word: str) -> Tensor:
         how = replace(self.previews, prompts=PROMPTS)

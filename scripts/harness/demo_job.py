@@ -99,7 +99,7 @@ def taught(server: Server) -> Path:
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     kept = folder / f"{PREFIX}-of-the-demo-{digest}.safetensors"
     if kept.exists():
-        steps.say(f"  an earlier run of the demo taught it; delete {kept} to have it taught anew")
+        steps.say(f"  reusing the concept of an earlier run; delete {kept} to train it again")
         return kept
     for stale in folder.glob(f"{PREFIX}-of-the-demo-*.safetensors"):
         stale.unlink()

@@ -11,7 +11,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from scripts.harness import inside
+from perfusion_fleet import inside
 
 FEW = {f"{name}_model_config": {"num_hidden_layers": 3} for name in ("clip_l", "clip_g", "clip_h")}
 """The host's options for text encoders with few layers."""

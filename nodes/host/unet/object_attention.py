@@ -79,9 +79,9 @@ def object_attention(
             affinity[shape] = affinity.get(shape, 0) + attention(query, keys, heads).mean(1)
 
     run = functools.partial(_denoise, model, latents, encoding, pooled, torch.Generator().manual_seed(seed))
-    for times, ending, told in ((LAYOUT_TIMES, "attn2", cross), (OUTLINE_TIMES, "attn1", own)):
+    for times, ending, observe in ((LAYOUT_TIMES, "attn2", cross), (OUTLINE_TIMES, "attn1", own)):
         layers = [name.removesuffix("attn2") + ending for name in names]
-        with observe_queries_and_keys(unet, layers, told):
+        with observe_queries_and_keys(unet, layers, observe):
             for time in times:
                 run(time)
     if not looked or not affinity:

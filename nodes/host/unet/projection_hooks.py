@@ -77,11 +77,11 @@ def layers_reading(unet: nn.Module, family: Family, encoding: Tensor) -> Iterato
 
 
 @contextlib.contextmanager
-def observe_queries(unet: nn.Module, layers: Iterable[str], told: Callable[[str, Tensor, int], None]) -> Iterator[None]:
-    """Call told(layer, queries [B, h·w, heads·c], heads) for each of a UNet's layers that runs within the context."""
+def observe_queries(unet: nn.Module, layers: Iterable[str], observe: Callable[[str, Tensor, int], None]) -> Iterator[None]:
+    """Call observe(layer, queries [B, h·w, heads·c], heads) for each of a UNet's layers that runs within the context."""
 
     def see(layer: str, heads: int, module: nn.Module, args: tuple, output: Tensor) -> None:
-        told(layer, output, heads)
+        observe(layer, output, heads)
 
     with contextlib.ExitStack() as opened:
         for layer in layers:
@@ -92,12 +92,14 @@ def observe_queries(unet: nn.Module, layers: Iterable[str], told: Callable[[str,
 
 
 @contextlib.contextmanager
-def observe_queries_and_keys(unet: nn.Module, layers: Iterable[str], told: Callable[[Tensor, Tensor, int], None]) -> Iterator[None]:
-    """Call told(queries [B, h·w, heads·c], keys [B, N, heads·c], heads) for each of the layers that runs within the context."""
+def observe_queries_and_keys(
+    unet: nn.Module, layers: Iterable[str], observe: Callable[[Tensor, Tensor, int], None]
+) -> Iterator[None]:
+    """Call observe(queries [B, h·w, heads·c], keys [B, N, heads·c], heads) for each of the layers that runs within the context."""
     queries: dict[str, Tensor] = {}
 
     def keys_of(layer: str, heads: int, module: nn.Module, args: tuple, output: Tensor) -> None:
-        told(queries[layer], output, heads)
+        observe(queries[layer], output, heads)
 
     with contextlib.ExitStack() as opened:
         opened.enter_context(observe_queries(unet, layers, lambda layer, query, _: queries.update({layer: query})))
