@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import folder_paths
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.utils import ProgressBar
@@ -57,6 +58,8 @@ def measure(clip: CLIP, texts: list[str] | None, positions: str = host.UNPADDED,
         texts = shipped_captions(max(1000, host.width_of(model) if model is not None else host.encoding_width(clip)))
     texts = sorted(texts, key=len)  # similar lengths together: a batch takes as long as its longest caption
     precision, estimate, bar = host.best_precision(clip.patcher.load_device), None, ProgressBar(len(texts))
+    # The host may compute weights with LoRAs when they are first used, and keep them: not within autocast, which would round them.
+    host.caption_encodings(clip, texts[:1], torch.float32, positions, model)
     log.info("Measuring the text encoder over %d captions; this is done once.", len(texts))
     for i in range(0, len(texts), CAPTIONS_AT_ONCE):
         host.check_interrupt()

@@ -135,6 +135,12 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
     }
 
 
+def copies_on(student: Any) -> int:
+    """How many of a student's two models have weights on the device."""
+    models = student.model.model, student.clip.patcher.model
+    return sum(any(each.device.type == accelerator.NAME for each in model.parameters()) for model in models)
+
+
 def divided() -> dict:
     """What is taught of models that the host moves in parts, as it does on newer cards; they themselves are never moved here."""
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
@@ -142,6 +148,8 @@ def divided() -> dict:
     with host.gradients_enabled():
         student = host.TrainableModel(model, clip, torch.float32)
         encodings = student.encode(["a {}"], student.embed("monster")).tokens
+        on_device = copies_on(student)
+        student.close()
     model.cached_patcher_init = model.non_dynamic_delegate_model = None
     try:
         host.projections(model, torch.ones(1, 768))
@@ -152,6 +160,7 @@ def divided() -> dict:
         "in parts": model.is_dynamic() and clip.patcher.is_dynamic(),
         "whole for teaching": not student.model.is_dynamic() and not student.clip.patcher.is_dynamic(),
         "encodings": list(encodings.shape),
+        "copies on the device": [on_device, copies_on(student)],
         "cannot be read again": refused,
     }
 

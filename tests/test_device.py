@@ -87,5 +87,9 @@ def test_what_the_host_moves_in_parts_is_taught_as_a_whole(measured: dict) -> No
     assert measured["in parts"] and measured["whole for teaching"] and measured["encodings"] == [1, 77, 768]
 
 
+def test_the_copies_that_were_taught_leave_the_device(measured: dict) -> None:
+    assert measured["copies on the device"] == [2, 0]
+
+
 def test_a_model_that_cannot_be_read_again_is_refused(measured: dict) -> None:
     assert measured["cannot be read again"].startswith("This model must be reloaded in full, but the node that loaded it")

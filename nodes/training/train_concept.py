@@ -1,5 +1,6 @@
 """Train a concept."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -403,8 +404,11 @@ class PerfusionTrain(io.ComfyNode):
             memory=chosen.get("memory", AUTO),
         )
         precision = PRECISIONS.get(chosen["precision"]) or host.best_precision(model.load_device)
-        with host.gradients_enabled():
-            session.run(host.TrainableModel(model, clip, precision, settings.min_snr, superclass))
+        with (
+            host.gradients_enabled(),
+            contextlib.closing(host.TrainableModel(model, clip, precision, settings.min_snr, superclass)) as student,
+        ):
+            session.run(student)
         taught = session.result()
         pictures = session.pictures(taught)
         concept: Stack = (replace(taught, preview=preview_bytes(pictures[0])),)

@@ -25,6 +25,19 @@ def load(*patchers: ModelPatcher, room: float = 0) -> None:
         comfy.model_management.load_models_gpu(list(patchers), memory_required=room, force_full_load=True)
 
 
+def unload_copies(copies: Iterable[ModelPatcher]) -> None:
+    """Move whole copies, as `non_dynamic_model` makes them, off their device.
+
+    The host forgets a copy with its patcher, but keeps its weights where they are for the next time that it is asked for one.
+    """
+    managed = comfy.model_management.current_loaded_models
+    with torch.inference_mode():
+        for copy in copies:
+            for loaded in [each for each in managed if each.model is copy]:
+                loaded.model_unload()
+                managed.remove(loaded)
+
+
 def non_dynamic_model(model: ModelPatcher) -> ModelPatcher:
     """Return a MODEL that can be loaded whole, so that its module's parameters hold all its weights with LoRAs merged in.
 
@@ -113,11 +126,13 @@ def project(
 
 def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the result of `project` with a MODEL's own weights, LoRAs included, on the CPU."""
-    model = non_dynamic_model(model)
-    load(model)
+    whole = non_dynamic_model(model)
+    load(whole)
     with torch.no_grad():
-        weights = dict(model.model.diffusion_model.named_parameters())
-        found = project(weights, kind_of(model), layers_of(model), vectors.to(model.load_device))
+        weights = dict(whole.model.diffusion_model.named_parameters())
+        found = project(weights, kind_of(whole), layers_of(whole), vectors.to(whole.load_device))
+    if whole is not model:
+        unload_copies([whole])
     return {layer: (k.cpu(), v.cpu()) for layer, (k, v) in found.items()}
 
 

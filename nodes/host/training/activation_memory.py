@@ -165,5 +165,6 @@ def activation_checkpointing(
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the free bytes of a device, or of the machine's memory for the CPU."""
-    return int(comfy.model_management.get_free_memory(device))
+    """Return the free bytes of a device but for those that the host leaves to others, or of the machine's memory for the CPU."""
+    reserved = 0 if device.type == "cpu" else comfy.model_management.extra_reserved_memory()
+    return int(comfy.model_management.get_free_memory(device) - reserved)

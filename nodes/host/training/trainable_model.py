@@ -12,8 +12,8 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
-from ..model.families import clip_model, kind_of, layers_of, unet_config_of
-from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project
+from ..model.families import clip_model, encoders_of, kind_of, layers_of, unet_config_of
+from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project, unload_copies
 from ..text.encoding import Method, embed, prepare_clip, sections_of
 from ..text.encoding_notes import END
 from ..text.trigger_words import Tokenizer, prompt_tokens, token_labels, tokenizer_with_words, trigger_masks
@@ -54,8 +54,8 @@ def check_trainable(model: ModelPatcher, clip: CLIP) -> None:
             kind = type(weight.data).__name__
             if kind != "Tensor" or not weight.is_floating_point():
                 raise PerfusionError(
-                    f"Training cannot read this {what}: its weight {name} is a {kind} of {weight.dtype}, as in GGUF files. Train "
-                    "on the same checkpoint in full, half or fp8 precision; the concept will work with this one too."
+                    f"Training cannot read this {what}: its weight {name} is a {kind} of {weight.dtype}, as in GGUF and "
+                    "scaled fp8 files. Train on the same weights in full or half precision; the concept will work with these too."
                 )
 
 
@@ -90,7 +90,7 @@ class TrainableModel:
     """The core's `Base` over a MODEL and a CLIP of the host. Use it outside of inference mode, within `gradients_enabled`.
 
     Its weights are the host's own, in the host's memory: the host must not move them while this object holds them. Call
-    `release_weights` before sampling with the same MODEL.
+    `release_weights` before sampling with the same MODEL, and `close` in the end.
 
     If `twice` is set, parts of the model are recomputed in the backward pass, which takes a third longer and a fraction of the
     memory.
@@ -111,6 +111,8 @@ class TrainableModel:
         """
         self.model = non_dynamic_model(model)
         self.clip = non_dynamic_clip(clip)
+        pairs = (self.model, model), (self.clip.patcher, clip.patcher)
+        self.copies = [own for own, given in pairs if own is not given]
         self.precision, self.min_snr, self.superclass = precision, min_snr, superclass
         self.device, self.encoder_device = self.model.load_device, self.clip.patcher.load_device
         same = self.encoder_device.type == self.device.type
@@ -142,6 +144,11 @@ class TrainableModel:
         """Hold no weights, so that the host may move them; whatever computes next loads and holds them again."""
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
 
+    def close(self) -> None:
+        """Give the device's memory back that copies of the models occupy; do not compute with this object afterwards."""
+        self.release_weights()
+        unload_copies(self.copies)
+
     def make_room(self, room: float) -> None:
         """Let the host unload other models until so many bytes are free, now and whenever this one is loaded again."""
         self.room = room
@@ -172,17 +179,27 @@ class TrainableModel:
         lengths = [len(section) for section in next(iter(tokens.values()))]
         stands = padded(trigger_masks(tokens, tokenizer)[self.WORD], lengths)
         places = stands.shape[1] - 1 - stands.int().flip(1).argmax(1)
+        unpadded = None if self.family.causal else padded(prompt_tokens(tokens, tokenizer), lengths).to(self.device)
+        whole = max(lengths)
+        if unpadded is not None and self._zeroes_padding():
+            # Padding takes no part in the other tokens' encodings; without it, hundreds of tokens less are computed.
+            longest = int(unpadded.sum(1).max())
+            tokens = {name: [section[:longest] for section in sections] for name, sections in tokens.items()}
+            lengths = [min(length, longest) for length in lengths]
         with contextlib.ExitStack() as opened:
             opened.enter_context(self._encoding())
             heard = opened.enter_context(pooled(self.clip, self.family.pooled))
             # The host encodes prompts together only if they are of one length.
             parts = [tokens] if len(set(lengths)) == 1 else [{name: [each] for name, each in one} for one in apart(tokens)]
             out = torch.cat([torch.func.functional_call(self.encoder, self.encoder_weights, (each,))[0] for each in parts], 1)
-        encodings = self._read(padded(out.to(self.device, torch.float32)[0], lengths))
-        unpadded = None
-        if not self.family.causal:
-            unpadded = padded(prompt_tokens(tokens, tokenizer), lengths).to(self.device)
+        encodings = padded(out.to(self.device, torch.float32)[0], lengths)
+        encodings = self._read(torch.nn.functional.pad(encodings, (0, 0, 0, whole - encodings.shape[1])))
         return Encoded(encodings, places, heard[0].to(encodings) if heard else None, unpadded)
+
+    def _zeroes_padding(self) -> bool:
+        """Whether all text encoders mask padding and return zeros for it."""
+        encoders = [clip_model(self.clip, name) for name in encoders_of(self.clip)]
+        return all(encoder.enable_attention_masks and encoder.zero_out_masked for encoder in encoders)
 
     @contextlib.contextmanager
     def _encoding(self) -> Iterator[None]:

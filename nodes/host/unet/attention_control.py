@@ -77,7 +77,7 @@ class AttentionControl:
         return [inject_maps(one, self.injection.maps[self.layer], self.injection.columns) for one in maps]
 
     def _bias(self, s: int, x: Tensor) -> Tensor | None:
-        return self.regions.bias(s, x) if self.regions is not None and bool(self.regions.barred[:, s].any()) else None
+        return self.regions.bias(s, x) if self.regions is not None and self.regions.excluding[s] else None
 
     def override(self, previous: Callable | None) -> Callable:
         """Return a function for the host's `optimized_attention_override`; `previous` is the override set before, if any."""

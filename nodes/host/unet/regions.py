@@ -1,5 +1,6 @@
 """Where in an image each concept's edit applies, in the form that attention uses."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,11 @@ class Regions:
 
     weights: Tensor
     barred: Tensor
+
+    @functools.cached_property
+    def excluding(self) -> list[bool]:
+        """Whether each set excludes any token; read from the device once."""
+        return self.barred.any(2).any(0).tolist()
 
     def at(self, shape: tuple[int, int]) -> Tensor:
         """Return the weights at a layer's resolution, [B, S, h·w]."""
