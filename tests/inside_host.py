@@ -20,6 +20,7 @@ inside.enter_with_pack(COMFYUI)
 
 import comfy.hooks  # noqa: E402
 import comfy.model_management  # noqa: E402
+import comfy.ops  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
@@ -90,6 +91,7 @@ def main() -> dict:
         | made_small()
         | windows()
         | kept_nowhere(clip)
+        | without_fp8()
         | long_prompt()
     )
 
@@ -110,6 +112,14 @@ def kept_nowhere(clip: object) -> dict:
         finally:
             covariances.Covariance.save, places[host.FOLDER] = saved, before
     return {"measured without a file": list(found.matrix.shape)}
+
+
+def without_fp8() -> dict:
+    """Whether the host's own fp8 product is out of use while a model is trained, and back afterwards."""
+    before, kernels = comfy.ops.fp8_linear, inside.part("nodes.host.training.differentiable").kernels_with_backward
+    with kernels():
+        taken = comfy.ops.fp8_linear(None, None)
+    return {"fp8 in training": taken, "fp8 afterwards": comfy.ops.fp8_linear is before}
 
 
 def long_prompt() -> dict:

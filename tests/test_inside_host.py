@@ -69,6 +69,11 @@ def test_a_text_encoder_is_measured_where_nothing_can_be_written(measured: dict)
     assert measured["measured without a file"] == [768, 768]
 
 
+def test_products_in_fp8_are_not_trained_through(measured: dict) -> None:
+    """The host would fall back, with a line in its log for each of them."""
+    assert measured["fp8 in training"] is None and measured["fp8 afterwards"]
+
+
 def test_the_inspector_shows_the_words_of_every_section(measured: dict) -> None:
     after = "after the words"
     wanted = [["a", 0.0], ["b", 0.1], [after, 0.3], ["a", 0.0], ["<it>", 1.0], [after, 0.4]]

@@ -114,21 +114,19 @@ def norms_with_own_input() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernels_with_backward() -> Iterator[None]:
-    """Let the host compute in plain operations what a fused kernel without a backward pass computes, within the context.
+    """Let the host compute in plain operations what fused kernels without a backward pass compute, within the context.
 
-    It is the norm and rotation of queries and keys in Cosmos-Predict2's self-attention.
+    These are the norm and rotation of queries and keys in Cosmos-Predict2's self-attention, and products in fp8 where the host was
+    started with fast ones; it computes those in the input's precision if the kernel returns None.
     """
     kernels, name = getattr(comfy.quant_ops, "ck", None), "rms_rope_split_half"
     plain = functools.reduce(lambda at, part: getattr(at, part, None), ("backends", "eager", "rope", name), kernels)
-    if plain is None:  # an older host, whose model does not use it
+    with contextlib.ExitStack() as opened:
+        for holder, kernel, instead in ((kernels, name, plain), (comfy.ops, "fp8_linear", lambda *_: None)):
+            if instead is not None and hasattr(holder, kernel):  # older hosts do not have all of them
+                opened.callback(setattr, holder, kernel, getattr(holder, kernel))
+                setattr(holder, kernel, instead)
         yield
-        return
-    before = getattr(kernels, name)
-    setattr(kernels, name, plain)
-    try:
-        yield
-    finally:
-        setattr(kernels, name, before)
 
 
 def attention_with_backward(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
