@@ -53,7 +53,7 @@ class PerfusionInspect(io.ComfyNode):
 def rows_of(prompt: host.PromptRecord) -> list[tuple[str, list[float]]]:
     """Return a prompt's words with each concept's gate, in the order of `GateReport.triggers`.
 
-    In each section of 77 tokens, all tokens from the end token on share one row, with their widest gate.
+    In each section of the prompt, all tokens from the end token on share one row, with their widest gate.
     """
     gates = (
         torch.stack([prompt.gates[trigger] for trigger in prompt.gates], 1) if prompt.gates else torch.zeros(len(prompt.words), 0)

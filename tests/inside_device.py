@@ -92,6 +92,12 @@ def watched(model: Any, clip: Any, concept: Any) -> dict:
     }
 
 
+def loaded_kinds(device: torch.device) -> list[str]:
+    """The classes of the models that the host has on a device."""
+    managed = comfy.model_management.current_loaded_models
+    return sorted(type(each.model.model).__name__ for each in managed if each.device == device)
+
+
 def taught(model: Any, clip: Any, vae: Any) -> dict:
     """A found object, and trainings in half and in whole precision; and what they leave behind."""
     training, lessons, objects, pictures = (
@@ -116,29 +122,39 @@ def taught(model: Any, clip: Any, vae: Any) -> dict:
             lesson = lessons.Lesson((lessons.Bucket(latents, weights),), torch.eye(768).double()).to(student.device)
             list(training.train(student, state, lesson, settings))
         losses[name] = state.losses[0]
+    counts: list[int] = []
+
+    class Crowded(host.TrainableModel):
+        """Has no memory the first time."""
+
+        def objective(self, latents: Tensor, *given: object) -> tuple[Tensor, Tensor]:
+            counts.append(len(latents))
+            if len(counts) == 1:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().objective(latents, *given)
+
     with host.gradients_enabled():
-        unloaded = [student.unload_others() for _ in range(2)]
+        student, settings = Crowded(model, clip, torch.float32), training.Settings(steps=1, batch=2, micro=2)
         state = training.initial_state(student, "monster", settings)
-        list(training.train(student, state, lesson, settings))
-    managed = comfy.model_management.current_loaded_models
-    left = {type(each.model.model).__name__ for each in managed if each.device == student.device}
+        before = loaded_kinds(student.device)
+        list(inside.part("nodes.training.schedule").steps(student, state, lesson, settings))
+        again = student.unload_others()
     projected = host.projections(model, torch.ones(1, 768))
     whole = [each.is_inference() for each in (*model.model.parameters(), *clip.cond_stage_model.parameters())]
     return {
         "mask": [float(mask.min()), float(mask.max()), mask.device.type],
         "losses": losses,
-        "others unloaded": unloaded,
-        "loss without others": state.losses[0],
-        "left": sorted(left),
+        "pictures at once": counts,
+        "loaded": [before, loaded_kinds(student.device)],
+        "others again": again,
         "projected": len(projected) == len(host.layers_of(model)),
         "whole": all(whole),
     }
 
 
-def copies_on(student: Any) -> int:
-    """How many of a student's two models have weights on the device."""
-    models = student.model.model, student.clip.patcher.model
-    return sum(any(each.device.type == accelerator.NAME for each in model.parameters()) for model in models)
+def on_the_device(*modules: Any) -> list[bool]:
+    """Whether models have weights there."""
+    return [any(each.device.type == accelerator.NAME for each in module.parameters()) for module in modules]
 
 
 def divided() -> dict:
@@ -148,8 +164,15 @@ def divided() -> dict:
     with host.gradients_enabled():
         student = host.TrainableModel(model, clip, torch.float32)
         encodings = student.encode(["a {}"], student.embed("monster")).tokens
-        on_device = copies_on(student)
+        modules = student.model.model, student.clip.patcher.model
+        whole = not student.model.is_dynamic() and not student.clip.patcher.is_dynamic()
+        copies = [on_the_device(*modules)]
         student.close()
+        copies.append(on_the_device(*modules))
+    loaded_before = loaded_kinds(model.load_device)
+    host.projections(model, torch.ones(1, 768))
+    loaded_now = loaded_kinds(model.load_device)
+    kept = model.non_dynamic_delegate_model, clip.patcher.non_dynamic_delegate_model
     model.cached_patcher_init = model.non_dynamic_delegate_model = None
     try:
         host.projections(model, torch.ones(1, 768))
@@ -158,9 +181,11 @@ def divided() -> dict:
         refused = str(error)
     return {
         "in parts": model.is_dynamic() and clip.patcher.is_dynamic(),
-        "whole for teaching": not student.model.is_dynamic() and not student.clip.patcher.is_dynamic(),
+        "whole for teaching": whole,
         "encodings": list(encodings.shape),
-        "copies on the device": [on_device, copies_on(student)],
+        "copies on the device": copies,
+        "copies kept": kept != (None, None),
+        "loaded around projecting": [loaded_before, loaded_now],
         "cannot be read again": refused,
     }
 

@@ -83,7 +83,7 @@ def main() -> dict:
 
 def memory(student: object, state: object, lesson: object) -> dict:
     """What a step is told to need for four pictures: the blocks that are counted, of those that there are, and bytes."""
-    need = student.need(state.word, 2, lambda: training.trial_forward(student, state, lesson, SETTINGS))
+    need = student.need(state.word, training.TEMPLATES[:2], lambda: training.trial_forward(student, state, lesson, SETTINGS))
     kinds = host.kind_of(student.model).blocks
     blocks = sum(isinstance(module, kinds) for module in student.model.model.diffusion_model.modules())
     return {
@@ -165,6 +165,11 @@ def as_the_host(student: object, state: object) -> dict:
     knowing = host.clip_with_words(student.clip, (named(state, host.family_of(student.model)),))
     (((cond, more),),) = host.conditionings(knowing, (training.TEMPLATES[0].format("<it>"),))
     encoded = student.encode(training.TEMPLATES[:1], state.word)
+    together = student.encode(training.TEMPLATES[:3], state.word).tokens
+    apart = [
+        host.layer_encodings(student.model, one.as_subclass(Tensor), beside)[0]
+        for ((one, beside),) in host.conditionings(knowing, [each.format("<it>") for each in training.TEMPLATES[:3]])
+    ]
     sampling = student.model.model.model_sampling
     shape, time = blank(student.model, 1).shape, torch.tensor([0.5])
     latents, noise = torch.randn(shape), torch.randn(shape)
@@ -177,6 +182,7 @@ def as_the_host(student: object, state: object) -> dict:
     wanted = student.model.model.apply_model(x, sigma, **plain)
     return {
         "encoding": worst(encoded.tokens, host.layer_encodings(student.model, cond.as_subclass(Tensor), more)),
+        "encodings together": max(worst(row[: len(one)], one) for row, one in zip(together, apart, strict=True)),
         "pooled": [] if encoded.pooled is None else [worst(encoded.pooled, more["pooled_output"])],
         "v-prediction": any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__),
         "denoised": worst(sampling.calculate_denoised(sigma, prediction, x), wanted),

@@ -253,8 +253,8 @@ def short_of_memory(model: object, clip: object) -> dict:
         def encode() -> Tensor:
             return student.encode(["a {}", "the {}"], {name: v.clone().requires_grad_() for name, v in state.word.items()}).tokens
 
-        need = student.need(state.word, 2, step)
-        words = student.need(state.word, 2, lambda: None).outside.fixed
+        need = student.need(state.word, ["a {}", "the {}"], step)
+        words = student.need(state.word, ["a {}", "the {}"], lambda: None).outside.fixed
         need.outside.fixed -= words
         held, held_of_words = kept(step, student.unet_weights), kept(encode, student.encoder_weights)
     same = all(torch.equal(one, other) for one, other in zip(found.learned(), wanted.learned(), strict=True))

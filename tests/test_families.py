@@ -38,7 +38,7 @@ def measured(setup: Setup, family: str, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_one_who_is_taught_reads_and_predicts_as_the_host(measured: dict, family: str) -> None:
     """With SDXL the pooled output of the prompt with the learned word, and the picture's size, are among what it reads."""
-    assert measured["encoding"] < ROUNDING and measured["denoised"] < ROUNDING
+    assert max(measured[name] for name in ("encoding", "encodings together", "denoised")) < ROUNDING
     assert len(measured["pooled"]) == (family in ("sdxl", "koala")) and all(each < ROUNDING for each in measured["pooled"])
     assert measured["v-prediction"] == (family == "sd2")
 

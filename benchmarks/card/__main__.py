@@ -37,10 +37,9 @@ def plan(rehearsal: bool) -> dict[str, tuple[bool, list[str], list[str]]]:
     """Return name -> (whether on the CPU, flags, parts) of each process, in order."""
     if rehearsal:  # in one process, because all of it is on the processor
         return {"the card": (True, [], ["reference", *ON_THE_CARD])}
-    cpu = False
-    jobs = {"the processor": (True, [], ["reference"]), "the card": (cpu, [], list(ON_THE_CARD))}
-    jobs["without dynamic VRAM"] = (cpu, ["--disable-dynamic-vram"], ["same", "taught"])
-    return jobs | {flag: (cpu, [flag], ["same"]) for flag in ATTENTION}
+    jobs = {"the processor": (True, [], ["reference"]), "the card": (False, [], list(ON_THE_CARD))}
+    jobs["without dynamic VRAM"] = (False, ["--disable-dynamic-vram"], ["same", "taught"])
+    return jobs | {flag: (False, [flag], ["same"]) for flag in ATTENTION}
 
 
 def run(comfyui: Path, folder: Path, rehearsal: bool) -> dict[str, dict]:

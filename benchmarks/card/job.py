@@ -91,14 +91,15 @@ class Card:
         lessons = inside.part("perfusion_core.training.lesson")
         generator, size = torch.Generator().manual_seed(0), self.job.side // 8
         latents, marks = torch.randn(2, 2, 4, size, size, generator=generator), [time.perf_counter()]
-        with self.host.gradients_enabled():
-            student = self.host.TrainableModel(self.model, self.clip, precision)
+        with (
+            self.host.gradients_enabled(),
+            contextlib.closing(self.host.TrainableModel(self.model, self.clip, precision)) as student,
+        ):
             state = self.training.initial_state(student, "teddy", settings)
             pictures = lessons.Bucket(latents, torch.ones(2, 2, 1, size, size))
             lesson = lessons.Lesson((pictures,), torch.eye(768).double()).to(student.device)
             for _ in self.training.train(student, state, lesson, settings):
                 marks.append(time.perf_counter())
-            student.release_weights()
         later = (marks[-1] - marks[1]) / max(1, len(marks) - 2)
         return state.losses, [each.detach().cpu().float().clone() for each in state.learned()], later
 

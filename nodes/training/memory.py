@@ -50,18 +50,22 @@ def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     return next((each for each in wanted if each.bytes <= free), tried[-1])
 
 
+def longest(lesson: Lesson, batch: int) -> list[str]:
+    """Return the longest prompts that a step of a lesson may encode: two templates at most, and captions for the others."""
+    captions = [caption for bucket in lesson.buckets for caption in bucket.captions]
+    return sorted((*lesson.templates, *captions), key=len)[-min(batch, 2 + len(captions)) :]
+
+
 def fit(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settings: Settings, memory: str) -> tuple[int, bool]:
     """Return how many pictures a session computes at once, and whether parts of the model are computed twice; both are logged.
 
     `memory` is AUTO or a key of CARDS.
     """
     limit = CARDS[memory] - ELSEWHERE - model.bytes() if memory in CARDS else math.inf
-    prompts = min(settings.batch, 2 + sum(len(bucket.captions) for bucket in lesson.buckets))
-    need = model.need(state.word, prompts, lambda: trial_forward(model, state, lesson, settings))
-    # Models that the host keeps loaded in case they are used again give way to the training.
-    model.make_room(max(0, min(limit, takes(need, settings.micro, False))))
+    need = model.need(state.word, longest(lesson, settings.batch), lambda: trial_forward(model, state, lesson, settings))
     free = min(limit, host.free_memory(model.device))
     found = portion(need, free, settings.micro)
+    model.room = max(0, min(limit, found.bytes))
     log.info(
         "Training processes %d picture%s at a time%s; this takes about %.1f GB in addition to the models, and %.1f GB is free.",
         found.micro,

@@ -72,6 +72,8 @@ class TrainingSession:
 
     def run(self, model: host.TrainableModel) -> None:
         """Train to the end; must be called within `host.gradients_enabled`."""
+        # Models that the host keeps loaded in case they are used again give way to the training.
+        model.unload_others()
         lesson = self.lesson.to(model.device)
         self.state = self.checkpoints.resume(initial_state(model, self.superclass, self.settings))
         micro, model.twice = fit(model, self.state, lesson, self.settings, self.memory)

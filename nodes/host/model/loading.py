@@ -25,17 +25,18 @@ def load(*patchers: ModelPatcher, room: float = 0) -> None:
         comfy.model_management.load_models_gpu(list(patchers), memory_required=room, force_full_load=True)
 
 
-def unload_copies(copies: Iterable[ModelPatcher]) -> None:
-    """Move whole copies, as `non_dynamic_model` makes them, off their device.
+def unload_copies(copied: Iterable[tuple[ModelPatcher, ModelPatcher]]) -> None:
+    """Unload whole copies, as `non_dynamic_model` makes them, and let go of them; pairs of a copy and what it was made of.
 
-    The host forgets a copy with its patcher, but keeps its weights where they are for the next time that it is asked for one.
+    Otherwise the host would keep a copy where it is for the next one who asks, without being able to unload it.
     """
     managed = comfy.model_management.current_loaded_models
     with torch.inference_mode():
-        for copy in copies:
+        for copy, original in copied:
             for loaded in [each for each in managed if each.model is copy]:
                 loaded.model_unload()
                 managed.remove(loaded)
+            original.non_dynamic_delegate_model = None
 
 
 def non_dynamic_model(model: ModelPatcher) -> ModelPatcher:
@@ -127,12 +128,13 @@ def project(
 def projections(model: ModelPatcher, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the result of `project` with a MODEL's own weights, LoRAs included, on the CPU."""
     whole = non_dynamic_model(model)
-    load(whole)
-    with torch.no_grad():
-        weights = dict(whole.model.diffusion_model.named_parameters())
-        found = project(weights, kind_of(whole), layers_of(whole), vectors.to(whole.load_device))
-    if whole is not model:
-        unload_copies([whole])
+    try:
+        load(whole)
+        with torch.no_grad():
+            weights = dict(whole.model.diffusion_model.named_parameters())
+            found = project(weights, kind_of(whole), layers_of(whole), vectors.to(whole.load_device))
+    finally:
+        unload_copies([(whole, model)] if whole is not model else [])
     return {layer: (k.cpu(), v.cpu()) for layer, (k, v) in found.items()}
 
 

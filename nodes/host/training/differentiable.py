@@ -129,15 +129,14 @@ def kernels_with_backward() -> Iterator[None]:
         yield
 
 
-def attention_with_backward(attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def attention_with_backward(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Compute attention by the host's function if that is DIFFERENTIABLE, else by PyTorch's own.
 
     The signature is that of the host's `optimized_attention_override`. Norms of queries and keys may leave these in float32 beside
     values in half precision, which not every function takes.
     """
     name = getattr(attention, "__name__", "")
-    q, k, v, *more = args
-    return (attention if name in DIFFERENTIABLE else host_attention.attention_pytorch)(q.to(v), k.to(v), v, *more, **kwargs)
+    return (attention if name in DIFFERENTIABLE else host_attention.attention_pytorch)(q.to(v), k.to(v), v, *args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ class TrainableModel:
         self.model = non_dynamic_model(model)
         self.clip = non_dynamic_clip(clip)
         pairs = (self.model, model), (self.clip.patcher, clip.patcher)
-        self.copies = [own for own, given in pairs if own is not given]
+        self.copied = [(own, given) for own, given in pairs if own is not given]
         self.precision, self.min_snr, self.superclass = precision, min_snr, superclass
         self.device, self.encoder_device = self.model.load_device, self.clip.patcher.load_device
         same = self.encoder_device.type == self.device.type
@@ -122,7 +122,11 @@ class TrainableModel:
         self.family = kind_of(self.model)
         self.encoder = Method(self.clip.cond_stage_model, "encode_token_weights")
         self.release_weights()
-        self._hold()
+        try:
+            self._hold()
+        except BaseException:
+            self.close()
+            raise
 
     def _hold(self) -> None:
         """Load both models onto the device and hold their weights, if they are not held already."""
@@ -145,24 +149,21 @@ class TrainableModel:
         self.unet_weights, self.encoder_weights, self.linears = {}, {}, {}
 
     def close(self) -> None:
-        """Give the device's memory back that copies of the models occupy; do not compute with this object afterwards."""
+        """Free the memory of the models' copies, if any were made; this object is empty afterwards."""
         self.release_weights()
-        unload_copies(self.copies)
-
-    def make_room(self, room: float) -> None:
-        """Let the host unload other models until so many bytes are free, now and whenever this one is loaded again."""
-        self.room = room
-        self.release_weights()
-        self._hold()
+        unload_copies(self.copied)
+        vars(self).clear()
 
     def unload_others(self) -> bool:
         """Let the host unload all other models from the device; return whether there were any. A CPU's memory is not managed."""
         own = {id(self.model.model), id(self.clip.patcher.model)}
-        loaded = [each for each in comfy.model_management.current_loaded_models if each.device == self.device]
-        others = [each for each in loaded if each.model is not None and id(each.model.model) not in own]
+        loaded = [each for each in comfy.model_management.current_loaded_models if each.device == self.device and each.model]
+        others = [each for each in loaded if id(each.model.model) not in own and each.model_loaded_memory() > 0]
         if self.device.type == "cpu" or not others:
             return False
-        self.make_room(EVERYTHING)
+        self.room = EVERYTHING
+        self.release_weights()
+        self._hold()
         return True
 
     def embed(self, text: str) -> dict[str, Tensor]:
@@ -335,17 +336,17 @@ class TrainableModel:
         copied = sum(each.nbytes for each in self.encoder_weights.values() if each.untyped_storage().data_ptr() not in own)
         return self.model.model_size() + self.clip.patcher.model_size() + copied
 
-    def need(self, word: Mapping[str, Tensor], prompts: int, step: Callable[[], object]) -> MemoryNeed:
+    def need(self, word: Mapping[str, Tensor], templates: Sequence[str], step: Callable[[], object]) -> MemoryNeed:
         """Return the memory that `step`, which calls `objective` for one image, would save for its backward pass; none can follow.
 
-        It includes the memory that so many different prompts with this word would save in the text encoder, which encodes all of
-        them at once, however many images are computed at a time.
+        It includes the memory that prompts with this word would save in the text encoder, which encodes all of a step's at once,
+        however many images are computed at a time.
         """
         self._hold()
         learned = {name: vectors.clone().requires_grad_() for name, vectors in word.items()}
         adapter = self._adapter_weights() if self.family.adapter else {}
         with count_saved_bytes(self.encoder, {**self.encoder_weights, **adapter}) as said:
-            self.encode(["a {}"] * prompts, learned)
+            self.encode(templates, learned)
         with count_saved_bytes(self.unet, self.unet_weights) as need:
             step()
         need.outside.fixed += said.outside.of(1)
