@@ -159,16 +159,18 @@ def test_keys_at_the_word_are_taught_saved_and_applied(server: Server) -> None:
     assert Concept.load(file).keys_at_word and set(Concept.load(file).keys) == set(Concept.load(file).values)
 
 
-def test_a_list_of_pictures_of_any_size_is_taken(server: Server) -> None:
+def test_a_folder_of_pictures_of_any_size_with_captions_is_taken(server: Server) -> None:
     folder = server.base / "input" / "shapes"
     folder.mkdir()
     for name, size in (("a", (300, 200)), ("b", (64, 190))):
         with Image.open(server.base / "input" / "monster-0.png") as picture:
             picture.convert("RGB").resize(size).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a <folded> beside a {name}", encoding="utf-8")
     graph = Graph()
     model, clip, vae = graph.checkpoint()
-    images = graph.add("LoadImageDataSetFromFolder", folder="shapes")
-    train = graph.train(model, clip, vae, [images, 0], steps=1)
+    loaded = graph.add("LoadImageTextDataSetFromFolder", folder="shapes")
+    options = graph.options(captions=[loaded, 1])
+    train = graph.train(model, clip, vae, [loaded, 0], steps=1, trigger="<folded>", options=options)
     graph.save([train, 0], "shapes")
     server.run(graph.nodes)
     assert Concept.load(server.base / "models" / "perfusion" / "shapes_00001.safetensors").training["steps"] == 1
