@@ -258,5 +258,8 @@ METHODS: dict[str, Method] = {
     "fine-tune with a prior loss": Method(Use("strength"), STRENGTHS[:-1], tuned(1.0)),
 }
 
-AFTERWARDS: dict[str, tuple[Recipe, ...]] = {"Perfusion": recipes([{"word_rate": 1e-4}])}
+AFTERWARDS: dict[str, tuple[Recipe, ...]] = {
+    "Perfusion": recipes([{"word_rate": 1e-4}]),
+    "LoRA": recipes([{"learning_rate": 1e-2}], LORA),
+}
 """Recipes that were tried when the test concepts had been trained by the chosen ones, and that are shown but no longer chosen."""
