@@ -71,7 +71,9 @@ class Bench:
     def tuning_trials(self) -> list[Trial]:
         """Return trials of all candidates of all methods on the tuning concepts, interleaved so that all methods progress alike."""
         turns = zip(*([(name, recipe) for recipe in found] for name, found in self.candidates.items()), strict=True)
-        return quickest_first([trial for turn in turns for name, recipe in turn for trial in self.candidate(name, recipe)])
+        found = [pair for turn in turns for pair in turn]
+        found += [(name, recipe) for name, later in AFTERWARDS.items() for recipe in later if self.known]
+        return quickest_first([trial for name, recipe in found for trial in self.candidate(name, recipe)])
 
     def candidate(self, name: str, recipe: Recipe) -> list[Trial]:
         """Return the trials that a method's candidate is chosen by: every second value of the dial."""
