@@ -185,6 +185,22 @@ def test_a_concept_is_found_by_its_trigger_word_or_its_superclass(page: Page, fr
     assert page.errors == []
 
 
+def test_rows_of_a_graph_without_a_layout_are_shown_and_files_saved_since_are_not_missing(page: Page, fresh: Server) -> None:
+    """The page was loaded before the first file was saved; the second one does not exist."""
+    page.empty()
+    folder = fresh.base / "models" / "perfusion"
+    shutil.copyfile(folder / "demo-robot.safetensors", folder / "since.safetensors")
+    rows = json.dumps([{"name": f"{name}.safetensors"} for name in ("since", "gone")])
+    graph = {"1": {"class_type": "PerfusionLoadConcepts", "inputs": {"concepts": rows}, "_meta": {"title": "rows"}}}
+    page.ask("([graph]) => app.loadApiJson(graph, 'graph')", graph)
+    gone = page.tab.locator("button", has_text="gone")
+    page.wait(lambda: gone.count() == 1 and "line-through" in gone.get_attribute("style"), "the row of the missing file")
+    since = page.tab.locator("button", has_text="since")
+    assert since.count() == 1 and "line-through" not in since.get_attribute("style")
+    (folder / "since.safetensors").unlink()
+    assert page.errors == []
+
+
 def test_a_picture_brings_its_concept_to_a_server_that_has_none(
     page: Page, fresh: Server, chromium: Browser, setup: bootstrap.Setup
 ) -> None:
