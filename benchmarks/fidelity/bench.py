@@ -26,7 +26,7 @@ LEVELS = (0.95, 0.98, 0.99)
 DESCRIBED = "described in words, no training"
 OURS, WORD_ALONE, BY_NAME = "Perfusion", "superclass only, no training", "characters that the base model knows by name"
 VARIANTS = {
-    "Perfusion, keys at the word": ("Key-locking", "at the word"),
+    "Perfusion, keys at the word, half locked": ("Key-locking", "at the word"),
     "Perfusion, keys at the word, three quarters locked": ("Key-locking", "at the word, three quarters locked"),
     "Perfusion, one picture": ("One picture", "one"),
     "Perfusion, keys locked globally": ("Global key-locking", "global"),
@@ -163,7 +163,8 @@ class Bench:
         curves = self.curves()
         if not curves:
             return []
-        plots.pareto(curves, self.reach(), f"{len(self.concepts)} concepts", self.out / "fidelity.png")
+        title = f"{len(self.concepts)} {'characters' if self.known else 'concepts'} that the model does not know"
+        plots.pareto(curves, self.reach(), title, self.out / "fidelity.png")
         lines = [
             f"{len(self.concepts)} concepts, {len(self.prompts(self.concepts[0]))} prompts, {SEEDS} seeds; in brackets 95 % "
             "bootstrap intervals over concepts and seeds. *Recognised*: a classifier picks the right character out of 240 of its "
@@ -172,8 +173,8 @@ class Bench:
             "",
             "![Likeness over text, a line for each method](fidelity.png)",
             "",
-            f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. The number next to a point is "
-            "the value of the dial.",
+            f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. The number next to the best point "
+            "of a method is the value of its dial.",
             "",
             *self.summary(curves),
             "",

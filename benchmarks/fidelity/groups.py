@@ -27,7 +27,7 @@ GROUPS: dict[int, tuple[tuple[Concept, ...], ...]] = {
 }
 """Maps a size to its groups. MEASURED has two rounds of all four kinds; each of its concepts begins one group of each size, with
 those that follow it in its round."""
-OURS, AT_THE_WORD = "Perfusion", "Perfusion, keys at the word"
+OURS, AT_THE_WORD = "Perfusion", "Perfusion, keys at the word, half locked"
 FILE = "fidelity-groups.png"
 
 
@@ -57,8 +57,8 @@ WAYS: dict[str, Way] = {
     "superclasses only": Way(),
     "Perfusion, with a region for each": perfusion(OURS, True),
     "Perfusion": perfusion(OURS, False),
-    "Perfusion, keys at the word, with a region for each": perfusion(AT_THE_WORD, True),
-    "Perfusion, keys at the word": perfusion(AT_THE_WORD, False),
+    f"{AT_THE_WORD}, with a region for each": perfusion(AT_THE_WORD, True),
+    AT_THE_WORD: perfusion(AT_THE_WORD, False),
     "Perfusion, keys at the word, three quarters locked": perfusion(AT_THE_WORD, False, key_lock=0.75),
     "Perfusion, the paper's form of the edit": perfusion(OURS, False, PAPER),
     "Perfusion, approximate": perfusion(OURS, False, APPROXIMATE),

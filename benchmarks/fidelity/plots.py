@@ -16,28 +16,35 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 DPI = 110
-LEAST = (0.88, 0.4)
+LEAST = (0.94, 0.55)
 """The least text and likeness that `pareto` shows."""
+COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
 
 
 def pareto(curves: Mapping[str, Curve], reach: Curve | None, title: str, path: Path) -> None:
     """Plot likeness over text, a line for each method along its dial, with intervals of both scores.
 
-    Only the corner from LEAST on is shown. `reach`, of the characters that the base model knows, is a star with dashed lines.
+    Only the corner from LEAST on is shown, with intervals and the dial's value at the best point of each line. `reach`, of the
+    characters that the base model knows, is a star with dashed lines.
     """
-    _, axes = plt.subplots(figsize=(8.5, 4.6))
+    _, axes = plt.subplots(figsize=(9, 4.6))
+    axes.set_prop_cycle(color=COLOURS)
     for name, curve in curves.items():
         text, likeness = curve.means()
+        best = curve.best()
+        if likeness[best] < LEAST[1]:
+            continue
         across, along = (
             np.clip([middle - ends[:, 0], ends[:, 1] - middle], 0, None)
             for middle, ends in zip((text, likeness), curve.intervals, strict=True)
         )
         (line,) = axes.plot(text, likeness, label=name, linewidth=1.8)
-        seen = (text >= LEAST[0]) & (likeness >= LEAST[1])
-        bars = {"yerr": along[:, seen], "xerr": across[:, seen], "color": line.get_color(), "capsize": 2, "elinewidth": 0.7}
-        axes.errorbar(text[seen], likeness[seen], fmt="o", **bars)
-        for value, x, y in zip(curve.values, text, likeness, strict=True):
-            axes.annotate(f"{value:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, annotation_clip=True)
+        axes.plot(text, likeness, ".", color=line.get_color())
+        bars = {"yerr": along[:, [best]], "xerr": across[:, [best]], "color": line.get_color(), "capsize": 2, "elinewidth": 0.7}
+        axes.errorbar(text[[best]], likeness[[best]], fmt="o", **bars)
+        if len(curve.values) > 1:
+            where = text[best], likeness[best]
+            axes.annotate(f"{curve.values[best]:g}", where, textcoords="offset points", xytext=(4, 4), fontsize=7)
     if reach is not None:
         ((x,), (y,)) = reach.means()
         axes.plot(x, y, "k*", markersize=11, label="known to the base model by name")
