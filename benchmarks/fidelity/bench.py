@@ -173,8 +173,8 @@ class Bench:
             "",
             "![Likeness over text, a line for each method](fidelity.png)",
             "",
-            f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. The number next to the best point "
-            "of a method is the value of its dial.",
+            f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. The number next to the best "
+            "point of a method is the value of its dial.",
             "",
             *self.summary(curves),
             "",
