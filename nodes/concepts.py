@@ -336,10 +336,8 @@ class PerfusionConceptSettings(io.ComfyNode):
         own_values: bool = False,
     ) -> io.NodeOutput:
         """Return the concept with these settings."""
-        settings: dict[str, object] = {}
-        if not own_values:
-            settings |= {"bias": bias, "temperature": temperature, "strength": strength}
-            settings |= {"key_lock": key_lock} if key_lock is not None else {}
+        numbers = {"bias": bias, "temperature": temperature, "strength": strength, "key_lock": key_lock}
+        settings: dict[str, object] = {name: n for name, n in numbers.items() if n is not None and not own_values}
         if region is not None:
             region = region.reshape(-1, *region.shape[-2:])[0]
             if not region.isfinite().all() or region.max() <= 0:

@@ -1,9 +1,9 @@
 """How closely a model still follows prompts that contain a concept, measured with the model itself (beyond the paper).
 
-From pure noise, a model predicts what the prompt determines about the picture: its layout and colours. A
-concept may change the predictions for all prompts alike, because it looks different from its superclass; but the difference
-between one prompt's prediction and those of other prompts should be the same with either word. Gates that open at other words
-change this difference. So, over noises z and prompts p, with x̄ the mean over prompts,
+From pure noise, a model predicts what the prompt determines about the picture: its layout and colours. A concept may change the
+predictions for all prompts alike, because it looks different from its superclass; but the difference between one prompt's
+prediction and those of other prompts should be the same with either word. Gates that open at other words change this difference.
+So, over noises z and prompts p, with x̄ the mean over prompts,
 
     followed = 1 - E ‖(x̂(p, concept) - x̄(concept)) - (x̂(p, superclass) - x̄(superclass))‖² / E ‖x̂(p, superclass) - x̄(superclass)‖²
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 from perfusion_fleet import inside
 
@@ -96,6 +98,14 @@ def main() -> dict:
     )
 
 
+@contextlib.contextmanager
+def concepts_elsewhere() -> Iterator[None]:
+    """Let the pack's files be in a folder of their own within the context."""
+    places = folder_paths.folder_names_and_paths
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(places, {host.FOLDER: ([folder], {".safetensors"})}):
+        yield
+
+
 def kept_nowhere(clip: object) -> dict:
     """A covariance that cannot be written."""
     measuring, covariances = inside.part("nodes.measure_text_encoder"), inside.part("perfusion_core.covariance")
@@ -103,14 +113,9 @@ def kept_nowhere(clip: object) -> dict:
     def refuse(*_: object) -> None:
         raise PerfusionError("It was not saved.")
 
-    places = folder_paths.folder_names_and_paths
-    with tempfile.TemporaryDirectory() as folder:
-        saved, before = covariances.Covariance.save, places[host.FOLDER]
-        covariances.Covariance.save, places[host.FOLDER] = refuse, ([folder], {".safetensors"})
-        try:
-            found = measuring.measure(clip, [f"thing {i} in town {i * 7}, on street {i * 3} by house {i * 11}" for i in range(64)])
-        finally:
-            covariances.Covariance.save, places[host.FOLDER] = saved, before
+    captions = [f"thing {i} in town {i * 7}, on street {i * 3} by house {i * 11}" for i in range(64)]
+    with concepts_elsewhere(), mock.patch.object(covariances.Covariance, "save", refuse):
+        found = measuring.measure(clip, captions)
     return {"measured without a file": list(found.matrix.shape)}
 
 
@@ -285,19 +290,14 @@ def unjudged(model: object, clip: object) -> dict:
         def adherence(self) -> object:
             raise torch.OutOfMemoryError("out of memory")
 
-    with tempfile.TemporaryDirectory() as folder:
-        places = folder_paths.folder_names_and_paths
-        before, places[host.FOLDER] = places[host.FOLDER], ([folder], {".safetensors"})
-        try:
-            session = Unjudged(
-                model, clip, None, "monster", "<it>", 64, settings, "sd1", lesson, "digest", None, None, None,
-                schedule.Schedule(1, 0, 0, judged=True), "auto",
-            )  # fmt: skip
-            with host.gradients_enabled():
-                session.run(host.TrainableModel(model, clip, torch.float32))
-            told = session.result().training
-        finally:
-            places[host.FOLDER] = before
+    with concepts_elsewhere():
+        session = Unjudged(
+            model, clip, None, "monster", "<it>", 64, settings, "sd1", lesson, "digest", None, None, None,
+            schedule.Schedule(1, 0, 0, judged=True), "auto",
+        )  # fmt: skip
+        with host.gradients_enabled():
+            session.run(host.TrainableModel(model, clip, torch.float32))
+        told = session.result().training
     return {"kept without a judgement": [told["steps"], "followed" in told]}
 
 

@@ -32,11 +32,6 @@ FOR_SD15 = "sd15_use_concepts"
 FEW_CELLS = SHORT | {"PerfusionSweep": {"steps": 1, "seeds": 1, "values": "0.15"}}
 
 
-PLACE = """([kind, x, y]) => {
-    const node = window.LiteGraph.createNode(kind);
-    node.pos = [x, y];
-    return app.graph.add(node).id;
-}"""
 TYPES = "() => app.graph._nodes.map(node => node.type)"
 LINK = """([a, output, b, input]) => {
     const [from, to] = [a, b].map(id => app.graph.getNodeById(id));
@@ -69,7 +64,7 @@ def test_a_concept_is_used_from_an_empty_canvas(page: Page, fresh: Server) -> No
     applied = page.add("Apply Concept (Perfusion)", 400, 0)
     # Nodes of the host alone are placed by a script, which is quicker.
     latent, positive, negative, sampler, decoded, saved = (
-        page.ask(PLACE, kind, x, y)
+        page.place(kind, x, y)
         for kind, x, y in (
             ("EmptyLatentImage", 400, 280), ("CLIPTextEncode", 800, 0), ("CLIPTextEncode", 800, 280), ("KSampler", 1280, 80),
             ("VAEDecode", 800, 560), ("SaveImage", 400, 560),

@@ -23,11 +23,6 @@ NEWER = "1.58.1"
 """A version of ComfyUI's frontend that is newer than the host's own."""
 RENDERERS = [("own", False), ("own", True), (NEWER, True)]
 WORKFLOWS = sorted(path for path in (bootstrap.ROOT / "workflows").glob("*.json") if not path.stem.startswith("sd15_"))
-ADD = """([type, x, y]) => {
-    app.canvas.emitBeforeChange();
-    const node = LiteGraph.createNode(type); node.pos = [x, y]; app.graph.add(node);
-    app.canvas.emitAfterChange();
-    return node.id; }"""
 SET = """([id, name, value]) => {
     const widget = app.graph.getNodeById(id).widgets.find(each => each.name === name);
     widget.value = value; widget.callback?.(value); }"""
@@ -101,13 +96,9 @@ def frontend(version: str) -> Path:
     return folder / "comfyui_frontend_package" / "static"
 
 
-def put(page: Page, name: str, x: float = 0, y: float = 0) -> int:
-    return page.ask(ADD, name, x, y)
-
-
 def test_cards_keep_their_size_and_say_what_they_show(page: Page, visited: Server) -> None:
     page.empty()
-    node, held = put(page, "PerfusionLoadConcept"), put(page, "PerfusionConceptInWorkflow", 400)
+    node, held = page.place("PerfusionLoadConcept"), page.place("PerfusionConceptInWorkflow", 400)
     page.ask(SET, node, "concept_name", "demo-robot.safetensors")
     card = page.card(node)
     page.wait(lambda: "superclass robot, for sd1" in card.inner_text(), "the card")
@@ -159,7 +150,7 @@ def test_each_card_asks_the_server_once(page: Page, visited: Server) -> None:
         route.continue_()
 
     page.tab.route("**/view_metadata/**", count)
-    node = put(page, "PerfusionLoadConcept")
+    node = page.place("PerfusionLoadConcept")
     page.wait(lambda: "for sd1" in page.card(node).inner_text(), "the card")
     page.tab.wait_for_timeout(300)
     page.tab.unroute("**/view_metadata/**")
@@ -168,8 +159,8 @@ def test_each_card_asks_the_server_once(page: Page, visited: Server) -> None:
 
 def test_a_node_says_on_itself_what_it_did_and_lists_know_it_at_once(page: Page, visited: Server) -> None:
     page.empty()
-    loaded, saved = put(page, "PerfusionLoadConcept"), put(page, "PerfusionSaveConcept", 400)
-    other = put(page, "PerfusionLoadConcept", 800)
+    loaded, saved = page.place("PerfusionLoadConcept"), page.place("PerfusionSaveConcept", 400)
+    other = page.place("PerfusionLoadConcept", 800)
     page.ask("([a, b]) => app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 0)", loaded, saved)
     page.ask(SET, loaded, "concept_name", "demo-monster.safetensors")
     page.ask(SET, saved, "filename_prefix", "anew")
@@ -185,7 +176,7 @@ def test_a_node_says_on_itself_what_it_did_and_lists_know_it_at_once(page: Page,
 
 def test_a_linked_name_shows_what_ran(page: Page, visited: Server) -> None:
     page.empty()
-    text, node, shown = put(page, "PrimitiveNode"), put(page, "PerfusionLoadConcept", 400), put(page, "PreviewAny", 800)
+    text, node, shown = page.place("PrimitiveNode"), page.place("PerfusionLoadConcept", 400), page.place("PreviewAny", 800)
     link = """([a, b]) => { const node = app.graph.getNodeById(b);
         app.graph.getNodeById(a).connect(0, node, node.inputs.findIndex(each => each.name === 'concept_name')); }"""
     page.ask(link, text, node)
@@ -197,7 +188,7 @@ def test_a_linked_name_shows_what_ran(page: Page, visited: Server) -> None:
     page.run()
     page.wait(lambda: "superclass robot, for sd1" in page.card(node).inner_text(), "what ran")
     # A widget that a subgraph shows outside keeps its value there: what the node inside says after the run counts.
-    inner = put(page, "PerfusionLoadConcept", 400, 400)
+    inner = page.place("PerfusionLoadConcept", 400, 400)
     page.ask("([id]) => app.graph.getNodeById(id).onExecuted({ concept_name: ['demo-robot.safetensors'] })", inner)
     page.wait(lambda: "superclass robot, for sd1" in page.card(inner).inner_text(), "what ran inside")
     page.ask(SET, inner, "concept_name", "demo-monster.safetensors")
@@ -207,7 +198,7 @@ def test_a_linked_name_shows_what_ran(page: Page, visited: Server) -> None:
 
 def test_a_held_concept_is_the_last_chosen_and_can_be_taken_back(page: Page, visited: Server) -> None:
     page.empty()
-    node = put(page, "PerfusionConceptInWorkflow")
+    node = page.place("PerfusionConceptInWorkflow")
     page.wait(lambda: len(page.ask(OPTIONS, node, "hold")) > 2, "the list")
     page.tab.wait_for_timeout(300)
     page.ask(SET, node, "hold", "demo-robot.safetensors")
@@ -242,7 +233,7 @@ def undone(page: Page) -> None:
 
 def test_most_people_see_eight_settings_of_a_training(page: Page, renderer: tuple[str, bool]) -> None:
     page.empty()
-    node, new = put(page, "PerfusionTrain"), renderer[1]
+    node, new = page.place("PerfusionTrain"), renderer[1]
     page.wait(lambda: page.ask(IN_SIGHT, node, new) == EIGHT, "eight settings")
     if new:
         page.tab.locator(f"[data-node-id='{node}']").get_by_text("Show advanced inputs").click()
@@ -265,7 +256,7 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
     connect = """([from, to]) => {
         const [options, training] = [from, to].map(id => app.graph.getNodeById(id));
         options.connect(0, training, training.inputs.findIndex(each => each.name === 'options')); }"""
-    training, options = put(page, "PerfusionTrain", 400), put(page, "PerfusionTrainingOptions")
+    training, options = page.place("PerfusionTrain", 400), page.place("PerfusionTrainingOptions")
     names = list(PRESETS["demo"])
 
     def values(node: int) -> dict[str, object]:
@@ -284,7 +275,7 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
     page.ask(SET, options, "preset", "by checkpoint")
     page.wait(lambda: page.tab.get_by_text("Could not find which checkpoint").count() > 0, "a reason")
     assert values(training) == PRESETS["SD1.5"]
-    loader, lora = put(page, "CheckpointLoaderSimple"), put(page, "LoraLoaderModelOnly")
+    loader, lora = page.place("CheckpointLoaderSimple"), page.place("LoraLoaderModelOnly")
     page.ask(
         """([from, to, last]) => { for (const [a, b] of [[from, to], [to, last]])
             app.graph.getNodeById(a).connect(0, app.graph.getNodeById(b), 0); }""",
@@ -297,7 +288,7 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
     page.ask(SET, options, "preset", "SD1.5")
     page.wait(lambda: values(training) == PRESETS["SD1.5"], "the settings for SD1.5")
     page.ask(SET, training, "steps", 78)
-    other = put(page, "PerfusionTrain", 800)
+    other = page.place("PerfusionTrain", 800)
     for each in (training, other):
         page.ask(connect, options, each)
     # A training at its defaults is filled, but not one with values of its own.
@@ -312,7 +303,7 @@ def test_a_preset_fills_the_settings_of_the_training_that_it_is_connected_to(pag
 
 def test_a_trigger_is_completed_while_it_is_typed(page: Page, visited: Server) -> None:
     page.empty()
-    node = put(page, "CLIPTextEncode")
+    node = page.place("CLIPTextEncode")
     page.tab.wait_for_timeout(500)
     box, words = page.tab.locator("textarea").last, page.tab.locator(".perfusion-words")
     box.click()
@@ -367,7 +358,7 @@ def test_a_trigger_is_completed_while_it_is_typed(page: Page, visited: Server) -
 
 def test_many_concepts_are_rows_of_one_node(page: Page, visited: Server) -> None:
     page.empty()
-    node = put(page, "PerfusionLoadConcepts")
+    node = page.place("PerfusionLoadConcepts")
     rows = page.tab.locator("button", has_text="add a concept…")
     for name in ("demo-monster", "demo-robot"):
         rows.click()

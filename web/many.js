@@ -16,8 +16,8 @@ function control(tag, label, values, style = {}) {
   return made;
 }
 
-function number(label, value, placeholder, limits, changed) {
-  const box = control("input", label, { type: "number", value: value ?? "", placeholder, ...limits }, { width: "64px" });
+function number(label, value, limits, changed) {
+  const box = control("input", label, { type: "number", value: value ?? "", placeholder: say("own"), ...limits }, { width: "64px" });
   box.addEventListener("change", () => {
     const given = box.value === "" ? null : Math.min(limits.max, Math.max(limits.min, Number(box.value)));
     box.value = given ?? "";
@@ -79,8 +79,8 @@ export function setUpMany(node) {
     });
     if (missing.has(row.name)) name.title = say("missing");
     name.addEventListener("click", () => choose(i));
-    const strength = number(say("strength"), row.strength, say("bias"), { min: 0, max: 1, step: 0.05 }, (value) => change((all) => (all[i].strength = value), false));
-    const bias = number(say("biasHelp"), row.bias, say("bias"), { min: -1, max: 2, step: 0.05 }, (value) => change((all) => (all[i].bias = value), false));
+    const strength = number(say("strength"), row.strength, { min: 0, max: 1, step: 0.05 }, (value) => change((all) => (all[i].strength = value), false));
+    const bias = number(say("biasHelp"), row.bias, { min: -1, max: 2, step: 0.05 }, (value) => change((all) => (all[i].bias = value), false));
     const remove = control("button", say("rowRemove", { name: row.name }), { type: "button", textContent: "×" }, { cursor: "pointer", padding: "3px 7px" });
     remove.addEventListener("click", () => change((all) => all.splice(i, 1)));
     line.append(on, name, strength, bias, remove);

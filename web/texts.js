@@ -5,7 +5,6 @@ import { api } from "../../scripts/api.js";
 export const ENGLISH = {
   all: "all settings",
   browse: "browse previews…",
-  bias: "default",
   biasHelp: "Bias. Empty: the concept's own. Lower: more of the concept; higher: more of the prompt.",
   broken: "This file is not a usable concept.",
   by: "by {value}",
@@ -33,6 +32,7 @@ export const ENGLISH = {
   noPreset: "There is no preset for {file}; set the numbers yourself.",
   noneFound: "No concept has “{text}” in its name, trigger word or superclass.",
   noneSaved: "There are no concepts yet: train one, or put a concept file into models/perfusion.",
+  own: "default",
   preview: "A preview of {trigger}",
   rowAdd: "add a concept…",
   rowName: "Choose a different concept",

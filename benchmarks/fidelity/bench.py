@@ -72,8 +72,12 @@ class Bench:
         """Return trials of all candidates of all methods on the tuning concepts, interleaved so that all methods progress alike."""
         turns = zip(*([(name, recipe) for recipe in found] for name, found in self.candidates.items()), strict=True)
         found = [pair for turn in turns for pair in turn]
-        found += [(name, recipe) for name, later in AFTERWARDS.items() for recipe in later if self.known]
+        found += [(name, recipe) for name in self.candidates for recipe in self.afterwards(name)]
         return quickest_first([trial for name, recipe in found for trial in self.candidate(name, recipe)])
+
+    def afterwards(self, name: str) -> tuple[Recipe, ...]:
+        """Return a method's recipes that are shown beside its candidates; none outside of the demo's world."""
+        return AFTERWARDS.get(name, ()) if self.known else ()
 
     def candidate(self, name: str, recipe: Recipe) -> list[Trial]:
         """Return the trials that a method's candidate is chosen by: every second value of the dial."""
@@ -90,7 +94,7 @@ class Bench:
         """Return the page's lines on tuning: all measured candidates."""
         lines = []
         for name, found in self.candidates.items():
-            later = AFTERWARDS.get(name, ()) if self.known else ()
+            later = self.afterwards(name)
             for recipe in (*found, *later):
                 curve = Curve.of(self.store, self.candidate(name, recipe))
                 if curve is not None:

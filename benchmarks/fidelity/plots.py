@@ -19,6 +19,7 @@ DPI = 110
 LEAST = (0.94, 0.55)
 """The least text and likeness that `pareto` shows."""
 COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
+"""A colour for each line, of which there are more than matplotlib's own ten."""
 
 
 def pareto(curves: Mapping[str, Curve], reach: Curve | None, title: str, path: Path) -> None:

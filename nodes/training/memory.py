@@ -31,11 +31,6 @@ class Portion:
     bytes: int
 
 
-def takes(need: host.MemoryNeed, micro: int, twice: bool) -> int:
-    """Return the bytes that computing `micro` pictures at once takes, in addition to the models."""
-    return round(ROOM * need.bytes(micro, twice)) + BLOCKS * need.largest(micro)
-
-
 def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     """Return the largest number of pictures, among `at_once` and its successive halves, that fits into `free` bytes.
 
@@ -45,7 +40,11 @@ def portion(need: host.MemoryNeed, free: int, at_once: int) -> Portion:
     halves = [at_once]
     while halves[-1] > 1:
         halves.append(halves[-1] // 2)
-    tried = [Portion(micro, twice, takes(need, micro, twice)) for twice in (False, True) for micro in halves]
+
+    def takes(micro: int, twice: bool) -> int:
+        return round(ROOM * need.bytes(micro, twice)) + BLOCKS * need.largest(micro)
+
+    tried = [Portion(micro, twice, takes(micro, twice)) for twice in (False, True) for micro in halves]
     wanted = [each for each in tried if each.twice or each.micro >= min(2, at_once)]
     return next((each for each in wanted if each.bytes <= free), tried[-1])
 
@@ -65,6 +64,7 @@ def fit(model: host.TrainableModel, state: TrainingState, lesson: Lesson, settin
     need = model.need(state.word, longest(lesson, settings.batch), lambda: trial_forward(model, state, lesson, settings))
     free = min(limit, host.free_memory(model.device))
     found = portion(need, free, settings.micro)
+    # After a preview or a judgement, no more than this needs to be free again.
     model.room = max(0, min(limit, found.bytes))
     log.info(
         "Training processes %d picture%s at a time%s; this takes about %.1f GB in addition to the models, and %.1f GB is free.",

@@ -110,6 +110,15 @@ class Page:
         """Return the ids of all nodes."""
         return self.tab.evaluate("() => app.graph._nodes.map(node => node.id)")
 
+    def place(self, kind: str, x: float = 0, y: float = 0) -> int:
+        """Add a node of a type by a script, as one undo step, and return its id; `add` does it by hand."""
+        script = """([kind, x, y]) => {
+            app.canvas.emitBeforeChange();
+            const node = LiteGraph.createNode(kind); node.pos = [x, y]; app.graph.add(node);
+            app.canvas.emitAfterChange();
+            return node.id; }"""
+        return self.ask(script, kind, x, y)
+
     def of_type(self, name: str) -> list[int]:
         """Return the ids of all nodes of a type."""
         return self.ask("([type]) => app.graph._nodes.filter(node => node.type === type).map(node => node.id)", name)
