@@ -2,10 +2,10 @@
 
 A concept is stored as one safetensors file with the tensors `word.<encoder>` [n, width], `target_input` [d], `probe` [d],
 `superclass_encoding` [d], `target_outputs_v` [Σ m] and, if keys were trained, `target_outputs_k` [Σ m], with the layers
-concatenated in the order of `layers` in the metadata; `keys_at` there marks trained keys that are edited only at the concept's own
-word. Target outputs that differ by token position are [77, Σ m] instead. A concept that is only a word has no target outputs and
-an empty `layers`. Tensors of eight and of four bits come with scales (see `quantization`). All metadata values are text, as the
-format requires.
+concatenated in the order of `layers` in the metadata; `key_layers` there lists those with trained keys, if not all have them, and
+`keys_at` marks trained keys that are edited only at the concept's own word. Target outputs that differ by token position are [77,
+Σ m] instead. A concept that is only a word has no target outputs and an empty `layers`. Tensors of eight and of four bits come
+with scales (see `quantization`). All metadata values are text, as the format requires.
 """
 
 import base64
@@ -26,18 +26,23 @@ from .concept_file import (
     DETAILS,
     FIRST,
     FORMAT,
+    KEY_LAYERS,
+    KEY_LAYERS_SINCE,
     KEY_LOCK,
+    KEYS,
     KEYS_AT,
     MAX_BYTES,
     MAX_TEXT,
     PREVIEW,
     READABLE,
     SUPERCLASS_LENGTH,
+    VALUES,
     VERSIONS,
     WORD,
     check_tensors,
     pack_layers,
     parse_gate,
+    parse_key_layers,
     parse_key_lock,
     parse_keys_at,
     parse_preview,
@@ -96,7 +101,7 @@ class Concept:
         superclass_encoding: mean encoding of the superclass word in the training prompts, [d].
         values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty if the concept is only a word (Textual
             Inversion), which edits no layer.
-        keys: layer -> o*_K, likewise, if keys were trained; empty if they are locked.
+        keys: layer -> o*_K, likewise, of the layers in which keys were trained; in the others, they are locked.
         keys_at_word: whether the trained keys are edited only at the concept's own word; see `Edit.keys_at_word`.
         key_lock: how far such keys stay locked to the superclass, between 0 and 1; 0 for all other concepts.
         bias: β at inference.
@@ -135,6 +140,11 @@ class Concept:
         """Layer -> width m of its projections; empty if the concept is only a word."""
         return {layer: output.shape[-1] for layer, output in self.values.items()}
 
+    @property
+    def key_layers(self) -> dict[str, int]:
+        """The layers in which keys were trained, as in `layers` and in the same order."""
+        return {layer: width for layer, width in self.layers.items() if layer in self.keys}
+
     def with_settings(self, **settings: str | float | Tensor | Schedule) -> "Concept":
         """Return a copy of the concept with another bias, temperature, strength, trigger, region or schedule.
 
@@ -160,9 +170,9 @@ class Concept:
         probe = self.probe / self.probe.abs().max() if dtype == torch.float16 else self.probe
         tensors |= {"target_input": self.target_input, "probe": probe, "superclass_encoding": self.superclass_encoding}
         if self.values:
-            tensors["target_outputs_v"] = torch.cat(list(self.values.values()), dim=-1)
+            tensors[VALUES] = torch.cat(list(self.values.values()), dim=-1)
         if self.keys:
-            tensors["target_outputs_k"] = torch.cat([self.keys[layer] for layer in self.values], dim=-1)
+            tensors[KEYS] = torch.cat([self.keys[layer] for layer in self.key_layers], dim=-1)
         whole = dtype in (INT8, UINT4)
         floating = torch.float32 if whole else dtype
         tensors = {name: tensor.to(floating) for name, tensor in tensors.items()}
@@ -172,11 +182,13 @@ class Concept:
                     f"{shown(path)} was not saved: {name} contains a number that {dtype} cannot represent; save in float32, or "
                     "train with lower learning rates."
                 )
-        held = quantize(tensors, list(self.layers.values()), dtype) if whole else tensors
+        widths = {VALUES: list(self.layers.values()), KEYS: list(self.key_layers.values())}
+        held = quantize(tensors, widths, dtype) if whole else tensors
         write(path, held, self._metadata(), overwrite)
 
     def _metadata(self) -> dict[str, str]:
         """Return the file's metadata: keys of ModelSpec 1.0.1 and of the host's model browser, then this format's own."""
+        partly = bool(self.keys) and self.key_layers != self.layers
         metadata = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{self.family}/perfusion",
@@ -185,13 +197,15 @@ class Concept:
             "modelspec.base_model": self.family,
             "trained_words": json.dumps([self.trigger], ensure_ascii=False),
             "format": FORMAT,
-            "version": AT_WORD_SINCE if self.keys_at_word else FIRST,
+            "version": KEY_LAYERS_SINCE if partly else AT_WORD_SINCE if self.keys_at_word else FIRST,
             "superclass": self.superclass,
             "layers": pack_layers(self.layers),
             "gate": f"{float(self.bias)} {float(self.temperature)} {float(self.strength)}",
             "training": json.dumps(dict(self.training), separators=(",", ":")),
         }
         metadata |= {f"modelspec.{name}": text for name, text in self.details.items() if text}
+        if partly:
+            metadata[KEY_LAYERS] = pack_layers(self.key_layers)
         if self.keys_at_word:
             metadata |= {KEYS_AT: WORD, KEY_LOCK: str(float(self.key_lock))}
         if self.preview:
@@ -234,7 +248,7 @@ class Concept:
         require(
             version in VERSIONS,
             path,
-            f"its format version is {version!r}, but this pack reads only {' and '.join(VERSIONS)}; update the pack",
+            f"its format version is {version!r}, but this pack reads only 1 to {VERSIONS[-1]}; update the pack",
         )
         trigger, superclass = metadata.get("modelspec.trigger_phrase", ""), metadata.get("superclass", "")
         require(is_trigger(trigger), path, "its trigger word is not a name in angle brackets")
@@ -244,16 +258,20 @@ class Concept:
         require(bool(re.fullmatch(r"[\w.-]{1,40}", family)), path, "its base family is missing")
         require("layers" in metadata, path, "its list of layers is missing")
         layers = unpack_layers(metadata["layers"], path)
+        partly = version == KEY_LAYERS_SINCE and KEY_LAYERS in metadata
+        of = {VALUES: layers, KEYS: parse_key_layers(metadata[KEY_LAYERS], layers, path) if partly else layers}
+        widths = {name: list(each.values()) for name, each in of.items()}
         if SCALES in tensors:
-            tensors = dequantize(tensors, list(layers.values()), path)
-        check_tensors(tensors, layers, path)
+            tensors = dequantize(tensors, widths, path)
+        check_tensors(tensors, widths, path)
+        require(not partly or KEYS in tensors, path, f"it has {KEY_LAYERS}, but no trained keys")
         at_word = version != FIRST and parse_keys_at(metadata.get(KEYS_AT), tensors, path)
         key_lock = parse_key_lock(metadata.get(KEY_LOCK, "0"), path) if at_word else 0.0
         words = {name.removeprefix("word."): t.float() for name, t in tensors.items() if name.startswith("word.")}
         outputs = {
-            which: dict(zip(layers, tensors[f"target_outputs_{which}"].float().split(list(layers.values()), dim=-1), strict=True))
-            for which in "vk"
-            if f"target_outputs_{which}" in tensors
+            name: dict(zip(each, tensors[name].float().split(widths[name], dim=-1), strict=True))
+            for name, each in of.items()
+            if name in tensors
         }
         bias, temperature, strength = parse_gate(metadata.get("gate", ""), path)
         return cls(
@@ -264,8 +282,8 @@ class Concept:
             target_input=tensors["target_input"].float(),
             probe=tensors["probe"].float(),
             superclass_encoding=tensors["superclass_encoding"].float(),
-            values=outputs.get("v", {}),
-            keys=outputs.get("k", {}),
+            values=outputs.get(VALUES, {}),
+            keys=outputs.get(KEYS, {}),
             keys_at_word=at_word,
             key_lock=key_lock,
             bias=bias,

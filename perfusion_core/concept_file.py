@@ -21,7 +21,7 @@ from .safe_files import require
 FORMAT = "perfusion"
 
 
-VERSIONS = FIRST, AT_WORD_SINCE = "1", "2"
+VERSIONS = FIRST, AT_WORD_SINCE, KEY_LAYERS_SINCE = "1", "2", "3"
 """The versions that can be read. A concept is written in the oldest version that fits, so that older packs can read it too."""
 
 
@@ -29,8 +29,16 @@ KEYS_AT, WORD = "keys_at", "word"
 """The metadata entry, and its only value, for trained keys that are edited only at the concept's own word; since AT_WORD_SINCE."""
 
 
+KEY_LAYERS = "key_layers"
+"""The metadata entry that lists the layers with trained keys, if not all layers have them; since KEY_LAYERS_SINCE."""
+
+
 KEY_LOCK = "key_lock"
 """The metadata entry that says how far such keys are locked to the superclass."""
+
+
+VALUES, KEYS = "target_outputs_v", "target_outputs_k"
+"""The names of the tensors of target outputs."""
 
 
 MAX_BYTES = 16 * 2**20
@@ -123,13 +131,25 @@ def unpack_layers(text: str, path: Path) -> dict[str, int]:
     return layers
 
 
-def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path: Path) -> None:
-    """Raise PerfusionError about the file `path` unless its tensors are those of a concept with these layers."""
+def parse_key_layers(text: str, layers: Mapping[str, int], path: Path) -> dict[str, int]:
+    """Return the layers with trained keys, some of `layers` in their order; raise PerfusionError about `path` if they are not."""
+    found = unpack_layers(text, path)
+    good = bool(found) and list(found.items()) == [each for each in layers.items() if each[0] in found]
+    require(good, path, f"its {KEY_LAYERS} are not some of its layers, in their order")
+    return found
+
+
+def check_tensors(tensors: Mapping[str, Tensor], widths: Mapping[str, list[int]], path: Path) -> None:
+    """Raise PerfusionError about the file `path` unless its tensors are those of a concept.
+
+    `widths` are those of the layers in target outputs, by the tensors' names.
+    """
+    layers = widths[VALUES]
     words = {name for name in tensors if re.fullmatch(r"word\.\w{1,40}", name)}
-    outputs = {"target_outputs_v", "target_outputs_k"} & set(tensors)
+    outputs = set(widths) & set(tensors)
     require(bool(layers) or not outputs, path, "it contains target outputs, but its list of layers is empty")
-    needed = {"target_input", "probe", "superclass_encoding"} | ({"target_outputs_v"} if layers else set())
-    missing, extra = needed - set(tensors), set(tensors) - words - needed - {"target_outputs_k"}
+    needed = {"target_input", "probe", "superclass_encoding"} | ({VALUES} if layers else set())
+    missing, extra = needed - set(tensors), set(tensors) - words - needed - {KEYS}
     require(not missing, path, f"these tensors are missing: {', '.join(sorted(missing))}")
     require(not extra, path, f"it contains tensors that do not belong to a concept: {repr(sorted(extra))[1:200]}")
     require(bool(words), path, "it lacks a learned word")
@@ -138,11 +158,11 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
         good = len(shape) == 2 and 1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= 8192
         require(good, path, f"{name} has the shape {shape} instead of (1 to {MAX_VECTORS}, at most 8192)")
     require(len({tensors[name].shape[0] for name in words}) == 1, path, "its words have different numbers of vectors")
-    width, total = tensors["target_input"].numel(), sum(layers.values())
-    expected = {name: total if name.startswith("target_outputs") else width for name in set(tensors) - words}
+    width = tensors["target_input"].numel()
+    expected = {name: sum(widths[name]) if name in widths else width for name in set(tensors) - words}
     for name, size in sorted(expected.items()):
         shape = tuple(tensors[name].shape)
-        good = shape == (size,) or (shape == (POSITIONS, size) and name.startswith("target_outputs"))
+        good = shape == (size,) or (shape == (POSITIONS, size) and name in widths)
         require(good, path, f"{name} has the shape {shape} instead of ({size},)")
     for name, tensor in tensors.items():
         require(tensor.dtype in DTYPES, path, f"{name} contains {tensor.dtype} instead of float16, bfloat16 or float32")
@@ -153,7 +173,7 @@ def check_tensors(tensors: Mapping[str, Tensor], layers: Mapping[str, int], path
 def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -> bool:
     """Return whether keys are edited only at the concept's own word; raise PerfusionError about the file `path` if malformed."""
     require(text in (None, WORD), path, f"its {KEYS_AT} is not {WORD!r}, the only value that it may have")
-    require(text is None or "target_outputs_k" in tensors, path, f"it has {KEYS_AT}, but no trained keys")
+    require(text is None or KEYS in tensors, path, f"it has {KEYS_AT}, but no trained keys")
     return text is not None
 
 

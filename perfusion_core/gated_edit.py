@@ -142,8 +142,8 @@ class Edit:
         temperature: τ, float32 [J].
         strength: share of the edit that is applied, between 0 and 1, float32 [J].
         values: layer name -> o*_V, [J, m], or [J, P, m] if they differ by token position (see `by_position`).
-        keys: layer name -> o*_K, likewise, for concepts whose keys were trained; rows of concepts with locked keys are ignored.
-        keys_trained: bool [J], whether a concept's keys were trained.
+        keys: layer name -> o*_K, likewise, for layers in which any concept's keys were trained; rows of the others are ignored.
+        keys_trained: layer name -> bool [J], for the same layers: whether a concept's keys were trained there.
         keys_at_word: bool [J], whether a concept's keys are edited only at its own word, where its similarity is at least
             OWN_SIMILARITY; static mode, which has no gates, ignores it. None if this applies to no concept.
         key_lock: how far trained keys stay locked to the superclass, [J]: 0 uses them as learned, 1 the locked ones. None is 0 for
@@ -159,7 +159,7 @@ class Edit:
     strength: Tensor
     values: Mapping[str, Tensor]
     keys: Mapping[str, Tensor] = field(default_factory=dict)
-    keys_trained: Tensor | None = None
+    keys_trained: Mapping[str, Tensor] = field(default_factory=dict)
     keys_at_word: Tensor | None = None
     key_lock: Tensor | None = None
 
@@ -294,7 +294,7 @@ class Edit:
             keys, locked = promote_dtypes(keys, targets.reshape(rows))
             if self.key_lock is not None:
                 keys = torch.lerp(keys, locked, self.key_lock.to(keys.dtype).reshape(rows))
-            targets = torch.where(self.keys_trained.reshape(rows), keys, locked)
+            targets = torch.where(self.keys_trained[layer].reshape(rows), keys, locked)
         return self._correction(by.keys, projected[:count], targets)
 
     @staticmethod

@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from .safe_files import require
 
 SCALES = "scales"
-OUTPUTS = "target_outputs"
 INT8, UINT4 = torch.int8, torch.uint4
 LARGEST = {INT8: 127, UINT4: 7}
 GROUP = 32
 UNFIT = "its scales do not match its tensors"
 
 
-def quantize(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype) -> dict[str, Tensor]:
-    """Return the tensors, which must be finite, quantised to INT8 or UINT4, with their scales, by name.
+Widths = Mapping[str, list[int]]
+"""Name of target outputs -> the widths of their layers."""
 
-    `widths` are those of the layers in target outputs.
-    """
+
+def quantize(tensors: Mapping[str, Tensor], widths: Widths, kind: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors, which must be finite, quantised to INT8 or UINT4, with their scales, by name."""
     found, scales = {}, []
     for name in sorted(tensors):
         tensor = tensors[name].float()
-        if kind == UINT4 and name.startswith(OUTPUTS):
+        if kind == UINT4 and name in widths:
             found |= _packed(name, tensor)
             continue
         whole = []
-        for part in _parts(name, tensor, widths):
+        for part in _parts(tensor, widths.get(name)):
             scale = _scale(part.abs().amax(), INT8)
             whole.append((part / scale).round().to(torch.int8))
             scales.append(scale)
@@ -45,34 +45,35 @@ def quantize(tensors: Mapping[str, Tensor], widths: list[int], kind: torch.dtype
     return found | {SCALES: torch.stack(scales)}
 
 
-def dequantize(tensors: Mapping[str, Tensor], widths: list[int], path: Path) -> dict[str, Tensor]:
+def dequantize(tensors: Mapping[str, Tensor], widths: Widths, path: Path) -> dict[str, Tensor]:
     """Return the float32 tensors that `quantize` quantised.
 
     Raises:
         PerfusionError: about the file `path`: scales and tensors do not match, or a restored tensor is not finite.
     """
-    found, width = {}, sum(widths)
-    packed = [name for name, tensor in tensors.items() if name.startswith(OUTPUTS) and tensor.dtype == torch.uint8]
+    found = {}
+    packed = [name for name, tensor in tensors.items() if name in widths and tensor.dtype == torch.uint8]
     for name in packed:
-        found[name] = _unpacked(tensors[name], tensors.get(f"{name}.{SCALES}"), width, path)
+        found[name] = _unpacked(tensors[name], tensors.get(f"{name}.{SCALES}"), sum(widths[name]), path)
     taken = {SCALES, *packed, *(f"{name}.{SCALES}" for name in packed)}
     whole = {name: tensor for name, tensor in tensors.items() if name not in taken}
-    require(bool(widths) or not any(name.startswith(OUTPUTS) for name in tensors), path, UNFIT)
-    scales, eights = tensors[SCALES], [name for name in whole if name.startswith(OUTPUTS)]
+    require(all(bool(widths[name]) for name in widths if name in tensors), path, UNFIT)
+    scales, eights = tensors[SCALES], [name for name in whole if name in widths]
     require(all(tensor.dtype == torch.int8 and tensor.ndim > 0 for tensor in whole.values()), path, UNFIT)
-    require(all(whole[name].shape[-1] == width for name in eights), path, UNFIT)
-    require(scales.dtype == torch.float32 and scales.shape == (len(whole) + len(eights) * (len(widths) - 1),), path, UNFIT)
+    require(all(whole[name].shape[-1] == sum(widths[name]) for name in eights), path, UNFIT)
+    count = len(whole) + sum(len(widths[name]) - 1 for name in eights)
+    require(scales.dtype == torch.float32 and scales.shape == (count,), path, UNFIT)
     left = iter(scales)
     for name in sorted(whole):
-        found[name] = torch.cat([part.float() * next(left) for part in _parts(name, whole[name], widths)], dim=-1)
+        found[name] = torch.cat([part.float() * next(left) for part in _parts(whole[name], widths.get(name))], dim=-1)
     for name, tensor in found.items():
         require(bool(tensor.isfinite().all()), path, f"{name} contains infinity")
     return found
 
 
-def _parts(name: str, tensor: Tensor, widths: list[int]) -> list[Tensor]:
+def _parts(tensor: Tensor, widths: list[int] | None) -> list[Tensor]:
     """Return the parts of a tensor that have one scale each: every layer's columns of target outputs, else the whole tensor."""
-    return list(tensor.split(widths, dim=-1)) if name.startswith(OUTPUTS) else [tensor]
+    return [tensor] if widths is None else list(tensor.split(widths, dim=-1))
 
 
 def _scale(largest: Tensor, kind: torch.dtype) -> Tensor:

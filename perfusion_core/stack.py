@@ -61,10 +61,8 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
                 f"{concept.trigger} and {stack[0].trigger} were trained on models of different shapes; combine only concepts "
                 "trained on models of the same shape."
             )
-    trained, at_word = (torch.tensor(each) for each in ([bool(c.keys) for c in stack], [c.keys_at_word for c in stack]))
-    keys = {}
-    if trained.any():
-        keys = {layer: stacked([c.keys.get(layer, c.values[layer]) for c in stack]) for layer in layers}
+    at_word = torch.tensor([c.keys_at_word for c in stack])
+    trained = {layer: torch.tensor([layer in c.keys for c in stack]) for layer in layers if any(layer in c.keys for c in stack)}
     return Edit(
         mode=mode,
         target_inputs=torch.stack([c.target_input for c in stack]),
@@ -74,7 +72,7 @@ def edit_of(stack: Stack, mode: str) -> Edit | None:
         temperature=torch.tensor([c.temperature for c in stack]),
         strength=torch.tensor([c.strength for c in stack]),
         values={layer: stacked([c.values[layer] for c in stack]) for layer in layers},
-        keys=keys,
+        keys={layer: stacked([c.keys.get(layer, c.values[layer]) for c in stack]) for layer in trained},
         keys_trained=trained,
         keys_at_word=at_word if at_word.any() else None,
         key_lock=torch.tensor([c.key_lock for c in stack]) if at_word.any() else None,

@@ -16,6 +16,8 @@ from perfusion_fleet import inside
 
 inside.enter_with_pack(Path(sys.argv[1]))
 
+import comfy.model_base  # noqa: E402
+import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 
 from tests import tiny  # noqa: E402
@@ -46,6 +48,11 @@ def concept_for(model: object) -> object:
     return Concept("<it>", "teddy", host.family_of(model), {"clip_l": wide[None]}, wide, wide, wide, outputs)
 
 
+def fine_layers(model: object) -> list[str]:
+    """The blocks whose layers have the highest resolution, one entry for each layer."""
+    return sorted(".".join(layer.split(".")[:2]) for layer in host.fine_layers_of(model))
+
+
 def layouts(models: dict[str, object]) -> dict:
     """Of each layout, its family, its layers, the bytes of a concept's file and what it says to concepts of all."""
     concepts = {name: concept_for(model) for name, model in models.items()}
@@ -64,14 +71,19 @@ def layouts(models: dict[str, object]) -> dict:
     return found
 
 
-unets = layouts({name: tiny.weightless(tiny.whole(name)) for name in tiny.DEPTHS})
+models = {name: tiny.weightless(tiny.whole(name)) for name in tiny.DEPTHS}
+unets = layouts(models)
+models["SD15"] = tiny.weightless(comfy.supported_models.SD15(dict(tiny.SD15)), comfy.model_base.BaseModel)
+transformers = tiny.transformers()
 for name, each in unets.items():
     each["blocks"] = sum(max(0, depth) for depth in (*tiny.DEPTHS[name][0], tiny.DEPTHS[name][1], *tiny.DEPTHS[name][2]))
 print(
     json.dumps(
         {
             "unets": unets,
-            "transformers": layouts(tiny.transformers()),
+            "transformers": layouts(transformers),
+            "fine": {name: fine_layers(model) for name, model in models.items()},
+            "not fine": [refused(lambda model=model: host.fine_layers_of(model)) for model in transformers.values()],
             "VACE": refused(lambda: host.check_trainable(tiny.vace(), None)),
             "joint": {name: said(model, concept_for(tiny.weightless(tiny.whole("SDXL")))) for name, model in tiny.joint().items()},
         }

@@ -25,7 +25,7 @@ from torch import Tensor
 from perfusion_core import PerfusionError, safe_files
 from perfusion_core.concept import Concept, check_trigger
 from perfusion_core.concept_file import DETAILS, MAX_BYTES, MAX_PREVIEW, READABLE, VERSIONS, pack_layers, unpack_layers
-from perfusion_core.gated_edit import EXACT, MODES
+from perfusion_core.gated_edit import EXACT, MODES, Coefficients
 from perfusion_core.lora_export import corrections
 from perfusion_core.quantization import INT8, UINT4
 from perfusion_core.stack import combine, edit_of, with_outputs
@@ -729,8 +729,54 @@ def test_keys_at_the_word_are_in_files_of_the_second_version_alone(path: Path) -
         assert Concept.load(path).keys_at_word and Concept.load(path).key_lock == 0.3
     assert at_word.with_settings(key_lock=0.8).key_lock == 0.8 and trained.with_settings(key_lock=0.8) == trained
     edit = edit_of((trained, at_word), EXACT)
-    assert edit.keys_at_word.tolist() == [False, True] and edit.keys_trained.tolist() == [True, True]
+    assert edit.keys_at_word.tolist() == [False, True]
+    assert all(each.tolist() == [True, True] for each in edit.keys_trained.values())
     assert edit.key_lock.tolist() == pytest.approx([0, 0.3])
+
+
+@pytest.mark.parametrize("at_word", [False, True])
+def test_keys_in_some_layers_are_in_files_of_the_third_version_alone(at_word: bool, path: Path) -> None:
+    whole = replace(concept_of(TINY_LAYERS, keys=True), keys_at_word=at_word)
+    chosen = dict(list(TINY_LAYERS.items())[1:])
+    partly = replace(whole, keys={layer: whole.keys[layer] for layer in chosen})
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, INT8, UINT4):
+        whole.save(path, dtype)
+        exact = Concept.load(path)
+        partly.save(path, dtype)
+        metadata = parts_of(path)[1]
+        assert metadata["version"] == "3" and metadata["key_layers"] == pack_layers(chosen)
+        found = Concept.load(path)
+        assert found.key_layers == chosen and found.layers == TINY_LAYERS and found.keys_at_word == at_word
+        assert all(torch.equal(found.values[layer], exact.values[layer]) for layer in TINY_LAYERS)
+        if dtype != UINT4:  # whose groups of columns begin elsewhere
+            assert all(torch.equal(found.keys[layer], exact.keys[layer]) for layer in chosen)
+    assert Concept.load(path).keys[next(iter(chosen))].shape == (next(iter(chosen.values())),)
+
+
+def test_refuses_key_layers_that_are_not_some_of_its_layers(path: Path) -> None:
+    whole = concept_of(TINY_LAYERS, keys=True)
+    chosen = dict(list(TINY_LAYERS.items())[1:])
+    replace(whole, keys={layer: whole.keys[layer] for layer in chosen}).save(path, torch.float32)
+    tensors, metadata = parts_of(path)
+    (name, width), *_ = chosen.items()
+    for text in (
+        "",
+        pack_layers({"other.attn2": 4}),
+        pack_layers({name: width + 1}),
+        pack_layers(dict(reversed(TINY_LAYERS.items()))),
+    ):
+        safetensors.torch.save_file(tensors, path, metadata | {"key_layers": text})
+        with pytest.raises(PerfusionError, match="its key_layers are not some of its layers, in their order"):
+            Concept.load(path)
+    without = {key: each for key, each in tensors.items() if key != "target_outputs_k"}
+    safetensors.torch.save_file(without, path, metadata)
+    with pytest.raises(PerfusionError, match="it has key_layers, but no trained keys"):
+        Concept.load(path)
+    # Without the entry, and in earlier versions, all layers have trained keys, which these tensors do not fit.
+    for change in ({"version": "1"}, {"version": "2"}):
+        safetensors.torch.save_file(tensors, path, metadata | change)
+        with pytest.raises(PerfusionError, match="target_outputs_k has the shape"):
+            Concept.load(path)
 
 
 def test_refuses_keys_at_another_place_or_without_keys(path: Path) -> None:
@@ -1015,8 +1061,9 @@ def test_the_edit_of_locked_and_trained_concepts() -> None:
     locked, trained = concept_of(TINY_LAYERS, seed=1, bias=0.3), concept_of(TINY_LAYERS, seed=2, keys=True, strength=0.5)
     trained = replace(trained, probe=trained.probe * 50)
     edit = edit_of((locked, trained), EXACT)
-    assert edit.keys_trained.tolist() == [False, True] and set(edit.keys) == set(edit.values) == set(TINY_LAYERS)
+    assert set(edit.keys) == set(edit.keys_trained) == set(edit.values) == set(TINY_LAYERS)
     for layer in TINY_LAYERS:
+        assert edit.keys_trained[layer].tolist() == [False, True]
         assert torch.equal(edit.keys[layer][1], trained.keys[layer])
         assert torch.equal(edit.values[layer], torch.stack([locked.values[layer], trained.values[layer]]))
     assert edit.bias.tolist() == pytest.approx([0.3, 0.6]) and edit.strength.tolist() == [1.0, 0.5]
@@ -1035,7 +1082,23 @@ def test_the_edit_of_locked_and_trained_concepts() -> None:
 
 def test_the_edit_of_locked_concepts_holds_no_keys() -> None:
     edit = edit_of(tuple(some(2)), EXACT)
-    assert edit.keys == {} and edit.keys_trained.tolist() == [False, False]
+    assert edit.keys == edit.keys_trained == {}
+
+
+def test_the_edit_of_a_concept_with_keys_in_some_layers_keeps_its_others_locked() -> None:
+    everywhere, partly = concept_of(TINY_LAYERS, seed=1, keys=True), concept_of(TINY_LAYERS, seed=2, keys=True)
+    first, *others = TINY_LAYERS
+    partly = replace(partly, keys={first: partly.keys[first]}, keys_at_word=True)
+    alone, both = edit_of((partly,), EXACT), edit_of((everywhere, partly), EXACT)
+    assert set(alone.keys) == {first} and set(both.keys) == set(TINY_LAYERS)
+    assert both.keys_trained[first].tolist() == [True, True]
+    assert all(both.keys_trained[layer].tolist() == [True, False] for layer in others)
+    for layer, width in TINY_LAYERS.items():
+        weight = torch.randn(width, 8, generator=torch.Generator().manual_seed(3))
+        by = Coefficients(torch.zeros(1, 2, 2), torch.eye(2)[None])
+        got = both.key_correction(layer, by, lambda vectors, weight=weight: vectors @ weight.T)[0]
+        wanted = partly.keys[layer] if layer == first else weight @ partly.superclass_encoding
+        torch.testing.assert_close(got, torch.stack([everywhere.keys[layer], wanted]))
 
 
 @pytest.mark.parametrize("mode", MODES)

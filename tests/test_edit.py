@@ -101,7 +101,6 @@ class World:
             temperature=torch.full((self.count,), 0.15, dtype=dtype),
             strength=torch.ones(self.count, dtype=dtype),
             values={LAYER: self.values.to(dtype)},
-            keys_trained=torch.zeros(self.count, dtype=torch.bool),
         )
         return replace(made, **changed)
 
@@ -518,7 +517,7 @@ def test_trained_keys_are_read_for_trained_concepts_alone() -> None:
     world = World.of(2)
     keys = world.keys.float().clone()
     keys[0] = 1e6
-    edit = world.edit(PAPER, keys={LAYER: keys}, keys_trained=torch.tensor([False, True]))
+    edit = world.edit(PAPER, keys={LAYER: keys}, keys_trained={LAYER: torch.tensor([False, True])})
     outputs = torch.stack([world.to_k @ world.superclass[0], world.keys[1]])
     wanted = complement(world, world.encoding, [0, 1]) @ world.to_k.T + world.gates() @ outputs
     assert error(edited(world, edit, "k"), wanted) <= AGREE
@@ -529,7 +528,7 @@ def test_trained_keys_are_read_for_trained_concepts_alone() -> None:
 @pytest.mark.parametrize("mode", [PAPER, EXACT, APPROXIMATE])
 def test_keys_at_the_word_are_edited_where_the_encoding_is_like_the_concept_alone(mode: str) -> None:
     world = World.of(2)
-    everywhere = world.edit(mode, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True, True]))
+    everywhere = world.edit(mode, keys={LAYER: world.keys.float()}, keys_trained={LAYER: torch.tensor([True, True])})
     at_word = replace(everywhere, keys_at_word=torch.tensor([False, True]))
     own = world.sims()[..., 1] >= OWN_SIMILARITY
     assert own.any() and not own.all()
@@ -537,7 +536,7 @@ def test_keys_at_the_word_are_edited_where_the_encoding_is_like_the_concept_alon
     torch.testing.assert_close(other[own], one[own])
     # Elsewhere the keys are those of the first concept's edit alone.
     first = World(world.inverse, *(getattr(world, name)[:1] for name in CONCEPTS), world.to_k, world.to_v, world.encoding)
-    alone = first.edit(mode, keys={LAYER: first.keys.float()}, keys_trained=torch.tensor([True]))
+    alone = first.edit(mode, keys={LAYER: first.keys.float()}, keys_trained={LAYER: torch.tensor([True])})
     torch.testing.assert_close(other[~own], edited(first, alone, "k")[~own], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(other[~own], one[~own], rtol=1e-2)
     assert torch.equal(edited(world, at_word, "v"), edited(world, everywhere, "v"))
@@ -546,7 +545,8 @@ def test_keys_at_the_word_are_edited_where_the_encoding_is_like_the_concept_alon
 def test_trained_keys_can_be_locked_to_a_degree() -> None:
     world = World.of(2)
     trained, locked = (
-        world.edit(PAPER, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([each, True])) for each in (True, False)
+        world.edit(PAPER, keys={LAYER: world.keys.float()}, keys_trained={LAYER: torch.tensor([each, True])})
+        for each in (True, False)
     )
     as_learned, first_locked = (edited(world, edit, "k") for edit in (trained, locked))
     for share in (0.0, 0.3, 1.0):
@@ -558,13 +558,13 @@ def test_trained_keys_can_be_locked_to_a_degree() -> None:
 
 def test_without_gates_keys_at_the_word_are_edited_like_others() -> None:
     world = World.of(1)
-    edit = world.edit(STATIC, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True]))
+    edit = world.edit(STATIC, keys={LAYER: world.keys.float()}, keys_trained={LAYER: torch.tensor([True])})
     assert torch.equal(edited(world, replace(edit, keys_at_word=torch.tensor([True])), "k"), edited(world, edit, "k"))
 
 
 def test_trained_keys_are_not_rounded_to_the_hosts_precision() -> None:
     world = World.of(1)
-    edit = world.edit(PAPER, keys={LAYER: world.keys.float()}, keys_trained=torch.tensor([True]))
+    edit = world.edit(PAPER, keys={LAYER: world.keys.float()}, keys_trained={LAYER: torch.tensor([True])})
     by = Coefficients(remove=torch.zeros(1, 1, 1), add=torch.ones(1, 1, 1))
     got = edit.key_correction(LAYER, by, rows(world.to_k.half()))
     assert torch.equal(got.flatten(), world.keys.float().flatten())
@@ -602,7 +602,7 @@ def test_half_precision_encodings_are_measured_in_float32_under_autocast_too(hal
 def test_to_moves_every_tensor_and_nothing_else() -> None:
     world = World.of(2)
     trained = torch.tensor([True, False])
-    edit = world.edit(EXACT, keys={LAYER: world.keys.float()}, keys_trained=trained, keys_at_word=trained)
+    edit = world.edit(EXACT, keys={LAYER: world.keys.float()}, keys_trained={LAYER: trained}, keys_at_word=trained)
     edit = replace(edit, key_lock=torch.tensor([0.5, 0.0]))
     moved = edit.to("meta")
     assert moved.mode == EXACT
@@ -621,7 +621,7 @@ def test_gradients_agree_with_finite_differences(mode: str, count: int) -> None:
     encoding = world.encoding[:1, :4].clone()
     edit = world.edit(mode, torch.float64, keys={LAYER: world.keys})
     even, warm = torch.arange(count) % 2 == 0, torch.full((count,), 0.3, dtype=torch.float64)
-    edit = replace(edit, keys_trained=even, keys_at_word=even, temperature=warm, key_lock=0.3 * even)
+    edit = replace(edit, keys_trained={LAYER: even}, keys_at_word=even, temperature=warm, key_lock=0.3 * even)
     assert (similarity(encoding, edit.probes) - OWN_SIMILARITY).abs().min() > 1e-4
     gates = edit.gates(encoding)
     assert (gates - GATE_CUTOFF).abs().min() > 1e-4

@@ -42,7 +42,7 @@ def outputs_of(world: World, edit: Edit, layer: str) -> tuple[Tensor, Tensor]:
     """o*_K and o*_V of a layer, float64."""
     keys = world.superclass @ layers_of(world)[layer][0].T
     if layer in edit.keys:
-        keys = torch.where(edit.keys_trained[:, None], edit.keys[layer].double(), keys)
+        keys = torch.where(edit.keys_trained[layer][:, None], edit.keys[layer].double(), keys)
     return keys, edit.values[layer].double()
 
 
@@ -65,7 +65,8 @@ def word_concept(trigger: str = "<a>", length: int = 1, **changed: object) -> Co
 def test_a_lora_added_to_the_weights_is_the_static_edit(count: int, trained: bool) -> None:
     world = World.of(count, alike=1.0)
     bias, strength = torch.linspace(0.3, 1.0, count), torch.linspace(1.0, 0.5, count)
-    keys = {"keys": {layer: world.keys.float() for layer in (LAYER, OTHER)}, "keys_trained": torch.arange(count) % 2 == 0}
+    even = torch.arange(count) % 2 == 0
+    keys = {"keys": {layer: world.keys.float() for layer in (LAYER, OTHER)}, "keys_trained": {LAYER: even, OTHER: ~even}}
     edit = static_edit(world, bias=bias, strength=strength, **(keys if trained else {}))
     tensors = lora_export.lora(edit, projected(world, edit), NAMES)
     assert len(tensors) == 3 * len(NAMES) and all(tensor.dtype == torch.float32 for tensor in tensors.values())

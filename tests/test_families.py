@@ -173,6 +173,25 @@ def test_transformers_of_real_sizes_have_all_their_layers_and_take_their_own_con
             assert wanted in told
 
 
+def test_fine_layers_are_those_of_the_highest_resolution_and_transformers_have_one_resolution(whole: dict) -> None:
+    """Whole layouts: SD1.5 has cross-attention at full resolution, SDXL and its kin from half of it on."""
+    outer, half = ([f"{way}_blocks.{i}" for way, i in each] for each in (
+        [("input", 1), ("input", 2), ("output", 10), ("output", 11), ("output", 9)],
+        [("input", 4), ("input", 5), ("output", 3), ("output", 4), ("output", 5)],
+    ))  # fmt: skip
+    koala = ["input_blocks.3"] * 2 + ["output_blocks.2"] * 2 + ["output_blocks.3"] * 2
+    assert whole["fine"] == {
+        "SD15": outer,
+        "SDXL": sorted(2 * half),
+        "SSD1B": sorted([*half[:3], *half]),
+        "Segmind_Vega": half,
+        "KOALA_700M": koala,
+        "KOALA_1B": koala,
+    }
+    assert len(whole["not fine"]) == 6
+    assert all(said.startswith("lock cannot be fine for this model") for said in whole["not fine"])
+
+
 def test_a_model_that_needs_a_control_video_is_not_taught(whole: dict) -> None:
     assert whole["VACE"].startswith("This model (VACE) needs a control video, which training cannot provide; ")
 

@@ -159,6 +159,27 @@ def test_keys_at_the_word_are_taught_saved_and_applied(server: Server) -> None:
     assert Concept.load(file).keys_at_word and set(Concept.load(file).keys) == set(Concept.load(file).values)
 
 
+def test_keys_in_the_layers_of_the_highest_resolution_are_taught_saved_and_applied(server: Server) -> None:
+    graph = Graph()
+    model, clip, vae = graph.checkpoint()
+    images, _ = graph.pictures(1)
+    train = graph.train(model, clip, vae, images, steps=1, lock="fine", superclass="monster")
+    graph.save([train, 0], "fine")
+    server.run(graph.nodes)
+    file = server.base / "models" / "perfusion" / "fine_00001.safetensors"
+    concept = Concept.load(file)
+    assert concept.keys_at_word and concept.key_lock == 0 and len(concept.values) == 7
+    assert {".".join(layer.split(".")[:2]) for layer in concept.keys} == {"input_blocks.1", "output_blocks.2", "output_blocks.3"}
+    # Its keys change what is sampled, in which nothing else differs.
+    graph, samples = Graph(), []
+    model, clip, _ = graph.checkpoint()
+    for lock in (0.0, 1.0):
+        patched, words = graph.apply(model, clip, graph.load(file.name, bias=0.3, key_lock=lock))
+        samples.append(graph.sample(patched, graph.text(words, f"a {concept.trigger}"), graph.text(words, "")))
+    one, other = latents(server, graph, *samples)
+    assert not torch.equal(one, other)
+
+
 def test_a_folder_of_pictures_of_any_size_with_captions_is_taken(server: Server) -> None:
     folder = server.base / "input" / "shapes"
     folder.mkdir()

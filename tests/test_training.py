@@ -30,13 +30,14 @@ from perfusion_core.training.loop import (
     rates,
     train,
 )
-from perfusion_core.training.settings import LOCAL, LOCKS, NO_EDIT, TRAINED, WORD, Settings
+from perfusion_core.training.settings import AT_WORD, FINE, LOCAL, LOCKS, NO_EDIT, TRAINED, WORD, Settings
 from perfusion_core.training.state import MAX_SCALE, TrainingState, inference_gate
 
 torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
 
 D, WIDTH, N = 12, 10, 14
 LAYERS = {"up.10.attn2": 5, "down.2.attn2": 6, "up.9.attn2": 5}
+FINEST = "up.10.attn2"
 """Not in the order of their names."""
 PICTURES, CHANNELS, SIZE = 3, 2, 4
 
@@ -98,6 +99,10 @@ class Painter:
         given = vectors.to(self.dtype)
         found = {layer: (given @ self.to_k[layer].T, given @ self.to_v[layer].T) for layer in LAYERS}
         return {layer: (k.detach().float(), v.detach().float()) for layer, (k, v) in found.items()}
+
+    def fine_layers(self) -> set[str]:
+        """See `Base.fine_layers`."""
+        return {FINEST}
 
     def paint(self, z: Tensor, time: Tensor, kv: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         """The prediction from noised latents [B, c, h, w] and every layer's keys and values [B, N, m]."""
@@ -217,11 +222,11 @@ def loss_over(state: TrainingState, inverse: Tensor, latents: Tensor, masks: Ten
     return sum(losses) / len(losses)
 
 
-KINDS = [{"lock": LOCAL}, {"lock": TRAINED}, {"lock": WORD}, {"mode": NO_EDIT}, {"initial_word": "old red bear"}]
+KINDS = [*({"lock": lock} for lock in LOCKS), {"mode": NO_EDIT}, {"initial_word": "old red bear"}]
 """Trainings of every kind."""
 
 
-@pytest.mark.parametrize(("lock", "mode"), [*itertools.product([LOCAL, TRAINED], MODES), (WORD, EXACT)])
+@pytest.mark.parametrize(("lock", "mode"), [*itertools.product([LOCAL, TRAINED], MODES), (WORD, EXACT), (FINE, EXACT)])
 def test_the_loss_falls(lock: str, mode: str, inverse: Tensor, latents: Tensor, masks: Tensor) -> None:
     settings = settings_of(steps=80, lock=lock, mode=mode, word_rate=0.02, output_rate=0.2)
     before = loss_over(initial_state(Painter(), "teddy bear", settings), inverse, latents, masks, settings)
@@ -304,10 +309,10 @@ def by_hand(
     kv = {}
     for layer in LAYERS:
         key = painter.to_k[layer] @ state.superclass_encoding.double()
-        if settings.lock != LOCAL:
+        if f"key.{layer}" in learned:
             key = learned[f"key.{layer}"]
         changed = opened[..., None] * key - (share * sim)[..., None] * (painter.to_k[layer] @ target)
-        at = 1.0 if settings.lock != WORD else (sim >= OWN_SIMILARITY)[..., None]
+        at = 1.0 if settings.lock not in AT_WORD else (sim >= OWN_SIMILARITY)[..., None]
         kv[layer] = (
             encodings @ painter.to_k[layer].T + at * changed,
             rest @ painter.to_v[layer].T + opened[..., None] * learned[f"value.{layer}"],
@@ -352,7 +357,7 @@ def test_gradients_agree_with_finite_differences_in_float64(
     learned |= {f"value.{layer}": each.double() for layer, each in state.values.items()}
     learned |= {f"key.{layer}": each.double() for layer, each in state.keys.items()}
     names = ["word", *(f"value.{layer}" for layer in state.values), *(f"key.{layer}" for layer in state.keys)]
-    assert len(names) == len(sums) == (1 if mode == NO_EDIT else 4 if lock == LOCAL else 7)
+    assert len(names) == len(sums) == (1 if mode == NO_EDIT else {LOCAL: 4, FINE: 5}.get(lock, 7))
 
     def value() -> float:
         return float(by_hand(painter, state, learned, draw, latents, masks, settings))
@@ -630,8 +635,8 @@ def test_nothing_but_word_outputs_and_target_input_changes(kind: dict, inverse: 
     assert not any(tensor.requires_grad for tensor in state.tensors().values())
     changed = {name for name, tensor in state.tensors().items() if name != "losses" and not torch.equal(tensor, first[name])}
     assert changed == set(first) - {"superclass_encoding", "losses", "scale"}
-    assert set(state.keys) == (set(LAYERS) if settings.lock != LOCAL else set())
-    assert state.concept(inverse, "<a>", "teddy", "sd1", settings).keys_at_word == (settings.lock == WORD)
+    assert set(state.keys) == {LOCAL: set(), FINE: {FINEST}}.get(settings.lock, set(LAYERS))
+    assert state.concept(inverse, "<a>", "teddy", "sd1", settings).keys_at_word == (settings.lock in AT_WORD)
     assert state.concept(inverse, "<a>", "teddy", "sd1", settings).key_lock == (0.5 if settings.lock == WORD else 0)
     assert set(state.values) == (set(LAYERS) if settings.mode != NO_EDIT else set())
 
@@ -740,7 +745,10 @@ def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: 
         ({"small": -0.1}, "small to be between 0 and 1"),
         ({"ema": -0.1}, "ema to be between 0 and 1"),
         ({"min_snr": -1.0}, "min_snr to be 0 or more"),
-        ({"lock": WORD, "mode": STATIC}, "an edit mode other than static, which has no gates, when lock is word"),
+        *(
+            ({"lock": lock, "mode": STATIC}, f"an edit mode other than static, which has no gates, when lock is {lock}")
+            for lock in AT_WORD
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(

@@ -47,6 +47,7 @@ ABLATIONS: dict[str, Ablation] = {
             "locked": Change(),
             "trained": Change({"lock": "trained"}),
             "at the word": Change({"lock": "word"}),
+            "in fine layers": Change({"lock": "fine"}),
             "at the word, three quarters locked": Change({"lock": "word"}, use={"settings": {"key_lock": 0.75}}, values=WIDER),
         },
         behind=("trained",),

@@ -16,7 +16,7 @@ from benchmarks.fidelity.concepts import MEASURED, Concept
 from benchmarks.fidelity.methods import LORA, Recipe, Use, rare
 from benchmarks.fidelity.trials import SEEDS, Trial, Workshop
 from benchmarks.lab import SAMPLING, Lab, draw, part, percent
-from perfusion_core.gated_edit import APPROXIMATE, EXACT, PAPER
+from perfusion_core.gated_edit import EXACT, PAPER
 from scripts.generate.make_workflows import SETTINGS, TOGETHER
 from scripts.harness.graphs import Graph, Link
 
@@ -27,7 +27,7 @@ GROUPS: dict[int, tuple[tuple[Concept, ...], ...]] = {
 }
 """Maps a size to its groups. MEASURED has two rounds of all four kinds; each of its concepts begins one group of each size, with
 those that follow it in its round."""
-OURS, AT_THE_WORD = "Perfusion", "Perfusion, keys at the word, half locked"
+OURS, FINE, AT_THE_WORD = "Perfusion", "Perfusion, keys in fine layers", "Perfusion, keys at the word, half locked"
 FILE = "fidelity-groups.png"
 
 
@@ -57,11 +57,10 @@ WAYS: dict[str, Way] = {
     "superclasses only": Way(),
     "Perfusion, with a region for each": perfusion(OURS, True),
     "Perfusion": perfusion(OURS, False),
-    f"{AT_THE_WORD}, with a region for each": perfusion(AT_THE_WORD, True),
+    f"{FINE}, with a region for each": perfusion(FINE, True),
+    FINE: perfusion(FINE, False),
     AT_THE_WORD: perfusion(AT_THE_WORD, False),
-    "Perfusion, keys at the word, three quarters locked": perfusion(AT_THE_WORD, False, key_lock=0.75),
     "Perfusion, the paper's form of the edit": perfusion(OURS, False, PAPER),
-    "Perfusion, approximate": perfusion(OURS, False, APPROXIMATE),
     **{f"LoRA, strength {strength:g}": Way("LoRA", settings=(("strength", strength),)) for strength in (0.75, 1.0)},
 }
 """Maps the name of a row to the way that it measures."""

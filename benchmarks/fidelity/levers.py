@@ -15,6 +15,7 @@ AS_TUNED = "the demo's settings"
 
 
 AT_THE_WORD: dict[str, object] = {"lock": "word"}
+FINE: dict[str, object] = {"lock": "fine"}
 
 
 def rates(word: float, output: float) -> dict[str, object]:
@@ -40,18 +41,21 @@ LEVERS: dict[str, Change] = {
     "keys at the word, three quarters locked": Change(AT_THE_WORD, use=locked(0.75)),
     "captions, keys at the word, unlocked": Change(AT_THE_WORD, {"captioned": 1.0}, locked(0)),
     "captions, keys at the word, half locked": Change(AT_THE_WORD, {"captioned": 1.0}),
-    "at the word, the paper's gates": Change({**AT_THE_WORD, **PAPER}, use=SHARP, values=(0.5, 0.6)),
-    "at the word, a bias of 0.5 in training": Change({**AT_THE_WORD, "train_bias": 0.5}, values=(0.5, 0.6)),
-    "at the word, no masks": Change(AT_THE_WORD, {"masks": NO_MASK}),
-    "at the word, mask not squared": Change(AT_THE_WORD, {"masks": PLAIN}),
-    "at the word, no min-SNR": Change({**AT_THE_WORD, "min_snr": 0.0}),
-    "at the word, gradient through the target input": Change({**AT_THE_WORD, "target_gradient": True}),
-    "at the word, two vectors": Change({**AT_THE_WORD, "initial_word": "{0} {0}"}),
-    "at the word, four vectors": Change({**AT_THE_WORD, "initial_word": "{0} {0} {0} {0}"}),
-    "at the word, a third of the word's rate": Change({**AT_THE_WORD, **rates(0.3, 1)}),
-    "at the word, three times the word's rate": Change({**AT_THE_WORD, **rates(3, 1)}),
-    "at the word, half the outputs' rate": Change({**AT_THE_WORD, **rates(1, 0.5)}),
-    "at the word, twice the outputs' rate": Change({**AT_THE_WORD, **rates(1, 2)}),
-    "at the word, twice the steps": Change({**AT_THE_WORD, "steps": 2 * TRAINING["steps"]}),
+    "keys in fine layers": Change(FINE),
+    "keys in fine layers, half locked": Change(FINE, use=locked(0.5)),
+    "captions, keys in fine layers": Change(FINE, {"captioned": 1.0}),
+    "fine layers, the paper's gates": Change({**FINE, **PAPER}, use=SHARP, values=(0.5, 0.6)),
+    "fine layers, a bias of 0.5 in training": Change({**FINE, "train_bias": 0.5}, values=(0.5, 0.6)),
+    "fine layers, no masks": Change(FINE, {"masks": NO_MASK}),
+    "fine layers, mask not squared": Change(FINE, {"masks": PLAIN}),
+    "fine layers, no min-SNR": Change({**FINE, "min_snr": 0.0}),
+    "fine layers, gradient through the target input": Change({**FINE, "target_gradient": True}),
+    "fine layers, two vectors": Change({**FINE, "initial_word": "{0} {0}"}),
+    "fine layers, four vectors": Change({**FINE, "initial_word": "{0} {0} {0} {0}"}),
+    "fine layers, a third of the word's rate": Change({**FINE, **rates(0.3, 1)}),
+    "fine layers, three times the word's rate": Change({**FINE, **rates(3, 1)}),
+    "fine layers, half the outputs' rate": Change({**FINE, **rates(1, 0.5)}),
+    "fine layers, twice the outputs' rate": Change({**FINE, **rates(1, 2)}),
+    "fine layers, twice the steps": Change({**FINE, "steps": 2 * TRAINING["steps"]}),
 }
 """Each is measured at VALUES. In `initial_word`, {0} stands for the superclass."""

@@ -8,7 +8,7 @@ embeddings of pictures. `folders`: where the host looks for concepts. `page_rout
 
 from .execution import Interrupted, check_interrupt, free_unused, memory_ran_out
 from .folders import FOLDER, listed
-from .model.families import clip_layer, encoders_of, encodings_adapted, family_of, kind_of, layers_of, width_of
+from .model.families import clip_layer, encoders_of, encodings_adapted, family_of, fine_layers_of, kind_of, layers_of, width_of
 from .model.identity import identity_of, identity_of_weights
 from .model.loading import layer_encodings, lora_names, projections
 from .page_routes import serve
@@ -91,6 +91,7 @@ __all__ = [
     "encodings",
     "encodings_adapted",
     "family_of",
+    "fine_layers_of",
     "free_memory",
     "free_unused",
     "gate_report",

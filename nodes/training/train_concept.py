@@ -18,7 +18,7 @@ from ...perfusion_core.gated_edit import MODES
 from ...perfusion_core.prompts import word_key
 from ...perfusion_core.stack import Stack
 from ...perfusion_core.training.lesson import Lesson
-from ...perfusion_core.training.settings import LOCKS, NO_EDIT, Settings
+from ...perfusion_core.training.settings import FINE, LOCKS, NO_EDIT, Settings
 from .. import host
 from ..charts import loss_plot, preview_bytes
 from ..io_types import CATEGORY, ConceptType, CovarianceType, size_input, validation_result
@@ -67,6 +67,8 @@ def check(
     check_words(superclass, trigger)
     if settings.mode != NO_EDIT:
         host.check_mode(model, settings.mode)
+        if settings.lock == FINE:
+            host.fine_layers_of(model)
     known = (*getattr(clip, "stack", ()), *host.stack_of(model))
     taken = [concept for concept in known if word_key(concept.trigger) == word_key(trigger)]
     if taken:
@@ -187,7 +189,8 @@ class PerfusionTrain(io.ComfyNode):
                     tooltip="local: where the word acts in the image is locked to the superclass. trained: where it acts is "
                     "learned too; images are closer to the pictures but further from the prompt. word: where it acts is learned, "
                     "but changed only at the trigger word itself; images are closest to the pictures, and closer to the prompt "
-                    "than with trained.",
+                    "than with trained. fine: like word, but only in the layers with the highest resolution; the others, which "
+                    "decide where things are, stay locked.",
                 ),
                 io.Combo.Input(
                     "edit_mode",

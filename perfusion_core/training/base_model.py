@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -74,6 +74,13 @@ class Base(Protocol):
 
     def project(self, vectors: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return layer -> (W_K v, W_V v), float32 [J, m] each, for vectors [J, d]."""
+
+    def fine_layers(self) -> Set[str]:
+        """Return the layers of the highest resolution.
+
+        Raises:
+            PerfusionError: all layers have the same resolution.
+        """
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
         """Return the model's prediction from noised latents and its target, [B, c, …, h, w] each.

@@ -19,7 +19,7 @@ from ..gated_edit import Edit
 from ..prompts import TEMPLATES
 from .base_model import Base
 from .lesson import Bucket, Lesson
-from .settings import LOCAL, NO_EDIT, WORD, Settings
+from .settings import AT_WORD, FINE, LOCAL, NO_EDIT, Settings
 from .state import MAX_SCALE, TrainingState
 
 BEFORE_1 = 1 - 2**-24
@@ -39,7 +39,8 @@ def initial_state(base: Base, superclass: str, settings: Settings) -> TrainingSt
     # Sorted, because a checkpoint restores layers in sorted order, and the optimizer's moments are stored by position.
     projected = dict(sorted(base.project(mean[None]).items())) if settings.mode != NO_EDIT else {}
     values = {layer: v[0].clone() for layer, (_, v) in projected.items()}
-    keys = {layer: k[0].clone() for layer, (k, _) in projected.items()} if settings.lock != LOCAL else {}
+    trained = base.fine_layers() if settings.lock == FINE else () if settings.lock == LOCAL else projected
+    keys = {layer: k[0].clone() for layer, (k, _) in projected.items() if layer in trained}
     return TrainingState(word, values, keys, mean.clone(), mean)
 
 
@@ -67,8 +68,8 @@ def edit_in_training(state: TrainingState, inverse: Tensor, settings: Settings, 
         strength=torch.ones(1, device=device),
         values={layer: o[None] for layer, o in state.values.items()},
         keys={layer: o[None] for layer, o in state.keys.items()},
-        keys_trained=torch.tensor([bool(state.keys)], device=device),
-        keys_at_word=torch.tensor([True], device=device) if settings.lock == WORD else None,
+        keys_trained={layer: torch.tensor([True], device=device) for layer in state.keys},
+        keys_at_word=torch.tensor([True], device=device) if settings.lock in AT_WORD else None,
     )
 
 

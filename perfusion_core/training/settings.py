@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from .. import PerfusionError
 from ..gated_edit import EXACT, MODES, STATIC
 
-LOCAL, TRAINED, WORD = LOCKS = "local", "trained", "word"
-"""Keys are locked to the superclass's keys (§4.1), learned like the values, or learned and edited only at the concept's own word.
+LOCAL, TRAINED, WORD, FINE = LOCKS = "local", "trained", "word", "fine"
+"""Keys are locked to the superclass's keys (§4.1), learned like the values, learned and edited only at the concept's own word, or
+this only in the layers of the highest resolution and locked in all others.
 
-The last goes beyond the paper: the tokens after the word keep their own keys, so that the rest of the prompt keeps its places in
-the picture. See `Edit.keys_at_word`.
+The last two go beyond the paper. With both, the tokens after the word keep their own keys, so that the rest of the prompt keeps
+its places in the picture; see `Edit.keys_at_word`. Where objects are in the picture is decided in the layers of lower resolution,
+where FINE keeps the superclass's keys, so that a concept does not take the place of a second object.
 """
+AT_WORD = WORD, FINE
+"""The locks with which keys are edited only at the concept's own word."""
 NO_EDIT = "none"
 """A mode in addition to `gated_edit.MODES`, for training only: layers are not edited, and only the word is learned."""
 
@@ -54,8 +58,8 @@ class Settings:
             "train_temperature to be above 0": (0 < self.temperature < math.inf, self.temperature),
             "train_bias to be a number": (math.isfinite(self.bias), self.bias),
             f"lock to be one of {', '.join(LOCKS[:-1])} or {LOCKS[-1]}": (self.lock in LOCKS, self.lock),
-            f"an edit mode other than {STATIC}, which has no gates, when lock is {WORD}": (
-                (self.lock, self.mode) != (WORD, STATIC),
+            f"an edit mode other than {STATIC}, which has no gates, when lock is {self.lock}": (
+                self.lock not in AT_WORD or self.mode != STATIC,
                 self.mode,
             ),
             f"the edit mode to be one of {', '.join(MODES)} or {NO_EDIT}": (self.mode in (*MODES, NO_EDIT), self.mode),

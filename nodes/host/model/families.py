@@ -8,7 +8,7 @@ import comfy.ldm.lightricks.model
 import comfy.ldm.pixart.pixartms
 import comfy.ldm.wan.model
 from comfy.ldm.modules.attention import BasicTransformerBlock
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, Upsample
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from comfy.sd1_clip import SDClipModel, SDTokenizer
@@ -215,6 +215,27 @@ def layers_of(model: ModelPatcher) -> dict[str, int]:
     if not found:
         raise PerfusionError(
             f"Perfusion needs a {KNOWN} model; this model does not have the cross-attention that those models have."
+        )
+    return found
+
+
+def fine_layers_of(model: ModelPatcher) -> set[str]:
+    """Return a MODEL's cross-attention layers of the highest resolution.
+
+    Raises:
+        PerfusionError: all of its layers have the same resolution, or Perfusion does not support models of this kind.
+    """
+    level, levels = 0, {}
+    # In the order in which a UNet runs them: a level ends with the module that halves or doubles the resolution.
+    for name, module in model.model.diffusion_model.named_modules():
+        level += isinstance(module, Downsample) - isinstance(module, Upsample)
+        levels[name] = level
+    layers = layers_of(model)
+    finest = min(levels[layer] for layer in layers)
+    found = {layer for layer in layers if levels[layer] == finest}
+    if len(found) == len(layers):
+        raise PerfusionError(
+            "lock cannot be fine for this model, because all of its layers have the same resolution; set lock to word or local."
         )
     return found
 

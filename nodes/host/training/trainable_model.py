@@ -12,7 +12,7 @@ from torch import Tensor
 from ....perfusion_core import PerfusionError
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
-from ..model.families import clip_model, encoders_of, kind_of, layers_of, unet_config_of
+from ..model.families import clip_model, encoders_of, fine_layers_of, kind_of, layers_of, unet_config_of
 from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project, unload_copies
 from ..text.encoding import Method, embed, prepare_clip, sections_of
 from ..text.encoding_notes import END
@@ -258,6 +258,10 @@ class TrainableModel:
         """See `Base.project`."""
         self._hold()
         return project(self.unet_weights, self.family, self.layers, vectors)
+
+    def fine_layers(self) -> set[str]:
+        """See `Base.fine_layers`."""
+        return fine_layers_of(self.model)
 
     def objective(self, latents: Tensor, noise: Tensor, time: Tensor, encoded: Encoded, edit: Edit | None) -> tuple[Tensor, Tensor]:
         """See `Base.objective`. The target is the model's output from which the host would compute exactly the original latents."""
