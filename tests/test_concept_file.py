@@ -747,6 +747,7 @@ def test_keys_in_some_layers_are_in_files_of_the_third_version_alone(at_word: bo
         assert metadata["version"] == "3" and metadata["key_layers"] == pack_layers(chosen)
         found = Concept.load(path)
         assert found.key_layers == chosen and found.layers == TINY_LAYERS and found.keys_at_word == at_word
+        assert found.with_settings(key_lock=0.8) == found
         assert all(torch.equal(found.values[layer], exact.values[layer]) for layer in TINY_LAYERS)
         if dtype != UINT4:  # whose groups of columns begin elsewhere
             assert all(torch.equal(found.keys[layer], exact.keys[layer]) for layer in chosen)
@@ -1141,21 +1142,22 @@ def test_words_alone_have_no_part_in_the_edit(mode: str) -> None:
             combine((first, clash))
 
 
-@pytest.mark.parametrize("at_word", [False, True])
-def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes(at_word: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", ["locked", "at the word", "at the word in this layer", "at the word in another layer"])
+def test_the_example_in_the_file_formats_page_makes_the_edit_that_it_describes(keys: str, tmp_path: Path) -> None:
     """Its lines, run on the demo's concept, against the core."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8"), re.S)
     given: dict = {}
     exec(code, given)
     path = ROOT / "demo" / "concepts" / "demo-monster.safetensors"
-    if at_word:
-        concept = Concept.load(path)
+    concept = Concept.load(path)
+    layer = list(concept.layers)[2]
+    if keys != "locked":
         path = tmp_path / "at-word.safetensors"
-        replace(concept, keys={layer: -each for layer, each in concept.values.items()}, keys_at_word=True, key_lock=0.3).save(
-            path, torch.float32
-        )
+        chosen = {"at the word in this layer": list(concept.layers)[1:3], "at the word in another layer": list(concept.layers)[3:]}
+        trained = {each: -concept.values[each] for each in chosen.get(keys, concept.layers)}
+        replace(concept, keys=trained, keys_at_word=True, key_lock=0.3).save(path, torch.float32)
     concept, (tensors, metadata) = Concept.load(path), given["load"](path)
-    layer, first, random = list(concept.layers)[2], 5, torch.Generator().manual_seed(1)
+    first, random = 5, torch.Generator().manual_seed(1)
     weights = {which: torch.randn(concept.layers[layer], 768, generator=random) / 28 for which in ("k", "v")}
     encodings = concept.target_input + 0.7 * concept.target_input.std() * torch.randn(12, 768, generator=random)
     encodings[:first] = torch.randn(first, 768, generator=random)

@@ -171,10 +171,11 @@ def test_keys_in_the_layers_of_the_highest_resolution_are_taught_saved_and_appli
     assert concept.keys_at_word and concept.key_lock == 0 and len(concept.values) == 7
     assert {".".join(layer.split(".")[:2]) for layer in concept.keys} == {"input_blocks.1", "output_blocks.2", "output_blocks.3"}
     # Its keys change what is sampled, in which nothing else differs.
+    replace(concept, keys={layer: -each for layer, each in concept.keys.items()}).save(file.with_name("turned.safetensors"))
     graph, samples = Graph(), []
     model, clip, _ = graph.checkpoint()
-    for lock in (0.0, 1.0):
-        patched, words = graph.apply(model, clip, graph.load(file.name, bias=0.3, key_lock=lock))
+    for name in (file.name, "turned.safetensors"):
+        patched, words = graph.apply(model, clip, graph.load(name, bias=0.3))
         samples.append(graph.sample(patched, graph.text(words, f"a {concept.trigger}"), graph.text(words, "")))
     one, other = latents(server, graph, *samples)
     assert not torch.equal(one, other)
