@@ -26,7 +26,6 @@ LEVELS = (0.95, 0.98, 0.99)
 DESCRIBED = "described in words, no training"
 OURS, WORD_ALONE, BY_NAME = "Perfusion", "superclass only, no training", "characters that the base model knows by name"
 VARIANTS = {
-    "Perfusion, keys in fine layers": ("Key-locking", "in fine layers"),
     "Perfusion, keys at the word, half locked": ("Key-locking", "at the word"),
     "Perfusion, keys at the word, three quarters locked": ("Key-locking", "at the word, three quarters locked"),
     "Perfusion, one picture": ("One picture", "one"),
