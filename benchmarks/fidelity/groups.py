@@ -28,7 +28,7 @@ GROUPS: dict[int, tuple[tuple[Concept, ...], ...]] = {
 """Maps a size to its groups. MEASURED has two rounds of all four kinds; each of its concepts begins one group of each size, with
 those that follow it in its round."""
 OURS, FINE, AT_THE_WORD = "Perfusion", "Perfusion, keys in fine layers", "Perfusion, keys at the word, half locked"
-FILE = "fidelity-groups.png"
+FILE = "fidelity-groups.jpg"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def shown(shop: Workshop, recipes: Recipes, out: Path) -> bool:
         return found
 
     of = [groups(recipes, name, size)[i].key() for size, i in chosen for name in WAYS]
-    return sheet.draw(shop, "groups-sheet", of, rows, [name.replace(", ", ",\n") for name in WAYS], out / FILE)
+    return sheet.draw(shop, "groups-sheet", of, rows, list(WAYS), out / FILE)
 
 
 def pictures(shop: Workshop, group: Group, places: list[str] | tuple[str, ...], lab: Lab | None = None) -> list[Tensor]:

@@ -65,9 +65,9 @@ def sheet(rows: Mapping[str, Sequence[Tensor]], columns: Sequence[str], path: Pa
             cell.imshow(picture.numpy(), interpolation="nearest")
             cell.set(xticks=[], yticks=[])
     for name, cell in zip(columns, axes[0], strict=True):
-        cell.set_title(name, fontsize=8)
+        cell.set_title(name.replace(", ", ",\n"), fontsize=8)
     figure.tight_layout(pad=0.3)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=DPI, pil_kwargs={"quality": 85})
     plt.close(figure)
 
 

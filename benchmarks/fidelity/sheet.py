@@ -19,7 +19,7 @@ SHOWN = 2
 """Number of images in each cell; a wide one counts as two."""
 ROWS = ((0, 0), (1, 3), (2, 4), (3, 5))
 """For each row the numbers of its concept and its prompt: one concept of each kind; the last prompt asks for two characters."""
-FILE = "fidelity-sheet.png"
+FILE = "fidelity-sheet.jpg"
 
 Rows = Mapping[str, Sequence[torch.Tensor]]
 Shown = Sequence[tuple[str, list[Trial], Curve]]
