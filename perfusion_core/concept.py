@@ -102,7 +102,7 @@ class Concept:
         values: layer -> o*_V, [m], or [POSITIONS, m] if they differ by token position; empty if the concept is only a word (Textual
             Inversion), which edits no layer.
         keys: layer -> o*_K, likewise, of the layers in which keys were trained; in the others, they are locked.
-        keys_at_word: whether the trained keys are edited only at the concept's own word; see `Edit.keys_at_word`.
+        keys_at_word: whether keys are edited only at the concept's own word, in all layers; see `Edit.keys_at_word`.
         key_lock: how far such keys stay locked to the superclass, between 0 and 1; 0 for all other concepts.
         bias: β at inference.
         temperature: τ at inference.

@@ -655,6 +655,16 @@ def test_a_word_alone_is_taught_without_an_edit(inverse: Tensor, latents: Tensor
     assert same(one, other) and len(one.learned()) == 1 and len(one.optimizer.moments) == 2
 
 
+def test_a_word_alone_needs_no_layers_of_a_high_resolution() -> None:
+    class Flat(Painter):
+        def fine_layers(self) -> set[str]:
+            raise PerfusionError("All layers have the same resolution.")
+
+    assert initial_state(Flat(), "teddy", settings_of(mode=NO_EDIT, lock=FINE)).keys == {}
+    with pytest.raises(PerfusionError, match="the same resolution"):
+        initial_state(Flat(), "teddy", settings_of(lock=FINE))
+
+
 def test_locked_keys_follow_the_superclass_and_trained_ones_what_was_learned(
     inverse: Tensor, latents: Tensor, masks: Tensor
 ) -> None:
@@ -739,7 +749,7 @@ def test_the_target_input_is_a_moving_average_of_the_concepts_encoding(inverse: 
         ({"temperature": 0.0}, "train_temperature to be above 0"),
         ({"temperature": float("nan")}, "train_temperature to be above 0"),
         ({"bias": float("nan")}, "train_bias to be a number"),
-        ({"lock": "global"}, "lock to be one of local, trained or word, but got global;"),
+        ({"lock": "global"}, "lock to be one of local, trained, word or fine, but got global;"),
         ({"mode": "both"}, "the edit mode to be one of exact, paper, approximate, static or none, but got both;"),
         ({"flip": 1.5}, "flip to be between 0 and 1"),
         ({"small": -0.1}, "small to be between 0 and 1"),

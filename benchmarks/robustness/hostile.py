@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -120,9 +120,11 @@ def kinds() -> dict[str, Kind]:
     def loaded(path: Path) -> None:
         use(Concept.load(path))
 
-    half, eight, four, whole = (
+    whole = concept(keys=True)
+    partly = replace(whole, keys={layer: whole.keys[layer] for layer in list(LAYERS)[1:]}, keys_at_word=True)
+    half, eight, four, keys = (
         saved(lambda path, one=one, kind=kind: one.save(path, kind))
-        for one, kind in ((concept(), torch.float16), (concept(), INT8), (concept(), UINT4), (concept(keys=True), torch.float32))
+        for one, kind in ((concept(), torch.float16), (whole, INT8), (partly, UINT4), (partly, torch.float32))
     )
     noted, picture = pictures.with_picture(half), pictures.picture("PNG", "RGBA")
     table = f"name,pictures,superclass\none,{pictures.pictures()},teddy\n".encode()
@@ -130,7 +132,7 @@ def kinds() -> dict[str, Kind]:
         "concept": Kind(half, loaded),
         "concept of eight bits": Kind(eight, loaded),
         "concept of four bits": Kind(four, loaded),
-        "concept with keys": Kind(whole, loaded),
+        "concept with keys": Kind(keys, loaded),
         "concept in a workflow": Kind(base64.b64encode(half), of_text),
         "covariance": Kind(saved(estimate().save), Covariance.load),
         "training checkpoint": Kind(training_state(), resumed),

@@ -67,8 +67,6 @@ def check(
     check_words(superclass, trigger)
     if settings.mode != NO_EDIT:
         host.check_mode(model, settings.mode)
-        if settings.lock == FINE:
-            host.fine_layers_of(model)
     known = (*getattr(clip, "stack", ()), *host.stack_of(model))
     taken = [concept for concept in known if word_key(concept.trigger) == word_key(trigger)]
     if taken:
@@ -364,6 +362,8 @@ class PerfusionTrain(io.ComfyNode):
         host.check_vae(vae)
         check(model, clip, superclass, trigger, size, covariance, settings)
         host.check_trainable(model, clip)
+        if settings.lock == FINE and settings.mode != NO_EDIT:
+            host.fine_layers_of(model)
         given: TrainingOptions = options[0] if options else TrainingOptions(previews=Previews.suited_to(model))
         ready = Preparation.of(images, masks, size, trigger, given)
         host.check_lengths(clip, ready.prompts(), trigger, superclass, settings.initial_word)

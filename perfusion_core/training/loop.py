@@ -39,7 +39,7 @@ def initial_state(base: Base, superclass: str, settings: Settings) -> TrainingSt
     # Sorted, because a checkpoint restores layers in sorted order, and the optimizer's moments are stored by position.
     projected = dict(sorted(base.project(mean[None]).items())) if settings.mode != NO_EDIT else {}
     values = {layer: v[0].clone() for layer, (_, v) in projected.items()}
-    trained = base.fine_layers() if settings.lock == FINE else () if settings.lock == LOCAL else projected
+    trained = () if settings.lock == LOCAL else base.fine_layers() if settings.lock == FINE and projected else projected
     keys = {layer: k[0].clone() for layer, (k, _) in projected.items() if layer in trained}
     return TrainingState(word, values, keys, mean.clone(), mean)
 
@@ -209,8 +209,10 @@ def gradients_in_range(
 def missing_gradient(state: TrainingState, of_outputs: Sequence[Tensor | None]) -> str:
     """Return the sentence that says which learned tensors the loss does not depend on, and which would therefore never learn."""
     layers = [*state.values, *state.keys]
-    without = [layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None]
-    where = f"{len(without)} of {len(layers)} edited layers (the first is {without[0]})" if without else "the prompt's encoding"
+    without = [*dict.fromkeys(layer for layer, gradient in zip(layers, of_outputs, strict=True) if gradient is None)]
+    where = (
+        f"{len(without)} of {len(state.values)} edited layers (the first is {without[0]})" if without else "the prompt's encoding"
+    )
     return (
         f"Training stopped at step {state.step + 1}: no gradient reached {where}. A patch on this model replaces its attention or "
         "computes it in a way that cannot be differentiated; train on the model without that patch."

@@ -8,7 +8,7 @@ from ..gated_edit import EXACT, MODES, STATIC
 
 LOCAL, TRAINED, WORD, FINE = LOCKS = "local", "trained", "word", "fine"
 """Keys are locked to the superclass's keys (§4.1), learned like the values, learned and edited only at the concept's own word, or
-this only in the layers of the highest resolution and locked in all others.
+the same only in the layers of the highest resolution, with locked keys in all others.
 
 The last two go beyond the paper. With both, the tokens after the word keep their own keys, so that the rest of the prompt keeps
 its places in the picture; see `Edit.keys_at_word`. Where objects are in the picture is decided in the layers of lower resolution,

@@ -51,7 +51,7 @@ class TrainingState:
     Attributes:
         word: the learned embedding vectors, by text encoder.
         values: layer -> o*_V, float32 [m]; empty if only the word is learned.
-        keys: layer -> o*_K, float32 [m], of the layers in which keys are learned; empty if only the word is learned.
+        keys: layer -> o*_K, float32 [m], of the layers in which keys are learned; empty if there are none.
         target_input: i*, a moving average of the concept's encodings, float32 [d].
         superclass_encoding: float32 [d].
         losses: one per step.
