@@ -303,8 +303,8 @@ class PerfusionConceptSettings(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Only for concepts trained with lock set to word: how strongly their keys stay locked to the plain "
-                    "word. Lower: more of the concept; higher: more room for other things in the prompt.",
+                    tooltip="Only for concepts trained with lock set to word or fine: how strongly their keys stay locked to the "
+                    "plain word. Lower: more of the concept; higher: more room for other things in the prompt.",
                 ),
                 io.Boolean.Input(
                     "own_values",

@@ -148,13 +148,13 @@ class Concept:
     def with_settings(self, **settings: str | float | Tensor | Schedule) -> "Concept":
         """Return a copy of the concept with another bias, temperature, strength, trigger, region or schedule.
 
-        `key_lock` changes only a concept that has keys at its word in all layers.
+        `key_lock` changes only a concept that has keys at its word.
 
         Raises:
             PerfusionError: the trigger is not a valid trigger word.
         """
         check_trigger(str(settings.get("trigger", self.trigger)))
-        if not self.keys_at_word or self.key_layers != self.layers:
+        if not self.keys_at_word:
             settings.pop("key_lock", None)
         return replace(self, **settings)
 

@@ -168,7 +168,7 @@ def test_keys_in_the_layers_of_the_highest_resolution_are_taught_saved_and_appli
     server.run(graph.nodes)
     file = server.base / "models" / "perfusion" / "fine_00001.safetensors"
     concept = Concept.load(file)
-    assert concept.keys_at_word and concept.key_lock == 0 and len(concept.values) == 7
+    assert concept.keys_at_word and concept.key_lock == 0.5 and len(concept.values) == 7
     assert {".".join(layer.split(".")[:2]) for layer in concept.keys} == {"input_blocks.1", "output_blocks.2", "output_blocks.3"}
     # Its keys change what is sampled, in which nothing else differs.
     replace(concept, keys={layer: -each for layer, each in concept.keys.items()}).save(file.with_name("turned.safetensors"))

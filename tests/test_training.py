@@ -637,7 +637,7 @@ def test_nothing_but_word_outputs_and_target_input_changes(kind: dict, inverse: 
     assert changed == set(first) - {"superclass_encoding", "losses", "scale"}
     assert set(state.keys) == {LOCAL: set(), FINE: {FINEST}}.get(settings.lock, set(LAYERS))
     assert state.concept(inverse, "<a>", "teddy", "sd1", settings).keys_at_word == (settings.lock in AT_WORD)
-    assert state.concept(inverse, "<a>", "teddy", "sd1", settings).key_lock == (0.5 if settings.lock == WORD else 0)
+    assert state.concept(inverse, "<a>", "teddy", "sd1", settings).key_lock == (0.5 if settings.lock in AT_WORD else 0)
     assert set(state.values) == (set(LAYERS) if settings.mode != NO_EDIT else set())
 
 

@@ -26,6 +26,7 @@ LEVELS = (0.95, 0.98, 0.99)
 DESCRIBED = "described in words, no training"
 OURS, WORD_ALONE, BY_NAME = "Perfusion", "superclass only, no training", "characters that the base model knows by name"
 VARIANTS = {
+    "Perfusion, keys in fine layers, half locked": ("Key-locking", "in fine layers, half locked"),
     "Perfusion, keys at the word, half locked": ("Key-locking", "at the word"),
     "Perfusion, keys at the word, three quarters locked": ("Key-locking", "at the word, three quarters locked"),
     "Perfusion, one picture": ("One picture", "one"),

@@ -27,7 +27,7 @@ GROUPS: dict[int, tuple[tuple[Concept, ...], ...]] = {
 }
 """Maps a size to its groups. MEASURED has two rounds of all four kinds; each of its concepts begins one group of each size, with
 those that follow it in its round."""
-OURS, FINE, AT_THE_WORD = "Perfusion", "Perfusion, keys in fine layers", "Perfusion, keys at the word, half locked"
+OURS, FINE, AT_THE_WORD = "Perfusion", "Perfusion, keys in fine layers, unlocked", "Perfusion, keys at the word, half locked"
 FILE = "fidelity-groups.jpg"
 
 
@@ -57,8 +57,8 @@ WAYS: dict[str, Way] = {
     "superclasses only": Way(),
     "Perfusion, with a region for each": perfusion(OURS, True),
     "Perfusion": perfusion(OURS, False),
-    f"{FINE}, with a region for each": perfusion(FINE, True),
-    FINE: perfusion(FINE, False),
+    f"{FINE}, with a region for each": perfusion(FINE, True, key_lock=0.0),
+    FINE: perfusion(FINE, False, key_lock=0.0),
     AT_THE_WORD: perfusion(AT_THE_WORD, False),
     "Perfusion, the paper's form of the edit": perfusion(OURS, False, PAPER),
     **{f"LoRA, strength {strength:g}": Way("LoRA", settings=(("strength", strength),)) for strength in (0.75, 1.0)},

@@ -241,7 +241,9 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 
 METHODS: dict[str, Method] = {
     "Perfusion": Method(Use("bias"), BIASES, recipes(EDITS)),
-    "Perfusion, keys in fine layers": Method(Use("bias"), BIASES, recipes(EDITS, lock="fine")),
+    "Perfusion, keys in fine layers, unlocked": Method(
+        Use("bias", settings={"key_lock": 0.0}), BIASES, recipes(EDITS, lock="fine")
+    ),
     "Textual Inversion": Method(
         Use(""), (1.0,), recipes([{"word_rate": rate} for rate in (3e-3, 1e-3, 1e-2, 3e-2)], edit_mode="none")
     ),

@@ -13,7 +13,7 @@ from .. import PerfusionError
 from ..concept import Concept
 from ..covariance import probe
 from .optimizer import Adam
-from .settings import AT_WORD, WORD, Settings
+from .settings import AT_WORD, Settings
 
 LOSSES = 25
 """Number of last steps over which a concept's recorded loss is averaged; all steps if there are fewer."""
@@ -25,8 +25,8 @@ OPENED = 0.05
 """How much further a concept's gate may open at similarity 0 than in training."""
 
 KEY_LOCK = 0.5
-"""`key_lock` that a concept with the lock WORD has by itself. As learned, such keys grow to several times their length, and in a
-prompt for two things the concept then takes the place of the second."""
+"""`key_lock` that a concept with keys at the word has by itself. As learned, such keys grow to several times their length, and in
+a prompt for two things the concept then takes the place of the second."""
 
 
 def inference_gate(bias: float, temperature: float) -> tuple[float, float]:
@@ -143,7 +143,7 @@ class TrainingState:
             values=own(self.values),
             keys=own(self.keys),
             keys_at_word=at_word,
-            key_lock=KEY_LOCK if at_word and settings.lock == WORD else 0.0,
+            key_lock=KEY_LOCK if at_word else 0.0,
             bias=bias,
             temperature=temperature,
             training=told | {"steps": self.step} | loss,
