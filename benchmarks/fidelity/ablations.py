@@ -48,7 +48,7 @@ ABLATIONS: dict[str, Ablation] = {
             "trained": Change({"lock": "trained"}),
             "at the word": Change({"lock": "word"}),
             "in fine layers, unlocked": Change({"lock": "fine"}, use={"settings": {"key_lock": 0.0}}),
-            "in fine layers, half locked": Change({"lock": "fine"}, values=WIDER),
+            "in fine layers, half locked": Change({"lock": "fine"}, use={"settings": {"key_lock": 0.5}}, values=WIDER),
             "at the word, three quarters locked": Change({"lock": "word"}, use={"settings": {"key_lock": 0.75}}, values=WIDER),
         },
         behind=("trained",),

@@ -42,7 +42,7 @@ LEVERS: dict[str, Change] = {
     "captions, keys at the word, unlocked": Change(AT_THE_WORD, {"captioned": 1.0}, locked(0)),
     "captions, keys at the word, half locked": Change(AT_THE_WORD, {"captioned": 1.0}),
     "keys in fine layers, unlocked": Change(FINE, use=locked(0)),
-    "keys in fine layers, half locked": Change(FINE),
+    "keys in fine layers, half locked": Change(FINE, use=locked(0.5)),
     "captions, keys in fine layers, half locked": Change(FINE, {"captioned": 1.0}),
     "fine layers, the paper's gates": Change({**FINE, **PAPER}, use=SHARP, values=(0.5, 0.6)),
     "fine layers, a bias of 0.5 in training": Change({**FINE, "train_bias": 0.5}, values=(0.5, 0.6)),
