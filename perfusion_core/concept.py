@@ -188,7 +188,7 @@ class Concept:
 
     def _metadata(self) -> dict[str, str]:
         """Return the file's metadata: keys of ModelSpec 1.0.1 and of the host's model browser, then this format's own."""
-        partly = bool(self.keys) and self.key_layers != self.layers
+        partly = 0 < len(self.keys) < len(self.values)
         metadata = {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.architecture": f"{self.family}/perfusion",

@@ -136,37 +136,29 @@ def test_saving_counts_and_overwrites_only_when_told(server: Server, trained: tu
     assert trained[0].read_bytes() == before
 
 
-def test_trained_keys_and_the_papers_form_train_too(server: Server) -> None:
+def taught(server: Server, name: str, pictures: int = 1, **widgets: object) -> Path:
+    """The file of a concept that was trained with these widgets and saved under this name."""
     graph = Graph()
     model, clip, vae = graph.checkpoint()
-    images, _ = graph.pictures(2)
-    train = graph.train(model, clip, vae, images, steps=2, lock="trained", edit_mode="paper", superclass="teddy bear")
-    graph.save([train, 0], "bear")
+    images, _ = graph.pictures(pictures)
+    graph.save([graph.train(model, clip, vae, images, **widgets), 0], name)
     server.run(graph.nodes)
-    concept = Concept.load(server.base / "models" / "perfusion" / "bear_00001.safetensors")
+    return server.base / "models" / "perfusion" / f"{name}_00001.safetensors"
+
+
+def test_trained_keys_and_the_papers_form_train_too(server: Server) -> None:
+    concept = Concept.load(taught(server, "bear", 2, steps=2, lock="trained", edit_mode="paper", superclass="teddy bear"))
     assert concept.word["clip_l"].shape == (2, 768) and set(concept.keys) == set(concept.values)
     assert not concept.keys_at_word
 
 
 def test_keys_at_the_word_are_taught_saved_and_applied(server: Server) -> None:
-    graph = Graph()
-    model, clip, vae = graph.checkpoint()
-    images, _ = graph.pictures(1)
-    train = graph.train(model, clip, vae, images, steps=1, lock="word", superclass="monster")
-    graph.save([train, 0], "at-word")
-    server.run(graph.nodes)
-    file = server.base / "models" / "perfusion" / "at-word_00001.safetensors"
-    assert Concept.load(file).keys_at_word and set(Concept.load(file).keys) == set(Concept.load(file).values)
+    concept = Concept.load(taught(server, "at-word", steps=1, lock="word", superclass="monster"))
+    assert concept.keys_at_word and set(concept.keys) == set(concept.values)
 
 
 def test_keys_in_the_layers_of_the_highest_resolution_are_taught_saved_and_applied(server: Server) -> None:
-    graph = Graph()
-    model, clip, vae = graph.checkpoint()
-    images, _ = graph.pictures(1)
-    train = graph.train(model, clip, vae, images, steps=1, lock="fine", superclass="monster")
-    graph.save([train, 0], "fine")
-    server.run(graph.nodes)
-    file = server.base / "models" / "perfusion" / "fine_00001.safetensors"
+    file = taught(server, "fine", steps=1, lock="fine", superclass="monster")
     concept = Concept.load(file)
     assert concept.keys_at_word and concept.key_lock == 0.5 and len(concept.values) == 7
     assert {".".join(layer.split(".")[:2]) for layer in concept.keys} == {"input_blocks.1", "output_blocks.2", "output_blocks.3"}

@@ -37,8 +37,8 @@ torch.set_num_threads(1)  # with tensors this small, threads only wait for each 
 
 D, WIDTH, N = 12, 10, 14
 LAYERS = {"up.10.attn2": 5, "down.2.attn2": 6, "up.9.attn2": 5}
-FINEST = "up.10.attn2"
 """Not in the order of their names."""
+FINEST = "up.10.attn2"
 PICTURES, CHANNELS, SIZE = 3, 2, 4
 
 

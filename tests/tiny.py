@@ -43,12 +43,9 @@ SD2 = {
     "use_temporal_attention": False, "legacy": False, "use_checkpoint": False,
 }  # fmt: skip
 """As many blocks as SD2 has, for the host tells v-prediction by the last one; narrow, and most without attention."""
-SD15 = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2] * 4,
-    "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_middle": 1,
-    "transformer_depth_output": [1] * 9 + [0] * 3, "use_linear_in_transformer": False, "context_dim": 768, "num_heads": 8,
-    "num_head_channels": -1, "adm_in_channels": None, "use_spatial_transformer": True, "use_temporal_attention": False,
-    "legacy": False, "use_checkpoint": False,
+SD15 = SD2 | {
+    "channel_mult": [1, 2, 4, 4], "transformer_depth": [1] * 6 + [0] * 2, "transformer_depth_output": [1] * 9 + [0] * 3,
+    "use_linear_in_transformer": False, "context_dim": 768, "num_heads": 8, "num_head_channels": -1,
 }  # fmt: skip
 WHOLE = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": [1, 2, 4],

@@ -23,6 +23,11 @@ class Change:
         return replace(recipe, **{**self.recipe, "widgets": widgets}), replace(use, **self.use)
 
 
+def locked(share: float) -> dict[str, object]:
+    """Return the use in which keys that were trained at the word are locked to the superclass to this degree."""
+    return {"settings": {"key_lock": float(share)}}
+
+
 @dataclass(frozen=True)
 class Ablation:
     """The expected outcome and the variants; the first variant is the one that the others are compared with."""
@@ -47,9 +52,9 @@ ABLATIONS: dict[str, Ablation] = {
             "locked": Change(),
             "trained": Change({"lock": "trained"}),
             "at the word": Change({"lock": "word"}),
-            "in fine layers, unlocked": Change({"lock": "fine"}, use={"settings": {"key_lock": 0.0}}),
-            "in fine layers, half locked": Change({"lock": "fine"}, use={"settings": {"key_lock": 0.5}}, values=WIDER),
-            "at the word, three quarters locked": Change({"lock": "word"}, use={"settings": {"key_lock": 0.75}}, values=WIDER),
+            "in fine layers, unlocked": Change({"lock": "fine"}, use=locked(0.0)),
+            "in fine layers, half locked": Change({"lock": "fine"}, use=locked(0.5), values=WIDER),
+            "at the word, three quarters locked": Change({"lock": "word"}, use=locked(0.75), values=WIDER),
         },
         behind=("trained",),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.fidelity.ablations import Change
+from benchmarks.fidelity.ablations import Change, locked
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import NO_MASK, PLAIN
 from demo.individuals import STYLES
@@ -21,11 +21,6 @@ FINE: dict[str, object] = {"lock": "fine"}
 def rates(word: float, output: float) -> dict[str, object]:
     """Return the widgets that multiply the demo's learning rates by these factors."""
     return {"word_rate": word * TRAINING["word_rate"], "output_rate": output * TRAINING["output_rate"]}
-
-
-def locked(share: float) -> dict[str, object]:
-    """Return the use in which keys that were trained at the word are locked to the superclass to this degree."""
-    return {"settings": {"key_lock": float(share)}}
 
 
 PAPER: dict[str, object] = {"train_bias": 0.75, "train_temperature": 0.1}

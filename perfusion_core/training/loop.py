@@ -39,8 +39,8 @@ def initial_state(base: Base, superclass: str, settings: Settings) -> TrainingSt
     # Sorted, because a checkpoint restores layers in sorted order, and the optimizer's moments are stored by position.
     projected = dict(sorted(base.project(mean[None]).items())) if settings.mode != NO_EDIT else {}
     values = {layer: v[0].clone() for layer, (_, v) in projected.items()}
-    trained = () if settings.lock == LOCAL else base.fine_layers() if settings.lock == FINE and projected else projected
-    keys = {layer: k[0].clone() for layer, (k, _) in projected.items() if layer in trained}
+    trained = base.fine_layers() if settings.lock == FINE and projected else set(projected)
+    keys = {layer: k[0].clone() for layer, (k, _) in projected.items() if layer in trained and settings.lock != LOCAL}
     return TrainingState(word, values, keys, mean.clone(), mean)
 
 
