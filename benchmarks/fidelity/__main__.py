@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.fidelity import characters, concepts, groups, real, sheet
+from benchmarks.fidelity import characters, concepts, confirmation, groups, real, sheet
 from benchmarks.fidelity.bench import OWN_PARTS, Bench, quick, whole
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import METHODS
@@ -35,10 +35,11 @@ PARTS: dict[str, Part] = {
     "tuning": ("Tuning: four candidates for each method", lambda b, s: s.run(b.tuning_trials()), Bench.tuning_page),
     "levers": (
         "Which settings improve likeness, and what they cost",
-        lambda b, s: s.run(t for each in b.levers().values() for t in each),
+        lambda b, s: s.run(b.lever_trials()),
         Bench.lever_page,
     ),
     "fidelity": ("All methods", lambda b, s: s.run(b.fidelity_trials()), Bench.fidelity_page),
+    "confirmation": ("The best methods on further characters", confirmation.run, confirmation.page),
     "unnamed": ("Prompts that do not name the concept", lambda b, s: s.run(b.unnamed_trials()), Bench.unnamed_page),
     "sheet": (
         "Images",
@@ -139,8 +140,10 @@ def main() -> None:
         shop = Workshop(labs, bed(labs[0]), bench.store, time.time() + 60 * arguments.minutes)
         for name in parts:
             shop.part = name
-            done = PARTS[name][1](bench, shop)
-            report(bench, name)
+            try:
+                done = PARTS[name][1](bench, shop)
+            finally:
+                report(bench, name)
             if not done:
                 print(f"{name} is not finished yet; run this again to go on")
                 return
@@ -166,7 +169,7 @@ def own(arguments: argparse.Namespace, setup: bootstrap.Setup) -> Plan:
     out = arguments.out or arguments.pictures.with_name(f"results-{arguments.pictures.name}")
     concept = (arguments.pictures.name, arguments.superclass)
     recipes = real.candidates(arguments.steps, arguments.batch, len(shown))
-    bench = Bench(Store(out / "fidelity.json"), out, (concept,), lambda _: asked, recipes)
+    bench = Bench(Store(out / "fidelity.json"), out, (concept,), lambda _: asked, recipes, recognises=False)
     bed = real.RealBed(arguments.checkpoint.name, arguments.side, tuple(shown), real.Clip(setup.comfyui, arguments.clip))
     return bench, lambda _: bed, [part for part in arguments.parts or OWN_PARTS if part in OWN_PARTS]
 

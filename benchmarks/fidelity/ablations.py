@@ -76,7 +76,7 @@ ABLATIONS: dict[str, Ablation] = {
         "The paper (Fig. 9): a higher training bias does better. Each is used with biases around its own.",
         {
             f"{bias:g}": Change({"train_bias": bias}, values=values)
-            for bias, values in ((0.75, (0.5, 0.6, 0.7)), (0.5, (0.3, 0.4, 0.5)), (0.3, (0.2, 0.25, 0.3)))
+            for bias, values in ((0.75, (0.5, 0.6, 0.7)), (0.5, (0.3, 0.4, 0.5)), (0.3, (0.25, 0.3, 0.4)))
         },
         behind=("0.5", "0.3"),
     ),
@@ -111,7 +111,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "Gradient through the target input": Ablation(
         "Without it, each step treats the target input, where the edit acts, as fixed, although it moves with the word.",
-        {"no": Change({"target_gradient": False}), "yes": Change({"target_gradient": True})},
+        {"no": Change(), "yes": Change({"target_gradient": True})},
         every=2,
     ),
     "Global key-locking": Ablation(

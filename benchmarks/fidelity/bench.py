@@ -11,9 +11,9 @@ import numpy as np
 from benchmarks.fidelity import characters, plots
 from benchmarks.fidelity.ablations import ABLATIONS, NEAR, Ablation, Change
 from benchmarks.fidelity.concepts import MEASURED, Concept, individual
-from benchmarks.fidelity.fronts import Curve, cells, lead, rows
+from benchmarks.fidelity.fronts import Curve, cells, lead, lead_of, ranged, rows
 from benchmarks.fidelity.lengths import Lengths
-from benchmarks.fidelity.levers import AS_TUNED, LEVERED, LEVERS, VALUES
+from benchmarks.fidelity.levers import FINE_HALF, FINE_LEVERS, LEVERED, LEVERS, VALUES
 from benchmarks.fidelity.methods import AFTERWARDS, METHODS, PERFUSION, Method, Recipe, Use
 from benchmarks.fidelity.trials import SEEDS, Prompt, Store, Trial, bytes_key
 from benchmarks.lab import RESULTS
@@ -33,6 +33,14 @@ VARIANTS = {
     "Perfusion, keys locked globally": ("Global key-locking", "global"),
 }
 """Maps a name in the tables of all methods to an ablation and its variant."""
+SCORED = (
+    "*Recognised*: a classifier picks the right character out of 240 of its kind. *Likeness*: the mean of this and of the share of "
+    "the character's features that appear. *Text*: the share of what the prompt asks for, including the kind, that appears."
+)
+SIMILAR = (
+    "*Likeness*: the mean cosine similarity of CLIP's embeddings of a generated image and of the training pictures. *Text*: that "
+    "of the image and the prompt with the superclass."
+)
 NAMED = 2
 """Number of characters of each kind that are asked for by the name that the base model knows."""
 OWN_PARTS = ("fidelity", "unnamed", "sheet", "ablations")
@@ -55,6 +63,8 @@ class Bench:
     """Only one in `every` values of a dial is measured."""
     known: bool = False
     """Whether characters that the base model knows by name are measured as well."""
+    recognises: bool = True
+    """Whether judges recognise the concept; otherwise both scores are similarities of CLIP's embeddings."""
 
     def trials(
         self, method: Method, recipe: Recipe | None, concepts: Iterable[Concept], values: tuple[float, ...] = ()
@@ -169,17 +179,15 @@ class Bench:
         if not curves:
             return []
         title = f"{len(self.concepts)} {'characters' if self.known else 'concepts'} that the model does not know"
-        plots.pareto(curves, self.reach(), title, self.out / "fidelity.png")
+        plots.pareto(curves, self.reach(), title, self.out / "fidelity.png", plots.LEAST if self.known else None)
+        corner = f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. " if self.known else ""
         lines = [
             f"{len(self.concepts)} concepts, {len(self.prompts(self.concepts[0]))} prompts, {SEEDS} seeds; in brackets 95 % "
-            "bootstrap intervals over concepts and seeds. *Recognised*: a classifier picks the right character out of 240 of its "
-            "kind. *Likeness*: the mean of this and of the share of the character's features that appear. *Text*: the share of "
-            "what the prompt asks for, including the kind, that appears.",
+            f"intervals over concepts (Student's t). {SCORED if self.recognises else SIMILAR}",
             "",
             "![Likeness over text, a line for each method](fidelity.png)",
             "",
-            f"The plot shows text from {plots.LEAST[0]:g} and likeness from {plots.LEAST[1]:g} on. The number next to the best "
-            "point of a method is the value of its dial.",
+            f"{corner}The number next to the best point of a method is the value of its dial.",
             "",
             *self.summary(curves),
             "",
@@ -202,19 +210,24 @@ class Bench:
         for name, curve in [*curves.items(), *([(BY_NAME, known)] if known else [])]:
             i, (text, likeness) = curve.best(), curve.means()
             size = self.store.kept.get(bytes_key(trials[name][0]) if name in trials else "")
-            low, high = curve.harmonic_interval(i)
-            columns = [
-                name, f"{curve.values[i]:g}", f"{size['bytes'] / 1000:,.0f} kB" if size else "", f"{curve.identity[i].mean():.2f}",
-                f"{likeness[i]:.2f}", f"{text[i]:.2f}", f"{curve.harmonic()[i]:.2f} ({low:.2f}–{high:.2f})",
-                f"{curve.both()[i].mean():.2f}",
-            ]  # fmt: skip
+            columns = [name, f"{curve.values[i]:g}", f"{size['bytes'] / 1000:,.0f} kB" if size else ""]
+            columns += [f"{likeness[i]:.2f}", f"{text[i]:.2f}", ranged(curve.harmonic()[i], curve.harmonic_interval(i))]
+            columns += [f"{curve.identity[i].mean():.2f}", f"{curve.both()[i].mean():.2f}"] if self.recognises else []
             lines.append(f"| {' | '.join(columns)} |")
+        headings = ["method", "dial", "file", "likeness", "text", "harmonic mean"]
+        headings += ["recognised", "both"] if self.recognises else []
+        told = ["At the best value of each dial, which is chosen on these images."]
+        if self.recognises:
+            told.append("*Both*: the share of images in which the concept is recognised and all that the prompt asks for is there.")
+        if self.known:
+            told.append(
+                "*Keys in fine layers, unlocked* was tuned by itself; Perfusion's other rows use the settings of *Perfusion*."
+            )
         return [
-            "At the best value of each dial. *Both*: the share of images in which the concept is recognised and all that the "
-            "prompt asks for is there.",
+            " ".join(told),
             "",
-            "| method | dial | file | recognised | likeness | text | harmonic mean | both |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+            f"| {' | '.join(headings)} |",
+            f"| {' | '.join('---' for _ in headings)} |",
             *lines,
         ]
 
@@ -410,45 +423,59 @@ class Bench:
 
     # ---- levers --------------------------------------------------------------------------------------------------------------
 
-    def levers(self) -> dict[str, list[Trial]]:
-        """Return the trials of each lever: the demo's settings with one thing changed."""
+    def levers(self, table: Mapping[str, Change]) -> dict[str, list[Trial]]:
+        """Return the trials of each lever of a table: the demo's settings with this changed."""
         found, ours = {}, METHODS[OURS]
-        for name, change in LEVERS.items():
+        for name, change in table.items():
             recipe, use = change.of(ours.candidates[0], ours.use)
             found[name] = self.trials(replace(ours, use=use), recipe, LEVERED, change.values or VALUES)
         return found
 
+    def lever_trials(self) -> list[Trial]:
+        """Return the trials of all levers."""
+        return [trial for table in (LEVERS, FINE_LEVERS) for trials in self.levers(table).values() for trial in trials]
+
     def lever_page(self) -> list[str]:
         """Return the page's lines on which settings improve likeness at the same text score."""
-        trials = self.levers()
-        curves = {name: curve for name, each in trials.items() if (curve := Curve.of(self.store, each))}
-        if AS_TUNED not in curves:
+        of_settings, of_fine = self.lever_table(LEVERS), self.lever_table(FINE_LEVERS)
+        if not of_settings:
             return []
-        lines = []
+        return [
+            f"The demo's settings with something changed, on {len(LEVERED)} development characters, one of each kind, with "
+            f"{len(self.prompts(LEVERED[0]))} prompts and {SEEDS} seeds each, at the better of two biases. *Recognised*: a "
+            "classifier picks the right character out of 240 of its kind. *Details*: the share of the character's features that "
+            "appear. *Text*: the share of what the prompts ask for that appears. *With a second character*: the same, for the "
+            "prompts that ask for one. *Both*: the share of images in which the character is recognised and all that the prompt "
+            "asks for is there. *Harmonic mean*: of likeness (the mean of *recognised* and *details*) and text. *Lead*: how far "
+            "its harmonic mean is ahead of the first row's: the mean over characters with its 95 % interval (Student's t), and "
+            "the number of characters on which it is ahead.",
+            "",
+            *of_settings,
+            *(["", f"With {FINE_HALF}, and one thing more changed:", "", *of_fine] if of_fine else []),
+        ]
+
+    def lever_table(self, table: Mapping[str, Change]) -> list[str]:
+        """Return the table of those levers that were measured; empty if the first was not, which the others are compared with."""
+        trials = self.levers(table)
+        curves = {name: curve for name, each in trials.items() if (curve := Curve.of(self.store, each))}
+        first = next(iter(table))
+        if first not in curves:
+            return []
+        lines = [
+            "| changed | bias | recognised | details | text | with a second character | both | harmonic mean | lead | file |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
         for name, curve in curves.items():
             i, (text, likeness) = curve.best(), curve.means()
-            low, high = curve.harmonic_interval(i)
             sizes = [self.store.kept.get(bytes_key(trial), {}) for trial in trials[name]]
             size = np.mean([each.get("bytes", np.nan) for each in sizes])
             details = 2 * likeness[i] - curve.identity[i].mean()
             beside = curve.text[i][:, [bool(prompt.other) for prompt in trials[name][0].prompts]].mean()
             shares = (curve.identity[i].mean(), details, text[i], beside, curve.both()[i].mean())
-            columns = [name, f"{curve.values[i]:g}", *(f"{share:.2f}" for share in shares)]
-            columns += [f"{curve.harmonic()[i]:.3f} ({low:.2f}–{high:.2f})", f"{size / 1000:.0f} kB"]
-            lines.append(f"| {' | '.join(columns)} |")
-        return [
-            f"The demo's settings with one thing changed, on {len(LEVERED)} development characters, one of each kind, with "
-            f"{len(self.prompts(LEVERED[0]))} prompts and {SEEDS} seeds each, at the better of two biases. *Recognised*: a "
-            "classifier picks the right character out of 240 of its kind. *Details*: the share of the character's features that "
-            "appear. *Text*: the share of what the prompts ask for that appears. *With a second character*: the same, for the "
-            "prompts that ask for one. *Both*: the share of images in which the character is recognised and all that the prompt "
-            "asks for is there. *Harmonic mean*: of likeness (the mean of *recognised* and *details*) and text, with its "
-            "95 % interval.",
-            "",
-            "| changed | bias | recognised | details | text | with a second character | both | harmonic mean | file |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-            *lines,
-        ]
+            ahead = "" if name == first else str(lead_of(curve.harmonic_of_each() - curves[first].harmonic_of_each()))
+            columns = [name, f"{curve.values[i]:g}", *(f"{share:.2f}" for share in shares), f"{curve.harmonic()[i]:.3f}", ahead]
+            lines.append(f"| {' | '.join([*columns, f'{size / 1000:.0f} kB'])} |")
+        return lines
 
     def recipes(self) -> dict[str, Recipe | None]:
         """Map each method of `tuned` to the recipe that it was tuned to; the superclass has none."""

@@ -26,6 +26,8 @@ MEASURED: tuple[Concept, ...] = tuple(
     (f"test-{i}", kind) for i, kind in sorted((i, kind) for kind, shown in make_pictures.SHOWN.items() for i in (0, shown))
 )
 """The first individual of each kind, then those that the demo's pictures show: what is measured unless more are asked for."""
+FURTHER: tuple[Concept, ...] = tuple(sorted((each for each in TEST if each not in MEASURED), key=lambda each: each[0]))
+"""Test individuals of which nothing is measured before all settings are fixed; see `confirmation`."""
 MODULES = ("dicebear", "dicebear_styles", "resvg_py")
 PACKAGES = "dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py"
 """The packages that contain MODULES."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.lab import Lab, draw, part
+from benchmarks.lab import Lab, draw
 from demo import make_pictures
 from demo.world import SIDE
 from scripts.generate.make_workflows import SETTINGS
@@ -21,14 +21,13 @@ PLACES = ("on the beach", "at night", "in the snow", "in the desert", "under wat
 class DemoGraph(Graph):
     """A graph with the demo's checkpoint and any number of its concepts, given by their kinds."""
 
-    def __init__(self, *kinds: str, regions: bool = False, **settings: float) -> None:
+    def __init__(self, *kinds: str, **settings: float) -> None:
         super().__init__()
         self.base, self.clip, self.vae = self.checkpoint()
         self.model, self.words = self.base, self.clip
         self.wide = SIDE * len(kinds)
-        for i, kind in enumerate(kinds):
-            region = {"region": part(self, i)} if regions else {}
-            loaded = self.load(f"demo-{kind}.safetensors", **SETTINGS | settings, **region)
+        for kind in kinds:
+            loaded = self.load(f"demo-{kind}.safetensors", **SETTINGS | settings)
             self.model, self.words = self.apply(self.model, self.words, loaded)
 
     def draw(self, model: Link, positive: Link, seed: int) -> tuple[Link, Link]:

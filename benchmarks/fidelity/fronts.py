@@ -1,4 +1,4 @@
-"""Curves of likeness against text over a dial, their fronts, and bootstrap intervals over concepts and seeds."""
+"""Curves of likeness against text over a dial, and 95 per cent intervals over concepts: Student's t, with the jackknife."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.fidelity.trials import SCORES, Store, Trial
-
-RESAMPLES = 2000
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the resampled means: a 95 per cent interval."""
 
 
 def harmonic_mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -41,13 +37,9 @@ class Curve:
             return None
         return cls(trials[0].values, *(np.array([[getattr(scores, name) for scores in row] for row in found]) for name in SCORES))
 
-    def means(self, concepts: np.ndarray | None = None, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean text and likeness at each value, [V] each, over the given concepts and seeds (indices) or over all."""
-        drawn = []
-        for scores in (self.text, self.likeness):
-            chosen = scores if concepts is None else scores[:, concepts]
-            drawn.append((chosen if seeds is None else chosen[..., seeds]).mean((1, 2, 3)))
-        return drawn[0], drawn[1]
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean text and likeness at each value, [V] each."""
+        return self.text.mean((1, 2, 3)), self.likeness.mean((1, 2, 3))
 
     def harmonic(self) -> np.ndarray:
         """Return the harmonic mean of the mean scores at each value, [V]."""
@@ -60,8 +52,14 @@ class Curve:
 
     def harmonic_interval(self, i: int) -> tuple[float, float]:
         """Return the interval of the harmonic mean at the i-th value."""
-        text, likeness = self.resampled[:, 0, i], self.resampled[:, 1, i]
-        return interval(harmonic_mean(text, likeness))
+        text, likeness = self.left_out[:, :, i].T
+        mean, half = self.harmonic()[i], half_width(harmonic_mean(text, likeness))
+        return float(max(mean - half, 0)), float(min(mean + half, 1))
+
+    def harmonic_of_each(self) -> np.ndarray:
+        """Return each concept's harmonic mean of its mean scores at the best value of the dial, [C]."""
+        i = self.best()
+        return harmonic_mean(self.text[i].mean((1, 2)), self.likeness[i].mean((1, 2)))
 
     def both(self) -> np.ndarray:
         """Return the share of images in which the concept is recognised and all that the prompt asks for is there, [V, C, P]."""
@@ -78,38 +76,38 @@ class Curve:
         return f"{self.values[i]:g} | {text[i]:.2f} | {likeness[i]:.2f} | {self.harmonic()[i]:.2f}"
 
     @cached_property
-    def resampled(self) -> np.ndarray:
-        """Mean text and likeness of each of R `resamples`, [R, 2, V]."""
-        return np.array([self.means(*chosen) for chosen in resamples(self)])
+    def left_out(self) -> np.ndarray:
+        """Mean text and likeness without each of the concepts in turn, [C, 2, V]; NaN for a single concept."""
+        each = np.stack([self.text.mean((2, 3)), self.likeness.mean((2, 3))])
+        count = each.shape[2]
+        rest = (each.sum(2, keepdims=True) - each) / (count - 1 or np.nan)
+        return rest.transpose(2, 0, 1)
 
     @cached_property
     def intervals(self) -> np.ndarray:
-        """Lower and upper bounds of text and of likeness at each value, [2, V, 2]."""
-        return np.array([[interval(column) for column in scores.T] for scores in self.resampled.transpose(1, 0, 2)])
+        """Lower and upper bounds of text and of likeness at each value, [2, V, 2]; NaN for a single concept."""
+        means, half = np.stack(self.means()), half_width(self.left_out)
+        return np.stack([means - half, means + half], -1).clip(0, 1)
 
 
-def resamples(curve: Curve, count: int = RESAMPLES, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Draw concepts and seeds with replacement; the draws are the same for every method, so that differences are paired."""
-    rng = np.random.default_rng(seed)
-    _, concepts, _, seeds = curve.likeness.shape
-    return [(rng.integers(concepts, size=concepts), rng.integers(seeds, size=seeds)) for _ in range(count)]
+def half_width(left_out: np.ndarray) -> np.ndarray:
+    """Return half the width of a statistic's 95 per cent interval, from its values without each of C concepts in turn, [C, ...].
 
-
-def interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Return the interval of resampled numbers, ignoring NaN; NaN bounds if there are no others."""
-    known = np.asarray(samples, dtype=float)
-    low, high = np.percentile(known[np.isfinite(known)], INTERVAL) if np.isfinite(known).any() else (np.nan, np.nan)
-    return float(low), float(high)
+    The jackknife's standard error times the quantile of Student's t. For a mean, this is the ordinary interval of Student's t.
+    """
+    count = len(left_out)
+    spread = ((left_out - left_out.mean(0)) ** 2).sum(0) * (count - 1) / count
+    return student.ppf(0.975, count - 1) * np.sqrt(spread)
 
 
 @dataclass(frozen=True)
 class Lead:
-    """How far one method is ahead of another one in likeness, over C concepts.
+    """How far one method is ahead of another one in a score, over C concepts.
 
     Attributes:
         mean: The mean difference.
         interval: Its 95 per cent interval from Student's t over concepts; NaN for a single concept.
-        ahead: The number of concepts with a higher likeness.
+        ahead: The number of concepts with a higher score.
         concepts: C.
     """
 
@@ -138,17 +136,26 @@ def lead(ours: Curve, theirs: Curve, level: float) -> Lead | None:
     i, j = chosen(ours, level), chosen(theirs, level)
     if i is None or j is None:
         return None
-    each = ours.likeness[i].mean((1, 2)) - theirs.likeness[j].mean((1, 2))
-    count = len(each)
-    half = float(student.ppf(0.975, count - 1) * each.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
-    mean = float(each.mean())
-    return Lead(mean, (mean - half, mean + half), int((each > 0).sum()), count)
+    return lead_of(ours.likeness[i].mean((1, 2)) - theirs.likeness[j].mean((1, 2)))
+
+
+def lead_of(differences: np.ndarray) -> Lead:
+    """Return the lead that differences in a score amount to, one for each concept, [C]."""
+    count, mean = len(differences), float(differences.mean())
+    half = float(student.ppf(0.975, count - 1) * differences.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+    return Lead(mean, (mean - half, mean + half), int((differences > 0).sum()), count)
+
+
+def ranged(mean: float, bounds: Sequence[float] | np.ndarray) -> str:
+    """Return a score with its interval in brackets, if it has one."""
+    low, high = bounds
+    return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} ({low:.2f}–{high:.2f})"
 
 
 def cells(curve: Curve, i: int) -> str:
     """Return table cells: a value, and text and likeness there with their intervals."""
     (text, likeness), (t, d) = curve.means(), curve.intervals[:, i]
-    return f"{curve.values[i]:g} | {text[i]:.2f} ({t[0]:.2f}–{t[1]:.2f}) | {likeness[i]:.2f} ({d[0]:.2f}–{d[1]:.2f})"
+    return f"{curve.values[i]:g} | {ranged(text[i], t)} | {ranged(likeness[i], d)}"
 
 
 def rows(curves: Mapping[str, Curve]) -> list[str]:

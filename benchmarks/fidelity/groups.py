@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,8 +27,8 @@ GROUPS: dict[int, tuple[tuple[Concept, ...], ...]] = {
 }
 """Maps a size to its groups. MEASURED has two rounds of all four kinds; each of its concepts begins one group of each size, with
 those that follow it in its round."""
-OURS, FINE, AT_THE_WORD = "Perfusion", "Perfusion, keys in fine layers, unlocked", "Perfusion, keys at the word, half locked"
-FILE = "fidelity-groups.jpg"
+OURS, FINE, AT_THE_WORD = "Perfusion", "Perfusion, keys in fine layers, half locked", "Perfusion, keys at the word, half locked"
+FILES = {2: "fidelity-two.jpg", 3: "fidelity-three.jpg"}
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,35 @@ class Way:
 
     method: str = ""
     regions: bool = False
-    settings: tuple[tuple[str, float], ...] = ()
+    settings: tuple[tuple[str, object], ...] = ()
     mode: str = EXACT
 
 
-def perfusion(method: str, regions: bool, mode: str = EXACT, **settings: float) -> Way:
-    """Return a way to combine concepts of Perfusion; without other settings, with the demo's for one concept or for several."""
-    return Way(method, regions, tuple(sorted(((SETTINGS if regions else TOGETHER) | {"trigger": ""} | settings).items())), mode)
+def perfusion(method: str, settings: Mapping[str, object], regions: bool = False, mode: str = EXACT, **changed: float) -> Way:
+    """Return a way to combine concepts of Perfusion with the demo's settings for one concept or for several."""
+    return Way(method, regions, tuple(sorted({**settings, "trigger": "", **changed}.items())), mode)
 
 
-WAYS: dict[str, Way] = {
-    "superclasses only": Way(),
-    "Perfusion, with a region for each": perfusion(OURS, True),
-    "Perfusion": perfusion(OURS, False),
-    f"{FINE}, with a region for each": perfusion(FINE, True, key_lock=0.0),
-    FINE: perfusion(FINE, False, key_lock=0.0),
-    AT_THE_WORD: perfusion(AT_THE_WORD, False),
-    "Perfusion, the paper's form of the edit": perfusion(OURS, False, PAPER),
-    **{f"LoRA, strength {strength:g}": Way("LoRA", settings=(("strength", strength),)) for strength in (0.75, 1.0)},
+LORAS = {f"LoRA, strength {strength:g}": Way("LoRA", settings=(("strength", strength),)) for strength in (0.75, 1.0)}
+WAYS: dict[int, dict[str, Way]] = {
+    2: {
+        "superclasses only": Way(),
+        "Perfusion, with a region for each": perfusion(OURS, SETTINGS, regions=True),
+        "Perfusion": perfusion(OURS, TOGETHER),
+        f"{FINE}, with a region for each": perfusion(FINE, SETTINGS, regions=True, key_lock=0.5),
+        FINE: perfusion(FINE, TOGETHER, key_lock=0.5),
+        AT_THE_WORD: perfusion(AT_THE_WORD, TOGETHER),
+        "Perfusion, the paper's form of the edit": perfusion(OURS, TOGETHER, mode=PAPER),
+        **LORAS,
+    },
+    3: {
+        "superclasses only": Way(),
+        "Perfusion": perfusion(OURS, SETTINGS),
+        FINE: perfusion(FINE, SETTINGS, key_lock=0.5),
+        **LORAS,
+    },
 }
-"""Maps the name of a row to the way that it measures."""
+"""Maps the size of groups and the name of a row to the way that it measures."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,14 @@ class Group:
     recipe: Recipe | None
     way: Way
 
+    def in_areas(self) -> bool:
+        """Whether each concept has a prompt of its own, in its part of the image: the base never draws three from one prompt."""
+        return len(self.concepts) > 2
+
     def key(self) -> str:
         """Return the store's key for the group's scores."""
-        how = hashlib.sha256(json.dumps([PLACES, SEEDS, SAMPLING, asdict(self.way)]).encode()).hexdigest()[:8]
+        told = [PLACES, SEEDS, SAMPLING, asdict(self.way), *(["areas"] if self.in_areas() else [])]
+        how = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
         return "/".join(["group", how, *(self.recipe.key(c, 0) if self.recipe else "-".join(c) for c in self.concepts)])
 
 
@@ -86,7 +100,8 @@ Recipes = Mapping[str, Recipe | None]
 
 def groups(recipes: Recipes, name: str, size: int) -> list[Group]:
     """Return all groups of this size in the way with this name."""
-    return [Group(each, recipes.get(WAYS[name].method), WAYS[name]) for each in GROUPS[size]]
+    way = WAYS[size][name]
+    return [Group(each, recipes[way.method] if way.method else None, way) for each in GROUPS[size]]
 
 
 def run(shop: Workshop, recipes: Recipes, out: Path) -> bool:
@@ -99,37 +114,60 @@ def run(shop: Workshop, recipes: Recipes, out: Path) -> bool:
         print(group.key(), flush=True)
         return True
 
-    every = [group for size in SIZES for name in WAYS for group in groups(recipes, name, size)]
+    every = [group for size in SIZES for name in WAYS[size] for group in groups(recipes, name, size)]
     return shop.side_by_side(measured, [each for each in every if each.key() not in shop.store.kept]) and shown(shop, recipes, out)
 
 
 def shown(shop: Workshop, recipes: Recipes, out: Path) -> bool:
-    """Draw the sheet: a row for every fourth group, a column for each way, the places in turn. Return False if time ran out."""
-    chosen = [(size, i) for size in SIZES for i in (0, len(MEASURED) // 2)]
+    """Draw a sheet for each size; return False if time ran out."""
+    return all(sheet_of(shop, recipes, size, out) for size in SIZES)
+
+
+def sheet_of(shop: Workshop, recipes: Recipes, size: int, out: Path) -> bool:
+    """Draw a row for every fourth group, a column for each way, the places in turn; return False if time ran out."""
+    chosen = (0, len(MEASURED) // 2)
 
     def rows() -> sheet.Rows:
         found = {}
-        for row, (size, i) in enumerate(chosen):
-            each = [groups(recipes, name, size)[i] for name in WAYS]
+        for row, i in enumerate(chosen):
+            each = [groups(recipes, name, size)[i] for name in WAYS[size]]
             title = ",\n".join(" ".join(concept) for concept in each[0].concepts)
-            found[title] = [pictures(shop, group, [PLACES[row % len(PLACES)]])[0][0] for group in each]
+            found[title] = [pictures(shop, group, [PLACES[row]], seeds=1)[0][0] for group in each]
         return found
 
-    of = [groups(recipes, name, size)[i].key() for size, i in chosen for name in WAYS]
-    return sheet.draw(shop, "groups-sheet", of, rows, list(WAYS), out / FILE)
+    of = [groups(recipes, name, size)[i].key() for i in chosen for name in WAYS[size]]
+    return sheet.draw(shop, f"groups-sheet-{size}", of, rows, list(WAYS[size]), out / FILES[size])
 
 
-def pictures(shop: Workshop, group: Group, places: list[str] | tuple[str, ...], lab: Lab | None = None) -> list[Tensor]:
+def pictures(shop: Workshop, group: Group, places: Sequence[str], lab: Lab | None = None, seeds: int = SEEDS) -> list[Tensor]:
     """Generate images [seeds, side, side times the group's size, 3] of a group in each of these places."""
     lab, graph, side = lab or shop.lab, Graph(), shop.bed.side
     model, clip, vae = graph.checkpoint(shop.bed.checkpoint)
     model, clip, names = ready(graph, shop, group, lab, (model, clip))
     negative, wide = graph.text(clip, ""), side * len(group.concepts)
+    links = []
+    for place in places:
+        positive = prompt_in_areas(graph, clip, names, place, side) if group.in_areas() else prompt(graph, clip, names, place)
+        links.append(draw(graph, model, positive, negative, vae, 9000 + 100 * PLACES.index(place), seeds, side, wide)[1])
+    return lab.pictures(graph, *links)
+
+
+def prompt(graph: Graph, clip: Link, names: list[str], place: str) -> Link:
+    """Add the encoding of one prompt that names all characters."""
     first, last = ", ".join(f"a {name}" for name in names[:-1]), f"a {names[-1]}"
-    prompts = [graph.text(clip, f"a photo of {first} and {last} {place}") for place in places]
-    seeds = [9000 + 100 * PLACES.index(place) for place in places]
-    ways = zip(prompts, seeds, strict=True)
-    return lab.pictures(graph, *(draw(graph, model, prompt, negative, vae, seed, SEEDS, side, wide)[1] for prompt, seed in ways))
+    return graph.text(clip, f"a photo of {first} and {last} {place}")
+
+
+def prompt_in_areas(graph: Graph, clip: Link, names: list[str], place: str, side: int) -> Link:
+    """Add the encodings of a prompt for each character, each for its own square of the image."""
+    parts: list[Link] = []
+    for i, name in enumerate(names):
+        area = {"width": side, "height": side, "x": side * i, "y": 0, "strength": 1.0}
+        parts.append([graph.add("ConditioningSetArea", conditioning=graph.text(clip, f"a photo of a {name} {place}"), **area), 0])
+    joined = parts[0]
+    for each in parts[1:]:
+        joined = [graph.add("ConditioningCombine", conditioning_1=joined, conditioning_2=each), 0]
+    return joined
 
 
 def ready(graph: Graph, shop: Workshop, group: Group, lab: Lab, base: tuple[Link, Link]) -> tuple[Link, Link, list[str]]:
@@ -167,28 +205,38 @@ def judged(lab: Lab, group: Group, drawn: list[Tensor]) -> dict[str, list]:
 
 
 def page(kept: Mapping[str, dict], recipes: Recipes, out: Path) -> list[str]:
-    """Return the page's lines: a table, for each size, of those ways in which all groups were measured."""
+    """Return the page's lines: a table and a sheet for each size, of those ways in which all groups were measured."""
     lines = []
     for size in SIZES:
-        rows = [row for name in WAYS if (row := table_row(kept, name, groups(recipes, name, size)))]
+        rows = [row for name in WAYS[size] if (row := table_row(kept, name, groups(recipes, name, size)))]
         if rows:
             lines += [
                 "",
-                f"{('Two', 'Three')[size - 2]} concepts, {len(GROUPS[size])} groups:",
+                TOLD[size].format(groups=len(GROUPS[size]), alone=SETTINGS["bias"], together=TOGETHER["bias"]),
                 "",
                 "| method | all characters | characters | all kinds | place | everything |",
                 "| --- | --- | --- | --- | --- | --- |",
                 *rows,
             ]
+            if (out / FILES[size]).exists():
+                lines += ["", f"![{size} concepts in one image, in each of these ways]({FILES[size]})"]
     if not lines:
         return []
     return [
         f"Test concepts that were trained separately, together in one image, in {len(PLACES)} places with {SEEDS} seeds. Each "
-        "concept must be recognised in its own part of the image, in the prompt's order from left to right. Perfusion uses a bias "
-        f"of {SETTINGS['bias']:g} with regions and {TOGETHER['bias']:g} without.",
+        "concept must be recognised in its own part of the image, in the prompt's order from left to right. The bias of Perfusion "
+        "without regions was chosen for the demo; LoRA was measured at two strengths, of which none was chosen for combining.",
         *lines,
-        *(["", f"![Two and three concepts in one image, in each of these ways]({FILE})"] if (out / FILE).exists() else []),
     ]
+
+
+TOLD = {
+    2: "Two concepts in one prompt, {groups} groups. Perfusion uses a bias of {alone:g} with regions and {together:g} without:",
+    3: "Three concepts, {groups} groups. The demo's base was trained on scenes of one or two characters, and leaves out the second "
+    "of three that one prompt asks for. Here each has a prompt of its own, in its part of the image (ComfyUI's "
+    "*ConditioningSetArea*); all concepts are applied to the whole image. Perfusion uses a bias of {alone:g}:",
+}
+"""Maps a size to the sentence above its table."""
 
 
 def table_row(kept: Mapping[str, dict], name: str, each: list[Group]) -> str:

@@ -1,10 +1,10 @@
-"""Measure the nodes for inference in the demo's world: attention, found objects, regions, layouts, locks.
+"""Measure the nodes for inference in the demo's world: attention, found objects, layouts.
 
     python -m benchmarks.fidelity.inference [PART ...]
 
 Runs every graph in a real server, lets the judges score the images, and writes `results/inference.md` part by part; parts that are
-not requested keep their last results. It uses the demo's concepts with the settings of the workflows; `found` draws other
-characters too.
+not requested keep their last results. It uses the demo's concepts with the settings of the workflows; `found` and `second` draw
+other characters too. It shares a folder with `python -m benchmarks.fidelity`; run one after the other.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from torch import Tensor
 
 from benchmarks.fidelity import layouts
 from benchmarks.fidelity.concepts import DEVELOPMENT, TEST, check_packages, which
-from benchmarks.fidelity.demo_graph import BANDS, PLACES, DemoGraph, recognised, thing
+from benchmarks.fidelity.demo_graph import BANDS, DemoGraph, thing
 from benchmarks.fidelity.trials import Store, room
 from benchmarks.lab import RESULTS, Lab, percent
-from benchmarks.world.judges import left, right
 from demo import make_pictures, world
 from demo.base import PACKED
 from demo.individuals import STYLES
-from demo.make_concepts import TAUGHT
 from demo.world import SIDE
 from scripts.harness.server import Server
 from scripts.setup import bootstrap
@@ -132,72 +130,11 @@ def scene(drawn: Image.Image, how: str, rng: random.Random) -> tuple[Image.Image
     return image, mask
 
 
-def regions(lab: Lab) -> list[str]:
-    """Compare two concepts in one image, with and without regions, with each concept alone."""
-    rows, kinds = [], TAUGHT
-    for place in PLACES[:4]:
-        text = f"a photo of a <demo-{kinds[0]}> and a <demo-{kinds[1]}> {place}"
-        for used in (True, False):
-            drawn = torch.cat([one_batch(lab, DemoGraph(*kinds, regions=used), text, seed) for seed in (300, 301)])
-            halves = left(drawn), right(drawn)
-            known = [recognised(lab, each, kind) for each, kind in zip(halves, kinds, strict=True)]
-            places = [lab.judges.say("place", each).best() for each in halves]
-            kept = [one == other == place for one, other in zip(*places, strict=True)]
-            cells = " | ".join(f"{percent(individuals)} | {percent(both)}" for individuals, both in known)
-            rows.append(f"| {place} | {'regions' if used else 'no regions'} | {cells} | {percent(kept)} |")
-        alone = []
-        for kind in kinds:
-            drawn = torch.cat([one_batch(lab, DemoGraph(kind), f"a photo of a <demo-{kind}> {place}", seed) for seed in (300, 301)])
-            alone += [percent(each) for each in recognised(lab, drawn, kind)]
-        rows.append(f"| {place} | each alone, in a square | {' | '.join(alone)} | |")
-    return [
-        "How often each concept is recognised in its half of a double-width image, and how often its kind is right as well. The "
-        "last row for each place shows how often a concept is recognised when it has an image to itself.",
-        "",
-        f"| place | | the {kinds[0]}, left | and its kind | the {kinds[1]}, right | and its kind | the place, in both |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        *rows,
-    ]
-
-
-def one_batch(lab: Lab, graph: DemoGraph, text: str, seed: int) -> Tensor:
-    """Generate BATCH images of a prompt."""
-    return lab.pictures(graph, graph.draw(graph.model, graph.text(graph.words, text), seed)[1])[0]
-
-
-def locks(lab: Lab) -> list[str]:
-    """Compare global with local key-locking."""
-    rows = []
-    for bias in (0.2, 0.3, 0.4, 0.5, 0.6):
-        for name in ("local", "global"):
-            known, text = [], []
-            for i, place in enumerate(PLACES):
-                graph = DemoGraph("monster", bias=bias)
-                prompt = f"a photo of a <demo-monster> {place}"
-                locked = [graph.add("PerfusionTextEncode", clip=graph.words, text=prompt), 0]
-                positive = locked if name == "global" else graph.text(graph.words, prompt)
-                (drawn,) = lab.pictures(graph, graph.draw(graph.model, positive, 500 + i)[1])
-                known += recognised(lab, drawn, "monster")[0]
-                kinds, places = lab.judges.say("kind", drawn).best(), lab.judges.say("place", drawn).best()
-                text += [a == "monster" and b == place for a, b in zip(kinds, places, strict=True)]
-            rows.append(f"| {bias} | {name} | {percent(known)} | {percent(text)} |")
-    return [
-        "Share of images in which the concept is recognised, and share in which the kind and place match the prompt, over "
-        f"{len(PLACES)} places.",
-        "",
-        "| bias | lock | recognised | kind and place |",
-        "| --- | --- | --- | --- |",
-        *rows,
-    ]
-
-
 PARTS: dict[str, tuple[str, Callable[[Lab], list[str]]]] = {
     "attention": ("A word's attention falls on its character", attention),
     "found": ("Objects found without a mask", found),
-    "regions": ("Two concepts with and without regions", regions),
     "layout": ("Keeping the layout", layouts.layout),
     "second": ("Keeping a second character", layouts.second),
-    "locks": ("Global and local key-locking", locks),
 }
 
 

@@ -10,7 +10,7 @@ from benchmarks.fidelity.bench import whole
 from benchmarks.fidelity.characters import CharacterBed
 from benchmarks.fidelity.concepts import which
 from benchmarks.fidelity.demo_graph import BANDS, BATCH, PLACES, DemoGraph, recognised, thing
-from benchmarks.fidelity.levers import LEVERED
+from benchmarks.fidelity.levers import LEVERED, LEVERS
 from benchmarks.fidelity.trials import Store, Workshop
 from benchmarks.lab import Lab, draw, percent
 from benchmarks.world.judges import left, right
@@ -93,7 +93,7 @@ def second(lab: Lab) -> list[str]:
     """Measure whether Keep Layout keeps a second character, which a concept with trained keys crowds out."""
     shop = Workshop([lab], CharacterBed(lab.judges), Store(lab.server.base / "inference.json"))
     known, there = ({name: [] for name in CROWDED} for _ in range(2))
-    for trial in whole().levers()["keys at the word, half locked"]:
+    for trial in whole().levers(LEVERS)["keys at the word, half locked"]:
         file, kind = shop.taught(trial), trial.concept[1]
         other = "monster" if kind == "robot" else "robot"
         for i, place in enumerate(PLACES[:2]):

@@ -10,8 +10,9 @@ from scripts.generate.make_workflows import TRAINING
 
 LEVERED: tuple[Concept, ...] = tuple(("development-0", kind) for kind in STYLES)
 VALUES = (0.4, 0.5)
-"""Values of the bias at which every lever is measured."""
+"""Values of the bias at which a lever is measured unless it names others."""
 AS_TUNED = "the demo's settings"
+FINE_HALF = "keys in fine layers, half locked"
 
 
 AT_THE_WORD: dict[str, object] = {"lock": "word"}
@@ -24,7 +25,6 @@ def rates(word: float, output: float) -> dict[str, object]:
 
 
 PAPER: dict[str, object] = {"train_bias": 0.75, "train_temperature": 0.1}
-SHARP = {"settings": {"temperature": 0.1}}
 
 LEVERS: dict[str, Change] = {
     AS_TUNED: Change(),
@@ -36,21 +36,26 @@ LEVERS: dict[str, Change] = {
     "keys at the word, three quarters locked": Change(AT_THE_WORD, use=locked(0.75)),
     "captions, keys at the word, unlocked": Change(AT_THE_WORD, {"captioned": 1.0}, locked(0)),
     "captions, keys at the word, half locked": Change(AT_THE_WORD, {"captioned": 1.0}),
-    "keys in fine layers, unlocked": Change(FINE, use=locked(0)),
-    "keys in fine layers, half locked": Change(FINE, use=locked(0.5)),
-    "captions, keys in fine layers, half locked": Change(FINE, {"captioned": 1.0}),
-    "fine layers, the paper's gates": Change({**FINE, **PAPER}, use=SHARP, values=(0.5, 0.6)),
-    "fine layers, a bias of 0.5 in training": Change({**FINE, "train_bias": 0.5}, values=(0.5, 0.6)),
-    "fine layers, no masks": Change(FINE, {"masks": NO_MASK}),
-    "fine layers, mask not squared": Change(FINE, {"masks": PLAIN}),
-    "fine layers, no min-SNR": Change({**FINE, "min_snr": 0.0}),
-    "fine layers, gradient through the target input": Change({**FINE, "target_gradient": True}),
-    "fine layers, two vectors": Change({**FINE, "initial_word": "{0} {0}"}),
-    "fine layers, four vectors": Change({**FINE, "initial_word": "{0} {0} {0} {0}"}),
-    "fine layers, a third of the word's rate": Change({**FINE, **rates(0.3, 1)}),
-    "fine layers, three times the word's rate": Change({**FINE, **rates(3, 1)}),
-    "fine layers, half the outputs' rate": Change({**FINE, **rates(1, 0.5)}),
-    "fine layers, twice the outputs' rate": Change({**FINE, **rates(1, 2)}),
-    "fine layers, twice the steps": Change({**FINE, "steps": 2 * TRAINING["steps"]}),
+    FINE_HALF: Change(FINE, use=locked(0.5)),
 }
-"""Each is measured at VALUES. In `initial_word`, {0} stands for the superclass."""
+"""Maps a name to what it changes of the demo's settings."""
+
+FINE_LEVERS: dict[str, Change] = {
+    FINE_HALF: Change(FINE, use=locked(0.5)),
+    "unlocked": Change(FINE, use=locked(0)),
+    "captions": Change(FINE, {"captioned": 1.0}),
+    "the paper's gates": Change({**FINE, **PAPER}, values=(0.5, 0.6)),
+    "a bias of 0.5 in training": Change({**FINE, "train_bias": 0.5}, values=(0.5, 0.6)),
+    "no masks": Change(FINE, {"masks": NO_MASK}),
+    "mask not squared": Change(FINE, {"masks": PLAIN}),
+    "no min-SNR": Change({**FINE, "min_snr": 0.0}),
+    "gradient through the target input": Change({**FINE, "target_gradient": True}),
+    "two vectors": Change({**FINE, "initial_word": "{0} {0}"}),
+    "four vectors": Change({**FINE, "initial_word": "{0} {0} {0} {0}"}),
+    "a third of the word's rate": Change({**FINE, **rates(0.3, 1)}),
+    "three times the word's rate": Change({**FINE, **rates(3, 1)}),
+    "half the outputs' rate": Change({**FINE, **rates(1, 0.5)}),
+    "twice the outputs' rate": Change({**FINE, **rates(1, 2)}),
+    "twice the steps": Change({**FINE, "steps": 2 * TRAINING["steps"]}),
+}
+"""Maps a name to what it changes of FINE_HALF. In `initial_word`, {0} stands for the superclass."""

@@ -17,23 +17,25 @@ from matplotlib.axes import Axes
 
 DPI = 110
 LEAST = (0.94, 0.55)
-"""The least text and likeness that `pareto` shows."""
+"""The least text and likeness that the plot of the demo's world shows."""
 COLOURS = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors]
 """A colour for each line, of which there are more than matplotlib's own ten."""
 
 
-def pareto(curves: Mapping[str, Curve], reach: Curve | None, title: str, path: Path) -> None:
+def pareto(
+    curves: Mapping[str, Curve], reach: Curve | None, title: str, path: Path, least: tuple[float, float] | None = None
+) -> None:
     """Plot likeness over text, a line for each method along its dial, with intervals of both scores.
 
-    Only the corner from LEAST on is shown, with intervals and the dial's value at the best point of each line. `reach`, of the
-    characters that the base model knows, is a star with dashed lines.
+    Intervals and the dial's value are shown at the best point of each line. `reach`, of the characters that the base model knows,
+    is a star with dashed lines. With `least`, only the corner from this text and likeness on is shown.
     """
     _, axes = plt.subplots(figsize=(9, 4.6))
     axes.set_prop_cycle(color=COLOURS)
     for name, curve in curves.items():
         text, likeness = curve.means()
         best = curve.best()
-        if likeness[best] < LEAST[1]:
+        if least and likeness[best] < least[1]:
             continue
         across, along = (
             np.clip([middle - ends[:, 0], ends[:, 1] - middle], 0, None)
@@ -52,7 +54,8 @@ def pareto(curves: Mapping[str, Curve], reach: Curve | None, title: str, path: P
         axes.axhline(y, color="black", linestyle="--", linewidth=0.7)
         axes.axvline(x, color="black", linestyle="--", linewidth=0.7)
     axes.set(xlabel="text: how much of the prompt is there", ylabel="likeness: how much of the concept is there", title=title)
-    axes.set(xlim=(LEAST[0], 1.005), ylim=(LEAST[1], 1.01))
+    if least:
+        axes.set(xlim=(least[0], 1.005), ylim=(least[1], 1.01))
     finish(axes, path, beside=True)
 
 

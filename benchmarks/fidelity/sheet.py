@@ -78,8 +78,7 @@ def page(kept: Mapping[str, dict], out: Path) -> list[str]:
         return []
     return [
         "One concept of each kind, each with another prompt: two of its training pictures, then two images from each method (one, "
-        "if the prompt asks for two characters), all from the same noise and at the dial value with the best harmonic mean. They "
-        "are drawn for this page, from other noise than those that were scored.",
+        "if the prompt asks for two characters), all from the same noise and at the dial value with the best harmonic mean.",
         "",
         f"![Images of each concept by each method]({FILE})",
     ]

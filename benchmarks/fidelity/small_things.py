@@ -138,9 +138,10 @@ def page(scores: dict[str, list[dict[str, float]]]) -> list[str]:
         "",
         "Written by `python -m benchmarks.fidelity.small_things`.",
         "",
-        f"{len(UNKNOWN)} development characters, one of each kind, that the base model never saw, and {len(KNOWN)} that it knows "
-        "by name. *Recognised*: a classifier picks the right character out of 240 of its kind. *Details*: how many of its body, "
-        "head, pattern, eyes and two colours are right. *Text*: the share of what the prompt asks for that appears.",
+        f"{len(UNKNOWN)} development characters, one of each kind (numbers 0 to 3; not those of levers.md), that the base model "
+        f"never saw, and {len(KNOWN)} that it knows by name. *Recognised*: a classifier picks the right character out of 240 of "
+        "its kind. *Details*: how many of its body, head, pattern, eyes and two colours are right. *Text*: the share of what the "
+        "prompt asks for that appears.",
         "",
         "| | recognised | details | text |",
         "| --- | --- | --- | --- |",

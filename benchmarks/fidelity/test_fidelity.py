@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from benchmarks.fidelity import bench, characters, concepts, groups, real, seeded_clip
+from benchmarks.fidelity import bench, characters, concepts, confirmation, groups, real, seeded_clip
 from benchmarks.fidelity.ablations import ABLATIONS
-from benchmarks.fidelity.concepts import DEVELOPMENT, MEASURED, TEST
+from benchmarks.fidelity.concepts import DEVELOPMENT, FURTHER, MEASURED, TEST
 from benchmarks.fidelity.fine_tune import Job
-from benchmarks.fidelity.fronts import Curve, chosen, interval, lead, resamples
+from benchmarks.fidelity.fronts import Curve, cells, chosen, lead
 from benchmarks.fidelity.methods import METHODS, Recipe, Use
 from benchmarks.fidelity.trials import Prompt, Scores, Store, Trial, Workshop
 from benchmarks.world.judges import Judges
@@ -157,14 +157,22 @@ def test_an_image_counts_if_the_concept_is_recognised_and_nothing_is_missing() -
     assert Curve((0.4,), known, text, known).both().tolist() == [[[0.25]]]
 
 
-def test_intervals_hold_the_mean_and_shrink_with_the_spread() -> None:
-    wide, narrow = curve([0.5], [0.5], 0.3), curve([0.5], [0.5], 0.03)
-    spans = []
-    for each in (wide, narrow):
-        low, high = interval([each.means(*chosen)[1][0] for chosen in resamples(each)])
-        assert low < each.means()[1][0] < high
-        spans.append(high - low)
-    assert spans[1] == pytest.approx(spans[0] / 10, rel=1e-6)
+def test_intervals_are_students_and_those_of_the_harmonic_mean_follow_its_slope() -> None:
+    each = curve([0.5], [0.5], 0.3)
+    for scores, (low, high) in zip((each.text, each.likeness), each.intervals[:, 0], strict=True):
+        test = scipy.stats.ttest_1samp(scores[0].mean((1, 2)), 0).confidence_interval(0.95)
+        assert (low, high) == pytest.approx((test.low, test.high))
+    # Where both means are equal, the slope of the harmonic mean is 1/2 in each.
+    small = curve([0.5], [0.5], 0.003)
+    halves = (small.text + small.likeness)[0].mean((1, 2)) / 2
+    test = scipy.stats.ttest_1samp(halves, 0).confidence_interval(0.95)
+    assert small.harmonic_interval(0) == pytest.approx((test.low, test.high), rel=1e-3)
+
+
+def test_a_single_concept_has_no_interval() -> None:
+    one = Curve((0.4,), *(np.full((1, 1, 2, 2), score) for score in (0.8, 0.9, 1.0)))
+    assert np.isnan(one.intervals).all() and np.isnan(one.harmonic_interval(0)).all()
+    assert cells(one, 0) == "0.4 | 0.90 | 0.80"
 
 
 def test_scores_are_kept_and_not_measured_twice(tmp_path: Path) -> None:
@@ -217,6 +225,17 @@ def test_variants_are_compared_on_the_concepts_that_all_of_them_were_measured_on
     found = bench.together(store, groups)
     assert list(found) == ["Perfusion", "LoRA"] and bench.count_of(found) == 2
     assert all(curve.likeness[0, :, 0, 0].tolist() == [0.1, 0.2] for curve in found.values())
+
+
+def test_further_characters_are_new_and_measured_at_the_value_that_was_best_before(tmp_path: Path) -> None:
+    assert not {*FURTHER} & {*MEASURED, *DEVELOPMENT} and Counter(kind for _, kind in FURTHER) == dict.fromkeys(STYLES, 2)
+    found = replace(bench.whole(), store=Store(tmp_path / "scores.json"))
+    for trial in found.tuned()["LoRA"]:
+        shaped = np.ones((6, 4))
+        found.store.put(trial, {v: Scores(shaped * (0.9 if v == 0.5 else 0.6), shaped, shaped) for v in trial.values})
+    ((name, trials),) = confirmation.trials(found).items()
+    assert (name, {trial.values for trial in trials}) == ("LoRA", {(0.5,)})
+    assert tuple(trial.concept for trial in trials) == FURTHER and confirmation.page(found) == []
 
 
 # Prompts and judges

@@ -171,8 +171,8 @@ class Store:
 
 @functools.cache
 def commit() -> str:
-    """Return the short hash of the commit that runs."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
+    """Return the short hash of the commit that runs; with changes that are not committed, it ends in "-dirty"."""
+    git = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     return subprocess.run(git, cwd=bootstrap.ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 

@@ -16,13 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.fidelity import characters, plots, sheet
 from benchmarks.fidelity.bench import NOTHING
 from benchmarks.fidelity.concepts import Concept
 from benchmarks.fidelity.methods import Recipe, Use
-from benchmarks.fidelity.trials import SEEDS, Scores, Store, Trial, Workshop
+from benchmarks.fidelity.trials import SEEDS, Prompt, Scores, Store, Trial, Workshop
 from benchmarks.lab import RESULTS, open_labs
 from benchmarks.transformer.train import MODEL, SHIFT
 from demo.individuals import STYLES
@@ -85,15 +84,22 @@ def rows(store: Store, concepts: Sequence[Concept]) -> Iterator[str]:
 
 
 def shown(shop: Workshop, concepts: Sequence[Concept], out: Path) -> None:
-    """Draw the sheet: for each individual a training picture, then an image of each prompt; wide ones take two squares."""
+    """Draw the sheet: for each individual a training picture, then an image of each prompt."""
     strips = {}
     for way in WAYS:
         for concept in concepts:
             trial = taught(concept, way)
             (drawn,) = shop.draw(trial, trial.values)
-            images = [*sheet.taught_from(shop, concept, 1), *(each[0] for each in drawn)]
-            strips[f"{concept[1]},\n{way}"] = [torch.cat(images, 1)]
-    plots.sheet(strips, ["a training picture, then the six prompts"], out)
+            strips[f"{concept[1]}:\n{way.replace(', ', chr(10))}"] = [
+                *sheet.taught_from(shop, concept, 1),
+                *(each[0] for each in drawn),
+            ]
+    plots.sheet(strips, ["a training picture", *map(asked, characters.prompts(concepts[0]))], out)
+
+
+def asked(prompt: Prompt) -> str:
+    """Return the heading of a prompt's column; not every kind is asked for a mood."""
+    return "\n".join(filter(None, (prompt.place, prompt.mood, "a balloon" * prompt.carries, "a second one" * prompt.wide)))
 
 
 def furnish(base: Path, folder: Path) -> None:
@@ -113,11 +119,11 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=os.cpu_count() or 1, help="so many in parallel")
     options = parser.parse_args()
     setup = bootstrap.locate()
-    base = bootstrap.stocked_base(setup, bootstrap.CACHE / "transformer")
-    furnish(base, options.folder)
     test, concepts = options.split == "test", individuals(options.split)
     store = Store(RESULTS / "transformer.json" if test else bootstrap.CACHE / "transformer-development.json")
-    store.belongs_to(options.folder / MODEL)
+    # A folder for each model, so that no concept of another one is used.
+    base = bootstrap.stocked_base(setup, bootstrap.CACHE / f"transformer-{store.belongs_to(options.folder / MODEL)}")
+    furnish(base, options.folder)
     with open_labs(setup, base, options.servers) as labs:
         shop = TransformerWorkshop(labs, characters.CharacterBed(labs[0].judges), store)
         shop.run([*map(plain, concepts), *(taught(each, way) for way in WAYS for each in concepts)])

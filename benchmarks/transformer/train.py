@@ -1,10 +1,11 @@
 """Train a small transformer of Wan's layout on scenes of the demo's world.
 
-    python -m benchmarks.transformer.train --comfyui PATH --cast DIR --out DIR --minutes 120
+    python -m benchmarks.transformer.train --comfyui PATH --cast DIR --out DIR --checkpoint FILE --minutes 120
 
---cast is the output folder of `demo.draw`. Training resumes from the state of an earlier run in --out, or starts from seeded random
-weights. At the end it writes to --out what `measure` needs: small_wan.safetensors, a file for Load Diffusion Model with the moving
-average of the weights, and the text encoder's vocabulary. Individuals of the development and test splits are never used.
+--cast is the output folder of `demo.draw`, --checkpoint the demo's base, whose autoencoder is used. Training resumes from the state
+of an earlier run in --out, or starts from seeded random weights. At the end it writes to --out what `measure` needs:
+small_wan.safetensors, a file for Load Diffusion Model with the moving average of the weights, and the text encoder's vocabulary.
+Individuals of the development and test splits are never used.
 
 The scenes, their captions and the autoencoder are those of the demo's base (see `demo.train_base`); the text encoder is an
 untrained UMT5 of two layers. The transformer learns the velocity of a flow, as Wan does, in pictures: videos of one frame.
