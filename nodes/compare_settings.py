@@ -160,6 +160,7 @@ class PerfusionSweep(io.ComfyNode):
         **sampling: Any,
     ) -> io.NodeOutput:
         """Sample all cells, then decode them, so that a small graphics card loads each model once."""
+        host.check_vae(vae)
         rows, columns = numbers(biases, "bias"), numbers(values, across)
         count = len(rows) * len(columns) * seeds
         if count > MOST:

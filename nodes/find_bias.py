@@ -1,5 +1,6 @@
 """Find the bias that suits a concept and a prompt, without a user judging pictures."""
 
+import logging
 import math
 
 from comfy.model_patcher import ModelPatcher
@@ -16,6 +17,8 @@ from ..perfusion_core.stack import Stack
 from .charts import gate_table
 from .io_types import CATEGORY, ConceptType, size_input
 from .prompt_adherence import PromptAdherence
+
+log = logging.getLogger("perfusion")
 
 BIASES = tuple(round(0.1 * i, 1) for i in range(11))
 
@@ -100,6 +103,15 @@ class PerfusionAutoBias(io.ComfyNode):
                 scores.append(score)
                 bar.update(1)
             bias = round(lowest_adequate_bias(BIASES, scores, followed), 3)
+            if scores[-1] < followed:
+                log.warning(
+                    "With %s, no bias reaches %g: at a bias of %g, the prompt is followed to %.2f. Lower followed, or train the "
+                    "concept for fewer steps.",
+                    one.trigger,
+                    followed,
+                    BIASES[-1],
+                    scores[-1],
+                )
             found.append(one.with_settings(bias=bias))
             charts[f"{one.trigger}: {bias:g}"] = scores
         rows = [(f"bias {bias:g}", [max(0.0, scores[i]) for scores in charts.values()]) for i, bias in enumerate(BIASES)]

@@ -166,8 +166,11 @@ def check_tensors(tensors: Mapping[str, Tensor], widths: Mapping[str, list[int]]
         require(good, path, f"{name} has the shape {shape} instead of ({size},)")
     for name, tensor in tensors.items():
         require(tensor.dtype in DTYPES, path, f"{name} contains {tensor.dtype} instead of float16, bfloat16 or float32")
-    product = float(tensors["probe"].float() @ tensors["target_input"].float())
-    require(0 < product < float("inf"), path, "its probe does not match its target input")
+    probe = tensors["probe"].float()
+    product = probe @ tensors["target_input"].float()
+    # Gates divide the probe by this product.
+    good = bool(0 < product < float("inf")) and bool((probe / product).isfinite().all())
+    require(good, path, "its probe does not match its target input")
 
 
 def parse_keys_at(text: str | None, tensors: Mapping[str, Tensor], path: Path) -> bool:

@@ -31,14 +31,13 @@ from torch import Tensor
 
 from . import PerfusionError, torch_pickle
 from .concept import Concept
-from .concept_file import POSITIONS, SUPERCLASS_LENGTH
+from .concept_file import MAX_VECTORS, POSITIONS, SUPERCLASS_LENGTH
 from .covariance import probe
 from .safe_files import DTYPES, require, shown
 from .torch_archive import Archive
 from .torch_pickle import Opaque
 
 MAX_BYTES = 64 * 2**20
-MAX_VECTORS = 32
 BIAS, TEMPERATURE = 0.7, 0.15
 """Inference defaults of both implementations; their files do not store other values."""
 

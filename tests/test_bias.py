@@ -93,6 +93,12 @@ def test_the_more_a_prompt_must_be_followed_the_higher_the_bias(server: Server) 
     assert 0 < found(server, "", 0.85) < 1
 
 
+def test_a_prompt_that_no_bias_follows_closely_enough_is_warned_of(server: Server) -> None:
+    log = len(server.log())
+    assert found(server, "a photo of a <demo-monster> in the snow", 0.99) == 1
+    assert "With <demo-monster>, no bias reaches 0.99: at a bias of 1, the prompt is followed to 0." in server.log()[log:]
+
+
 def test_a_prompt_that_does_not_name_the_concept_is_refused(server: Server) -> None:
     with pytest.raises(GraphError, match="does not contain <demo-monster>"):
         found(server, "a photo of a monster", 0.5)

@@ -620,6 +620,16 @@ def test_refuses_numbers_whose_product_is_not_finite(changed: Callable[[Change],
     assert "probe does not match" in changed(change)
 
 
+def test_refuses_a_probe_whose_gates_would_overflow(changed: Callable[[Change], str]) -> None:
+    """Their product is above 0, but the probe divided by it is not finite."""
+
+    def change(tensors: dict[str, Tensor], _: object) -> None:
+        tensors["probe"], tensors["target_input"] = torch.zeros(8), torch.zeros(8)
+        tensors["probe"][:2], tensors["target_input"][1] = torch.tensor([1.0, 1e-39]), 1.0
+
+    assert "probe does not match" in changed(change)
+
+
 LONG = "x" * 100_000
 BAD_TEXTS = {
     "format": (["perfusion-covariance", "", LONG, "Perfusion"], "not a Perfusion concept"),

@@ -145,6 +145,24 @@ def test_beside_what_patches_the_model(server: Server, name: str) -> None:
     assert worst(named_after, no_edit) > SEEN and worst(named_after, no_neighbour) > SEEN
 
 
+@pytest.mark.parametrize("name", ["TestSecondAttention", "TestMoreTokens"])
+def test_a_concept_acts_regardless_of_its_region_in_layers_that_regions_do_not_reach(server: Server, name: str) -> None:
+    graph, neighbour = Graph(), PATCHES[name]
+    model, clip, _ = graph.checkpoint()
+    black, white = ([graph.add("SolidMask", value=value, width=w, height=64), 0] for value, w in ((0.0, 64), (1.0, 32)))
+    left = [graph.add("MaskComposite", destination=black, source=white, x=0, y=0, operation="add"), 0]
+    bare = neighbour(graph, model, clip)
+    placed, whole = (graph.apply(*bare, graph.load(CONCEPT, bias=BIAS, **region)) for region in ({"region": left}, {}))
+
+    def drawn(model: Link, clip: Link) -> Link:
+        return graph.sample(model, graph.text(clip, NAMED), graph.text(clip, ""), steps=2)
+
+    log = len(server.log())
+    found, wanted, no_edit = latents(server, graph, *(drawn(*both) for both in (placed, whole, (bare[0], placed[1]))))
+    assert worst(found, wanted) < ROUNDING and worst(found, no_edit) > SEEN
+    assert ("changes the number of tokens" in server.log()[log:]) == (name == "TestMoreTokens")
+
+
 # ---- nodes between the text and the sampler
 
 

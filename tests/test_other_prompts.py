@@ -256,6 +256,33 @@ def test_a_wrapper_that_drops_conditions_leaves_the_concept(server: Server) -> N
     assert torch.equal(base, plain) and worst(named, wanted) < ROUNDING and worst(named, plain) > SEEN
 
 
+def test_a_wrapper_that_drops_regions_leaves_the_concept_everywhere(server: Server) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    regions = {"region": side(graph, 0)}, {}
+    placed, whole = (graph.apply(model, clip, graph.load(CONCEPT, bias=BIAS, **region)) for region in regions)
+    dropped = [graph.add("TestOwnConditions", model=placed[0]), 0]
+    pairs, log = ((dropped, placed[1]), whole, (model, placed[1])), len(server.log())
+    drawn = [graph.sample(m, graph.text(c, NAMED), graph.text(clip, ""), steps=2, width=128) for m, c in pairs]
+    found, wanted, no_edit = latents(server, graph, *drawn)
+    assert worst(found, wanted) < ROUNDING and worst(found, no_edit) > SEEN
+    assert "drops the regions of concepts" in server.log()[log:]
+
+
+@pytest.mark.parametrize("mode", ["exact", "paper"])
+def test_a_prompt_without_the_trigger_is_warned_of_in_any_mode(server: Server, mode: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.checkpoint()
+    with_model, with_clip = graph.apply(model, clip, graph.load(CONCEPT, bias=BIAS), mode)
+    log = len(server.log())
+    latents(
+        server,
+        graph,
+        *(graph.sample(with_model, graph.text(with_clip, text), graph.text(clip, ""), steps=2) for text in (PLAIN, NAMED)),
+    )
+    assert server.log()[log:].count("no prompt contains its trigger word") == 1
+
+
 # ---- tiles
 
 

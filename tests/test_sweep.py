@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from perfusion_core.concept import Concept
 from scripts.harness.graphs import TRIGGER, Graph, Link, latents
 from scripts.harness.server import GraphError, Server
+from scripts.setup.bootstrap import CHECKPOINT
 
 OTHER = "<other-one>"
 PROMPT = f"a photo of a {TRIGGER} and a {OTHER}"
@@ -243,6 +245,21 @@ def test_what_cannot_be_compared_is_refused(server: Server, pair: tuple[str, str
     model, clip, vae = graph.checkpoint()
     m, c = graph.apply(model, clip, graph.load(pair[0]))
     refused(server, graph, compare(graph, m, vae, graph.text(c, ""), graph.text(c, ""), **widgets), *words)
+
+
+def test_a_checkpoint_without_a_vae_is_refused_before_anything_is_sampled(server: Server, pair: tuple[str, str]) -> None:
+    file = server.base / "models" / "checkpoints" / "no-vae.safetensors"
+    whole = load_file(file.with_name(CHECKPOINT))
+    save_file({name: tensor for name, tensor in whole.items() if not name.startswith("first_stage_model.")}, file)
+    try:
+        graph = Graph()
+        model, clip, vae = graph.checkpoint(file.name)
+        m, c = graph.apply(model, clip, graph.load(pair[0]))
+        # More images than fit: that sentence would come first if the VAE were checked later.
+        widgets = {"biases": "0.1 0.2 0.3", "values": "0.1 0.2", "seeds": 17}
+        refused(server, graph, compare(graph, m, vae, graph.text(c, ""), graph.text(c, ""), **widgets), "No VAE")
+    finally:
+        file.unlink()
 
 
 def test_a_model_without_concepts_is_refused(server: Server) -> None:

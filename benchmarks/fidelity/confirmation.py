@@ -51,7 +51,7 @@ def page(bench: Bench) -> list[str]:
         leads = [str(lead_of(differences)) for differences in apart(first, curve)] if curve is not first else ["", ""]
         lines.append(f"| {' | '.join([name, f'{curve.values[0]:g}', *shares, *leads])} |")
     return [
-        f"The methods trained as above, on {len(FURTHER)} further test characters, of which nothing was measured before. The dial "
+        f"The methods trained as above, on {len(FURTHER)} further test characters, on which nothing was trained before. The dial "
         f"has the value that is best above, so nothing is chosen here. {len(bench.prompts(FURTHER[0]))} prompts and {SEEDS} seeds "
         f"for each character; in brackets 95 % intervals over characters. *Ahead in likeness*, *in both*: how far *{FIRST}* is "
         "ahead of the method: the mean over characters with its 95 % interval, and the number of characters on which it is ahead.",

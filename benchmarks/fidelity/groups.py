@@ -208,7 +208,9 @@ def page(kept: Mapping[str, dict], recipes: Recipes, out: Path) -> list[str]:
     """Return the page's lines: a table and a sheet for each size, of those ways in which all groups were measured."""
     lines = []
     for size in SIZES:
-        rows = [row for name in WAYS[size] if (row := table_row(kept, name, groups(recipes, name, size)))]
+        # The quick run has only some of the methods.
+        there = [name for name, way in WAYS[size].items() if not way.method or way.method in recipes]
+        rows = [row for name in there if (row := table_row(kept, name, groups(recipes, name, size)))]
         if rows:
             lines += [
                 "",
@@ -219,17 +221,18 @@ def page(kept: Mapping[str, dict], recipes: Recipes, out: Path) -> list[str]:
                 *rows,
             ]
             if (out / FILES[size]).exists():
-                lines += ["", f"![{size} concepts in one image, in each of these ways]({FILES[size]})"]
+                lines += ["", f"![{NUMBERS[size]} concepts in one image, in each of these ways]({FILES[size]})"]
     if not lines:
         return []
     return [
         f"Test concepts that were trained separately, together in one image, in {len(PLACES)} places with {SEEDS} seeds. Each "
         "concept must be recognised in its own part of the image, in the prompt's order from left to right. The bias of Perfusion "
-        "without regions was chosen for the demo; LoRA was measured at two strengths, of which none was chosen for combining.",
+        "without regions was chosen for the demo; LoRA was measured at two strengths, neither of which was chosen for combining.",
         *lines,
     ]
 
 
+NUMBERS = {2: "Two", 3: "Three"}
 TOLD = {
     2: "Two concepts in one prompt, {groups} groups. Perfusion uses a bias of {alone:g} with regions and {together:g} without:",
     3: "Three concepts, {groups} groups. The demo's base was trained on scenes of one or two characters, and leaves out the second "

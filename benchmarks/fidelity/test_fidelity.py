@@ -268,6 +268,10 @@ def test_a_prompt_for_two_is_drawn_in_two_squares(judges: Judges, tmp_path: Path
     assert {prompt.text.format("monster") for prompt in asked} == {each["text"] for each in given["CLIPTextEncode"]} - {""}
 
 
+def test_concepts_are_combined_as_methods_of_the_tables_trained_them() -> None:
+    assert {way.method for ways in groups.WAYS.values() for way in ways.values()} - {""} <= set(bench.whole().recipes())
+
+
 @pytest.mark.parametrize("size", groups.SIZES)
 def test_groups_are_of_different_kinds_and_have_each_concept_equally_often(size: int) -> None:
     found = groups.GROUPS[size]

@@ -82,7 +82,8 @@ class PerfusionTrainingOptions(io.ComfyNode):
             display_name="Training Options (Perfusion)",
             category=CATEGORY,
             description="More options for Train Concept: captions, non-square pictures, cut-outs, your own preview prompts, and "
-            "choosing the best step by its images. With the defaults, training is the same as without this node.",
+            "choosing the best step by its images. With the defaults, training is the same as without this node, except for the "
+            "previews of few-step models (LCM).",
             search_aliases=["perfusion", "captions", "training settings", "aspect ratio buckets"],
             is_input_list=True,
             inputs=[

@@ -70,8 +70,13 @@ class Progress:
         self.bar.update_absolute(step, steps)
 
     def portrait(self, step: int, pictures: Tensor) -> None:
-        """Add pictures [K, h, w, 3] in 0…1 of the concept after a step; they are shown with the next update."""
+        """Add pictures [K, h, w, 3] in 0…1 of the concept after a step; they are shown with the next update.
+
+        Of many, every second one is dropped: the sheet shows few, and they take memory.
+        """
         self.portraits.append((step, pictures.cpu()))
+        if len(self.portraits) > 2 * ON_SHEET:
+            self.portraits = [*self.portraits[:-1:2], self.portraits[-1]]
         self.drawn = 0.0
 
     def update(self, losses: list[float]) -> None:

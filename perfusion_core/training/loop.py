@@ -20,7 +20,7 @@ from ..prompts import TEMPLATES
 from .base_model import Base
 from .lesson import Bucket, Lesson
 from .settings import AT_WORD, FINE, LOCAL, NO_EDIT, Settings
-from .state import MAX_SCALE, TrainingState
+from .state import KEY_LOCK, MAX_SCALE, TrainingState
 
 BEFORE_1 = 1 - 2**-24
 """The largest float32 below 1."""
@@ -239,12 +239,15 @@ def trial_forward(base: Base, state: TrainingState, lesson: Lesson, settings: Se
 def held_out_loss(base: Base, state: TrainingState, lesson: Lesson, settings: Settings) -> float:
     """Return the loss over all pictures, unmirrored, with fixed noises and times that no step draws.
 
-    Pictures come with their captions if they have some, else with the first template. Arguments as for `train`. The loss of a
-    single step says little, because it depends mostly on the times drawn for that step.
+    Keys at the word are locked as in the finished concept. Pictures come with their captions if they have some, else with the first
+    template. Arguments as for `train`. The loss of a single step says little, because it depends mostly on the times drawn for that
+    step.
     """
     pictures = sum(len(bucket) for bucket in lesson.buckets)
     with torch.no_grad():
         edit = edit_in_training(state, lesson.inverse, settings)
+        if edit is not None and settings.lock in AT_WORD:
+            edit = replace(edit, key_lock=torch.full((1,), KEY_LOCK, device=state.target_input.device))
         return sum(_held_out(base, state, bucket, lesson, settings, edit) * len(bucket) / pictures for bucket in lesson.buckets)
 
 

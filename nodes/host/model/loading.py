@@ -39,25 +39,31 @@ def unload_copies(copied: Iterable[tuple[ModelPatcher, ModelPatcher]]) -> None:
             original.non_dynamic_delegate_model = None
 
 
+def check_reloadable(patcher: ModelPatcher, what: str = "model") -> None:
+    """Raise PerfusionError if the host loads the model in parts and has no way to read it again."""
+    if patcher.is_dynamic() and patcher.cached_patcher_init is None and patcher.non_dynamic_delegate_model is None:
+        raise PerfusionError(
+            f"This {what} must be reloaded in full, but the node that loaded it does not let ComfyUI do that; load it with "
+            "Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
+        )
+
+
 def non_dynamic_model(model: ModelPatcher) -> ModelPatcher:
     """Return a MODEL that can be loaded whole, so that its module's parameters hold all its weights with LoRAs merged in.
 
     Raises:
         PerfusionError: the host loads the model in parts and has no way to read it again.
     """
+    check_reloadable(model)
     if not model.is_dynamic():
         return model
-    if model.cached_patcher_init is None and model.non_dynamic_delegate_model is None:
-        raise PerfusionError(
-            "This model must be reloaded in full, but the node that loaded it does not let ComfyUI do that; load it with "
-            "Load Checkpoint, or start ComfyUI with --disable-dynamic-vram."
-        )
     with torch.inference_mode():
         return model.get_non_dynamic_delegate()
 
 
 def non_dynamic_clip(clip: CLIP) -> CLIP:
     """Return a CLIP that can be loaded whole; see `non_dynamic_model`."""
+    check_reloadable(clip.patcher, "text encoder")
     if not clip.patcher.is_dynamic():
         return clip
     whole = clip.clone()

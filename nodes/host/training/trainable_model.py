@@ -13,7 +13,7 @@ from ....perfusion_core import PerfusionError
 from ....perfusion_core.gated_edit import Edit
 from ....perfusion_core.training.base_model import Encoded, processor_has_bfloat16
 from ..model.families import clip_model, encoders_of, fine_layers_of, kind_of, layers_of, unet_config_of
-from ..model.loading import load, non_dynamic_clip, non_dynamic_model, project, unload_copies
+from ..model.loading import check_reloadable, load, non_dynamic_clip, non_dynamic_model, project, unload_copies
 from ..text.encoding import Method, embed, prepare_clip, sections_of
 from ..text.encoding_notes import END
 from ..text.trigger_words import Tokenizer, prompt_tokens, token_labels, tokenizer_with_words, trigger_masks
@@ -109,6 +109,7 @@ class TrainableModel:
         With `min_snr` γ above 0, the squared error at a time of signal-to-noise ratio s is min(s, γ) times the squared error of
         the predicted latents (Min-SNR-γ, arXiv 2303.09556); with 0, times are weighted as in the model's own objective.
         """
+        check_reloadable(clip.patcher, "text encoder")  # before the model is copied
         self.model = non_dynamic_model(model)
         self.clip = non_dynamic_clip(clip)
         pairs = (self.model, model), (self.clip.patcher, clip.patcher)

@@ -46,6 +46,8 @@ class AttentionControl:
         self.query: Tensor | None = None
         self.keys: Sequence[Tensor] = ()
         self.values: Sequence[Tensor] = ()
+        self.missed: set[str] = set()
+        """Layers that read another number of tokens than the UNet's encoding has."""
 
     @contextlib.contextmanager
     def within(self, unet: nn.Module, layers: Sequence[str]) -> Iterator[None]:
@@ -69,15 +71,22 @@ class AttentionControl:
             whole = maps[0] if len(maps) == 1 else weighted_sum(maps, self.regions.at(shape))
             self.watch(layer, whole, shape)
 
+    def miss(self, layer: str) -> None:
+        """Take note of a layer that cannot be controlled; see `Observer.miss`."""
+        self.missed.add(layer)
+
     def _maps(self, query: Tensor, keys: Sequence[Tensor], heads: int) -> list[Tensor]:
         """Return the maps [B, heads, h·w, N] of each set of edits."""
-        maps = [attention(query, k, heads, self._bias(s, query)) for s, k in enumerate(keys)]
+        maps = [attention(query, k, heads, bias) for k, bias in zip(keys, self._biases(query, len(keys)), strict=True)]
         if self.injection is None or self.layer not in self.injection.maps:
             return maps
         return [inject_maps(one, self.injection.maps[self.layer], self.injection.columns) for one in maps]
 
-    def _bias(self, s: int, x: Tensor) -> Tensor | None:
-        return self.regions.bias(s, x) if self.regions is not None and self.regions.excluding[s] else None
+    def _biases(self, x: Tensor, sets: int) -> list[Tensor | None]:
+        """Return the bias of each set of edits; none if a layer has only one set, which acts regardless of regions."""
+        if self.regions is None or sets == 1:
+            return [None] * sets
+        return [self.regions.bias(s, x) if self.regions.excluding[s] else None for s in range(sets)]
 
     def override(self, previous: Callable | None) -> Callable:
         """Return a function for the host's `optimized_attention_override`; `previous` is the override set before, if any."""
@@ -87,7 +96,7 @@ class AttentionControl:
             if not self.keys or k is not self.keys[0] or (self.injection is None and self.regions is None):
                 return usual(q, k, v, heads, *args, **kwargs)
             if self.injection is None:
-                biases = [self._bias(s, q) for s in range(len(self.keys))]
+                biases = self._biases(q, len(self.keys))
                 whole = [None if bias is None else bias.expand(-1, q.shape[1], -1) for bias in biases]
                 parts = [usual(q, *kv, heads, mask=m, **kwargs) for *kv, m in zip(self.keys, self.values, whole, strict=True)]
             else:

@@ -20,6 +20,9 @@ class Observer(Protocol):
     def project(self, layer: str, keys: bool, edited: Sequence[Tensor]) -> None:
         """Receive a layer's keys or values, one tensor for each set of edits."""
 
+    def miss(self, layer: str) -> None:
+        """Take note of a layer that reads another number of tokens than the UNet's encoding has."""
+
 
 class Comparer(Protocol):
     """Receives the projections that are computed, with and without the edit."""
@@ -91,6 +94,8 @@ class Projections:
         self.observer: Observer | None = None
         self.comparer: Comparer | None = None
         self.others: OtherEncodings | None = None
+        self.replaced: set[str] = set()
+        """Layers whose attention a patch computes, which regions do not reach: concepts act there regardless of them."""
         self.by = [edit.coefficients(each, named) for edit, each in zip(edits, self.read, strict=False)]
         self.key_encodings = self.read
         if locks is not None:
@@ -134,17 +139,21 @@ class Projections:
             self.copies[where] = x, torch.equal(x.as_subclass(Tensor), mine.as_subclass(Tensor))
         return self.copies[where][1]
 
-    def _edits(self, x: Tensor) -> Sequence[Edit]:
-        """Return the sets of edits for an encoding; regions are for as many images as the UNet was called with."""
-        if self._is_own(x) or not self.others or (len(self.edits) > 1 and x.shape[0] == self.encoding.shape[0]):
-            return self.edits
-        return [self.others.edit]
+    def _edits(self, layer: str, x: Tensor, own: bool) -> Sequence[Edit]:
+        """Return a layer's sets of edits for an encoding; regions are for as many images and tokens as the UNet was called with."""
+        fits = len(self.edits) > 1 and x.shape[:2] == self.encoding.shape[:2] and layer not in self.replaced
+        return self.edits if own or not self.others or fits else [self.others.edit]
+
+    def _reads_own(self, layer: str, x: Tensor) -> bool:
+        """Return whether a layer reads the model's own encoding, with all sets of edits."""
+        return self._is_own(x) and not (len(self.edits) > 1 and layer in self.replaced)
 
     def _made(
         self, plain: Callable[..., Tensor], layer: str, keys: bool, biased: bool, x: Tensor, *args: Any, **kwargs: Any
     ) -> list[Tensor]:
         """Compute a layer's keys or values of x with each set of edits; the host may pass its Linear more than x."""
-        own, edits = self._is_own(x), self._edits(x)
+        own = self._reads_own(layer, x)
+        edits = self._edits(layer, x, own)
         read = (self.key_encodings if keys else self.read) if own else [x.as_subclass(Tensor)] * max(len(edits), 1)
         outputs = {id(each): plain(each, *args, **kwargs) for each in {id(each): each for each in read}.values()}
         before = [outputs[id(each)] for each in read]
@@ -173,15 +182,17 @@ class Projections:
         """Return the function that replaces a Linear's own forward, `plain`."""
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            own = self._is_own(x)
-            kept = self.kept if own else None
+            kept = self.kept if self._reads_own(layer, x) else None
             results = None if kept is None else kept.get((layer, keys))
             if results is None:
                 results = self._made(plain, layer, keys, biased, x, *args, **kwargs)
                 if kept is not None:
                     kept[layer, keys] = results
             if self.observer is not None and x.shape[0] == self.encoding.shape[0]:
-                self.observer.project(layer, keys, results)
+                if x.shape[1] == self.encoding.shape[1]:
+                    self.observer.project(layer, keys, results)
+                else:
+                    self.observer.miss(layer)
             # Returned as it is if its shape fits, since the control of attention recognises keys by identity.
             fits = results[0].shape[:-1] == x.shape[:-1]
             return results[0] if fits else results[0].reshape(*x.shape[:-1], -1)

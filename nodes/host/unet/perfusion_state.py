@@ -48,11 +48,15 @@ class RunReport:
         calls: number of the UNet's calls that ran with the concepts.
         reached: numbers of the concepts in whose part of the run there was a call.
         acted: device, numbers of concepts -> bool, whether each of these changed the keys or values of any token there.
+        unplaced: whether concepts with regions ran without them, because a node dropped them.
+        missed: layers whose keys have another number of tokens than the encoding, so that regions and maps cannot apply.
     """
 
     calls: int = 0
     reached: set[int] = field(default_factory=set)
     acted: dict[tuple[torch.device, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    unplaced: bool = False
+    missed: set[str] = field(default_factory=set)
 
     def add(self, by: Coefficients, concepts: tuple[int, ...]) -> None:
         """Take the coefficients of an encoding [B, N, d] into account, which are those of the concepts with these numbers.
@@ -145,16 +149,20 @@ class PerfusionState:
 
         def make() -> Projections:
             concepts, edits = self.edits_with(context.device, biases)
+            regional_prompts = regional
+            if regions is None and len(edits) > 1:
+                # Everywhere rather than nowhere.
+                edits, regional_prompts, self.report.unplaced = [regardless_of_regions(edits)], None, True
             mine = named if named is None or len(concepts) == len(biases) else named[..., list(concepts)]
             keys = None if locks is None else self.family.read(unet, locks)
-            made = Projections(edits, self.family.read(unet, context), mine, locked, keys, regional)
+            made = Projections(edits, self.family.read(unet, context), mine, locked, keys, regional_prompts)
             if edits:
                 report = functools.partial(self.report.add, concepts=concepts)
                 triggers = [self.stack[i].trigger for i in concepts]
                 made.others = OtherEncodings(regardless_of_regions(edits), triggers, report, self.family.causal)
                 for by in made.by:
                     report(by)
-            if regions is None or not (made.change or bool(stands.any())):
+            if regions is None or not (made.change or bool(stands.any())):  # no region, or none that matters
                 made.only_first()
             return made
 

@@ -51,7 +51,8 @@ def prepare_conds(
     applied: PerfusionState = replace(options[KEY], to_sigma=to_sigma, kept=None if hooked else {}, report=RunReport())
     size, prompts = tuple(noise.shape[-2:]), {}
     window = window_of(cond for conds in guider.conds.values() for cond in conds or ())
-    for line in stretched_regions(applied, size, window):
+    # Inspect Gates runs one step on latents that are not those of an image.
+    for line in () if applied.comparer is not None else stretched_regions(applied, size, window):
         log.warning("%s", line)
     named: set[str] = set()
     positives: set[UUID] = set()
@@ -86,7 +87,7 @@ def prepare_conds(
         if done is not None:
             done(guider.inner_model.process_latent_out(samples.float()))
     if len(sigmas) > 1:
-        for line in idle_concepts(applied, named, guider.inner_model.diffusion_model):
+        for line in idle_concepts(applied, named, guider.inner_model.diffusion_model) + lost_regions(applied.report):
             log.warning("%s", line)
     return samples
 
@@ -101,7 +102,9 @@ def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) ->
     if not applied.stack:
         return set()
     edit, numbers = applied.everywhere(encoding.device), read(encoding)
-    for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers):
+    # Other modes act wherever a token resembles the word in any case; Inspect Gates warns by itself.
+    warns = applied.mode == EXACT and applied.comparer is None
+    for trigger in decided_by_numbers(encoding, edit, applied.triggers, numbers) if warns else ():
         log.warning(
             "A node between CLIP Text Encode and the sampler has rebuilt an encoding, so it no longer records which trigger words "
             "it contains; %s now acts wherever a token resembles its own word.",
@@ -113,17 +116,21 @@ def named_by(encoding: Tensor, applied: PerfusionState, read: Read = plainly) ->
 
 def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> list[str]:
     """Return a sentence for each concept that did not act in a run, with the reason as far as it is known."""
-    acting, by = applied.report.acting(), type(unet).forward.__module__
+    acting, by = applied.report.acting(), module_of_forward(unet)
     lines = []
     for i, concept in enumerate(applied.stack):
         trigger, schedule = concept.trigger, concept.schedule
-        if i in acting:
+        # In other modes, gates are never quite shut.
+        if i in acting and (applied.mode == EXACT or trigger in named):
             continue
         if not applied.report.calls:
             lines.append(
                 f"The concept {trigger} is applied but did not act, and neither will any other concept: the module {by} has "
                 "replaced the model's forward pass and skips what Apply Concept adds. Remove the node that patches the model, or "
                 "the node pack that contains this module."
+                if by
+                else f"The concept {trigger} is applied but did not act, and neither will any other concept: a node runs the model "
+                "itself and skips what Apply Concept adds. Remove the node that patches the model."
             )
         elif i not in applied.report.reached:
             lines.append(
@@ -141,6 +148,29 @@ def idle_concepts(applied: PerfusionState, named: set[str], unet: nn.Module) -> 
                 f"The concept {trigger} is applied, but no prompt contains its trigger word: write {trigger} in a prompt whose "
                 "CLIP comes from Apply Concept. Nodes that read <lora:…> tags may have removed it."
             )
+    return lines
+
+
+def module_of_forward(unet: nn.Module) -> str:
+    """Return the name of the module that has replaced a model's forward; "" if it is the model's own."""
+    forward = vars(unet).get("forward", type(unet).forward)
+    module = getattr(forward, "__module__", "")
+    return "" if module == type(unet).__module__ else module
+
+
+def lost_regions(report: RunReport) -> list[str]:
+    """Return a sentence for each way in which regions or maps had no effect in a run."""
+    lines = []
+    if report.unplaced:
+        lines.append(
+            "A node between Apply Concept and the sampler drops the regions of concepts, so they act in the whole image. Remove "
+            "that node, or the regions."
+        )
+    if report.missed:
+        lines.append(
+            f"A patch of the model changes the number of tokens in {len(report.missed)} layers, so regions, Watch Attention and "
+            "Keep Layout have no effect there. Remove the node that patches the model, or the regions."
+        )
     return lines
 
 

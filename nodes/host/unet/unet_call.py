@@ -1,6 +1,7 @@
 """One call of a model with concepts applied."""
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,6 +122,7 @@ def call_unet(
     if watch is not None or regions is not None or injection is not None:
         attention = AttentionControl(tuple(x.shape[-2:]), watch, regions, injection)
     projections.observer, projections.comparer = attention, applied.comparer
+    projections.replaced = replaced_layers(options, applied.layers)
     # Unless the model adapts it, layers read the encoding that is cached.
     context = inputs["context"] if family.adapts_tokens else projections.encoding
     told = {"x": x, "timesteps": inputs["timesteps"], "context": context, "y": inputs.get("y")}
@@ -133,7 +135,25 @@ def call_unet(
         if attention is not None:
             opened.enter_context(attention.within(unet, applied.layers))
             options = options | {OVERRIDE: attention.override(options.get(OVERRIDE))}
-        return call.run(options)
+        output = call.run(options)
+    if attention is not None:
+        applied.report.missed.update(attention.missed)
+    return output
+
+
+def replaced_layers(options: Mapping[str, Any], layers: Sequence[str]) -> set[str]:
+    """Return the layers of a Stable Diffusion UNet whose attention a patch computes."""
+    patched = options.get("patches_replace", {}).get("attn2", {})
+    return {layer for layer in layers if patched and not {block_of(layer), block_of(layer)[:2]}.isdisjoint(patched)}
+
+
+def block_of(layer: str) -> tuple[str | int, ...]:
+    """Return the host's key of a UNet's layer in `patches_replace`: its part, the block's number, and that of its transformer."""
+    found = re.match(r"(input|middle|output)_blocks?\.(\d+)\..*transformer_blocks\.(\d+)\.", layer)
+    if found is None:
+        return (layer,)
+    part, number, inner = found.groups()
+    return part, 0 if part == "middle" else int(number), int(inner)
 
 
 def reads_other_encodings(options: Mapping[str, Any]) -> bool:
